@@ -1,0 +1,297 @@
+"""Denoiser: what a model believes of x_0 given x_t. The one interface between models and samplers.
+
+A token denoiser answers with logits over clean tokens, a Gaussian one with the denoised x_0. A denoiser knows its model
+and never which sampler calls it. Any callable becomes one in a line:
+
+    samplers.TokenDenoiser.wrap(fn, vocab_size=V, mask_id=M)          # fn(ids (B, L)) -> logits (B, L, V)
+    samplers.GaussianDenoiser.wrap(fn, shape=(3, 32, 32), schedule="vp_linear", prediction="epsilon")   # fn(x, t)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import DenoiserError, OptionError, did_you_mean
+from .schedule import NoiseSchedule, noise_schedule
+
+__all__ = ["Counter", "Denoiser", "GaussianDenoiser", "TokenDenoiser"]
+
+FAMILIES = ("masked", "uniform", "gaussian", "bayesian_flow")
+
+
+class Denoiser:
+    """What every denoiser says of itself.
+
+    Attributes:
+        family: the kind of noise it undoes: masked, uniform, gaussian or bayesian_flow.
+        time_conditioned: False when the prediction depends on x alone.
+        device: where its inputs must be.
+        name: how reports call it.
+    """
+
+    family: str
+    time_conditioned: bool = False
+    device: torch.device = torch.device("cpu")
+    name: str = "denoiser"
+
+
+class TokenDenoiser(Denoiser):
+    """Base of denoisers over tokens. Subclasses set the attributes and write `predict`.
+
+    Attributes:
+        vocab_size: V, the width of the logits.
+        mask_id: the mask token (it may be V or more when the logits have no column for it), None for uniform noise.
+        attention: full, causal or block_causal: what a position's prediction may depend on.
+        length: the only canvas length it takes, or None for any.
+        caches: the kinds of cache that `predict` understands.
+    """
+
+    vocab_size: int
+    mask_id: int | None = None
+    attention: str = "full"
+    length: int | None = None
+    caches: tuple[str, ...] = ()
+
+    @property
+    def family(self) -> str:  # type: ignore[override]
+        return "uniform" if self.mask_id is None else "masked"
+
+    def predict(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Logits of the clean token at every position.
+
+        Args:
+            x: (B, L) int64, `mask_id` where undecided. Any subset of a batch's rows may come; rows must not see each other.
+            t: (B,) float, the noise level in (0, 1], 1 = all noise. None where `time_conditioned` is False.
+            rows: (B, L) bool, the positions that are needed; None for all.
+            cache: a KV cache, of a kind named in `caches`.
+
+        Returns:
+            (B, L, V), or (N, V) packed in row-major order of `rows`. float32, bfloat16 or float16.
+        """
+        raise NotImplementedError
+
+    def logits(self, x: Tensor, t: Tensor | None, rows: Tensor, cache: Any = None) -> tuple[Tensor, Tensor | None]:
+        """As `predict`, for the driver: (logits (R, V), index (N,) of the needed rows or None when R = N, in order).
+
+        A denoiser whose head computes every position anyway overrides this and spares a copy of (N, V).
+        """
+        return self.predict(x, t, rows=rows, cache=cache), None
+
+    @staticmethod
+    def wrap(
+        fn: Callable[..., Tensor],
+        *,
+        vocab_size: int,
+        mask_id: int | None = None,
+        time_conditioned: bool = False,
+        attention: str = "full",
+        length: int | None = None,
+        device: torch.device | str = "cpu",
+        name: str | None = None,
+    ) -> TokenDenoiser:
+        """A denoiser of a plain callable `fn(ids (B, L) int64) -> logits (B, L, V)`; fn(ids, t) if `time_conditioned`.
+
+        Its rows must not depend on each other: then row i of a batch is what that row is alone.
+
+        Raises:
+            OptionError: vocab_size < 1, a negative mask_id, an unknown attention.
+            DenoiserError: (when called) the callable returned something other than (B, L, V) floats.
+        """
+        return _WrappedTokens(fn, vocab_size, mask_id, time_conditioned, attention, length, device, name)
+
+
+class _WrappedTokens(TokenDenoiser):
+    def __init__(self, fn, vocab_size, mask_id, time_conditioned, attention, length, device, name):
+        if not callable(fn):
+            raise OptionError(f"TokenDenoiser.wrap takes a callable fn(ids) -> logits, not {type(fn).__name__}")
+        if not isinstance(vocab_size, int) or vocab_size < 1:
+            raise OptionError(f"vocab_size must be a positive integer, not {vocab_size!r}")
+        if mask_id is not None and (not isinstance(mask_id, int) or mask_id < 0):
+            raise OptionError(f"mask_id must be a token id of 0 or more, or None for uniform noise, not {mask_id!r}")
+        if attention not in ("full", "causal", "block_causal"):
+            raise OptionError(f"attention must be full, causal or block_causal, not {attention!r}")
+        self.fn, self.vocab_size, self.mask_id = fn, vocab_size, mask_id
+        self.time_conditioned, self.attention, self.length = time_conditioned, attention, length
+        self.device = torch.device(device)
+        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+
+    def _call(self, x: Tensor, t: Tensor | None) -> Tensor:
+        out = self.fn(x, t) if self.time_conditioned else self.fn(x)
+        if not isinstance(out, Tensor):
+            raise DenoiserError(
+                f"denoiser {self.name!r} returned {type(out).__name__}; a tensor of logits (B, L, V) is needed "
+                "(for a transformers model, wrap lambda ids: model(ids).logits)"
+            )
+        expected = (*x.shape, self.vocab_size)
+        if tuple(out.shape) != expected:
+            raise DenoiserError(
+                f"denoiser {self.name!r} returned shape {tuple(out.shape)} for ids of shape {tuple(x.shape)}; "
+                f"logits (B, L, V) = {expected} are needed"
+            )
+        if not out.is_floating_point():
+            raise DenoiserError(f"denoiser {self.name!r} returned {out.dtype} logits; a floating dtype is needed")
+        return out
+
+    def predict(self, x, t=None, *, rows=None, cache=None):
+        out = self._call(x, t)
+        return out if rows is None else out[rows]
+
+    def logits(self, x, t, rows, cache=None):
+        # The callable made all (B, L, V) already: hand them over with the needed rows' numbers, not a copy.
+        return self._call(x, t).flatten(0, 1), rows.flatten().nonzero().squeeze(1)
+
+
+PREDICTIONS = ("epsilon", "x0", "v", "flow", "score")
+
+
+class GaussianDenoiser(Denoiser):
+    """Base of denoisers of x_t = alpha(t) x_0 + sigma(t) e. Subclasses set the attributes and write `predict`.
+
+    Attributes:
+        shape: the shape of one sample.
+        schedule: its NoiseSchedule.
+        dtype: of x; float64 for convergence studies.
+    """
+
+    family = "gaussian"
+    time_conditioned = True
+    shape: tuple[int, ...]
+    schedule: NoiseSchedule
+    dtype: torch.dtype = torch.float32
+
+    def predict(self, x: Tensor, t: Tensor) -> Tensor:
+        """The denoised E[x_0 | x_t]. x: (B, *shape), t: (B,) the schedule's time -> (B, *shape)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def wrap(
+        fn: Callable[[Tensor, Tensor], Tensor],
+        *,
+        shape: Sequence[int],
+        schedule: str | NoiseSchedule = "vp_linear",
+        prediction: str = "epsilon",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        name: str | None = None,
+    ) -> GaussianDenoiser:
+        """A denoiser of a plain callable `fn(x (B, *shape), t (B,)) -> (B, *shape)`.
+
+        With a = alpha(t), s = sigma(t) and z what fn returns, the denoised x_0 is
+            epsilon  (x - s z) / a            fn predicts the noise e
+            x0       z
+            v        (a x - s z) / (a^2 + s^2)   v = a e - s x_0 (Salimans and Ho 2022)
+            flow     (x - s z) / (a + s)         z = e - x_0, the velocity of rectified flow in the direction of noise
+            score    (x + s^2 z) / a             z = grad log p_t(x)
+
+        Raises:
+            OptionError: an unknown prediction or schedule.
+            DenoiserError: (when called) a wrong shape.
+        """
+        return _WrappedGaussian(fn, tuple(shape), noise_schedule(schedule), prediction, dtype, device, name)
+
+
+class _WrappedGaussian(GaussianDenoiser):
+    def __init__(self, fn, shape, schedule, prediction, dtype, device, name):
+        if prediction not in PREDICTIONS:
+            hint = did_you_mean(str(prediction), PREDICTIONS)
+            raise OptionError(f"unknown prediction {prediction!r}{hint}. Known: {', '.join(PREDICTIONS)}")
+        self.fn, self.shape, self.schedule, self.prediction = fn, shape, schedule, prediction
+        self.dtype, self.device = dtype, torch.device(device)
+        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+
+    def predict(self, x, t):
+        z = self.fn(x, t)
+        if not isinstance(z, Tensor) or z.shape != x.shape:
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise DenoiserError(
+                f"denoiser {self.name!r} returned {got} for x of shape {tuple(x.shape)}; the same shape is needed"
+            )
+        if self.prediction == "x0":
+            return z
+        like = (-1,) + (1,) * len(self.shape)
+        t64 = t.to("cpu", torch.float64)
+        a = self.schedule.alpha(t64).to(x).view(like)
+        s = self.schedule.sigma(t64).to(x).view(like)
+        if self.prediction == "epsilon":
+            return (x - s * z) / a
+        if self.prediction == "v":
+            return (a * x - s * z) / (a**2 + s**2)
+        if self.prediction == "flow":
+            return (x - s * z) / (a + s)
+        return (x + s**2 * z) / a
+
+
+class Counter:
+    """Stands between the driver and a denoiser and counts honestly.
+
+    Attributes:
+        nfe: forwards, calls of the model, whatever their batch.
+        row_evals: rows over all forwards (a guided forward has two rows for each).
+        token_evals: positions over all forwards.
+        head_rows: positions for which logits were asked.
+        seconds: time inside the model; on CUDA from events, read when `seconds` is.
+    """
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+        self.nfe = self.row_evals = self.token_evals = self.head_rows = 0
+        self._seconds = 0.0
+        self._events: list[tuple[Any, Any]] = []
+        self._cuda = denoiser.device.type == "cuda"
+
+    def _timed(self, call: Callable[[], Any]) -> Any:
+        if self._cuda:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            out = call()
+            end.record()
+            self._events.append((start, end))
+            return out
+        start_s = time.perf_counter()
+        out = call()
+        self._seconds += time.perf_counter() - start_s
+        return out
+
+    @property
+    def seconds(self) -> float:
+        if self._events:
+            torch.cuda.synchronize()
+            self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
+            self._events.clear()
+        return self._seconds
+
+    def tokens(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, cache: Any = None):
+        """One forward of a token denoiser: (logits (R, V), index or None). `needed` is the count of True in rows."""
+        denoiser: TokenDenoiser = self.denoiser  # type: ignore[assignment]
+        self.nfe += 1
+        self.row_evals += len(x)
+        self.token_evals += x.numel()
+        self.head_rows += needed
+        logits, index = self._timed(lambda: denoiser.logits(x, t, rows, cache))
+        if index is None and tuple(logits.shape) != (needed, denoiser.vocab_size):
+            raise DenoiserError(
+                f"denoiser {denoiser.name!r} returned shape {tuple(logits.shape)} for {needed} needed positions; "
+                f"packed logits (N, V) = {(needed, denoiser.vocab_size)} are needed"
+            )
+        return logits, index
+
+    def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
+        """One forward of a Gaussian denoiser."""
+        denoiser: GaussianDenoiser = self.denoiser  # type: ignore[assignment]
+        self.nfe += 1
+        self.row_evals += len(x)
+        self.token_evals += len(x) * math.prod(denoiser.shape)
+        self.head_rows += len(x)
+        out = self._timed(lambda: denoiser.predict(x, t))
+        if out.shape != x.shape:
+            raise DenoiserError(
+                f"denoiser {denoiser.name!r} returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; "
+                "the same shape is needed"
+            )
+        return out

@@ -1,0 +1,105 @@
+"""Counter-based randomness: Philox 4x32-10, the torch twin of csrc/philox.h.
+
+A draw is a pure function of (seed, row, position, step, draw): no generator is read or moved, so a row's draws depend
+neither on the batch it is in nor on the device. (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011.)
+
+    key     = (low 32 bits of seed, low 32 bits of row)
+    counter = (position, step, draw, high 32 bits of seed xor high 32 bits of row)
+    uniform = ((r0 >> 5) * 2^26 + (r1 >> 6)) * 2^-53          in [0, 1), 53 bits
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import OptionError
+
+__all__ = ["DRAW_NOISE", "DRAW_POSITION", "DRAW_TOKEN", "Rng", "philox", "uniform"]
+
+# What a draw is for. A step may need several at one position; they must not be the same number.
+DRAW_TOKEN = 0  # which token
+DRAW_POSITION = 1  # whether, or in which order, a position is committed
+DRAW_NOISE = 2  # Gaussian noise (2 and 3 make one normal)
+
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+_LOW = 0xFFFFFFFF
+
+
+def philox(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox 4x32-10 of four counter words and two key words; all int64 in [0, 2^32), broadcast together.
+
+    int64 products wrap modulo 2^64, which leaves the bits of the unsigned product; a shift and a mask then read its halves.
+    """
+    device = next((w.device for w in (*counter, *key) if isinstance(w, Tensor)), None)
+    words = [torch.as_tensor(w, dtype=torch.int64, device=device) & _LOW for w in (*counter, *key)]
+    c0, c1, c2, c3, k0, k1 = torch.broadcast_tensors(*words)
+    for i in range(10):
+        if i:
+            k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+        p0, p1 = c0 * _M0, c2 * _M1
+        c0, c1, c2, c3 = ((p1 >> 32) & _LOW) ^ c1 ^ k0, p1 & _LOW, ((p0 >> 32) & _LOW) ^ c3 ^ k1, p0 & _LOW
+    return c0, c1, c2, c3
+
+
+def uniform(
+    seed: Tensor | int, row: Tensor | int, position: Tensor | int, step: Tensor | int, draw: Tensor | int
+) -> Tensor:
+    """One float64 in [0, 1) for each broadcast (seed, row, position, step, draw)."""
+    high = (torch.as_tensor(seed) >> 32) & _LOW
+    high = high.to(row.device) if isinstance(row, Tensor) and high.dim() == 0 else high
+    row_high = (row >> 32) & _LOW
+    r0, r1, _, _ = philox((position, step, draw, high ^ row_high), (seed, row))
+    return ((r0 >> 5) * (1 << 26) + (r1 >> 6)).to(torch.float64) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class Rng:
+    """The randomness of a batch: who each row is.
+
+    Attributes:
+        seed: (B,) int64
+        row: (B,) int64, the row's number under its seed
+    """
+
+    seed: Tensor  # (B,) int64
+    row: Tensor  # (B,) int64
+
+    @classmethod
+    def of(cls, seed: int | Sequence[int], batch: int, first_row: int = 0, device: torch.device | str = "cpu") -> Rng:
+        """Rows first_row, first_row + 1, ... of one seed; or, with a sequence of seeds, row `first_row` of each seed."""
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            seeds = [int(s) for s in seed] if isinstance(seed, (Sequence, Tensor)) else None
+            if seeds is None:
+                raise OptionError(f"seed must be an integer or one integer a row, not {type(seed).__name__}")
+            if len(seeds) != batch:
+                raise OptionError(f"seed: {len(seeds)} seeds were given for {batch} rows; give one integer or one a row")
+            rows = torch.full((batch,), first_row)
+        else:
+            seeds, rows = [seed] * batch, torch.arange(first_row, first_row + batch)
+        if bad := [s for s in seeds if not -(2**63) <= s < 2**63]:
+            raise OptionError(f"seed {bad[0]} does not fit in 64 bits")
+        return cls(torch.tensor(seeds, dtype=torch.int64, device=device), rows.to(torch.int64).to(device))
+
+    def positions(self, length: int, step: Tensor, draw: int) -> Tensor:
+        """One uniform for every position of every row at its own step. step: (B,) int64 -> (B, length) float64."""
+        position = torch.arange(length, device=self.row.device)  # (L,)
+        return uniform(self.seed[:, None], self.row[:, None], position[None], step[:, None], draw)
+
+    def at(self, rows: Tensor, position: Tensor, step: Tensor, draw: int) -> Tensor:
+        """Uniforms of N chosen (row of the batch, position) pairs, each at its row's step. All (N,) -> (N,) float64."""
+        return uniform(self.seed[rows], self.row[rows], position, step[rows], draw)
+
+    def normal(self, shape: Sequence[int], step: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Standard normals, (B, *shape), by Box-Muller in float64 on two uniforms an element."""
+        position = torch.arange(math.prod(shape), device=self.row.device)[None]
+        seed, row = self.seed[:, None], self.row[:, None]
+        u, v = (uniform(seed, row, position, step, DRAW_NOISE + i) for i in range(2))
+        # 1 - u is in (0, 1]: its log is finite.
+        z = torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * math.pi * v)
+        return z.to(dtype).reshape(len(self.row), *shape)
