@@ -1,0 +1,66 @@
+"""The sampler zoo: samplers for diffusion models, picked by name, run against any model, measured against an exact truth."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from . import ops, problems
+    from .canvas import PAD, Canvas
+    from .denoiser import Denoiser, GaussianDenoiser, TokenDenoiser
+    from .driver import Belief, Sample, sample, stream
+    from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
+    from .sampler import Sampler, State, create, list_samplers, option
+    from .schedule import MaskSchedule, NoiseSchedule, mask_schedule, noise_schedule
+
+# Public name -> its module ("" for a module that is itself public). Names load when they are used, so that
+# `samplers list`, and a pytest run that merely has our plug-in installed, do not wait for torch.
+_WHERE = {
+    "ops": "",
+    "problems": "",
+    "PAD": "canvas",
+    "Canvas": "canvas",
+    "Denoiser": "denoiser",
+    "GaussianDenoiser": "denoiser",
+    "TokenDenoiser": "denoiser",
+    "Belief": "driver",
+    "Sample": "driver",
+    "sample": "driver",
+    "stream": "driver",
+    "DenoiserError": "errors",
+    "FamilyError": "errors",
+    "OptionError": "errors",
+    "PluginError": "errors",
+    "SamplersError": "errors",
+    "UnknownNameError": "errors",
+    "Sampler": "sampler",
+    "State": "sampler",
+    "create": "sampler",
+    "list_samplers": "sampler",
+    "option": "sampler",
+    "MaskSchedule": "schedule",
+    "NoiseSchedule": "schedule",
+    "mask_schedule": "schedule",
+    "noise_schedule": "schedule",
+}
+
+__all__ = ["__version__", "hookimpl", *_WHERE]
+
+
+def __getattr__(name: str) -> object:
+    import importlib
+
+    if name == "__version__":
+        from .registry import version
+
+        return version()
+    if name not in _WHERE:
+        raise AttributeError(f"module 'samplers' has no attribute {name!r}")
+    module = importlib.import_module(f".{_WHERE[name] or name}", __name__)
+    return getattr(module, name) if _WHERE[name] else module
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -134,8 +134,8 @@ def mask_schedule(spec: str | MaskSchedule) -> MaskSchedule:
         if not (0 < a < math.inf and 0 < b < math.inf):
             raise OptionError(f"schedule {spec!r}: beta(a,b) takes two positive numbers, such as beta(0.9,0.3)")
         return _beta(a, b)
-    hint = did_you_mean(text, [*_FORMULAS, "beta(a,b)"])
-    raise OptionError(f"unknown mask schedule {spec!r}{hint}. Known: {_MEANS}")
+    hint = did_you_mean(text, [*_FORMULAS, "beta(a,b)"]) or "."
+    raise OptionError(f"unknown mask schedule {spec!r}{hint} Known: {_MEANS}")
 
 
 # ---------------------------------------------------------------------------------------------- noise
@@ -263,5 +263,6 @@ def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
     if isinstance(spec, NoiseSchedule):
         return spec
     if spec not in _NOISE:
-        raise OptionError(f"unknown noise schedule {spec!r}{did_you_mean(str(spec), _NOISE)}. Known: {', '.join(_NOISE)}")
+        hint = did_you_mean(str(spec), _NOISE) or "."
+        raise OptionError(f"unknown noise schedule {spec!r}{hint} Known: {', '.join(_NOISE)}")
     return _NOISE[spec]()

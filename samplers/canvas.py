@@ -1,0 +1,426 @@
+"""Canvas: the prompt, the positions to fill, their blocks and where to stop; and the state of a run over it.
+
+Written once for all token samplers: a sampler sees `state.open`, the positions that it may commit now, and hands back
+what it chose with `state.commit(where, token)`. Which block comes next, which rows are done and how many steps a row has
+taken are worked out here, row by row, so that a row never waits for another: row i of a batch is what it is alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .denoiser import GaussianDenoiser, TokenDenoiser
+from .errors import OptionError
+from .random import Rng
+from .sampler import State
+
+__all__ = ["PAD", "Canvas", "NoiseCanvas", "NoiseState", "TokenState", "parse_stop"]
+
+PAD = -1  # in a finished Sample: beyond a row's own end. Never given to a model.
+
+_FAR = 2**40  # later than any block or position
+
+S = TypeVar("S", bound="TokenState")
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """What a token run starts from, and what never changes in it.
+
+    Make one with `Canvas.of` (prompts, then gen_length positions) or `Canvas.infill` (any positions) and give it to
+    `sample(prompt=...)`; sample() makes it of plain prompts itself.
+
+    Attributes:
+        x: (B, L) int64, the prompt's tokens, mask_id where something is to be filled in, mask_id beyond a row's end.
+        fill: (B, L) bool, the positions to fill in.
+        lengths: each row's own length; rows may be ragged, and a model never sees beyond a row's end.
+        mask_id: the mask token.
+    """
+
+    x: Tensor  # (B, L) int64
+    fill: Tensor  # (B, L) bool
+    lengths: tuple[int, ...]
+    mask_id: int
+    filled: int  # positions to fill in all rows together
+    # What `prepared` fills in:
+    block: Tensor | None = None  # (B, L) int64, the number of a position's block; _FAR where there is nothing to fill
+    block_size: Tensor | None = None  # (B, blocks) int64, positions to fill in each block
+    block_steps: Tensor | None = None  # (B, blocks) int64, steps given to each block
+    stop: tuple[Tensor, ...] = ()  # phrases, (m,) int64 each
+    rng: Rng | None = None
+
+    @classmethod
+    def of(
+        cls,
+        denoiser: TokenDenoiser,
+        prompt: Any = None,
+        gen_length: int | None = None,
+        batch: int = 1,
+    ) -> Canvas:
+        """Prompts, each followed by `gen_length` positions to fill.
+
+        Args:
+            prompt: None; (P,) or (B, P) ints as a tensor, array or list; or a list of B prompts of any lengths. One
+                prompt is repeated `batch` times.
+            gen_length: None takes what is left of a denoiser of fixed `length`.
+
+        Raises:
+            OptionError: a prompt longer than the canvas, one with the mask id or a token that is no token in it, a
+                missing or impossible gen_length.
+        """
+        prompts = _prompts(prompt, batch)
+        mask_id = _mask_id(denoiser)
+        for i, p in enumerate(prompts):
+            _check_tokens(p, denoiser, i)
+        if gen_length is None:
+            if denoiser.length is None:
+                raise OptionError(f"gen_length is needed: denoiser {denoiser.name!r} takes a canvas of any length")
+        elif isinstance(gen_length, bool) or not isinstance(gen_length, int) or gen_length < 1:
+            raise OptionError(f"gen_length must be an integer of 1 or more, not {gen_length!r}")
+        lengths = []
+        for i, p in enumerate(prompts):
+            size = len(p) + gen_length if gen_length is not None else denoiser.length
+            assert size is not None
+            if denoiser.length is not None and len(p) >= denoiser.length:
+                raise OptionError(
+                    f"the prompt of row {i} has {len(p)} tokens and the canvas of {denoiser.name!r} has "
+                    f"{denoiser.length} positions: no position is left to fill; "
+                    f"a prompt may have at most {denoiser.length - 1}"
+                )
+            if denoiser.length is not None and size != denoiser.length:
+                raise OptionError(
+                    f"row {i}: a prompt of {len(p)} and gen_length={gen_length} make {size} positions; denoiser "
+                    f"{denoiser.name!r} takes exactly {denoiser.length}: use gen_length={denoiser.length - len(p)} or none"
+                )
+            lengths.append(size)
+        x = torch.full((len(prompts), max(lengths)), mask_id, dtype=torch.int64)  # (B, L)
+        fill = torch.zeros(x.shape, dtype=torch.bool)
+        for i, (p, size) in enumerate(zip(prompts, lengths)):
+            x[i, : len(p)] = p
+            fill[i, len(p) : size] = True
+        return cls(x.to(denoiser.device), fill.to(denoiser.device), tuple(lengths), mask_id, int(fill.sum()))
+
+    @classmethod
+    def infill(cls, denoiser: TokenDenoiser, x: Any, fill: Any, batch: int = 1) -> Canvas:
+        """Any positions: the tokens of `x` are kept where `fill` is False and filled in where it is True.
+
+        Args:
+            x: (L,) or (B, L) ints; what stands where `fill` is True does not matter.
+            fill: (L,) or (B, L) bools. One row is repeated `batch` times.
+
+        Raises:
+            OptionError: shapes that differ, nothing to fill in a row, the mask id among the kept tokens.
+        """
+        tokens, where = torch.as_tensor(x), torch.as_tensor(fill)
+        if tokens.shape != where.shape or tokens.dim() not in (1, 2) or where.dtype != torch.bool:
+            raise OptionError(
+                f"infill takes x and fill of one shape (L,) or (B, L), fill of bools; got x {tuple(tokens.shape)} and fill "
+                f"{tuple(where.shape)} of {where.dtype}"
+            )
+        if tokens.dim() == 1:
+            tokens, where = tokens.expand(batch, -1), where.expand(batch, -1)
+        if denoiser.length is not None and tokens.shape[1] != denoiser.length:
+            raise OptionError(
+                f"infill: rows of {tokens.shape[1]} tokens; denoiser {denoiser.name!r} takes exactly {denoiser.length}"
+            )
+        for i, (row, w) in enumerate(zip(tokens, where)):
+            if not bool(w.any()):
+                raise OptionError(f"infill: row {i} has no position to fill")
+            _check_tokens(row, denoiser, i, ~w)
+        mask_id = _mask_id(denoiser)
+        filled = torch.where(where, mask_id, tokens.to(torch.int64))
+        lengths = (tokens.shape[1],) * len(tokens)
+        return cls(filled.to(denoiser.device), where.to(denoiser.device), lengths, mask_id, int(where.sum()))
+
+    def prepared(self, *, block_length: int | None, steps: int | None, stop: tuple[Tensor, ...], rng: Rng) -> Canvas:
+        """This canvas with its positions cut into blocks of `block_length` and `steps` dealt out to them."""
+        n_fill = self.fill.sum(1).cpu()  # (B,)
+        length = int(n_fill.max()) if block_length is None else block_length
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise OptionError(f"block_length must be an integer of 1 or more, not {block_length!r}")
+        rank = self.fill.cumsum(1) - 1  # (B, L) number among the positions to fill
+        block = torch.where(self.fill, rank // length, _FAR)
+        blocks = -(-n_fill // length)  # (B,)
+        starts = torch.arange(int(blocks.max())) * length  # (blocks,)
+        size = (n_fill[:, None] - starts).clamp(0, length)  # (B, blocks)
+        device = self.x.device
+        return dataclasses.replace(
+            self,
+            block=block,
+            block_size=size.to(device),
+            block_steps=_deal(size, blocks, steps).to(device),
+            stop=tuple(p.to(device) for p in stop),
+            rng=rng,
+        )
+
+    def start(self) -> TokenState:
+        """The state before the first step."""
+        if self.block is None or self.rng is None:
+            raise OptionError("this canvas is not prepared: sample() and stream() do it, or Canvas.prepared()")
+        zeros = torch.zeros(len(self.x), dtype=torch.int64, device=self.x.device)
+        end = torch.tensor(self.lengths, device=self.x.device)
+        state = TokenState(self, self.x, self.fill, zeros, zeros, zeros, zeros, zeros, zeros.bool(), end)
+        return state._moved(self.x, torch.full_like(zeros, -1))
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether any row has a position that is given (known without asking the device)."""
+        return self.filled < sum(self.lengths)
+
+    @property
+    def prompt_mask(self) -> Tensor:
+        """(B, L) bool: the positions that are given, which no sampler ever changes."""
+        inside = torch.arange(self.x.shape[1], device=self.x.device) < torch.tensor(
+            self.lengths, device=self.x.device
+        ).unsqueeze(1)
+        return inside & ~self.fill
+
+
+@dataclass(frozen=True, eq=False)
+class TokenState(State):
+    """A token run between two steps. Samplers that carry more subclass it and build theirs with `state.extend`.
+
+    Attributes:
+        canvas: what never changes.
+        x: (B, L) int64, mask_id where undecided.
+        open: (B, L) bool, still masked and in the row's present block: what may be committed now.
+        step: (B,) int64, steps the row has taken; the counter of its randomness.
+        block_step: (B,) int64, steps it has taken in the present block.
+        block_size: (B,) int64, positions that the present block had to fill.
+        block_steps: (B,) int64, steps that the present block is given.
+        count: (B,) int64, positions in `open`.
+        done: (B,) bool, rows with nothing left to do.
+        end: (B,) int64, where the row ends: its length, or behind a stop phrase.
+    """
+
+    canvas: Canvas
+    x: Tensor  # (B, L) int64
+    open: Tensor  # (B, L) bool
+    step: Tensor  # (B,) int64
+    block_step: Tensor  # (B,) int64
+    block_size: Tensor  # (B,) int64
+    block_steps: Tensor  # (B,) int64
+    count: Tensor  # (B,) int64
+    done: Tensor  # (B,) bool
+    end: Tensor  # (B,) int64
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.done.all())
+
+    @property
+    def rng(self) -> Rng:
+        assert self.canvas.rng is not None
+        return self.canvas.rng
+
+    @property
+    def masked(self) -> Tensor:
+        """(B, L) bool: positions still to fill, in any block."""
+        position = torch.arange(self.x.shape[1], device=self.x.device)
+        return self.canvas.fill & (self.x == self.canvas.mask_id) & (position < self.end[:, None])
+
+    @property
+    def noise_level(self) -> Tensor:
+        """(B,) float64: the share of the positions to fill that is still masked; the t of time-conditioned models."""
+        return self.masked.sum(1) / self.canvas.fill.sum(1)
+
+    def extend(self, cls: type[S], **more: Any) -> S:
+        """This state as a subclass with more fields."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(TokenState)}
+        return cls(**shared, **more)
+
+    def commit(self: S, where: Tensor, token: Tensor, **changes: Any) -> S:
+        """The next state: `token` written at `where`, one step taken by every row that is not done.
+
+        Args:
+            where: (B, L) bool; anything outside `open` is left alone, so no sampler can touch a prompt.
+            token: (B, L) int64.
+            changes: new values of a subclass's own fields.
+        """
+        return self._moved(torch.where(where & self.open, token, self.x), self._block(self.open), **changes)
+
+    def _block(self, masked: Tensor) -> Tensor:
+        """(B,): each row's lowest block with a masked position; _FAR where there is none."""
+        assert self.canvas.block is not None
+        return torch.where(masked, self.canvas.block, _FAR).amin(1)
+
+    def _moved(self: S, x: Tensor, before: Tensor, **changes: Any) -> S:
+        """The state with tokens `x`, reached from the block `before` of each row."""
+        canvas = self.canvas
+        assert canvas.block_size is not None and canvas.block_steps is not None
+        state = dataclasses.replace(self, x=x, **changes)
+        if canvas.stop:
+            state = dataclasses.replace(state, end=state._stopped())
+        masked = state.masked
+        block = state._block(masked)
+        number = block.clamp(max=canvas.block_size.shape[1] - 1)[:, None]
+        same, started = block == before, before >= 0
+        went = started & ~self.done
+        opened = masked & (canvas.block == block[:, None])
+        return dataclasses.replace(
+            state,
+            open=opened,
+            step=self.step + went,
+            block_step=torch.where(same, self.block_step + 1, 0),
+            block_size=canvas.block_size.gather(1, number).squeeze(1),
+            block_steps=canvas.block_steps.gather(1, number).squeeze(1),
+            count=opened.sum(1),
+            done=block == _FAR,
+        )
+
+    def _stopped(self) -> Tensor:
+        """(B,): behind the earliest stop phrase that stands whole in the filled part; else the end as it was.
+
+        Tokens are never changed once committed, so a phrase that stands will stay and what is behind it need not be
+        filled in; the row is done when everything before it is decided too.
+        """
+        canvas, end = self.canvas, self.end
+        length = self.x.shape[1]
+        for phrase in canvas.stop:
+            m = len(phrase)
+            if m > length:
+                continue
+            hit = (self.x.unfold(1, m, 1) == phrase).all(2)  # (B, L - m + 1)
+            hit &= canvas.fill.unfold(1, m, 1).all(2)
+            behind = torch.arange(m, length + 1, device=self.x.device)
+            end = torch.minimum(end, torch.where(hit, behind, _FAR).amin(1))
+        return end
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseCanvas:
+    """What a Gaussian run starts from.
+
+    Attributes:
+        denoiser: for its shape, schedule and dtype.
+        steps: number of function evaluations asked for.
+        rng: who the rows are.
+    """
+
+    denoiser: GaussianDenoiser
+    steps: int
+    rng: Rng
+    x: Tensor | None = None  # (B, *shape): a start of the user's own
+
+    def start(self) -> NoiseState:
+        return NoiseState(self, self.noise(0) if self.x is None else self.x)
+
+    def noise(self, draw: int) -> Tensor:
+        """(B, *shape) standard normals, the draw-th of this run."""
+        return self.rng.normal(self.denoiser.shape, draw, self.denoiser.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseState(State):
+    """A Gaussian run between two steps. Samplers subclass it to carry their grid and their history.
+
+    Attributes:
+        canvas: what never changes.
+        x: (B, *shape)
+        i: steps taken.
+    """
+
+    canvas: NoiseCanvas
+    x: Tensor
+    i: int = 0
+    last: bool = False
+
+    @property
+    def finished(self) -> bool:
+        return self.last
+
+
+# ---------------------------------------------------------------------------------------------- reading arguments
+
+
+def _deal(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
+    """Steps for each block: one a position where `steps` is None, else one each and the rest by size. (B, blocks) int64.
+
+    Blocks of equal size get equal steps whenever the division is even, as in LLaDA; where it is not the sum still is
+    `steps`, and as many steps as positions still are one a position (the rest is dealt by size - 1 for that).
+    """
+    if steps is None:
+        return size
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise OptionError(f"steps must be an integer of 1 or more, not {steps!r}")
+    if (most := int(blocks.max())) > steps:
+        row = int(blocks.argmax())
+        raise OptionError(
+            f"steps={steps} is fewer than the {most} blocks of row {row}: every block needs a step; "
+            f"use steps={most} or more, or a larger block_length"
+        )
+    weight = (size - 1).clamp_min(0)
+    cumulative = (steps - blocks)[:, None] * weight.cumsum(1) / weight.sum(1, keepdim=True).clamp_min(1)
+    extra = torch.diff(torch.floor(cumulative + 0.5), dim=1, prepend=torch.zeros(len(size), 1))
+    return torch.where(size > 0, 1 + extra.to(torch.int64), 0)
+
+
+def _mask_id(denoiser: TokenDenoiser) -> int:
+    if denoiser.mask_id is None:
+        raise OptionError(f"denoiser {denoiser.name!r} has no mask token: it is of the uniform family")
+    return denoiser.mask_id
+
+
+def _prompts(prompt: Any, batch: int) -> list[Tensor]:
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise OptionError(f"batch must be an integer of 1 or more, not {batch!r}")
+    if prompt is None:
+        return [torch.zeros(0, dtype=torch.int64)] * batch
+    ragged = isinstance(prompt, Sequence) and len(prompt) > 0 and not isinstance(prompt[0], int)
+    try:
+        rows = [torch.as_tensor(p) for p in prompt] if ragged else torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"prompt: {error}; token ids are needed, (P,), (B, P) or a list of rows") from error
+    if isinstance(rows, Tensor):
+        rows = [rows] if rows.dim() == 1 else list(rows) if rows.dim() == 2 else [torch.zeros(0, 0)]
+    for i, row in enumerate(rows):
+        if row.dim() != 1 or (row.is_floating_point() and len(row)) or row.dtype == torch.bool:
+            raise OptionError(
+                f"prompt: row {i} is of shape {tuple(row.shape)} and {row.dtype}; token ids are needed, (P,) int64"
+            )
+    rows = [row.to("cpu", torch.int64) for row in rows]
+    if len(rows) == 1:
+        return rows * batch
+    if batch not in (1, len(rows)):
+        raise OptionError(f"prompt has {len(rows)} rows and batch={batch}; give one prompt, or as many as rows")
+    return rows
+
+
+def _check_tokens(row: Tensor, denoiser: TokenDenoiser, i: int, keep: Tensor | None = None) -> None:
+    keep = torch.ones(row.shape, dtype=torch.bool) if keep is None else keep
+    if bool((at := keep & (row == denoiser.mask_id)).any()):
+        raise OptionError(
+            f"prompt: row {i}, position {int(at.nonzero()[0])} is the mask id {denoiser.mask_id}; a prompt is made of "
+            "tokens that are known. To fill positions in the middle use samplers.Canvas.infill(denoiser, x, fill)"
+        )
+    if bool((at := keep & ((row < 0) | (row >= denoiser.vocab_size))).any()):
+        where = int(at.nonzero()[0])
+        raise OptionError(
+            f"prompt: row {i}, position {where} is {int(row[where])}; tokens of {denoiser.name!r} are 0 to "
+            f"{denoiser.vocab_size - 1}"
+        )
+
+
+def parse_stop(stop: Any) -> tuple[Tensor, ...]:
+    """Stop rules as phrases: a token id; a phrase (a list of ids); or a list of phrases, any of which stops a row."""
+    if stop is None:
+        return ()
+    if isinstance(stop, int) and not isinstance(stop, bool):
+        stop = [[stop]]
+    elif isinstance(stop, (Sequence, Tensor)) and len(stop) and all(isinstance(s, int) for s in stop):
+        stop = [stop]
+    try:
+        phrases = tuple(torch.as_tensor(p, dtype=torch.int64).reshape(-1) for p in stop)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(
+            f"stop={stop!r}: a token id, a phrase such as [13, 13], or a list of phrases is needed"
+        ) from error
+    if not phrases or any(len(p) == 0 for p in phrases):
+        raise OptionError(f"stop={stop!r}: a stop phrase must have a token")
+    return phrases

@@ -1,0 +1,525 @@
+"""The driver: sample() and stream(), and everything that is the same for all samplers.
+
+Guidance, temperature, blocks, stop rules, seeds, counting, timing and progress are here and nowhere else, so every sampler
+has all of them without a line of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops, registry
+from .canvas import PAD, Canvas, NoiseCanvas, TokenState, parse_stop
+from .denoiser import Counter, Denoiser, GaussianDenoiser, TokenDenoiser
+from .errors import DenoiserError, FamilyError, OptionError, SamplersError
+from .random import DRAW_TOKEN, Rng
+from .sampler import Sampler, State
+
+__all__ = ["Belief", "Believe", "NoiseBelieve", "Sample", "Seconds", "sample", "stream"]
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds of a run: inside the denoiser, and in everything else (sampler and driver)."""
+
+    denoiser: float
+    sampler: float
+
+    @property
+    def total(self) -> float:
+        return self.denoiser + self.sampler
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What a run produced, and what it cost.
+
+    Attributes:
+        x: (B, L) int64 tokens, PAD (-1) beyond a row's end; or (B, *shape) reals.
+        nfe: forwards: calls of the model, whatever the batch. A guided step is one forward.
+        row_evals: rows over all forwards; a guided step has two for each row.
+        token_evals: positions over all forwards.
+        head_rows: positions at which logits were asked for.
+        nfe_rows: (B,) int64, forwards that each row took part in; what the row would cost alone.
+        steps: steps of the driver, those that cost no forward included.
+        seconds: split into denoiser and sampler.
+        lengths: each row's own length, prompt included; None for reals.
+        sampler, options, distribution, version: what made it.
+        settings: the driver's arguments.
+        trace: the states after each step, on request.
+    """
+
+    x: Tensor
+    nfe: int
+    row_evals: int
+    token_evals: int
+    head_rows: int
+    nfe_rows: Tensor
+    steps: int
+    seconds: Seconds
+    lengths: Tensor | None
+    sampler: str
+    options: dict[str, Any]
+    distribution: str
+    version: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    trace: tuple[State, ...] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Sample {tuple(self.x.shape)} by {self.sampler}: nfe {self.nfe}, "
+            f"{float(self.nfe_rows.double().mean()):.4g} a row, {self.seconds.total:.3g} s>"
+        )
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What the model thinks of the positions that were asked for; elsewhere the values that never win.
+
+    Attributes:
+        token: (B, L) int64, the token drawn (or best, at temperature 0); the mask id where not asked.
+        confidence: (B, L) float32, the probability of `token`; -inf where not asked.
+        margin: (B, L) float32, the best probability less the second best; -inf where not asked.
+        entropy: (B, L) float32, nats; +inf where not asked.
+        lse: (B, L) float32, log sum exp of the logits; -inf where not asked.
+    Those not named in `want` are None.
+    """
+
+    token: Tensor
+    confidence: Tensor | None = None
+    margin: Tensor | None = None
+    entropy: Tensor | None = None
+    lse: Tensor | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if value is None and name in _ELSEWHERE:
+            raise SamplersError(f"belief.{name} was not asked for: believe(state, want={name!r})")
+        return value
+
+
+_ELSEWHERE = {"confidence": -torch.inf, "margin": -torch.inf, "entropy": torch.inf, "lse": -torch.inf}
+_STATUS = {1: "a NaN or +inf among its logits", 2: "only -inf logits: no token is possible"}
+
+
+class Believe:
+    """What a token sampler asks the model through: `believe(state, rows, want=...)` -> Belief.
+
+    Runs the model on the rows of the batch that need it and its head on the positions that do, applies guidance and
+    temperature, draws with the run's own randomness, and counts. One fused op makes token, confidence, margin and entropy.
+    """
+
+    def __init__(
+        self,
+        denoiser: TokenDenoiser,
+        batch: int,
+        *,
+        temperature: float,
+        cfg_scale: float = 0.0,
+        sampler: str = "",
+    ):
+        self.counter = Counter(denoiser)
+        self.denoiser, self.temperature, self.cfg_scale, self.sampler = denoiser, temperature, cfg_scale, sampler
+        self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=denoiser.device)  # (B,)
+        self._forbid = torch.tensor([denoiser.mask_id], device=denoiser.device)
+        # On a GPU a look at the status would wait for the device in every step: it is kept and looked at in the end.
+        self._late: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __call__(
+        self,
+        state: TokenState,
+        rows: Tensor | None = None,
+        *,
+        want: str | tuple[str, ...] = (),
+        t: Tensor | None = None,
+        confidence_temperature: float = 1.0,
+    ) -> Belief:
+        """Ask for `rows`, (B, L) bool (default: state.open). Rows of the batch without a position cost nothing.
+
+        Args:
+            want: any of confidence, margin, entropy, lse; no other is computed.
+            t: (B,) the noise level for a time-conditioned model; default: the share still masked.
+            confidence_temperature: of the softmax behind confidence, margin, entropy and lse. The draw has its own.
+        """
+        canvas, denoiser = state.canvas, self.denoiser
+        rows = state.open if rows is None else rows & canvas.fill
+        want = (want,) if isinstance(want, str) else tuple(want)
+        made: dict[str, Tensor] = {"token": torch.full_like(state.x, canvas.mask_id)}
+        made |= {name: torch.full(rows.shape, _ELSEWHERE[name], device=rows.device) for name in want}
+        if denoiser.time_conditioned and t is None:
+            t = state.noise_level
+        needed = rows.sum(1)  # (B,)
+        # Which rows run is the driver's one look at the device in a step; nothing below waits again.
+        host = needed.tolist()
+        for length in sorted(set(canvas.lengths)):
+            members = [i for i, n in enumerate(host) if n and canvas.lengths[i] == length]
+            if not members:
+                continue
+            self._forward(state, rows, members, sum(host[i] for i in members), length, t, want, made, confidence_temperature)
+        return Belief(**made)
+
+    def _forward(self, state, rows, members, needed, length, t, want, made, confidence_temperature) -> None:
+        canvas, denoiser = state.canvas, self.denoiser
+        every = len(members) == len(state.x)
+        who = torch.arange(len(state.x), device=state.x.device) if every else torch.tensor(members, device=state.x.device)
+        x, asked = state.x[who, :length], rows[who, :length]  # (A, len)
+        time_of = t[who] if t is not None else None
+        guided = self.cfg_scale != 0 and canvas.has_prompt
+        if guided:
+            # Unsupervised guidance (Nie et al. 2024, SMDM): the unconditional rows are the same with the prompt masked.
+            blind = torch.where(canvas.prompt_mask[who, :length], canvas.mask_id, x)
+            both = torch.cat([x, blind])
+            doubled = torch.cat([time_of, time_of]) if time_of is not None else None
+            logits, index = self.counter.tokens(both, doubled, torch.cat([asked, asked]), 2 * needed)
+            if index is None:
+                index = torch.arange(2 * needed, device=logits.device)
+            guide = {"guidance": logits, "guidance_index": index[needed:], "cfg_scale": self.cfg_scale}
+            index = index[:needed]
+        else:
+            logits, index = self.counter.tokens(x, time_of, asked, needed)
+            guide = {}
+        self.nfe_rows[who] += 1
+        flat = torch.nonzero_static(asked, size=needed)  # (N, 2): known size, so no wait
+        row, position = who[flat[:, 0]], flat[:, 1]
+        uniform = state.rng.at(row, position, state.step, DRAW_TOKEN) if self.temperature > 0 else None
+        out = ops.masked_softmax(
+            logits,
+            index,
+            uniform=uniform,
+            temperature=self.temperature,
+            confidence_temperature=confidence_temperature,
+            forbid=self._forbid,
+            want=want,
+            **guide,
+        )
+        if logits.device.type == "cpu":
+            self._check(out.status, row, position)
+        else:
+            self._late.append((out.status, row, position))
+        made["token"][row, position] = out.token
+        for name in want:
+            made[name][row, position] = getattr(out, name)
+
+    def _check(self, status: Tensor, row: Tensor, position: Tensor) -> None:
+        if not bool(status.any()):
+            return
+        first = int(status.ne(0).nonzero()[0])
+        raise DenoiserError(
+            f"denoiser {self.denoiser.name!r} gave row {int(row[first])}, position {int(position[first])} "
+            f"{_STATUS[int(status[first])]} (forward {self.counter.nfe}, sampler {self.sampler!r})"
+        )
+
+    def check(self) -> None:
+        """Raise what a GPU run found wrong with the logits; called before a result is handed out."""
+        for one in self._late:
+            self._check(*one)
+        self._late.clear()
+
+
+class NoiseBelieve:
+    """What a Gaussian sampler asks the model through: `believe(x, t)` -> the denoised x_0, (B, *shape)."""
+
+    def __init__(self, denoiser: GaussianDenoiser, batch: int, *, sampler: str = ""):
+        self.counter = Counter(denoiser)
+        self.denoiser, self.sampler = denoiser, sampler
+        self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=denoiser.device)
+        self._late: list[Tensor] = []
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """The denoised x_0 of every row at the schedule's time t."""
+        out = self.counter.gaussian(x, torch.full((len(x),), t, dtype=torch.float64, device=x.device))
+        self.nfe_rows += 1
+        fine = torch.isfinite(out).flatten(1).all(1)
+        if x.device.type == "cpu":
+            self._check(fine)
+        else:
+            self._late.append(fine)
+        return out
+
+    def _check(self, fine: Tensor) -> None:
+        if not bool(fine.all()):
+            raise DenoiserError(
+                f"denoiser {self.denoiser.name!r} gave row {int((~fine).nonzero()[0])} a value that is not finite "
+                f"(forward {self.counter.nfe}, sampler {self.sampler!r})"
+            )
+
+    def check(self) -> None:
+        for one in self._late:
+            self._check(one)
+        self._late.clear()
+
+
+@dataclass
+class _Run:
+    """A run under way: made by `_open`, advanced by stream() and sample()."""
+
+    sampler: Sampler
+    believe: Believe | NoiseBelieve
+    state: State
+    limit: int
+    settings: dict[str, Any]
+    lengths: tuple[int, ...] | None
+    wall: float = 0.0
+    steps: int = 0
+
+    def advance(self) -> None:
+        start = time.perf_counter()
+        with torch.no_grad():
+            self.state = self.sampler.step(self.believe, self.state)
+        self.steps += 1
+        self.wall += time.perf_counter() - start
+        if self.steps > self.limit:
+            raise SamplersError(
+                f"sampler {self.sampler.name!r} is not done after {self.steps} steps: a step must commit at least one "
+                "position in the last of its block's steps, or move on"
+            )
+
+    def result(self, trace: list[State] | None) -> Sample:
+        self.believe.check()
+        counter, item = self.believe.counter, registry.entry_of(type(self.sampler))
+        inside = counter.seconds
+        x, lengths = self.state.x, None
+        if isinstance(self.state, TokenState):
+            lengths = self.state.end
+            position = torch.arange(x.shape[1], device=x.device)
+            x = torch.where(position < lengths[:, None], x, PAD)
+        return Sample(
+            x=x,
+            nfe=counter.nfe,
+            row_evals=counter.row_evals,
+            token_evals=counter.token_evals,
+            head_rows=counter.head_rows,
+            nfe_rows=self.believe.nfe_rows,
+            steps=self.steps,
+            seconds=Seconds(inside, max(self.wall - inside, 0.0)),
+            lengths=lengths,
+            sampler=self.sampler.name,
+            options=self.sampler.values(),
+            distribution=item[0],
+            version=item[1],
+            settings=self.settings,
+            trace=tuple(trace) if trace is not None else None,
+        )
+
+
+def _number(name: str, value: Any, low: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < float("inf"):
+        raise OptionError(f"{name} must be a number of {low:g} or more, not {value!r}")
+    return float(value)
+
+
+def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, Any]) -> _Run:
+    if isinstance(sampler, str):
+        sampler = registry.load(sampler).make(**options)
+    elif not isinstance(sampler, Sampler):
+        raise OptionError(f"sampler must be a name or a Sampler made by samplers.create(), not {sampler!r}")
+    elif options:
+        raise OptionError(
+            f"options {', '.join(map(repr, options))} were given beside a sampler that is made already; "
+            "give them to samplers.create(), or name the sampler"
+        )
+    if not isinstance(denoiser, Denoiser):
+        raise OptionError(
+            f"denoiser is {type(denoiser).__name__}, not a Denoiser: wrap a plain callable with "
+            "samplers.TokenDenoiser.wrap(fn, vocab_size=..., mask_id=...) or samplers.GaussianDenoiser.wrap(fn, shape=...)"
+        )
+    if denoiser.family != sampler.family:
+        others = registry.names("*", denoiser.family)
+        hint = f"; samplers of that family: {', '.join(others)}" if others else ""
+        raise FamilyError(
+            f"sampler {sampler.name!r} is of the {sampler.family} family and denoiser {denoiser.name!r} of the "
+            f"{denoiser.family} family{hint}"
+        )
+    steps = args["steps"]
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise OptionError(f"steps must be an integer of 1 or more, not {steps!r}")
+    settings = {k: v for k, v in args.items() if k not in ("prompt",)}
+    return (_open_gaussian if isinstance(denoiser, GaussianDenoiser) else _open_tokens)(denoiser, sampler, args, settings)
+
+
+def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]) -> _Run:
+    temperature = args["temperature"]
+    temperature = sampler.default_temperature if temperature is None else _number("temperature", temperature, 0.0)
+    cfg_scale = _number("cfg_scale", args["cfg_scale"], 0.0)
+    if args["cache"] is not None and args["cache"] not in denoiser.caches:
+        have = ", ".join(denoiser.caches) or "none"
+        raise OptionError(f"cache={args['cache']!r}: denoiser {denoiser.name!r} supports {have}; use cache=None")
+    prompt = args["prompt"]
+    if isinstance(prompt, Canvas):
+        if args["gen_length"] is not None:
+            raise OptionError("gen_length was given beside a Canvas, which says itself what to fill")
+        if args["batch"] not in (1, len(prompt.x)):
+            raise OptionError(f"batch={args['batch']} was given beside a Canvas of {len(prompt.x)} rows")
+        canvas = prompt
+    else:
+        canvas = Canvas.of(denoiser, prompt, args["gen_length"], args["batch"])
+    batch = len(canvas.x)
+    canvas = canvas.prepared(
+        block_length=args["block_length"],
+        steps=args["steps"],
+        stop=parse_stop(args["stop"]),
+        rng=Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
+    )
+    believe = Believe(denoiser, batch, temperature=temperature, cfg_scale=cfg_scale, sampler=sampler.name)
+    state = sampler.init(canvas)
+    assert canvas.block_steps is not None
+    # Every block may take its steps, and then one more a position: more than any sampler that moves can need.
+    limit = int(canvas.block_steps.sum(1).max()) + canvas.x.shape[1] + 16
+    settings |= {"batch": batch, "temperature": temperature, "cfg_scale": cfg_scale}
+    return _Run(sampler, believe, state, limit, settings, canvas.lengths)
+
+
+def _open_gaussian(denoiser: GaussianDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]) -> _Run:
+    alone = {"prompt", "gen_length", "block_length", "cache", "temperature", "stop"}
+    for name in sorted(alone):
+        if args[name] is not None:
+            raise OptionError(f"{name} is for token samplers; {sampler.name!r} is of the gaussian family")
+    if args["cfg_scale"]:
+        raise OptionError(
+            f"cfg_scale masks a prompt, and {sampler.name!r} is of the gaussian family, which has none; "
+            "guide the callable that you wrap instead"
+        )
+    batch, steps = args["batch"], args["steps"]
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise OptionError(f"batch must be an integer of 1 or more, not {batch!r}")
+    canvas = NoiseCanvas(
+        denoiser,
+        20 if steps is None else steps,
+        Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
+    )
+    believe = NoiseBelieve(denoiser, batch, sampler=sampler.name)
+    settings = {k: v for k, v in settings.items() if k not in alone | {"cfg_scale"}} | {"steps": canvas.steps}
+    return _Run(sampler, believe, sampler.init(canvas), canvas.steps + 16, settings, None)
+
+
+def stream(
+    denoiser: Denoiser,
+    sampler: str | Sampler,
+    *,
+    prompt: Any = None,
+    gen_length: int | None = None,
+    batch: int = 1,
+    seed: Any = 0,
+    first_row: int = 0,
+    steps: int | None = None,
+    block_length: int | None = None,
+    cache: str | None = None,
+    cfg_scale: float = 0.0,
+    temperature: float | None = None,
+    stop: Any = None,
+    **options: Any,
+) -> Iterator[State]:
+    """As `sample`, yielding the state before the first step and after each one: live views, early exit.
+
+    Arguments are checked when it is called, not at the first step. Stop iterating whenever you like: nothing is left open.
+    """
+    args = locals()
+    for name in ("denoiser", "sampler", "options"):
+        args.pop(name)
+    run = _open(denoiser, sampler, options, args)
+
+    def states() -> Iterator[State]:
+        yield run.state
+        while not run.state.finished:
+            run.advance()
+            yield run.state
+        run.believe.check()
+
+    return states()
+
+
+def sample(
+    denoiser: Denoiser,
+    sampler: str | Sampler,
+    *,
+    prompt: Any = None,
+    gen_length: int | None = None,
+    batch: int = 1,
+    seed: Any = 0,
+    first_row: int = 0,
+    steps: int | None = None,
+    block_length: int | None = None,
+    cache: str | None = None,
+    cfg_scale: float = 0.0,
+    temperature: float | None = None,
+    stop: Any = None,
+    trace: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Sample:
+    """Run a sampler against a denoiser.
+
+    Args:
+        denoiser: a Denoiser; see TokenDenoiser.wrap and GaussianDenoiser.wrap.
+        sampler: a name, with `options`; or a Sampler made by create().
+        prompt: token ids: (P,), (B, P), or a list of B rows of any lengths; or a Canvas, for infilling.
+        gen_length: positions to fill behind each prompt; None: what is left of a denoiser of fixed length.
+        batch: rows, where the prompt does not say.
+        seed: an integer, whose rows are numbered from `first_row`; or one integer a row.
+            Row i of a batch is what `sample(..., batch=1, first_row=i)` gives.
+        steps: forwards to spend: exact for samplers of fixed count, a cap for adaptive ones (None: one a position).
+            For continuous samplers the number of function evaluations (None: 20).
+        block_length: positions a block, filled from left to right; None: one block.
+        cache: a KV cache scheme that the denoiser supports.
+        cfg_scale: w of (1 + w) l(x | prompt) - w l(x | prompt masked), on logits; 0 is off.
+        temperature: of the token draw; 0 takes the best token; None: the sampler's own default.
+        stop: a token id, a phrase, or a list of phrases. A row ends behind the first that it holds.
+        trace: keep every state, in Sample.trace.
+        progress: show a progress bar.
+
+    Returns:
+        Sample. Raises OptionError, UnknownNameError, FamilyError or DenoiserError, each saying what and where.
+    """
+    args = locals()
+    for name in ("denoiser", "sampler", "options", "trace", "progress"):
+        args.pop(name)
+    run = _open(denoiser, sampler, options, args)
+    kept = [run.state] if trace else None
+    with _Bar(run, progress) as moved:
+        while not run.state.finished:
+            run.advance()
+            moved()
+            if kept is not None:
+                kept.append(run.state)
+    return run.result(kept)
+
+
+class _Bar:
+    """A rich progress bar over committed positions or steps; nothing at all when it is not wanted."""
+
+    def __init__(self, run: _Run, wanted: bool):
+        self.run, self.wanted = run, wanted
+
+    def __enter__(self):
+        if not self.wanted:
+            return lambda: None
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        run = self.run
+        tokens = isinstance(run.state, TokenState)
+        total = int(run.state.canvas.fill.sum()) if tokens else run.state.canvas.steps
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("positions" if tokens else "evaluations"),
+            TimeRemainingColumn(),
+        )
+        task = self.bar.add_task(run.sampler.name, total=total)
+        self.bar.start()
+
+        def moved() -> None:
+            done = total - int(run.state.masked.sum()) if tokens else run.believe.counter.nfe
+            self.bar.update(task, completed=done)
+
+        return moved
+
+    def __exit__(self, *_: object) -> None:
+        if self.wanted:
+            self.bar.stop()

@@ -1,0 +1,15 @@
+"""Samplers of the gaussian family, registered through the hook that third parties use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..hookspecs import hookimpl
+
+_CLASSES = {"ddim": "Ddim", "dpm_solver": "DpmSolver", "dpmpp_2m": "DpmPp2M"}
+
+
+@hookimpl
+def register_samplers(register: Any) -> None:
+    for name, cls in _CLASSES.items():
+        register(f"{__name__}.{name}:{cls}", name=name, family="gaussian")

@@ -1,0 +1,40 @@
+"""DDIM: first order, deterministic or with noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..sampler import option
+from .grid import GaussianSampler, GridState
+
+
+@dataclass(frozen=True)
+class Ddim(GaussianSampler):
+    """Song et al. 2020, arXiv 2010.02502, eq. 12: x_t = a_t x_0 + sqrt(s_t^2 - n^2) e + n z.
+
+    n = eta s_t / s_s sqrt(1 - a_s^2 / a_t^2) is written for any alpha and sigma through h = lambda_t - lambda_s as
+    n = eta s_t sqrt(1 - e^{-2h}), equal to the paper's on a variance preserving schedule. eta = 0 is the ODE, of order 1
+    (= DPM-Solver-1 = Euler in sigma / alpha); eta = 1 is DDPM's posterior.
+    """
+
+    name = "ddim"
+    cite = "Song, Meng, Ermon 2020, Denoising Diffusion Implicit Models, arXiv 2010.02502"
+    summary = "first order; eta > 0 adds noise"
+    order: ClassVar[int] = 1
+
+    grid: str = option("time_uniform", "spacing of the times", choices=("logsnr", "time_uniform", "time_quadratic", "karras"))
+    eta: float = option(0.0, "0: deterministic; 1: DDPM's noise", ge=0, le=1)
+
+    def step(self, believe, state: GridState) -> GridState:
+        if done := self.finish(believe, state):
+            return done
+        s, t = state.points[state.i], state.points[state.i + 1]
+        x0 = believe(state.x, s.t)
+        noise = self.eta * t.sigma * math.sqrt(-math.expm1(-2 * (t.lam - s.lam)))
+        direct = math.sqrt(max(t.sigma**2 - noise**2, 0.0))
+        x = t.alpha * x0 + direct / s.sigma * (state.x - s.alpha * x0)
+        if noise:
+            x = x + noise * state.canvas.noise(state.i + 1)  # draw 0 made x_T
+        return self.moved(state, x)

@@ -1,0 +1,102 @@
+"""DPM-Solver: exponential integrators of the ODE in the half log-SNR, noise prediction, orders 1 to 3."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..canvas import NoiseCanvas
+from ..errors import OptionError
+from ..sampler import option
+from .grid import GaussianSampler, GridState, Point
+
+
+@dataclass(frozen=True, eq=False)
+class DpmState(GridState):
+    """`orders`: of each step that is left to take."""
+
+    orders: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class DpmSolver(GaussianSampler):
+    """Lu et al. 2022, arXiv 2206.00927, algorithms 1 (orders 1 and 2) and 2 (order 3), singlestep, noise prediction.
+
+    x_t = (a_t / a_s) x_s - s_t [P1 e + P2 (h e') + ...],  h = lambda_t - lambda_s, P1 = e^h - 1, P2 = P1 / h - 1, with
+    the derivative of e taken from evaluations at lambda_s + r h (r = 1/2; 1/3 and 2/3).
+
+    method "fast": the paper's DPM-Solver-fast, which spends exactly `steps` evaluations: steps of `order`, the rest of
+    lower order at the end (appendix, "3 ... 3, 2, 1"). "fixed": every step of `order`; `steps` must be a multiple of it
+    (plus one where end = "zero"). The convergence order is measured on "fixed", grid "logsnr", end "t_end".
+    """
+
+    name = "dpm_solver"
+    cite = "Lu et al. 2022, DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling, arXiv 2206.00927"
+    summary = "exponential integrator in log-SNR, orders 1 to 3, singlestep"
+
+    order: int = option(3, "order of a step, and its evaluations", choices=(1, 2, 3))
+    method: str = option("fast", "spend `steps` exactly with lower orders at the end, or keep one order", choices=("fast", "fixed"))
+
+    def init(self, canvas: NoiseCanvas) -> DpmState:
+        orders = self.orders(self.solver_steps(canvas))
+        return self.begin(canvas, self._outer(canvas, orders), DpmState, orders=orders)
+
+    def orders(self, evaluations: int) -> tuple[int, ...]:
+        """Order of each step: they sum to `evaluations`."""
+        n, p = evaluations, self.order
+        if self.method == "fixed":
+            if n % p:
+                plus = " + 1" if self.end == "zero" else ""
+                raise OptionError(
+                    f"sampler 'dpm_solver': method='fixed' of order {p} takes steps that are a multiple of {p}{plus}, "
+                    f"such as {p * max(1, n // p) + (self.end == 'zero')}; method='fast' takes any"
+                )
+            return (p,) * (n // p)
+        if p == 3 and n >= 3:
+            return {0: (3,) * (n // 3 - 1) + (2, 1), 1: (3,) * (n // 3) + (1,), 2: (3,) * (n // 3) + (2,)}[n % 3]
+        if p >= 2:  # order 2, or too few for one step of order 3
+            return (2,) * (n // 2) + (1,) * (n % 2)
+        return (1,) * n
+
+    def _outer(self, canvas: NoiseCanvas, orders: tuple[int, ...]) -> tuple[Point, ...]:
+        # Steps equal in lambda whatever their order; on other grids the points of a fine grid, as the paper has it.
+        if self.grid == "logsnr" or not orders:
+            return self.times(canvas, len(orders))
+        fine = self.times(canvas, sum(orders))
+        at = [0]
+        for p in orders:
+            at.append(at[-1] + p)
+        return tuple(fine[i] for i in at)
+
+    def step(self, believe, state: DpmState) -> DpmState:
+        if done := self.finish(believe, state):
+            return done
+        s, t = state.points[state.i], state.points[state.i + 1]
+        order, x = state.orders[state.i], state.x
+        h = t.lam - s.lam
+
+        def noise(at: Point, value):
+            return (value - at.alpha * believe(value, at.t)) / at.sigma
+
+        def inner(r: float) -> Point:
+            return Point.at(state.canvas.denoiser.schedule, lam=s.lam + r * h)
+
+        def base(at: Point, e):  # the step of order 1, to `at`
+            return at.alpha / s.alpha * x - at.sigma * math.expm1(at.lam - s.lam) * e
+
+        e = noise(s, x)
+        if order == 1:
+            out = base(t, e)
+        elif order == 2:
+            mid = inner(0.5)
+            e1 = noise(mid, base(mid, e))
+            out = base(t, e) - t.sigma * math.expm1(h) * (e1 - e)
+        else:
+            p1, p2 = inner(1 / 3), inner(2 / 3)
+            e1 = noise(p1, base(p1, e))
+            h2 = 2 / 3 * h
+            # (e1 - e) is h e' / 3, so r2 / r1 = 2 of it is (2 h / 3) e'.
+            u2 = base(p2, e) - 2 * p2.sigma * (math.expm1(h2) / h2 - 1) * (e1 - e)
+            e2 = noise(p2, u2)
+            out = base(t, e) - 1.5 * t.sigma * (math.expm1(h) / h - 1) * (e2 - e)
+        return self.moved(state, out)

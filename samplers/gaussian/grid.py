@@ -1,0 +1,127 @@
+"""The grid of a Gaussian run: which times, their alpha, sigma and lambda; shared by all continuous samplers.
+
+Coefficients are Python floats made in float64: in float32 the textbook forms of e^h - 1 and its kin lose all digits at
+small steps, and a float costs no look at the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from ..canvas import NoiseCanvas, NoiseState
+from ..errors import OptionError
+from ..sampler import Sampler, option
+from ..schedule import NoiseSchedule
+
+__all__ = ["GRIDS", "GaussianSampler", "GridState", "Point"]
+
+GRIDS = ("logsnr", "time_uniform", "time_quadratic", "karras")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A time and its alpha, sigma and half log-SNR lambda."""
+
+    t: float
+    alpha: float
+    sigma: float
+    lam: float
+
+    @classmethod
+    def at(cls, schedule: NoiseSchedule, *, t: float | None = None, lam: float | None = None) -> Point:
+        time = torch.tensor(t, dtype=torch.float64) if t is not None else schedule.t_of(torch.tensor(lam, dtype=torch.float64))
+        return cls(float(time), float(schedule.alpha(time)), float(schedule.sigma(time)), float(schedule.lam(time)))
+
+
+@dataclass(frozen=True, eq=False)
+class GridState(NoiseState):
+    """A run over a grid.
+
+    Attributes:
+        points: of the whole run, noise first.
+        history: ((lambda, prediction), ...) of past steps, the latest last; for multistep samplers.
+    """
+
+    points: tuple[Point, ...] = ()
+    history: tuple[tuple[float, Any], ...] = ()
+
+
+G = TypeVar("G", bound=GridState)
+
+
+@dataclass(frozen=True)
+class GaussianSampler(Sampler):
+    """Base of the continuous samplers: x_t = alpha x_0 + sigma e, walked down a grid of times.
+
+    `end` says how a run closes. "zero": the last evaluation, at t_end, is returned as the denoised x_0 (k-diffusion's
+    trailing sigma = 0), so `steps` evaluations make steps - 1 solver steps and one first-order step to sigma = 0. "t_end":
+    all evaluations go into solver steps, and x is returned at t_end with what noise it has; for convergence studies.
+    """
+
+    family = "gaussian"
+
+    grid: str = option("logsnr", "spacing of the times: uniform in lambda, t or t^(1/2), or Karras et al.'s", choices=GRIDS)
+    t_start: float | None = option(None, "time to start from; none: the schedule's t_max", gt=0)
+    t_end: float | None = option(None, "time to end at; none: the schedule's t_min", gt=0)
+    end: str = option("zero", "return x_0 as denoised at t_end, or x at t_end", choices=("zero", "t_end"))
+
+    def times(self, canvas: NoiseCanvas, intervals: int) -> tuple[Point, ...]:
+        """`intervals` + 1 points from t_start to t_end."""
+        schedule = canvas.denoiser.schedule
+        start = schedule.t_max if self.t_start is None else self.t_start
+        end = schedule.t_min if self.t_end is None else self.t_end
+        if not end < start:
+            raise OptionError(f"sampler {self.name!r}: t_end={end:g} must be below t_start={start:g}")
+        first, last = Point.at(schedule, t=start), Point.at(schedule, t=end)
+        if not (math.isfinite(first.lam) and math.isfinite(last.lam)):
+            raise OptionError(
+                f"sampler {self.name!r}: the half log-SNR of {schedule!r} is not finite at t={start:g} or t={end:g}; "
+                "choose t_start and t_end inside"
+            )
+        points = [first]
+        for k in range(1, intervals):
+            r = k / intervals
+            if self.grid == "logsnr":
+                points.append(Point.at(schedule, lam=first.lam + r * (last.lam - first.lam)))
+            elif self.grid == "time_uniform":
+                points.append(Point.at(schedule, t=start + r * (end - start)))
+            elif self.grid == "time_quadratic":
+                points.append(Point.at(schedule, t=(start**0.5 + r * (end**0.5 - start**0.5)) ** 2))
+            else:  # Karras et al. 2022, eq. 5, rho = 7, on the noise-to-signal ratio e^{-lambda}
+                hi, lo = math.exp(-first.lam / 7), math.exp(-last.lam / 7)
+                points.append(Point.at(schedule, lam=-7 * math.log(hi + r * (lo - hi))))
+        return (*points, last) if intervals else (last,)
+
+    def solver_steps(self, canvas: NoiseCanvas) -> int:
+        """Evaluations left for solver steps."""
+        return canvas.steps - (self.end == "zero")
+
+    def init(self, canvas: NoiseCanvas) -> GridState:
+        return self.begin(canvas, self.times(canvas, self.solver_steps(canvas)))
+
+    def begin(self, canvas: NoiseCanvas, points: tuple[Point, ...], cls: type[G] = GridState, **more: Any) -> G:  # type: ignore[assignment]
+        """The first state on `points`: noise of the first point's scale (the data's own part of x_T is left out, as usual)."""
+        start = canvas.start()
+        x = start.x if canvas.x is not None else points[0].sigma * start.x
+        return cls(canvas, x, points=points, **more)
+
+    def finish(self, believe: Any, state: G) -> G | None:
+        """The closing step, once the grid is used up; None before that."""
+        if state.i + 1 < len(state.points):
+            return None
+        if self.end == "zero":
+            return self.moved(state, believe(state.x, state.points[-1].t), last=True)
+        return self.moved(state, state.x, last=True)
+
+    def moved(self, state: G, x: torch.Tensor, **changes: Any) -> G:
+        """The state one step on; the last of a "t_end" run is the one that reaches the end of the grid."""
+        reached = self.end == "t_end" and state.i + 2 >= len(state.points)
+        return dataclasses.replace(state, x=x, i=state.i + 1, **({"last": reached} | changes))
+
+    def expected_nfe(self, length: int, steps: int) -> float:
+        return steps
