@@ -1,0 +1,77 @@
+// The CPU kernel of masked_softmax, free of torch: raw pointers in, raw pointers out.
+#pragma once
+
+#include <stdint.h>
+
+namespace samplers::cpu {
+
+enum class Type : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
+
+// What the caller asked for, as bits; the Python side builds the same mask.
+enum Want : int64_t { kConfidence = 1, kMargin = 2, kEntropy = 4, kLse = 8, kGiven = 16 };
+
+// One chunk of one row after the pass.
+struct Chunk {
+  float m;        // reference: t = (x - m) * k
+  float max;      // largest entry
+  float sum[2];   // sum of weights, by weight set
+  float entropy;  // sum of weight * t, of the first set
+  bool bad;       // a NaN or +inf was met
+};
+
+// Best and second best value seen so far, lane by lane: which lane saw what does not matter for the two best values.
+constexpr int kLanes = 16;
+struct alignas(64) Lanes {
+  float first[kLanes], second[kLanes];
+};
+
+// What one instruction set offers.
+struct Kernels {
+  const char* name;
+  // One pass over `blocks` * 128 entries: reference, maximum, sums for `sets` temperatures. `ahead` is memory that will
+  // be wanted next; it is prefetched, never read.
+  using Pass = void (*)(const void* x, int blocks, const float* k, float kmax, const char* ahead, Chunk& out,
+                        Lanes& lanes);
+  Pass pass[3][3][2][2];  // [type][sets][entropy][top2]
+  // n entries to fp32, the rest of the chunk filled with -inf.
+  void (*widen)(Type type, const void* x, int n, float* out);
+  void (*guide)(float* a, const float* b, float w, int n);
+  // Weights of a whole fp32 chunk for a draw: entries below the floor weigh exactly 0.
+  void (*weights)(const float* x, float m, float k, float* out);
+  // out[i] = 2^x[i] in double.
+  void (*scales)(const double* x, int n, double* out);
+};
+
+extern const Kernels kAvx512, kAvx2, kPortable;
+
+// Chosen once, at first use: the widest the machine has, or what SAMPLERS_ISA says. choose("") chooses again.
+const Kernels& kernels();
+const char* choose(const char* name);  // for tests; returns what is in use now, nullptr if `name` cannot be had
+
+struct Rows {
+  const char* data;
+  int64_t stride;        // in bytes
+  const int64_t* index;  // row n reads row index[n]; null: n
+  const char* row(int64_t n) const { return data + (index ? index[n] : n) * stride; }
+};
+
+struct Job {
+  Type type;
+  int64_t n, vocab;
+  Rows logits;
+  const double* uniform;
+  double temperature, confidence_temperature;
+  const int64_t* forbid;  // ascending, without repetition, all in [0, vocab)
+  int64_t n_forbid;
+  Rows guidance;  // data null: none
+  float cfg_scale;
+  const int64_t* given;
+  int64_t want;
+  int64_t* token;
+  float *confidence, *margin, *entropy, *lse, *given_out;
+  int32_t* status;
+};
+
+void masked_softmax(const Job& job);
+
+}  // namespace samplers::cpu

@@ -1,0 +1,79 @@
+// AVX2 with FMA and F16C. See masked_softmax_avx512.cpp for the order of headers and pragma.
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../softmax_math.h"
+#include "masked_softmax.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include <immintrin.h>
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+
+namespace samplers::cpu {
+namespace {
+
+struct Simd {
+  static constexpr int kWidth = 8;
+  using V = __m256;
+  using M = __m256;
+  static inline V set1(float x) { return _mm256_set1_ps(x); }
+  static inline V load(const float* p) { return _mm256_loadu_ps(p); }
+  static inline V load_bf16(const uint16_t* p) {
+    const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+  }
+  static inline V load_fp16(const uint16_t* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static inline void store(float* p, V x) { _mm256_storeu_ps(p, x); }
+  static inline V add(V a, V b) { return _mm256_add_ps(a, b); }
+  static inline V sub(V a, V b) { return _mm256_sub_ps(a, b); }
+  static inline V mul(V a, V b) { return _mm256_mul_ps(a, b); }
+  static inline V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
+  static inline V max(V a, V b) { return _mm256_max_ps(a, b); }  // b if either is NaN
+  static inline V min(V a, V b) { return _mm256_min_ps(a, b); }
+  static inline V round(V x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static inline V scale(V p, V n) {  // 2^n is always normal here; a NaN converts to INT_MIN and p is NaN then anyway
+    const __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return mul(p, _mm256_castsi256_ps(_mm256_slli_epi32(e, 23)));
+  }
+  static inline float highest(V x) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+  }
+  static inline float halving_sum(V x) {
+    const __m128 b = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
+  }
+  static inline M no_mask() { return _mm256_setzero_ps(); }
+  static inline M or_nan(M m, V x) { return _mm256_or_ps(m, _mm256_cmp_ps(x, x, _CMP_UNORD_Q)); }
+  static inline bool any(M m) { return _mm256_movemask_ps(m) != 0; }
+  static inline V zero_below(V t, V floor, V w) { return _mm256_andnot_ps(_mm256_cmp_ps(t, floor, _CMP_LT_OQ), w); }
+  static inline V guided(V a, V b, V w) {
+    const V low = set1(-INFINITY), high = set1(INFINITY);
+    V r = fma(w, sub(a, b), a);
+    r = _mm256_blendv_ps(r, a, _mm256_or_ps(_mm256_cmp_ps(a, low, _CMP_EQ_OQ), _mm256_cmp_ps(b, low, _CMP_EQ_OQ)));
+    const V bad = _mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_UNORD_Q), _mm256_cmp_ps(b, high, _CMP_EQ_OQ));
+    return _mm256_blendv_ps(r, set1(NAN), bad);
+  }
+  static inline void merge(Lanes& lanes, V first, V second) {
+    const V f = load(lanes.first), s = load(lanes.second);
+    store(lanes.second, max(max(s, second), min(f, first)));
+    store(lanes.first, max(f, first));
+  }
+};
+
+#include "masked_softmax_pass.h"
+
+}  // namespace
+
+const Kernels kAvx2 = {"avx2", SAMPLERS_PASSES, widen, guide, weights, scales};
+
+}  // namespace samplers::cpu
+#pragma GCC pop_options
+#endif

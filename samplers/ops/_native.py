@@ -1,0 +1,58 @@
+"""Loads `samplers._C` if it may and can be loaded, and knows why where it is not."""
+
+import importlib
+import os
+import warnings
+
+import torch
+
+ISAS = ("avx512", "avx2", "portable")
+
+
+def _load():
+    """→ (module or None, why)."""
+    if os.environ.get("SAMPLERS_NATIVE", "") == "0":
+        return None, "SAMPLERS_NATIVE=0"
+    try:
+        module = importlib.import_module("samplers._C")
+    except ModuleNotFoundError as error:
+        if error.name != "samplers._C":
+            raise
+        return None, "the extension was not built (reinstall with `pip install --no-build-isolation`, SAMPLERS_NATIVE=1)"
+    except (ImportError, OSError, RuntimeError) as error:  # built for another torch or another machine
+        return None, f"samplers._C cannot be loaded: {error}"
+    wish = os.environ.get("SAMPLERS_ISA", "")
+    if wish and wish != module.isa():
+        if wish not in ISAS:
+            raise ValueError(f"SAMPLERS_ISA={wish!r} is not an instruction set; one of {', '.join(ISAS)} is")
+        warnings.warn(f"samplers: SAMPLERS_ISA={wish} cannot be had on this machine, using {module.isa()}", stacklevel=2)
+    return module, "loaded"
+
+
+C, REASON = _load()
+_said = False
+
+
+def say_once() -> None:
+    """The first op that runs on its twin for want of a native kernel says so; the others do not repeat it."""
+    global _said
+    if C is None and not _said:
+        _said = True
+        warnings.warn(f"samplers: ops run on their torch twins, which are right but slow: {REASON}", stacklevel=2)
+
+
+def status() -> dict:
+    """What runs the ops in this process.
+
+    Keys: `native` (bool), `reason` (str: "loaded", or why the twins run), `isa` (str, or None on the twins), `torch`
+    (version), `threads` (torch's intra-op threads) and, with the extension, its build facts: `compiler`, `cxx`,
+    `torch_built_with`, `cuda`.
+    """
+    facts = {
+        "native": C is not None,
+        "reason": REASON,
+        "isa": C.isa() if C else None,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    return {**facts, **(C.build_facts() if C else {})}

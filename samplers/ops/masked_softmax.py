@@ -1,0 +1,461 @@
+"""masked_softmax: token, probability and the like from rows of logits, in one read of them.
+
+`_twin` below is the specification. The native kernels (csrc/cpu/masked_softmax*.cpp) do the same operations in the same
+order, so both give the same bits: a token depends on the logits and its uniform, not on what computed it.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from samplers.ops import _native
+
+CHUNK = 1024  # vocabulary entries that share a reference
+BLOCK = 128  # fp32 accumulators a chunk; entry i of a chunk goes to accumulator i mod 128
+HEADROOM = 24.0  # how far, in powers of two, a weight may stand above its chunk's reference
+FLOOR = -126.0  # smallest exponent of a weight
+LOG2E = 1.4426950408889634074
+LN2 = 0.69314718055994530942
+# 2^r on [-1/2, 1/2], constant term first; the same numbers are in csrc/softmax_math.h.
+EXP2 = tuple(
+    float.fromhex(c)
+    for c in ("0x1p0", "0x1.62e42ap-1", "0x1.ebf9c2p-3", "0x1.c6b6d8p-5", "0x1.3ce8acp-7", "0x1.5bda40p-10")
+)
+EXP2D = tuple(
+    float.fromhex(c)
+    for c in (
+        "0x1p+0 0x1.62e42fefa39efp-1 0x1.ebfbdff82c5aep-3 0x1.c6b08d704a0c6p-5 0x1.3b2ab6fb9f1a5p-7 "
+        "0x1.5d87fe78a3f9cp-10 0x1.430913112c61bp-13 0x1.ffcbfc6da6ed1p-17 0x1.62bfc2c86d700p-20 "
+        "0x1.b524ebd13a55fp-24 0x1.e6228acd1c6e5p-28 0x1.e9ec1fcb69a7fp-32"
+    ).split()
+)
+WANT = {"confidence": 1, "margin": 2, "entropy": 4, "lse": 8, "given": 16}
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Beyond these, float32 cannot hold log2(e)/T.
+COLDEST, HOTTEST = 1e-30, 1e30
+
+SCHEMA = (
+    "masked_softmax(Tensor logits, Tensor? index, Tensor? uniform, float temperature, float confidence_temperature, "
+    "Tensor? forbid, Tensor? guidance, Tensor? guidance_index, float cfg_scale, Tensor? given, int want) -> "
+    "(Tensor token, Tensor confidence, Tensor margin, Tensor entropy, Tensor lse, Tensor given_probability, "
+    "Tensor status)"
+)
+
+
+class MaskedSoftmax(NamedTuple):
+    """What `masked_softmax` returns: a value a row, None where it was not wanted.
+
+    `status` is 0 where the row is fine, 1 where it holds a NaN or +inf, 2 where no token is possible; where it is not 0,
+    `token` is -1 and the floats are NaN.
+    """
+
+    token: Tensor  # (N,) int64
+    confidence: Tensor | None  # (N,) float32
+    margin: Tensor | None  # (N,) float32
+    entropy: Tensor | None  # (N,) float32
+    lse: Tensor | None  # (N,) float32
+    given: Tensor | None  # (N,) float32
+    status: Tensor  # (N,) int32
+
+
+def masked_softmax(
+    logits: Tensor,
+    index: Tensor | None = None,
+    *,
+    uniform: Tensor | None = None,
+    temperature: float = 0.0,
+    confidence_temperature: float = 1.0,
+    forbid: Tensor | None = None,
+    guidance: Tensor | None = None,
+    guidance_index: Tensor | None = None,
+    cfg_scale: float = 0.0,
+    want: tuple[str, ...] = ("confidence",),
+    given: Tensor | None = None,
+) -> MaskedSoftmax:
+    """The drawn or best token of each row, and how sure the row is of it.
+
+    With l the guided logits, forbidden ids at -inf, and p = softmax(l / confidence_temperature):
+
+    - token: a draw from softmax(l / temperature) by inverse CDF of `uniform`; at temperature 0 the best, the lowest id
+      among equals;
+    - confidence: p[token]; margin: p of the best less p of the second best; entropy of p in nats;
+      lse: log sum exp(l / confidence_temperature); given: p[given].
+
+    Args:
+        logits: (R, V) float32, bfloat16 or float16; the last dimension contiguous, rows at any stride.
+        index: (N,) int64, the rows of `logits` to read, repeats allowed. None: all of them, N = R.
+        uniform: (N,) float64 in [0, 1), a draw a row. Needed if temperature > 0, ignored at 0.
+        temperature: of the draw, >= 0.
+        confidence_temperature: of the probabilities, > 0.
+        forbid: (F,) int64, ids that are never drawn and carry no probability, whatever their logits are. Ids >= V are
+            ignored: a mask id may lie just past the vocabulary.
+        guidance: (R', V), dtype of `logits`: logits to move away from; l = logits + cfg_scale * (logits - guidance), in
+            fp32. -inf in `logits` stays -inf; where only `guidance` is -inf the logit is taken as it is; NaN in either or
+            +inf in `guidance` spoils the row.
+        guidance_index: (N,) int64, the rows of `guidance`. None: `index`.
+        cfg_scale: the strength w of guidance; at 0 `guidance` is not read.
+        want: which of "confidence", "margin", "entropy", "lse", "given" to compute.
+        given: (N,) int64 in [0, V), the ids of want "given".
+
+    Returns:
+        MaskedSoftmax. Everything is float32 except token (int64) and status (int32). No gradients.
+
+    Raises:
+        TypeError: a dtype is wrong. ValueError: a shape, a stride, a device, a number or a name is. IndexError: an id or
+        row is out of range. What needs a look at the data is checked on the CPU only: a device is never waited for.
+    """
+    bits = _check(
+        logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, want, given
+    )
+    args = (
+        logits.detach(),
+        _flat(index),
+        _flat(uniform) if temperature > 0 else None,
+        float(temperature),
+        float(confidence_temperature),
+        _flat(forbid),
+        guidance.detach() if guidance is not None and cfg_scale != 0 else None,
+        _flat(guidance_index),
+        float(cfg_scale),
+        _flat(given),
+        bits,
+    )
+    op = torch.ops.sampler_zoo.masked_softmax.default
+    if torch.compiler.is_compiling():
+        out = op(*args)
+    else:
+        try:
+            out = op(*args)
+        except RuntimeError:
+            _check_values(*args)  # the kernel noticed; say it in Python's terms
+            raise
+    token, *floats, status = out
+    return MaskedSoftmax(token, *(x if bits & bit else None for x, bit in zip(floats, WANT.values())), status)
+
+
+def _flat(x):
+    return None if x is None else x.detach().contiguous()
+
+
+def _check(logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, want, given):
+    """What can be seen without looking at the data; returns `want` as bits."""
+    where = "masked_softmax: "
+    _check_rows(logits, "logits")
+    rows, vocab = logits.shape
+    if vocab == 0:
+        raise ValueError(f"{where}logits have no columns: shape {tuple(logits.shape)}, expected (R, V) with V >= 1")
+    _check_vector(index, "index", torch.int64, None, logits.device)
+    n = rows if index is None else index.shape[0]
+    if not (math.isfinite(temperature) and (temperature == 0 or COLDEST <= temperature <= HOTTEST)):
+        raise ValueError(f"{where}temperature is {temperature}, expected 0 or a number from {COLDEST} to {HOTTEST}")
+    if not COLDEST <= confidence_temperature <= HOTTEST:
+        raise ValueError(
+            f"{where}confidence_temperature is {confidence_temperature}, expected a number from {COLDEST} to {HOTTEST}"
+        )
+    if temperature > 0:
+        if uniform is None:
+            raise ValueError(f"{where}temperature is {temperature}, so a draw is needed: uniform, ({n},) float64 in [0, 1)")
+        _check_vector(uniform, "uniform", torch.float64, n, logits.device)
+    _check_vector(forbid, "forbid", torch.int64, None, logits.device)
+    if not math.isfinite(cfg_scale):
+        raise ValueError(f"{where}cfg_scale is {cfg_scale}, expected a finite number")
+    if guidance is not None:
+        _check_rows(guidance, "guidance")
+        if guidance.shape[1] != vocab:
+            raise ValueError(f"{where}guidance has {guidance.shape[1]} columns, logits have {vocab}")
+        if guidance.dtype != logits.dtype:
+            raise TypeError(f"{where}guidance is {guidance.dtype}, logits are {logits.dtype}; expected the same")
+        if guidance.device != logits.device:
+            raise ValueError(f"{where}guidance is on {guidance.device}, logits on {logits.device}; expected the same")
+        _check_vector(guidance_index, "guidance_index", torch.int64, n, logits.device)
+        if index is None and guidance_index is None and guidance.shape[0] != rows:
+            raise ValueError(
+                f"{where}guidance has {guidance.shape[0]} rows, logits have {rows}; guidance_index says which to read"
+            )
+    elif cfg_scale != 0 or guidance_index is not None:
+        name = "guidance_index" if cfg_scale == 0 else "cfg_scale"
+        raise ValueError(f"{where}{name} is given without guidance, the second set of logits")
+    if isinstance(want, str):
+        raise TypeError(f"{where}want is the string {want!r}, expected a tuple of names such as ({want!r},)")
+    for name in want:
+        if name not in WANT:
+            raise ValueError(f"{where}want has {name!r}, expected any of {', '.join(WANT)}")
+    if ("given" in want) != (given is not None):
+        raise ValueError(f"{where}want 'given' and the argument given go together, one is missing")
+    _check_vector(given, "given", torch.int64, n, logits.device)
+    return sum(WANT[name] for name in set(want))
+
+
+def _check_rows(x, name):
+    where = f"masked_softmax: {name}"
+    if x.dim() != 2:
+        raise ValueError(f"{where} has shape {tuple(x.shape)}, expected two dimensions (R, V)")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{where} is {x.dtype}, expected float32, bfloat16 or float16")
+    if x.shape[1] > 1 and x.stride(1) != 1:
+        raise ValueError(f"{where} has strides {tuple(x.stride())}, expected a contiguous last dimension (stride 1)")
+
+
+def _check_vector(x, name, dtype, size, device):
+    if x is None:
+        return
+    where = f"masked_softmax: {name}"
+    if x.dim() != 1 or (size is not None and x.shape[0] != size):
+        raise ValueError(f"{where} has shape {tuple(x.shape)}, expected ({'any length' if size is None else size},)")
+    if x.dtype != dtype:
+        raise TypeError(f"{where} is {x.dtype}, expected {dtype}")
+    if x.device != device:
+        raise ValueError(f"{where} is on {x.device}, logits on {device}; expected the same")
+
+
+def _check_values(
+    logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, given, want
+):
+    """What needs a look at the data: on the CPU only, since elsewhere a look is a wait."""
+    if logits.device.type != "cpu":
+        return
+    rows, vocab = logits.shape
+
+    def inside(ids, bound, name, of):
+        bad = None if ids is None else ((ids < 0) | (ids >= bound)).nonzero()
+        if bad is not None and len(bad):
+            i = int(bad[0])
+            raise IndexError(f"masked_softmax: {name}[{i}] is {int(ids[i])}, expected 0 to {bound - 1} ({of})")
+
+    inside(index, rows, "index", "rows of logits")
+    inside(given, vocab, "given", "ids of the vocabulary")
+    if guidance is not None:
+        if guidance_index is not None:
+            inside(guidance_index, guidance.shape[0], "guidance_index", "rows of guidance")
+        else:
+            inside(index, guidance.shape[0], "index", "rows of guidance, for want of guidance_index")
+    if forbid is not None and (forbid < 0).any():
+        i = int((forbid < 0).nonzero()[0])
+        raise IndexError(f"masked_softmax: forbid[{i}] is {int(forbid[i])}, expected an id, 0 or more")
+    if uniform is not None and temperature > 0:
+        bad = (~((uniform >= 0) & (uniform < 1))).nonzero()
+        if len(bad):
+            i = int(bad[0])
+            raise ValueError(f"masked_softmax: uniform[{i}] is {float(uniform[i])}, expected a number in [0, 1)")
+
+
+# ---- the twin --------------------------------------------------------------------------------------------------------
+
+
+def _fma(a, b, c):
+    """fp32 fused multiply-add. The product is exact in double; the sum is rounded twice, which differs from a true FMA
+    about once in 10^9."""
+    return (a.double() * b.double() + c.double()).float() if isinstance(c, Tensor) else (a.double() * b.double() + c).float()
+
+
+def _exp2(t):
+    """2^t in fp32, t >= -126."""
+    n = t.round()  # half to even
+    r = (t - n).double()
+    p = torch.full_like(t, EXP2[5])
+    for c in EXP2[4::-1]:
+        p = (p.double() * r + c).float()
+    return p * ((n.nan_to_num(0.0, 0.0, 0.0).to(torch.int32) + 127) << 23).view(torch.float32)
+
+
+def _exp2_double(x):
+    """2^x in double, x <= 1000; 0 below -1000."""
+    n = x.clamp(min=-1000.0).round()
+    r = x.clamp(min=-1000.0) - n
+    p = torch.full_like(x, EXP2D[11])
+    for c in EXP2D[10::-1]:
+        p = p * r + c
+    power = ((n.nan_to_num(0.0, 0.0, 0.0).to(torch.int64) + 1023) << 52).view(torch.float64)
+    return torch.where(x < -1000.0, 0.0, p * power)
+
+
+def _halving_sum(acc):
+    """(..., 128) → (...): acc[j] + acc[j + 64], then + 32, ... + 1."""
+    while acc.shape[-1] > 1:
+        half = acc.shape[-1] // 2
+        acc = acc[..., :half] + acc[..., half:]
+    return acc[..., 0]
+
+
+def _guide(a, b, w):
+    """(1 + w) a - w b, with what is impossible kept impossible."""
+    out = _fma(torch.tensor(w, dtype=torch.float32, device=a.device), a - b, a)
+    out = torch.where((a == -math.inf) | (b == -math.inf), a, out)
+    return torch.where(a.isnan() | b.isnan() | (b == math.inf), math.nan, out)
+
+
+def _twin(
+    logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, given, want
+):
+    """The op in torch, on any device: the specification that the kernels follow bit for bit."""
+    _check_values(
+        logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, given, want
+    )
+    device, vocab = logits.device, logits.shape[1]
+    n = logits.shape[0] if index is None else index.shape[0]
+    if guidance is not None and cfg_scale == 0:
+        guidance = None
+    if guidance is not None and guidance_index is None:
+        guidance_index = index
+    chunks = -(-vocab // CHUNK)
+    forbidden = None
+    if forbid is not None and forbid.numel():  # one slot more, for ids past the vocabulary
+        forbidden = torch.zeros(vocab + 1, dtype=torch.bool, device=device)
+        forbidden[forbid.clamp(max=vocab)] = True
+        forbidden = forbidden[:vocab]  # (V,) bool
+
+    slabs = []
+    step = max(1, (1 << (21 if device.type == "cpu" else 25)) // (chunks * CHUNK))
+    for begin in range(0, n, step):
+        here = slice(begin, min(begin + step, n))
+        x = (logits[here] if index is None else logits[index[here]]).float()  # (n, V) float32
+        if guidance is not None:
+            b = (guidance[here] if guidance_index is None else guidance[guidance_index[here]]).float()
+            x = _guide(x, b, cfg_scale)
+        if forbidden is not None:
+            x = x.masked_fill(forbidden, -math.inf)
+        u = uniform[here] if temperature > 0 else None
+        ids = given[here] if want & WANT["given"] else None
+        slabs.append(_twin_slab(x, u, temperature, confidence_temperature, ids, want))
+    if not slabs:
+        return _empty(0, want, device)
+    return tuple(torch.cat(parts) for parts in zip(*slabs))
+
+
+def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
+    """Rows x (n, V) float32, guided, forbidden ids at -inf."""
+    n, vocab = x.shape
+    chunks = -(-vocab // CHUNK)
+    bad = (x.isnan() | (x == math.inf)).any(1)  # (n,) bool
+    padded = torch.nn.functional.pad(x, (0, chunks * CHUNK - vocab), value=-math.inf)
+    cells = padded.view(n, chunks, CHUNK // BLOCK, BLOCK)  # (n, C, 8, 128) float32
+    # A block that lies wholly past the end of the vocabulary is not there: it adds nothing to any accumulator.
+    blocks = -(-vocab // BLOCK) - (chunks - 1) * (CHUNK // BLOCK)
+
+    # Weight sets: the confidence's first, the draw's last; equal temperatures share one.
+    temperatures = [confidence_temperature] if want else []
+    if temperature > 0 and temperature not in temperatures:
+        temperatures.append(temperature)
+    ks = [torch.tensor(LOG2E / T, dtype=torch.float32, device=device) for T in temperatures] if (device := x.device) else []
+
+    highest_of = cells.amax((2, 3))  # (n, C) float32
+    best_value = highest_of.amax(1)  # (n,) float32
+    m = highest_of
+    if ks:
+        head = cells[:, :, 0].amax(2)
+        m = torch.where((highest_of - head) * max(ks) <= HEADROOM, head, highest_of)  # (n, C) float32: the references
+    reference = m.amax(1).double()  # (n,) float64
+    offset = m.double() - reference[:, None]  # (n, C) float64
+    status = torch.where(bad, 1, torch.where(best_value == -math.inf, 2, 0)).to(torch.int32)  # (n,) int32
+
+    sums, scales, totals, entropies = [], [], [], None
+    empty = m == -math.inf
+    centred = cells - m[:, :, None, None]
+    for which, k in enumerate(ks):
+        t = (centred * k).clamp(min=FLOOR)
+        w = _exp2(t)
+        w[:, -1, blocks:] = 0.0
+        acc = w[:, :, 0]
+        for j in range(1, CHUNK // BLOCK):
+            acc = acc + w[:, :, j]
+        sums.append(_halving_sum(acc).masked_fill(empty, 0.0))  # (n, C) float32
+        if which == 0 and want & WANT["entropy"]:
+            acc = w[:, :, 0] * t[:, :, 0]
+            for j in range(1, CHUNK // BLOCK):
+                acc = _fma(w[:, :, j], t[:, :, j], acc)
+            entropies = _halving_sum(acc)  # (n, C) float32
+        scales.append(_exp2_double(offset * (LOG2E / temperatures[which])))  # (n, C) float64
+        totals.append((sums[-1].double() * scales[-1]).cumsum(1))  # (n, C) float64, in chunk order
+
+    if temperature > 0:
+        token = _draw(cells, m, sums[-1], scales[-1], totals[-1], ks[-1], uniform)
+    else:
+        ids = torch.arange(vocab, device=device)
+        token = torch.where(x == best_value[:, None], ids, vocab).amin(1).clamp(max=vocab - 1)  # the lowest of equals
+
+    def probability(logit):
+        return (_exp2_double((logit.double() - reference) * k64) / total).clamp(max=1.0)
+
+    def finish(value):
+        return torch.where(status == 0, value, math.nan).float()  # (n,) float32
+
+    confidence, margin, entropy, lse, given_out = _empty(n, 0, device)[1:6]
+    if want:
+        k64, total = LOG2E / confidence_temperature, totals[0][:, -1]
+    if want & WANT["confidence"]:
+        confidence = finish(probability(x.gather(1, token[:, None])[:, 0]))
+    if want & WANT["margin"]:
+        is_best = x == best_value[:, None]
+        second = x.masked_fill(is_best, -math.inf).amax(1)
+        second = torch.where(is_best.sum(1) > 1, best_value, second)
+        first, second = ((_exp2_double((v.double() - reference) * k64)) for v in (best_value, second))
+        margin = finish(((first - second) / total).clamp(max=1.0))
+    if want & WANT["entropy"]:
+        part = scales[0] * (entropies.double() + sums[0].double() * (offset * k64))
+        part = torch.where(scales[0] == 0, 0.0, part).cumsum(1)[:, -1]
+        entropy = finish((total.log() - LN2 * part / total).clamp(min=0.0))
+    if want & WANT["lse"]:
+        lse = finish(reference / confidence_temperature + total.log())
+    if want & WANT["given"]:
+        given_out = finish(probability(x.gather(1, given[:, None])[:, 0]))
+    return torch.where(status == 0, token, -1), confidence, margin, entropy, lse, given_out, status
+
+
+def _draw(cells, m, sums, scales, cumulative, k, uniform):
+    """Inverse CDF: first the chunk, then the entry in it."""
+    n, chunks = m.shape
+    target = uniform * cumulative[:, -1]  # (n,) float64
+    chunk = _first_above(cumulative, target, sums.double() * scales > 0)  # (n,) int64
+    weight = (sums.double() * scales).gather(1, chunk[:, None])[:, 0]
+    # The weight before a chunk is the sum so far, not a difference of sums.
+    before = torch.nn.functional.pad(cumulative, (1, 0)).gather(1, chunk[:, None])[:, 0]
+
+    rows = torch.arange(n, device=m.device)
+    x = cells.view(n, chunks, CHUNK)[rows, chunk]  # (n, 1024) float32
+    t = (x - m[rows, chunk][:, None]) * k
+    w = torch.where(t < FLOOR, 0.0, _exp2(t.clamp(min=FLOOR)))
+    inside = w.double().cumsum(1)
+    goal = (target - before) / weight * inside[:, -1]
+    return chunk * CHUNK + _first_above(inside, goal, w > 0)
+
+
+def _first_above(cumulative, target, positive):
+    """First column whose cumulative sum exceeds the target; the last with weight where rounding left none."""
+    columns = torch.arange(cumulative.shape[1], device=cumulative.device)
+    count = columns.numel()
+    first = torch.where(cumulative > target[:, None], columns, count).amin(1)
+    last = torch.where(positive, columns, 0).amax(1)
+    return torch.where(first < count, first, last)
+
+
+def _empty(n, want, device):
+    floats = [torch.empty(n if want & bit else 0, dtype=torch.float32, device=device) for bit in WANT.values()]
+    return (
+        torch.empty(n, dtype=torch.int64, device=device),
+        *floats,
+        torch.empty(n, dtype=torch.int32, device=device),
+    )
+
+
+# ---- registration ----------------------------------------------------------------------------------------------------
+
+
+def _fallback(*args):
+    _native.say_once()
+    return _twin(*args)
+
+
+def _fake(
+    logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, given, want
+):
+    return _empty(logits.shape[0] if index is None else index.shape[0], want, logits.device)
+
+
+_library = torch.library.Library("sampler_zoo", "FRAGMENT")
+if _native.C is None:
+    _library.define(SCHEMA)
+    _library.impl("masked_softmax", _fallback, "CPU")
+_library.impl("masked_softmax", _twin, "CUDA")
+torch.library.register_fake("sampler_zoo::masked_softmax", _fake, lib=_library)
