@@ -152,7 +152,9 @@ class Believe:
         want = (want,) if isinstance(want, str) else tuple(want)
         made: dict[str, Tensor] = {"token": torch.full_like(state.x, canvas.mask_id)}
         made |= {name: torch.full(rows.shape, _ELSEWHERE[name], device=rows.device) for name in want}
-        if denoiser.time_conditioned and t is None:
+        if not denoiser.time_conditioned:
+            t = None
+        elif t is None:
             t = state.noise_level
         needed = rows.sum(1)  # (B,)
         # Which rows run is the driver's one look at the device in a step; nothing below waits again.
