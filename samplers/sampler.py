@@ -24,11 +24,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
-
 from .errors import OptionError, did_you_mean
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .canvas import Canvas, NoiseCanvas
 
 __all__ = ["Option", "Sampler", "State", "create", "list_samplers", "option"]

@@ -12,7 +12,7 @@ import torch
 
 import samplers
 from samplers import Canvas, OptionError, Sampler, registry
-from samplers.denoiser import FAMILIES
+from samplers.registry import FAMILIES
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, solve_ode
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
