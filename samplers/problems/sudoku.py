@@ -21,7 +21,6 @@ from .base import (
     Score,
     check_reals,
     check_tokens,
-    truth_normals,
     truth_uniforms,
     wilson,
 )
