@@ -36,7 +36,7 @@ DATA = Path(__file__).parent / "data" / "digits.npz"
 
 # Entropy of the law per pixel in nats, and its standard error: what `estimate_entropy(100_000)` returns for the
 # default options. Other options have theirs estimated when they are first scored.
-_ENTROPY: dict[str, tuple[float, float]] = {}
+_ENTROPY = {"tokens": (0.6204428831242437, 0.00031634), "gaussian": (-0.9892349945387442, 0.00027893)}
 
 
 def make_data(path: str | Path = DATA) -> None:
