@@ -308,9 +308,9 @@ class Digits(Problem):
         )  # (n,)
         if "tokens" not in self._laws:
             both = self.kernel @ k @ self.kernel.t()
-            self._laws["tokens"] = sum(
-                float(law.log_weights(part, table=both).exp().sum()) for part in self.images.split(512)
-            ) / n**2
+            self._laws["tokens"] = (
+                sum(float(law.log_weights(part, table=both).exp().sum()) for part in self.images.split(512)) / n**2
+            )
         return self._pairs(self.to_reals(x)), (to_law - math.log(n)).exp(), self._laws["tokens"]
 
     def _real_kernel(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -320,7 +320,9 @@ class Digits(Problem):
         to_law = (h2 / (h2 + s2)) ** 32 * torch.exp(-squares / (2 * (h2 + s2))).mean(1)  # (n,)
         if "gaussian" not in self._laws:
             squares = self._squared_distances(self.to_reals(self.images), self.images)
-            self._laws["gaussian"] = (h2 / (h2 + 2 * s2)) ** 32 * float(torch.exp(-squares / (2 * (h2 + 2 * s2))).mean())
+            self._laws["gaussian"] = (h2 / (h2 + 2 * s2)) ** 32 * float(
+                torch.exp(-squares / (2 * (h2 + 2 * s2))).mean()
+            )
         return self._pairs(x), to_law, self._laws["gaussian"]
 
     def _pairs(self, reals: Tensor) -> Tensor:

@@ -206,9 +206,7 @@ class Sudoku4(Problem):
         """Four lines, the digits 1 to 4, '·' at masks, boxes apart."""
         row = self.decode(x_row.detach().cpu()).tolist()
         marks = [str(v + 1) if 0 <= v < 4 else "·" for v in row]
-        lines = [
-            f"{marks[4 * r]} {marks[4 * r + 1]} │ {marks[4 * r + 2]} {marks[4 * r + 3]}" for r in range(4)
-        ]
+        lines = [f"{marks[4 * r]} {marks[4 * r + 1]} │ {marks[4 * r + 2]} {marks[4 * r + 3]}" for r in range(4)]
         return "\n".join([*lines[:2], "────┼────", *lines[2:]])
 
 
