@@ -47,7 +47,7 @@ def create(name: str, **options: Any) -> Problem:
         raise UnknownNameError(f"unknown problem {name!r}{did_you_mean(str(name), known)}. Known: {', '.join(known)}")
     module, cls_name = _PROBLEMS[name].split(":")
     cls = getattr(importlib.import_module(f".{module}", __name__), cls_name)
-    known = [p for p in inspect.signature(cls).parameters]
+    known = list(inspect.signature(cls).parameters)
     for option in options:
         if option not in known:
             raise OptionError(

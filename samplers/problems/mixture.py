@@ -1,4 +1,4 @@
-"""mixture: Gaussian mixtures whose score is known in closed form, and a high-precision solution of the ODE as the truth."""
+"""mixture: Gaussian mixtures whose score has a closed form, and a high-precision solution of their ODE."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ PRESETS = ("eight", "rings8", "two")
 class MixtureDenoiser(GaussianDenoiser):
     """E[x_0 | x_t] of a mixture of isotropic Gaussians, block by block, exact and stable.
 
-    x is cut into independent blocks of d coordinates, each of the law sum_k w_k N(m_k, s_k^2 I). With a, s the schedule's
-    and v_k = a^2 s_k^2 + s^2, component k is responsible by r_k, proportional to w_k v_k^(-d/2) exp(-|x - a m_k|^2 / 2 v_k), and
+    x is cut into independent blocks of d coordinates, each of the law sum_k w_k N(m_k, s_k^2 I). With a, s the
+    schedule's and v_k = a^2 s_k^2 + s^2, component k is responsible by r_k, proportional to w_k v_k^(-d/2) exp(-|x - a
+    m_k|^2 / 2 v_k), and
         E[x_0 | x_t]  =  sum_k r_k (m_k + (a s_k^2 / v_k) (x - a m_k)).
     (Tweedie's formula; log-sum-exp for r.)
 
@@ -103,8 +104,8 @@ class Mixture(Problem):
         schedule: the default of its denoisers and of `truth`.
 
     Scores: `energy` (energy distance to the exact law; its floor is the mean of exact samples), `mean_error` and
-    `variance_error` (norms over coordinates, with floors), and for "two" `ks`, the largest Kolmogorov-Smirnov distance of
-    a coordinate. Plots use `energy`.
+    `variance_error` (norms over coordinates, with floors), and for "two" `ks`, the largest Kolmogorov-Smirnov distance
+    of a coordinate. Plots use `energy`.
     """
 
     name = "mixture"
@@ -190,8 +191,8 @@ class Mixture(Problem):
     ) -> Tensor:
         """Where the probability-flow ODE takes x_T: what deterministic solvers converge to.
 
-        In y = x / alpha and lambda = log(alpha / sigma) the ODE is dy/dlambda = E[x_0 | x] - y: no schedule is left in it.
-        Solved by scipy's DOP853 in float64 at two tolerances, which must agree to 1e-10.
+        In y = x / alpha and lambda = log(alpha / sigma) the ODE is dy/dlambda = E[x_0 | x] - y: no schedule is left in
+        it. Solved by scipy's DOP853 in float64 at two tolerances, which must agree to 1e-10.
 
         Args:
             x_T: (B, dim), the state at t_start.
@@ -286,7 +287,7 @@ class Mixture(Problem):
         return float(_distance_from_transform(weights, variances, off.expand(1, self.blocks, -1), self.means.shape[1]))
 
     def _ks(self, x: Tensor) -> Estimate:
-        """The largest of the coordinates' Kolmogorov-Smirnov distances. The interval is the binomial's at the largest gap."""
+        """The largest Kolmogorov-Smirnov distance of a coordinate; the interval is the binomial's at that gap."""
         from scipy.integrate import trapezoid
         from scipy.stats import kstwobign
 
@@ -296,13 +297,12 @@ class Mixture(Problem):
         cdf = (self.weights * torch.special.ndtr(z)).sum(-1)  # (n, dim)
         above = torch.arange(1, n + 1, dtype=torch.float64)[:, None] / n
         gap = torch.maximum(above - cdf, cdf - above + 1 / n)  # (n, dim)
-        value, at = gap.flatten().max(0)
+        value, at = float(gap.max()), int(gap.argmax())
         p = float(cdf.flatten()[at])
         half = Z95 * math.sqrt(max(p * (1 - p), 1 / n) / n)
         # E max of dim independent Kolmogorov variables, as the integral of 1 - F^dim.
         grid = np.linspace(1e-6, 4, 4001)
         truth = float(trapezoid(1 - kstwobign.cdf(grid) ** self.dim, grid)) / math.sqrt(n)
-        value = float(value)
         return Estimate(value, max(0.0, value - half), min(1.0, value + half), n, "lower", truth)
 
     # pictures
@@ -332,14 +332,14 @@ class Mixture(Problem):
 def _distance_from_transform(weights: Tensor, variances: Tensor, off: Tensor, d: int) -> Tensor:
     """E|Z| for Z of independent blocks, each a mixture of K isotropic Gaussians in d dimensions.
 
-    |Z| = (1 / 2 sqrt(pi)) int_0^inf (1 - exp(-s |Z|^2)) s^(-3/2) ds, and the mean of the exponential is a product over blocks
-    of sums over components of (1 + 2 s v_k)^(-d/2) exp(-s off_k / (1 + 2 s v_k)). In log s the integrand dies off
-    exponentially at both ends, where the trapezoid rule is exact to rounding.
+    |Z| = (1 / 2 sqrt(pi)) int_0^inf (1 - exp(-s |Z|^2)) s^(-3/2) ds, and the mean of the exponential is a product over
+    blocks of sums over components of (1 + 2 s v_k)^(-d/2) exp(-s off_k / (1 + 2 s v_k)). In log s the integrand dies
+    off exponentially at both ends, where the trapezoid rule is exact to rounding.
 
     Args:
         weights, variances: (K,). off: (n, blocks, K), squared distances to the components' means.
     """
-    log_s = torch.linspace(-46.0, 60.0, 531, dtype=torch.float64)  # (Q,), steps of 0.2
+    log_s = torch.linspace(-60.0, 60.0, 601, dtype=torch.float64)  # (Q,), steps of 0.2
     s = log_s.exp()
     total = torch.zeros(len(off), dtype=torch.float64)
     for point in s:

@@ -49,7 +49,8 @@ def _default_corpus() -> str:
 def fit_chain(codes: np.ndarray, vocab: int, order: int, smoothing: float) -> list[Tensor]:
     """The chain's tables [p(c), p(c|b), ..., p(c|...)] of 1 to `order` characters; the k-th is (V,) * k float64.
 
-    Each is additively smoothed with `smoothing` V pseudo-counts shared out as the next shorter context does, the shortest
+    Each is additively smoothed with `smoothing` V pseudo-counts shared out as the next shorter context does, the
+    shortest
     uniformly: an unseen context is as its shorter one, and every string has a positive probability.
     """
     tables: list[Tensor] = []
@@ -69,15 +70,16 @@ def fit_chain(codes: np.ndarray, vocab: int, order: int, smoothing: float) -> li
 class ChainTokens(ExactTokens):
     """Posteriors of a Markov chain of `order` n (a state is the last n - 1 tokens), by forward-backward.
 
-    With e_k(c) = p(x_k | c), which is 1 at a mask, [c = x_k] at a visible token and (1 - t) [c = x_k] + t/V under uniform
-    noise, p(x_0,k = c | x) is proportional to the sum over states that end in c of forward x backward. Both are float64 and
-    rescaled by their largest entry, so nothing underflows. Work is L V^n a row.
+    With e_k(c) = p(x_k | c), which is 1 at a mask, [c = x_k] at a visible token and (1 - t) [c = x_k] + t/V under
+    uniform noise, p(x_0,k = c | x) is proportional to the sum over states that end in c of forward x backward. Both are
+    float64 and rescaled by their largest entry, so nothing underflows. Work is L V^n a row.
 
-    BLAS adds in an order that depends on shapes, so rows are always computed in blocks of one size, filled up if need be: a
-    row's answer is then the same in every batch.
+    BLAS adds in an order that depends on shapes, so rows are always computed in blocks of one size, filled up if need
+    be: a row's answer is then the same in every batch.
 
     Args:
-        tables: the conditionals of 1, 2, ..., n tokens, the k-th of shape (V,) * k, positive, as `fit_chain` makes them.
+        tables: the conditionals of 1, 2, ..., n tokens, the k-th of shape (V,) * k, positive, as `fit_chain` makes
+            them.
         length: L, at least n - 1.
         family: masked or uniform.
     """
@@ -281,7 +283,7 @@ class Text(Problem):
 
     @functools.cached_property
     def _law(self) -> tuple[float, Tensor, Tensor]:
-        """(entropy a character, characters' mean law (V,), neighbours' mean law (V, V)), exact, over the L positions."""
+        """(entropy a character, characters' mean law (V,), neighbours' mean law (V, V)), exact, over all positions."""
         v, length = self.tokens, self._length
         entropy, single, pairs = 0.0, torch.zeros(v, dtype=torch.float64), torch.zeros(v, v, dtype=torch.float64)
         state = torch.ones((), dtype=torch.float64)  # the law of the last characters, at most order - 1 of them
@@ -331,7 +333,7 @@ class Text(Problem):
         return Estimate(value, max(0.0, value - half), min(1.0, value + half), len(x), "lower", floor)
 
     def _floor(self, n: int) -> float:
-        """What exact samples of this n score, by simulation: neighbours in a row depend on each other, so no formula."""
+        """What n exact samples score, by simulation: pairs in a row depend on each other, so there is no formula."""
         if n not in self._floors:
             times = max(2, min(8, 16000 // n))
             # Seeds of their own: a user's exact samples of a small seed are not compared with themselves.
