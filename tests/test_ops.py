@@ -23,18 +23,18 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 needs_native = pytest.mark.skipif(C is None, reason=f"no native extension: {_native.REASON}")
 
 
-@pytest.fixture(params=_native.ISAS)
-def isa(request):
-    """Runs a test once for each instruction set of this machine."""
-    if C is None:
-        pytest.skip(_native.REASON)
+def isas():
+    """The instruction sets of this machine, each chosen in turn; the first choice again at the end."""
     before = C.isa()
     try:
-        C._choose_isa(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    C._choose_isa(before)
+        for name in _native.ISAS:
+            try:
+                C._choose_isa(name)
+            except ValueError:
+                continue
+            yield name
+    finally:
+        C._choose_isa(before)
 
 
 def randn(n, v, seed=0, scale=4.0, dtype=torch.float32):
@@ -57,7 +57,10 @@ def twin(logits, index=None, **kw):
     defaults.update(guidance=None, guidance_index=None, cfg_scale=0.0)
     bits = ms._want(want, given)
     call = ms._Call(logits=logits, index=index, given=given, want=bits, **{**defaults, **kw})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # hundreds of small torch ops: on a busy machine each would wait for the other core
     token, *floats, status = ms._twin(*call)
+    torch.set_num_threads(threads)
     return ms.MaskedSoftmax(token, *(x if bits & b else None for x, b in zip(floats, ms.WANT.values())), status)
 
 
@@ -74,7 +77,9 @@ def assert_same(a, b, ulp=1):
 
 
 def compare(logits, index=None, **kw):
-    assert_same(masked_softmax(logits, index, **kw), twin(logits, index, **kw))
+    expected = twin(logits, index, **kw)
+    for _ in isas():
+        assert_same(masked_softmax(logits, index, **kw), expected)
 
 
 def truth(l, T=1.0):
@@ -85,9 +90,10 @@ def truth(l, T=1.0):
 # ---- native == twin --------------------------------------------------------------------------------------------------
 
 
+@needs_native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("vocab", "rows"), [(3, 1500), (17, 1500), (129, 1000), (1000, 400), (1024, 300), (1025, 300)])
-def test_twin_small(isa, dtype, vocab, rows):
+def test_twin_small(dtype, vocab, rows):
     x = randn(rows, vocab, dtype=dtype)
     for temperature in (0.0, 0.3, 0.7, 1.0, 2.0):
         u = uniforms(rows, int(10 * temperature))
@@ -96,12 +102,13 @@ def test_twin_small(isa, dtype, vocab, rows):
         )
 
 
+@needs_native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_twin_large(isa, dtype):
-    x = randn(150, 5000, dtype=dtype)
+def test_twin_large(dtype):
+    x = randn(100, 5000, dtype=dtype)
     for temperature, confidence_temperature in ((0.0, 1.0), (0.7, 1.0), (0.3, 0.3), (1.0, 2.0), (2.0, 1.0)):
-        kw = {"temperature": temperature, "confidence_temperature": confidence_temperature, "uniform": uniforms(150)}
-        compare(x, want=ALL, given=ids(150, 5000), forbid=torch.tensor([4999, 7, 7, 2048, 5000]), **kw)
+        kw = {"temperature": temperature, "confidence_temperature": confidence_temperature, "uniform": uniforms(100)}
+        compare(x, want=ALL, given=ids(100, 5000), forbid=torch.tensor([4999, 7, 7, 2048, 5000]), **kw)
     x = randn(5, 126464, dtype=dtype)
     compare(x, temperature=0.7, uniform=uniforms(5), want=ALL, given=ids(5, 126464), forbid=torch.tensor([126336]))
 
@@ -131,7 +138,7 @@ def test_twin_shapes_of_data():
 
 @needs_native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_twin_strides_index_guidance(isa, dtype):
+def test_twin_strides_index_guidance(dtype):
     store = randn(64, 3 * 2000, dtype=dtype)
     x, g = store[::2, 1:1501], store[1::2, 2003:3503]  # rows 2 apart, starts that are aligned to nothing
     x[3, 7] = -math.inf
@@ -209,7 +216,7 @@ def test_extremes():
     assert flat.margin.item() == 0
     assert flat.entropy.item() == pytest.approx(math.log(3000), abs=1e-5)
     single = masked_softmax(torch.tensor([[3.0]]), want=("confidence", "margin", "entropy", "lse"))
-    assert [v.item() for v in single[:5]] == [0, 1.0, 1.0, 0.0, 3.0]
+    assert [single.token.item(), single.confidence.item(), single.margin.item(), single.lse.item()] == [0, 1, 1, 3]
 
 
 def test_probabilities_never_exceed_one():
@@ -311,7 +318,7 @@ def test_guidance_is_its_formula():
 @pytest.mark.parametrize("want", [(), ("confidence",), ALL])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("vocab", [50, 3000])
-def test_status(request, want, temperature, vocab):
+def test_status(want, temperature, vocab):
     x = randn(9, vocab)
     x[0, 13] = math.nan
     x[1, vocab - 1] = math.inf
@@ -328,14 +335,7 @@ def test_status(request, want, temperature, vocab):
         kw["given"] = ids(9, vocab)
     outs = [twin(x, **kw)]
     if C:
-        before = C.isa()
-        for name in _native.ISAS:
-            try:
-                C._choose_isa(name)
-            except ValueError:
-                continue
-            outs.append(masked_softmax(x, **kw))
-        C._choose_isa(before)
+        outs += [masked_softmax(x, **kw) for _ in isas()]
     for out in outs:
         assert out.status.tolist() == [1, 1, 2, 0, 1, 1, 1, 1, 0]
         bad = out.status != 0

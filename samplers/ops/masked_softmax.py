@@ -357,10 +357,12 @@ def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
     (n, vocab), device = x.shape, x.device
     chunks = -(-vocab // CHUNK)
     bad = (x.isnan() | (x == math.inf)).any(1)  # (n,) bool
-    padded = torch.nn.functional.pad(x, (0, chunks * CHUNK - vocab), value=-math.inf)
-    cells = padded.view(n, chunks, CHUNK // BLOCK, BLOCK)  # (n, C, 8, 128) float32
-    # A block that lies wholly past the end of the vocabulary is not there: it adds nothing to any accumulator.
-    blocks = -(-vocab // BLOCK) - (chunks - 1) * (CHUNK // BLOCK)
+    # A block that lies wholly past the end of the vocabulary is not there: it adds nothing to any accumulator. So a
+    # small vocabulary has one chunk of fewer blocks, and in the last of several chunks such blocks get weight 0.
+    last = -(-vocab // BLOCK) - (chunks - 1) * (CHUNK // BLOCK)
+    blocks = last if chunks == 1 else CHUNK // BLOCK
+    padded = torch.nn.functional.pad(x, (0, chunks * blocks * BLOCK - vocab), value=-math.inf)
+    cells = padded.view(n, chunks, blocks, BLOCK)  # (n, C, 8, 128) float32
 
     # Weight sets: the confidence's first, the draw's last; equal temperatures share one.
     temperatures = [confidence_temperature] if want else []
@@ -384,14 +386,14 @@ def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
     for which, k in enumerate(ks):
         t = (centred * k).clamp(min=FLOOR)
         w = _exp2(t)
-        w[:, -1, blocks:] = 0.0
+        w[:, -1, last:] = 0.0
         acc = w[:, :, 0]
-        for j in range(1, CHUNK // BLOCK):
+        for j in range(1, blocks):
             acc = acc + w[:, :, j]
         sums.append(_halving_sum(acc).masked_fill(empty, 0.0))  # (n, C) float32
         if which == 0 and want & WANT["entropy"]:
             acc = w[:, :, 0] * t[:, :, 0]
-            for j in range(1, CHUNK // BLOCK):
+            for j in range(1, blocks):
                 acc = _fma(w[:, :, j], t[:, :, j], acc)
             entropies = _halving_sum(acc)  # (n, C) float32
         scales.append(_exp2_double(offset * (LOG2E / temperatures[which])))  # (n, C) float64
@@ -433,7 +435,7 @@ def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
 
 def _draw(cells, m, sums, scales, cumulative, k, uniform):
     """Inverse CDF: first the chunk, then the entry in it."""
-    n, chunks = m.shape
+    n = m.shape[0]
     target = uniform * cumulative[:, -1]  # (n,) float64
     chunk = _first_above(cumulative, target, sums.double() * scales > 0)  # (n,) int64
     weight = (sums.double() * scales).gather(1, chunk[:, None])[:, 0]
@@ -441,7 +443,7 @@ def _draw(cells, m, sums, scales, cumulative, k, uniform):
     before = torch.nn.functional.pad(cumulative, (1, 0)).gather(1, chunk[:, None])[:, 0]
 
     rows = torch.arange(n, device=m.device)
-    x = cells.view(n, chunks, CHUNK)[rows, chunk]  # (n, 1024) float32
+    x = cells.flatten(2)[rows, chunk]  # (n, 1024) float32
     t = (x - m[rows, chunk][:, None]) * k
     w = torch.where(t < FLOOR, 0.0, _exp2(t.clamp(min=FLOOR)))
     inside = w.double().cumsum(1)
