@@ -1,7 +1,7 @@
 """Builds the extension `samplers._C`; everything else about the package is in pyproject.toml.
 
-The extension is a bonus: without a compiler or without torch at build time the package installs all the same and runs on
-the torch twins. SAMPLERS_NATIVE=0 leaves it out on purpose, SAMPLERS_NATIVE=1 makes a failure to build it an error.
+The extension is a bonus: without a compiler or without torch at build time the package installs all the same and runs
+on the torch twins. SAMPLERS_NATIVE=0 leaves it out on purpose, SAMPLERS_NATIVE=1 makes a failure to build it an error.
 """
 
 import os
