@@ -227,7 +227,7 @@ def _tv(counts: np.ndarray, n: int) -> Estimate:
 
 
 def tv_floor(n: int, k: int) -> tuple[float, float]:
-    """The total variation to uniform over k points of the frequencies of n exact samples: its mean, and a bound of its sd.
+    """The total variation to uniform over k points of the frequencies of n exact samples: mean, bound of its sd.
 
     De Moivre's mean absolute deviation of a binomial: E|X - np| = 2 m (1 - p) P(X = m), m = floor(np) + 1. The bound
     takes the k points as independent; they are negatively correlated.
