@@ -1,7 +1,8 @@
 """masked_softmax at LLaDA's size: 256 masked positions, 126,464 tokens.
 
     pytest bench/test_masked_softmax.py --benchmark-enable
-    pytest bench/test_masked_softmax.py --benchmark-enable --benchmark-json=out.json && python bench/trim.py out.json …
+    pytest bench/test_masked_softmax.py --benchmark-enable --benchmark-json=out.json
+    python bench/trim.py out.json bench/results/MACHINE/masked_softmax.json
 
 One group a (dtype, temperature): ours, the torch twin, the step as published code does it in eager torch, and a floor,
 one pass that only takes each row's maximum. Compare within a group and within a run; a busy machine doubles anything.
@@ -81,7 +82,7 @@ def test_twin(benchmark, case):
     x, temperature = case
     u = uniform() if temperature > 0 else None
     args = (x, None, u, temperature, 1.0, None, None, None, 0.0, None, 1)
-    benchmark.pedantic(_twin, args, rounds=2, iterations=1, warmup_rounds=1)
+    benchmark.pedantic(_twin, args, rounds=3, iterations=1, warmup_rounds=1)
 
 
 def test_eager(benchmark, case):

@@ -315,7 +315,15 @@ def _guide(a, b, w):
 
 
 def _twin(*args):
-    """The op in torch, on any device: the specification that the kernels follow bit for bit."""
+    """The op in torch, on any device: the specification that the kernels follow bit for bit.
+
+    A row is cut into chunks of 1024 entries. Each chunk c has its own reference m_c: the maximum of its first 128
+    entries, or of all of them where some entry stands more than 24 powers of two above that (so a kernel nearly always
+    does with one pass). Its entries weigh w = 2^t, t = (x - m_c) * k in fp32 with k = log2(e) / temperature, summed in
+    128 accumulators and a halving tree. Chunks are joined in double, in order, scaled by 2^((m_c - M) k), M the highest
+    reference. A draw picks the chunk, then the entry in it, by the same cumulative sums. Nothing depends on how rows or
+    chunks are shared out. (On a device torch sums in parallel, so the last bit of a double may differ there.)
+    """
     call = _Call(*args)
     _check_values(call)
     logits, index, guidance, guidance_index, want = (
@@ -334,8 +342,9 @@ def _twin(*args):
         forbidden[call.forbid.clamp(max=vocab)] = True
         forbidden = forbidden[:vocab]  # (V,) bool
 
+    # Slabs of rows: on a CPU small enough that the many temporaries stay in cache, elsewhere large enough to fill it.
     slabs = []
-    step = max(1, (1 << (21 if device.type == "cpu" else 25)) // (chunks * CHUNK))
+    step = max(1, (1 << (18 if device.type == "cpu" else 25)) // (chunks * CHUNK))
     for begin in range(0, n, step):
         here = slice(begin, min(begin + step, n))
         x = (logits[here] if index is None else logits[index[here]]).float()  # (n, V) float32
@@ -452,10 +461,14 @@ def _draw(cells, m, sums, scales, cumulative, k, uniform):
 
 
 def _first_above(cumulative, target, positive):
-    """First column whose cumulative sum exceeds the target; the last with weight where rounding left none."""
+    """First column whose cumulative sum exceeds the target; the last with weight where rounding left none.
+
+    Columns without weight are passed over by name: a device's parallel scan may round a sum up where nothing was added,
+    and a forbidden id must not be drawn even then.
+    """
     columns = torch.arange(cumulative.shape[1], device=cumulative.device)
     count = columns.numel()
-    first = torch.where(cumulative > target[:, None], columns, count).amin(1)
+    first = torch.where((cumulative > target[:, None]) & positive, columns, count).amin(1)
     last = torch.where(positive, columns, 0).amax(1)
     return torch.where(first < count, first, last)
 
