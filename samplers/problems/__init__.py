@@ -1,0 +1,59 @@
+"""Exact problems: denoisers whose answer is exact, and the distance of a sample to the truth.
+
+    problem = samplers.problems.create("sudoku4")
+    denoiser = problem.denoiser("masked")
+    print(problem.score(samplers.sample(denoiser, "radd", batch=1000, steps=8)))
+
+With an exact denoiser all error left is the sampler's own. A problem is imported when it is made, not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from ..errors import OptionError, UnknownNameError, did_you_mean
+from .base import Estimate, Problem, Score
+
+__all__ = ["Estimate", "Problem", "Score", "create", "list_problems"]
+
+_PROBLEMS = {
+    "digits": "digits:Digits",
+    "mixture": "mixture:Mixture",
+    "sudoku4": "sudoku:Sudoku4",
+    "text": "text:Text",
+}
+
+
+def list_problems() -> list[str]:
+    """The names that `create` knows, sorted."""
+    return sorted(_PROBLEMS)
+
+
+def create(name: str, **options: Any) -> Problem:
+    """The problem called `name`.
+
+    Args:
+        name: one of `list_problems()`.
+        options: the problem's own; its class says which.
+
+    Raises:
+        UnknownNameError: no such problem.
+        OptionError: an option that this problem does not have, or a value out of its bounds.
+    """
+    if name not in _PROBLEMS:
+        known = list_problems()
+        raise UnknownNameError(
+            f"unknown problem {name!r}{did_you_mean(str(name), known)}. Known: {', '.join(known)}"
+        )
+    module, cls_name = _PROBLEMS[name].split(":")
+    cls = getattr(importlib.import_module(f".{module}", __name__), cls_name)
+    known = [p for p in inspect.signature(cls).parameters]
+    for option in options:
+        if option not in known:
+            raise OptionError(
+                f"problem {name!r} has no option {option!r}{did_you_mean(option, known)}. "
+                f"Its options: {', '.join(known) or 'none'}"
+            )
+    return cls(**options)

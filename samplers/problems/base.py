@@ -1,0 +1,423 @@
+"""What every exact problem shares: Problem, Score, Estimate, checks of inputs, and exact sums.
+
+The sums deserve a word. A denoiser's row must not depend on the batch it came in, bit for bit, or a sampler's draws would
+change with the batch. BLAS adds in an order that depends on shapes, so its last bits move. Where a sum of products is
+needed here, one factor is a matrix of small integers (a one-hot, grey levels), and the other is rounded to a grid so
+coarse that every partial sum is a float64 without error: then all orders of summation agree. (The splitting of Ozaki,
+Ogita, Oishi and Rump, "Error-free transformations of matrix multiplication", 2012.)
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..denoiser import Denoiser, TokenDenoiser
+from ..errors import FamilyError, OptionError, did_you_mean
+from ..random import uniform
+
+__all__ = ["Estimate", "ExactTokens", "Problem", "Score"]
+
+Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+
+# Steps of `uniform` that sample_truth uses. A sampler's steps count from 0 and would meet these only after 2^31 of them,
+# so exact samples of a seed share no draw with a sampler of the same seed.
+TRUTH_STEP = 1 << 31
+
+
+# ---------------------------------------------------------------------------------------------- scores
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One number of a score, with what is known of its error.
+
+    Attributes:
+        value: the estimate.
+        low, high: its 95 % interval.
+        n: the samples it is made from.
+        better: "lower" or "higher".
+        truth: what exact samples give; for a distance with a floor, the floor at this n. None if not known.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    better: Literal["lower", "higher"] = "lower"
+    truth: float | None = None
+
+    def __str__(self) -> str:
+        truth = "" if self.truth is None else f", exact samples {self.truth:.4g}"
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]{truth}"
+
+
+class Score(Mapping[str, Estimate]):
+    """Distances of a sample to the truth, by name.
+
+    Attributes:
+        problem, family: what was scored.
+        primary: the metric that plots use.
+        extras: plain numbers that have no interval of their own (a p-value).
+    """
+
+    def __init__(
+        self,
+        estimates: Mapping[str, Estimate],
+        *,
+        problem: str,
+        family: str,
+        primary: str,
+        extras: Mapping[str, float] | None = None,
+    ):
+        self._estimates = dict(estimates)
+        self.problem, self.family, self.primary = problem, family, primary
+        self.extras = dict(extras or {})
+
+    def __getitem__(self, key: str) -> Estimate:
+        return self._estimates[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._estimates)
+
+    def __len__(self) -> int:
+        return len(self._estimates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only dicts, strings and numbers, ready for JSON; a number that is not finite becomes None."""
+
+        def plain(value: Any) -> Any:
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        return {
+            "problem": self.problem,
+            "family": self.family,
+            "primary": self.primary,
+            "estimates": {name: {k: plain(v) for k, v in asdict(e).items()} for name, e in self.items()},
+            "extras": {name: plain(v) for name, v in self.extras.items()},
+        }
+
+    def __str__(self) -> str:
+        n = next(iter(self._estimates.values())).n if self._estimates else 0
+        width = max([len(k) for k in (*self._estimates, *self.extras)], default=0) + 1
+        lines = [f"{self.problem} ({self.family}), {n} samples, 95 % intervals"]
+        lines.append(f"  {'metric':<{width}} {'value':>10} {'low':>10} {'high':>10} {'exact':>10}  better")
+        for name, e in self.items():
+            exact = "" if e.truth is None else f"{e.truth:.4g}"
+            mark = "*" if name == self.primary else ""
+            lines.append(
+                f"  {name + mark:<{width}} {e.value:>10.4g} {e.low:>10.4g} {e.high:>10.4g} {exact:>10}  {e.better}"
+            )
+        lines += [f"  {name:<{width}} {value:>10.4g}" for name, value in self.extras.items()]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Score of {self.problem} ({self.family}): " + "; ".join(f"{k} {e}" for k, e in self.items()) + ">"
+
+
+def wilson(count: int, n: int, *, truth: float | None = None) -> Estimate:
+    """A share with Wilson's interval (E. B. Wilson 1927), which stays inside [0, 1] and has width at 0 and 1."""
+    z2 = Z95**2
+    p = count / n
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
+    # At the ends the bound is exactly 0 or 1; rounding must not put it a hair inside.
+    low = 0.0 if count == 0 else max(0.0, middle - half)
+    high = 1.0 if count == n else min(1.0, middle + half)
+    return Estimate(p, low, high, n, "lower", truth)
+
+
+def mean_estimate(
+    values: Tensor, *, truth: float | None = None, better: Literal["lower", "higher"] = "lower"
+) -> Estimate:
+    """The mean of independent values (n,) with Student's interval; of a single value the interval is all numbers."""
+    from scipy.stats import t as student
+
+    n = len(values)
+    mean = float(values.mean())
+    half = float(student.ppf(0.975, n - 1)) * float(values.std()) / math.sqrt(n) if n > 1 else math.inf
+    return Estimate(mean, mean - half, mean + half, n, better, truth)
+
+
+def kernel_estimate(pairs: Tensor, to_law: Tensor, law: float, diagonal: float, *, scale: float = 1.0) -> Estimate:
+    """The squared kernel distance between a sample and a law whose kernel means are known exactly.
+
+    V = mean_ij k(x_i, x_j) - 2 mean_i E_Y k(x_i, Y) + E_YY' k(Y, Y'), never negative for a kernel k that is (conditionally)
+    positive definite. No exact samples are drawn, so none of its error is theirs. Exact samples x have
+    E V = (E k(Y, Y) - E k(Y, Y')) / n, the floor given as `truth`. The interval is the jackknife's to first order.
+
+    Args:
+        pairs: (n, n) k(x_i, x_j).
+        to_law: (n,) E_Y k(x_i, Y).
+        law: E k(Y, Y').
+        diagonal: E k(Y, Y).
+        scale: divides everything.
+    """
+    n = len(to_law)
+    row_means = pairs.mean(1)  # (n,)
+    value = float(row_means.mean() - 2 * to_law.mean()) + law
+    # V is quadratic in the empirical law: the influence of one sample is twice its row mean less its distance to the law.
+    half = Z95 * 2 * float((row_means - to_law).std()) / math.sqrt(n) if n > 1 else math.inf
+    low, high = max(0.0, value - half), value + half
+    return Estimate(value / scale, low / scale, high / scale, n, "lower", (diagonal - law) / n / scale)
+
+
+def entropy_of_tokens(x: Tensor, vocab: int, truth: float) -> Estimate:
+    """Entropy in nats of the tokens' frequencies over all positions, with a delta-method interval over rows.
+
+    Rows are independent, positions in a row are not: the interval treats a row as one observation.
+    """
+    counts = torch.zeros(len(x), vocab, dtype=torch.float64).scatter_add_(1, x, torch.ones_like(x, dtype=torch.float64))
+    freq = counts.mean(0) / x.shape[1]  # (V,)
+    surprise = torch.where(freq > 0, -freq.clamp_min(1e-300).log(), 0.0)  # (V,)
+    value = float((freq * surprise).sum())
+    per_row = counts @ surprise / x.shape[1]  # (n,)
+    half = mean_estimate(per_row).high - float(per_row.mean())
+    return Estimate(value, value - half, value + half, len(x), "higher", truth)
+
+
+# ---------------------------------------------------------------------------------------------- problems
+
+
+class Problem:
+    """A law that is known exactly, its denoisers, and the distance of samples to it.
+
+    Attributes:
+        name: as `create` knows it.
+        families: the kinds of noise it has denoisers for; the first is the default.
+        summary: one line.
+        length: the canvas length L of token families, or None.
+        primary: per family the metric that plots use; lower is better.
+    """
+
+    name: str
+    families: tuple[str, ...]
+    summary: str
+    length: int | None = None
+    primary: dict[str, str]
+
+    def denoiser(self, family: str | None = None, **kw: Any) -> Denoiser:
+        """The exact denoiser of `family` (default: the first of `families`).
+
+        Raises:
+            FamilyError: the problem has no such family.
+            OptionError: an option that this denoiser does not have.
+        """
+        family = self._family(family)
+        make: Callable[..., Denoiser] = getattr(self, f"_{family}")
+        known = list(inspect.signature(make).parameters)
+        for option in kw:
+            if option not in known:
+                raise OptionError(
+                    f"the {family} denoiser of problem {self.name!r} has no option {option!r}"
+                    f"{did_you_mean(option, known)}. Its options: {', '.join(known) or 'none'}"
+                )
+        return make(**kw)
+
+    def score(self, sample: Any, family: str | None = None) -> Score:
+        """The distance of a sample to the truth.
+
+        Args:
+            sample: a tensor x, or any object that has one as `.x`; tokens (n, L) int64, reals (n, *shape).
+            family: what x is a sample of; by default told by its dtype (integers: the first token family).
+
+        Raises:
+            FamilyError: no such family. OptionError: x has a wrong shape, is empty, or holds a token that is out of range.
+        """
+        x = sample if isinstance(sample, Tensor) else getattr(sample, "x", None)
+        if not isinstance(x, Tensor):
+            raise OptionError(f"score takes a tensor or an object with a tensor .x, not {type(sample).__name__}")
+        if family is None:
+            # Reals of a problem that also has tokens can only be its gaussian samples.
+            family = "gaussian" if x.is_floating_point() and "gaussian" in self.families else self.families[0]
+        family = self._family(family)
+        if x.dim() == 0 or len(x) == 0:
+            raise OptionError(f"problem {self.name!r}: x of shape {tuple(x.shape)} has no samples to score")
+        return self._score(x.detach().cpu(), family)
+
+    def sample_truth(self, n: int, seed: int = 0, family: str | None = None) -> Tensor:
+        """n exact samples, deterministic in `seed`: tokens (n, L) int64, or reals for the gaussian family."""
+        family = self._family(family)
+        if n < 1:
+            raise OptionError(f"sample_truth: n must be 1 or more, not {n}")
+        return self._sample_truth(n, seed, family)
+
+    def picture(self, x: Tensor, k: int = 8) -> list[np.ndarray]:
+        """Small pictures of the first k rows (or one of all rows), uint8 (H, W) or (H, W, 3); [] if there is none."""
+        return []
+
+    def render(self, x_row: Tensor) -> str:
+        """One row for a terminal; masked positions show as '·'."""
+        raise NotImplementedError
+
+    def _score(self, x: Tensor, family: str) -> Score:
+        raise NotImplementedError
+
+    def _sample_truth(self, n: int, seed: int, family: str) -> Tensor:
+        raise NotImplementedError
+
+    def _family(self, family: str | None) -> str:
+        if family is None:
+            return self.families[0]
+        if family not in self.families:
+            raise FamilyError(
+                f"problem {self.name!r} has no {family!r} denoiser{did_you_mean(str(family), self.families)}. "
+                f"It has: {', '.join(self.families)}"
+            )
+        return family
+
+    def __repr__(self) -> str:
+        return f"<problem {self.name}: {self.summary}>"
+
+
+# ---------------------------------------------------------------------------------------------- tokens
+
+
+def check_tokens(x: Tensor, length: int, vocab: int, mask_id: int | None, who: str) -> None:
+    """x must be (B, length) int64 with tokens in [0, vocab), or mask_id.
+
+    Raises:
+        OptionError: naming the shape, or the row and position of the first token that is out of range.
+    """
+    if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != length:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise OptionError(f"{who} takes x of shape (B, {length}), not {got}")
+    if x.dtype != torch.int64:
+        raise OptionError(f"{who} takes int64 tokens, not {x.dtype}")
+    bad = (x < 0) | (x >= vocab)
+    if mask_id is not None:
+        bad &= x != mask_id
+    if bool(bad.any()):
+        row, position = (int(i) for i in bad.nonzero()[0])
+        token = int(x[row, position])
+        also = "" if mask_id is None else f" or the mask {mask_id}"
+        masked = " (still masked)" if mask_id is None and token == vocab else ""
+        raise OptionError(
+            f"{who}: token {token}{masked} at row {row}, position {position} is out of range; 0 to {vocab - 1}{also} are known"
+        )
+
+
+def check_reals(x: Tensor, shape: Sequence[int], who: str) -> None:
+    """x must be (B, *shape) of floats.
+
+    Raises:
+        OptionError: a wrong shape or dtype, or a number that is not finite, named by row.
+    """
+    if not isinstance(x, Tensor) or tuple(x.shape[1:]) != tuple(shape) or x.dim() != len(shape) + 1:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise OptionError(f"{who} takes x of shape (B, {', '.join(map(str, shape))}), not {got}")
+    if not x.is_floating_point():
+        raise OptionError(f"{who} takes floating-point x, not {x.dtype}")
+    finite = torch.isfinite(x).flatten(1).all(1)
+    if not bool(finite.all()):
+        raise OptionError(f"{who}: row {int((~finite).nonzero()[0])} holds a number that is not finite")
+
+
+class ExactTokens(TokenDenoiser):
+    """Base of the exact token denoisers. Subclasses write `posterior`; this packs rows, takes logs, adds the mask's column.
+
+    Attributes:
+        tokens: how many clean tokens there are; vocab_size is one more when there is a mask, whose column is -inf.
+    """
+
+    length: int
+    tokens: int
+
+    def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """p(x_0,i = v | x_t) for all of `positions` (P,) int64 (None: all L): (B, P, tokens) float64, summing to 1."""
+        raise NotImplementedError
+
+    def predict(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Log-probabilities of the clean token, exact: (B, L, V) or, with `rows` (B, L) bool, packed (N, V). float32.
+
+        Args:
+            x: (B, L) int64. t: (B,) in [0, 1], the noise level, for uniform noise only.
+
+        Raises:
+            OptionError: a wrong shape, a token out of range (row and position named), t missing or out of [0, 1].
+        """
+        check_tokens(x, self.length, self.tokens, self.mask_id, f"denoiser {self.name!r}")
+        if not self.time_conditioned:
+            t = None
+        elif t is None:
+            raise OptionError(f"denoiser {self.name!r} needs t (B,), the noise level in (0, 1]")
+        else:
+            t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
+            if not bool(((t >= 0) & (t <= 1)).all()):
+                raise OptionError(f"denoiser {self.name!r}: noise level t must be in (0, 1]")
+        if rows is None:
+            p = self.posterior(x, t).flatten(0, 1)  # (B L, tokens)
+        elif rows.shape != x.shape:
+            raise OptionError(f"denoiser {self.name!r}: rows of shape {tuple(rows.shape)} for x of {tuple(x.shape)}")
+        else:
+            # A row that is not needed at all costs nothing, and neither does a position that no row needs.
+            live = rows.any(1).nonzero().squeeze(1)  # (b,)
+            positions = rows.any(0).nonzero().squeeze(1)  # (P,)
+            if len(live) == 0:
+                return torch.empty(0, self.vocab_size, dtype=torch.float32, device=x.device)  # (0, V)
+            p = self.posterior(x[live], None if t is None else t[live], positions)  # (b, P, tokens) float64
+            p = p[rows[live][:, positions]]  # (N, tokens)
+        logits = p.contiguous().log().to(torch.float32)
+        if self.mask_id is not None:
+            logits = torch.nn.functional.pad(logits, (0, 1), value=-math.inf)  # the mask can never be drawn
+        return logits if rows is not None else logits.unflatten(0, tuple(x.shape))  # (N, V) or (B, L, V) float32
+
+
+# ---------------------------------------------------------------------------------------------- exact sums
+
+
+def on_grid(a: Tensor, bits: int) -> Tensor:
+    """a rounded to multiples of 2^-bits."""
+    return torch.round(a * 2.0**bits) * 2.0**-bits
+
+
+def exact_matmul(a: Tensor, b: Tensor, *, slices: int = 1, largest: float = 1.0, unit: float = 1.0) -> Tensor:
+    """a @ b for b of multiples of `unit` no larger than `largest`, with the same bits whatever the batch and the BLAS.
+
+    Each row of a is cut into slices of so few bits that a slice's partial sums are all exact. One slice keeps
+    53 - log2(K largest / unit) bits of the row's largest entry; the next keeps as many again.
+
+    Args:
+        a: (B, K) float64. b: (K, N) float64.
+        largest, unit: powers of two.
+    """
+    bits = 53 - 1 - math.ceil(math.log2(a.shape[1] * largest / unit))
+    out = None
+    for _ in range(slices):
+        _, exponent = torch.frexp(a.abs().amax(1, keepdim=True))  # (B, 1); exact, unlike a sum
+        step = torch.ldexp(torch.ones_like(a[:, :1]), exponent - bits)  # (B, 1)
+        part = torch.round(a / step) * step  # (B, K)
+        product = part @ b  # (B, N), without rounding
+        out = product if out is None else out + product
+        a = a - part
+    assert out is not None
+    return out
+
+
+# ---------------------------------------------------------------------------------------------- exact draws
+
+
+def truth_uniforms(n: int, seed: int, positions: int, draw: int = 0, step: int = 0) -> Tensor:
+    """(n, positions) float64 in [0, 1) for exact samples; row i is the same whatever n."""
+    row, position = torch.arange(n)[:, None], torch.arange(positions)[None]
+    return uniform(seed, row, position, TRUTH_STEP + step, draw)
+
+
+def truth_normals(n: int, seed: int, positions: int) -> Tensor:
+    """(n, positions) float64 standard normals by Box-Muller, on the draws 2 and 3."""
+    u, v = (truth_uniforms(n, seed, positions, draw) for draw in (2, 3))
+    return torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * math.pi * v)
+
+
+def gaussian_times(schedule: Any, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha(t), sigma(t) as float64 (B, 1) on x's device. t: (B,) or a number."""
+    t = torch.as_tensor(t).to("cpu", torch.float64).expand(len(x))
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    return alpha[:, None].to(x.device), sigma[:, None].to(x.device)

@@ -1,0 +1,80 @@
+"""The denoiser of a finite support under Gaussian noise, for laws on a dyadic grid: one-hot boards and grey levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..denoiser import GaussianDenoiser
+from ..errors import OptionError
+from ..schedule import NoiseSchedule, noise_schedule
+from .base import check_reals, exact_matmul, gaussian_times
+
+__all__ = ["FiniteGaussian"]
+
+
+class FiniteGaussian(GaussianDenoiser):
+    """E[x_0 | x_t] where x_0 is one of n centres, all equally likely, plus Gaussian noise of standard deviation `width`.
+
+    With a, s the schedule's alpha and sigma and v = a^2 width^2 + s^2,
+        w_n  proportional to  exp(-|x - a c_n|^2 / 2 v),
+        E[x_0 | x]  =  sum_n w_n c_n  +  (a width^2 / v) (x - a sum_n w_n c_n).
+    Both sums over n or over coordinates are exact (see base), so a row has the same bits in every batch, in float64 too.
+
+    Args:
+        centres: (n, D) float64, multiples of `unit` in [-1, 1].
+        shape: of one sample; its product is D.
+        unit: a power of two.
+        width: standard deviation of each centre's own noise; 0 for the bare points.
+        dtype: of x and of the answer; the sums are float64 inside.
+    """
+
+    def __init__(
+        self,
+        centres: Tensor,
+        shape: Sequence[int],
+        *,
+        unit: float,
+        width: float = 0.0,
+        schedule: str | NoiseSchedule = "vp_linear",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        name: str = "finite",
+    ):
+        if not dtype.is_floating_point:
+            raise OptionError(f"dtype must be a floating dtype, not {dtype}")
+        self.shape, self.schedule, self.dtype = tuple(shape), noise_schedule(schedule), dtype
+        self.device, self.name, self.width, self.unit = torch.device(device), name, width, unit
+        self.centres = centres.to(self.device)  # (n, D)
+        self.centres_t = self.centres.t().contiguous()  # (D, n)
+        self.norms = (centres**2).sum(1).to(self.device)  # (n,), exact: multiples of unit^2
+
+    def log_weights(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """log w_n of the centres, not normalised, the largest 0: (B, n) float64. x: (B, *shape), t: (B,)."""
+        alpha, sigma = gaussian_times(self.schedule, torch.as_tensor(t), x)  # (B, 1)
+        flat = x.to(torch.float64).flatten(1)  # (B, D)
+        dots = exact_matmul(flat, self.centres_t, slices=2, unit=self.unit)  # (B, n)
+        variance = (alpha * self.width) ** 2 + sigma**2
+        # |x|^2 is the same for every centre and is left out; the rest keeps its digits when sigma is small.
+        log_w = (alpha * dots - alpha**2 * self.norms / 2) / variance  # (B, n)
+        return log_w - log_w.amax(1, keepdim=True)
+
+    def predict(self, x: Tensor, t: Tensor) -> Tensor:
+        """The denoised E[x_0 | x_t], exact: (B, *shape), t (B,) -> (B, *shape) of `dtype`.
+
+        Raises:
+            OptionError: a wrong shape, or an x that is not finite.
+        """
+        check_reals(x, self.shape, f"denoiser {self.name!r}")
+        alpha, sigma = gaussian_times(self.schedule, torch.as_tensor(t), x)
+        w = torch.exp(self.log_weights(x, t))  # (B, n), the largest 1
+        ones = torch.ones(len(self.centres), 1, dtype=torch.float64, device=w.device)
+        table = torch.cat([self.centres, ones], 1)  # (n, D + 1): the last column makes the normaliser, just as exactly
+        sums = exact_matmul(w, table, slices=2, unit=self.unit)  # (B, D + 1)
+        mean = sums[:, :-1] / sums[:, -1:]  # (B, D) float64
+        if self.width:
+            shrink = alpha * self.width**2 / ((alpha * self.width) ** 2 + sigma**2)  # (B, 1)
+            mean = mean + shrink * (x.to(torch.float64).flatten(1) - alpha * mean)
+        return mean.reshape(x.shape).to(self.dtype)

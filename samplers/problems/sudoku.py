@@ -1,0 +1,260 @@
+"""sudoku4: the 288 valid 4 x 4 grids, all equally likely. Its posteriors are counts."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import OptionError
+from ..schedule import NoiseSchedule
+from .base import (
+    Z95,
+    Estimate,
+    ExactTokens,
+    Problem,
+    Score,
+    check_reals,
+    check_tokens,
+    truth_uniforms,
+    wilson,
+)
+from .finite import FiniteGaussian
+
+__all__ = ["CountingTokens", "Sudoku4", "sudoku_grids"]
+
+
+@functools.lru_cache(maxsize=1)
+def sudoku_grids() -> Tensor:
+    """All valid 4 x 4 grids, in lexicographic order: (288, 16) int64, each row, column and 2 x 2 box holding 0..3 once."""
+    lines = list(itertools.permutations(range(4)))
+    grids: list[tuple[int, ...]] = []
+    for rows in itertools.product(lines, repeat=2):
+        boxes = (rows[0][:2] + rows[1][:2], rows[0][2:] + rows[1][2:])
+        if any(len(set(box)) < 4 for box in boxes):
+            continue
+        for more in itertools.product(lines, repeat=2):
+            boxes = (more[0][:2] + more[1][:2], more[0][2:] + more[1][2:])
+            columns = zip(*rows, *more)
+            if all(len(set(box)) == 4 for box in boxes) and all(len(set(column)) == 4 for column in columns):
+                grids.append(sum((*rows, *more), ()))
+    return torch.tensor(grids)  # (288, 16) int64
+
+
+class CountingTokens(ExactTokens):
+    """Posteriors of a finite support whose points are equally likely, by counting points in exact integers.
+
+    Masked noise: the share of the points that agree with every visible token. Where none does, the share among those with
+    the fewest mismatches, the limit of vanishing smoothing of the law. Uniform noise at level t keeps a token with
+    probability 1 - t + t/V and else makes it any other one: a point with m mismatches weighs r^m,
+    r = (t/V) / (1 - t + t/V), and t = 0 is the limit above. Counts by m are integers and the polynomial in r is
+    summed in a fixed order, so equal probabilities are equal bit for bit, and nothing depends on the batch.
+
+    Args:
+        support: (n, L) int64, tokens below `tokens`.
+        tokens: how many there are.
+        family: masked or uniform.
+    """
+
+    def __init__(
+        self,
+        support: Tensor,
+        tokens: int,
+        family: str,
+        *,
+        device: torch.device | str = "cpu",
+        name: str = "counting",
+    ):
+        self.tokens, self.length = tokens, support.shape[1]
+        self.mask_id = tokens if family == "masked" else None
+        self.vocab_size = tokens + (self.mask_id is not None)
+        self.time_conditioned = family == "uniform"
+        self.device, self.name = torch.device(device), name
+        self.support = support.to(self.device)  # (n, L)
+        # float32 holds the integers that occur (at most n < 2^24) exactly, so the products below are counts.
+        self.points = F.one_hot(self.support, tokens).flatten(1).to(torch.float32)  # (n, L V)
+
+    def mismatches(self, x: Tensor) -> Tensor:
+        """In how many visible positions each point differs from x: (B, n) int64."""
+        seen = F.one_hot(x, self.tokens + 1)[..., : self.tokens].flatten(1).to(torch.float32)  # (B, L V), 0 at masks
+        return (seen.sum(1, keepdim=True) - seen @ self.points.t()).to(torch.int64)  # (B, n)
+
+    def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        misses = self.mismatches(x)  # (B, n)
+        extra = misses - misses.amin(1, keepdim=True)  # (B, n), 0 for the closest points
+        if t is None:
+            levels = (extra == 0).to(torch.float32)[:, None]  # (B, 1, n)
+            ratio = torch.zeros(len(x), 1, 1, dtype=torch.float64, device=x.device)
+        else:
+            levels = F.one_hot(extra, self.length + 1).transpose(1, 2).to(torch.float32)  # (B, M, n), M = L + 1
+            ratio = (t / self.tokens / (1 - t + t / self.tokens))[:, None, None]  # (B, 1, 1)
+        counts = (levels.flatten(0, 1) @ self.points).to(torch.float64)  # (B M, L V), integers
+        counts = counts.unflatten(0, levels.shape[:2]).unflatten(2, (self.length, self.tokens))  # (B, M, L, V)
+        if positions is not None:
+            counts = counts[:, :, positions]  # (B, M, P, V)
+        total = levels.to(torch.float64).sum(2)[..., None, None]  # (B, M, 1, 1), integers
+        mass, whole = counts[:, -1], total[:, -1]
+        for m in range(counts.shape[1] - 2, -1, -1):  # Horner
+            mass, whole = mass * ratio + counts[:, m], whole * ratio + total[:, m]
+        return mass / whole  # (B, P, V) float64
+
+
+class Sudoku4(Problem):
+    """The 288 valid 4 x 4 sudoku grids, uniform. L = 16, tokens 0..3, the mask is 4.
+
+    Gaussian samples are one-hot reals of shape (16, 4) in {-1, 1}, decoded by argmax.
+
+    Scores: `invalid` (the share of grids that break a rule), `tv` (total variation to the uniform law, invalid mass
+    included; its floor is the mean of exact samples), `kl` (nats, of the valid part's frequencies to uniform, Miller-Madow corrected), and
+    chi2_p, the p-value of Pearson's test that valid grids are uniform. Plots use `tv`: a sampler that always returns the
+    same valid grid has `invalid` 0.
+    """
+
+    name = "sudoku4"
+    families = ("masked", "uniform", "gaussian")
+    summary = "the 288 valid 4 x 4 sudoku grids; wrong joint decisions show as invalid grids"
+    length = 16
+    primary = {"masked": "tv", "uniform": "tv", "gaussian": "tv"}
+
+    def __init__(self) -> None:
+        self.grids = sudoku_grids()  # (288, 16)
+        powers = 4 ** torch.arange(15, -1, -1)  # (16,)
+        self._powers = powers
+        self._keys = (self.grids * powers).sum(1)  # (288,), increasing: the grids are in lexicographic order
+
+    def _masked(self, device: torch.device | str = "cpu") -> CountingTokens:
+        return CountingTokens(self.grids, 4, "masked", device=device, name="sudoku4/masked")
+
+    def _uniform(self, device: torch.device | str = "cpu") -> CountingTokens:
+        return CountingTokens(self.grids, 4, "uniform", device=device, name="sudoku4/uniform")
+
+    def _gaussian(
+        self,
+        schedule: str | NoiseSchedule = "vp_linear",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> FiniteGaussian:
+        return FiniteGaussian(
+            self.to_reals(self.grids).flatten(1),
+            (16, 4),
+            unit=1.0,
+            schedule=schedule,
+            dtype=dtype,
+            device=device,
+            name="sudoku4/gaussian",
+        )
+
+    @staticmethod
+    def to_reals(x: Tensor) -> Tensor:
+        """Tokens (n, 16) int64 as one-hot reals in {-1, 1}: (n, 16, 4) float64."""
+        return F.one_hot(x, 4).to(torch.float64) * 2 - 1
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Reals (n, 16, 4) to tokens by argmax, (n, 16) int64; tokens are left alone."""
+        return x.argmax(-1) if x.is_floating_point() else x
+
+    def index(self, x: Tensor) -> Tensor:
+        """Which of the 288 grids each row is, -1 where it is none: (n, 16) int64 -> (n,) int64."""
+        key = (x * self._powers).sum(1)  # (n,)
+        at = torch.searchsorted(self._keys, key).clamp_max(len(self._keys) - 1)
+        return torch.where(self._keys[at] == key, at, -1)
+
+    def _sample_truth(self, n: int, seed: int, family: str) -> Tensor:
+        pick = (truth_uniforms(n, seed, 1)[:, 0] * len(self.grids)).to(torch.int64)  # (n,)
+        x = self.grids[pick]
+        return self.to_reals(x).to(torch.float32) if family == "gaussian" else x
+
+    def _score(self, x: Tensor, family: str) -> Score:
+        if family == "gaussian":
+            check_reals(x, (16, 4), "sudoku4 score")
+            x = self.decode(x)
+        check_tokens(x, 16, 4, None, "sudoku4 score")
+        which = self.index(x)
+        counts = torch.bincount(which[which >= 0], minlength=len(self.grids)).numpy()  # (288,)
+        n, valid = len(x), int(counts.sum())
+        kl, chi2_p = _kl(counts)
+        return Score(
+            {"invalid": wilson(n - valid, n, truth=0.0), "tv": _tv(counts, n), "kl": kl},
+            problem=self.name,
+            family=family,
+            primary=self.primary[family],
+            extras={"chi2_p": chi2_p, "grids_seen": float((counts > 0).sum())},
+        )
+
+    def picture(self, x: Tensor, k: int = 8) -> list[np.ndarray]:
+        """The first k grids as colour pictures, uint8 (50, 50, 3): one colour a token, masks grey, a red frame if invalid."""
+        x = self.decode(x.detach().cpu())[:k]
+        colours = np.array([[230, 97, 1], [253, 208, 98], [178, 171, 210], [94, 60, 153], [128, 128, 128]], np.uint8)
+        pictures = []
+        for grid, index in zip(x, self.index(x)):
+            cells = colours[grid.clamp(0, 4).reshape(4, 4).numpy()]  # (4, 4, 3)
+            image = np.full((50, 50, 3), 255, np.uint8)
+            for r, c in itertools.product(range(4), repeat=2):
+                top, left = 2 + 11 * r + 2 * (r > 1), 2 + 11 * c + 2 * (c > 1)  # boxes stand 3 pixels apart, cells 1
+                image[top : top + 10, left : left + 10] = cells[r, c]
+            if index < 0 and int(grid.max()) < 4:
+                image[[0, -1]] = image[:, [0, -1]] = (220, 0, 0)
+            pictures.append(image)
+        return pictures
+
+    def render(self, x_row: Tensor) -> str:
+        """Four lines, the digits 1 to 4, '·' at masks, boxes apart."""
+        row = self.decode(x_row.detach().cpu()).tolist()
+        marks = [str(v + 1) if 0 <= v < 4 else "·" for v in row]
+        lines = [
+            f"{marks[4 * r]} {marks[4 * r + 1]} │ {marks[4 * r + 2]} {marks[4 * r + 3]}" for r in range(4)
+        ]
+        return "\n".join([*lines[:2], "────┼────", *lines[2:]])
+
+
+def _tv(counts: np.ndarray, n: int) -> Estimate:
+    """Total variation of the frequencies of n samples to uniform; whatever is missing from counts is invalid mass.
+
+    The interval is the delta method's; near the floor, where |p - u| has its kinks, it is too wide rather than too narrow.
+    """
+    u = 1 / len(counts)
+    p = counts / n
+    invalid = 1 - counts.sum() / n
+    value = float(np.abs(p - u).sum() + invalid) / 2
+    sign = np.sign(p - u)  # an invalid sample counts as a point of law 0: sign +1
+    variance = (float((sign**2 * p).sum() + invalid) - float((sign * p).sum() + invalid) ** 2) / 4
+    half = Z95 * math.sqrt(max(variance, 0.0) / n)
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half), n, "lower", tv_floor(n, len(counts)))
+
+
+def tv_floor(n: int, k: int) -> float:
+    """The mean total variation to uniform over k points of the frequencies of n exact samples.
+
+    De Moivre's mean absolute deviation of a binomial: E|X - np| = 2 m (1 - p) P(X = m), m = floor(np) + 1.
+    """
+    from scipy.stats import binom
+
+    p = 1 / k
+    m = math.floor(n * p) + 1
+    return float(k / (2 * n) * 2 * m * (1 - p) * binom.pmf(m, n, p))
+
+
+def _kl(counts: np.ndarray) -> tuple[Estimate, float]:
+    """KL of valid samples to uniform, Miller-Madow corrected, and Pearson's p-value."""
+    from scipy.stats import binom, chi2
+
+    k, n = len(counts), int(counts.sum())
+    if n == 0:
+        return Estimate(math.inf, 0.0, math.inf, 0, "lower", None), 0.0
+    p = counts[counts > 0] / n
+    # Plug-in KL is too large by about (k - 1) / 2n; Miller and Madow's estimate of k is the number of points seen.
+    value = math.log(k) + float((p * np.log(p)).sum()) - (len(p) - 1) / (2 * n)
+    first = float((p * np.log(p) ** 2).sum() - (p * np.log(p)).sum() ** 2) / n
+    # At uniform the first-order variance is 0 and 2 n KL is chi-square with k - 1 degrees of freedom.
+    half = Z95 * math.sqrt(max(first, (k - 1) / (2 * n**2)))
+    c = np.arange(n + 1)
+    mass = binom.pmf(c, n, 1 / k)
+    plug_in = math.log(k) + k * float((mass[1:] * c[1:] / n * np.log(c[1:] / n)).sum())
+    truth = plug_in - (k * (1 - float(mass[0])) - 1) / (2 * n)
+    chi2_stat = float(((counts - n / k) ** 2).sum() / (n / k))
+    return Estimate(value, value - half, value + half, n, "lower", truth), float(chi2.sf(chi2_stat, k - 1))
