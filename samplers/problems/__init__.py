@@ -44,12 +44,10 @@ def create(name: str, **options: Any) -> Problem:
     """
     if name not in _PROBLEMS:
         known = list_problems()
-        raise UnknownNameError(
-            f"unknown problem {name!r}{did_you_mean(str(name), known)}. Known: {', '.join(known)}"
-        )
+        raise UnknownNameError(f"unknown problem {name!r}{did_you_mean(str(name), known)}. Known: {', '.join(known)}")
     module, cls_name = _PROBLEMS[name].split(":")
     cls = getattr(importlib.import_module(f".{module}", __name__), cls_name)
-    known = [p for p in inspect.signature(cls).parameters]
+    known = list(inspect.signature(cls).parameters)
     for option in options:
         if option not in known:
             raise OptionError(

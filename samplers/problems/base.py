@@ -1,10 +1,10 @@
 """What every exact problem shares: Problem, Score, Estimate, checks of inputs, and exact sums.
 
-The sums deserve a word. A denoiser's row must not depend on the batch it came in, bit for bit, or a sampler's draws would
-change with the batch. BLAS adds in an order that depends on shapes, so its last bits move. Where a sum of products is
-needed here, one factor is a matrix of small integers (a one-hot, grey levels), and the other is rounded to a grid so
-coarse that every partial sum is a float64 without error: then all orders of summation agree. (The splitting of Ozaki,
-Ogita, Oishi and Rump, "Error-free transformations of matrix multiplication", 2012.)
+The sums deserve a word. A denoiser's row must not depend on the batch it came in, bit for bit, or a sampler's draws
+would change with the batch. BLAS adds in an order that depends on shapes, so its last bits move. Where a sum of
+products is needed here, one factor is a matrix of small integers (a one-hot, grey levels), and the other is rounded to
+a grid so coarse that every partial sum is a float64 without error: then all orders of summation agree. (The splitting
+of Ozaki, Ogita, Oishi and Rump, "Error-free transformations of matrix multiplication", 2012.)
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["Estimate", "ExactTokens", "Problem", "Score"]
 
 Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
-# Steps of `uniform` that sample_truth uses. A sampler's steps count from 0 and would meet these only after 2^31 of them,
-# so exact samples of a seed share no draw with a sampler of the same seed.
+# Steps of `uniform` that sample_truth uses. A sampler's steps count from 0 and would meet these only after 2^31 of
+# them, so exact samples of a seed share no draw with a sampler of the same seed.
 TRUTH_STEP = 1 << 31
 
 
@@ -149,8 +149,8 @@ def mean_estimate(
 def kernel_estimate(pairs: Tensor, to_law: Tensor, law: float, diagonal: float, *, scale: float = 1.0) -> Estimate:
     """The squared kernel distance between a sample and a law whose kernel means are known exactly.
 
-    V = mean_ij k(x_i, x_j) - 2 mean_i E_Y k(x_i, Y) + E_YY' k(Y, Y'), never negative for a kernel k that is (conditionally)
-    positive definite. No exact samples are drawn, so none of its error is theirs. Exact samples x have
+    V = mean_ij k(x_i, x_j) - 2 mean_i E_Y k(x_i, Y) + E_YY' k(Y, Y'), never negative for a kernel k that is
+    (conditionally) positive definite. No exact samples are drawn, so none of its error is theirs. Exact samples x have
     E V = (E k(Y, Y) - E k(Y, Y')) / n, the floor given as `truth`. The interval is the jackknife's to first order.
 
     Args:
@@ -163,7 +163,8 @@ def kernel_estimate(pairs: Tensor, to_law: Tensor, law: float, diagonal: float, 
     n = len(to_law)
     row_means = pairs.mean(1)  # (n,)
     value = float(row_means.mean() - 2 * to_law.mean()) + law
-    # V is quadratic in the empirical law: the influence of one sample is twice its row mean less its distance to the law.
+    # V is quadratic in the empirical law: the influence of one sample is twice its row mean less its distance to the
+    # law.
     half = Z95 * 2 * float((row_means - to_law).std()) / math.sqrt(n) if n > 1 else math.inf
     low, high = max(0.0, value - half), value + half
     return Estimate(value / scale, low / scale, high / scale, n, "lower", (diagonal - law) / n / scale)
@@ -229,7 +230,8 @@ class Problem:
             family: what x is a sample of; by default told by its dtype (integers: the first token family).
 
         Raises:
-            FamilyError: no such family. OptionError: x has a wrong shape, is empty, or holds a token that is out of range.
+            FamilyError: no such family. OptionError: x has a wrong shape, is empty, or holds a token that is out of
+            range.
         """
         x = sample if isinstance(sample, Tensor) else getattr(sample, "x", None)
         if not isinstance(x, Tensor):
@@ -300,7 +302,8 @@ def check_tokens(x: Tensor, length: int, vocab: int, mask_id: int | None, who: s
         also = "" if mask_id is None else f" or the mask {mask_id}"
         masked = " (still masked)" if mask_id is None and token == vocab else ""
         raise OptionError(
-            f"{who}: token {token}{masked} at row {row}, position {position} is out of range; 0 to {vocab - 1}{also} are known"
+            f"{who}: token {token}{masked} at row {row}, position {position} is out of range; "
+            f"0 to {vocab - 1}{also} are known"
         )
 
 
@@ -321,7 +324,7 @@ def check_reals(x: Tensor, shape: Sequence[int], who: str) -> None:
 
 
 class ExactTokens(TokenDenoiser):
-    """Base of the exact token denoisers. Subclasses write `posterior`; this packs rows, takes logs, adds the mask's column.
+    """Base of the exact token denoisers. Subclasses write `posterior`; this packs, takes logs, adds the mask's column.
 
     Attributes:
         tokens: how many clean tokens there are; vocab_size is one more when there is a mask, whose column is -inf.

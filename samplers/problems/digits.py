@@ -1,4 +1,4 @@
-"""digits: scikit-learn's 1797 handwritten digits (8 x 8, 17 grey levels), smoothed so that every state has a posterior."""
+"""digits: scikit-learn's 1797 handwritten digits (8 x 8, 17 grey levels), smoothed: every state has a posterior."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from .base import (
     check_reals,
     check_tokens,
     entropy_of_tokens,
-    exact_matmul,
     kernel_estimate,
     mean_estimate,
     on_grid,
@@ -55,7 +54,7 @@ def digit_images() -> Tensor:
 
 
 def grey_kernel(width: float, floor: float) -> Tensor:
-    """What a pixel of grey level g becomes: row g of (17, 17) float64, (1 - floor) Gaussian of `width` levels + floor uniform."""
+    """What a pixel of grey level g becomes, row g of (17, 17) float64: Gaussian, `floor` of it uniform."""
     level = torch.arange(GREYS, dtype=torch.float64)
     k = torch.exp(-((level[:, None] - level[None]) ** 2) / (2 * width**2))
     k = k / k.sum(1, keepdim=True)
@@ -63,7 +62,7 @@ def grey_kernel(width: float, floor: float) -> Tensor:
 
 
 class KernelTokens(ExactTokens):
-    """Posteriors of a law of tokens: one of n centres, all equally likely, each position then changed on its own by a kernel.
+    """Posteriors of a law of tokens: one of n equally likely centres, each position then changed by a kernel.
 
     With K[g, v] the chance that a centre's g shows as v, centre n weighs w_n = prod_i K[c_ni, x_i] over visible i, and
         p(x_0,i = v | x)  =  sum_g S_i(g) K[g, v],   S_i(g) = sum over n with c_ni = g of w_n / sum_n w_n,
@@ -125,7 +124,8 @@ class KernelTokens(ExactTokens):
             positions = torch.arange(self.length, device=x.device)
         log_w = self.log_weights(x, t)  # (B, n)
         w = on_grid(torch.exp(log_w - log_w.amax(1, keepdim=True)), 52 - math.ceil(math.log2(self.points.shape[0])))
-        # The first grid makes the sum exact, so that dividing by it is the same in every batch; the second, the shares' sums.
+        # The first grid makes the sum exact, so that dividing by it is the same in every batch; the second, the shares'
+        # sums.
         w = on_grid(w / w.sum(1, keepdim=True), 51)  # (B, n), sums to 1
         share = self._shares(w, positions)  # (B, P, V of centres)
 
@@ -170,18 +170,19 @@ class KernelTokens(ExactTokens):
 class Digits(Problem):
     """Handwritten digits. L = 64 tokens of 17 grey levels (the mask is 17), or reals (8, 8) scaled to [-1, 1].
 
-    The law of the tokens is the empirical one, each pixel moved on its own by a kernel over grey levels: a narrow Gaussian
-    that is discretised, and a small uniform part that gives every state a posterior and every sample an exact likelihood.
-    The law of the reals is the mixture of 1797 Gaussians around the images.
+    The law of the tokens is the empirical one, each pixel moved on its own by a kernel over grey levels: a narrow
+    Gaussian that is discretised, and a small uniform part that gives every state a posterior and every sample an exact
+    likelihood. The law of the reals is the mixture of 1797 Gaussians around the images.
 
     Args:
         grey_width: standard deviation of the kernel in grey levels.
         floor: weight of its uniform part. At 0.001 one image in 17 has a pixel from it.
         width: standard deviation of the reals around an image; a grey level is 0.125.
 
-    Scores: `mmd` (squared kernel distance to the exact law, Gaussian kernel of bandwidth 2 in [-1, 1] pixels, in units of
-    the law's own E k(Y, Y'); its floor is the mean of exact samples), `nll` (nats a pixel; a sampler that returns only
-    likely images is below the truth, which is the law's entropy), and `entropy` of the tokens' frequencies. Plots use `mmd`.
+    Scores: `mmd` (squared kernel distance to the exact law, Gaussian kernel of bandwidth 2 in [-1, 1] pixels, in units
+    of the law's own E k(Y, Y'); its floor is the mean of exact samples), `nll` (nats a pixel; a sampler that returns
+    only likely images is below the truth, which is the law's entropy), and `entropy` of the tokens' frequencies. Plots
+    use `mmd`.
     """
 
     name = "digits"
@@ -308,9 +309,9 @@ class Digits(Problem):
         )  # (n,)
         if "tokens" not in self._laws:
             both = self.kernel @ k @ self.kernel.t()
-            self._laws["tokens"] = sum(
-                float(law.log_weights(part, table=both).exp().sum()) for part in self.images.split(512)
-            ) / n**2
+            self._laws["tokens"] = (
+                sum(float(law.log_weights(part, table=both).exp().sum()) for part in self.images.split(512)) / n**2
+            )
         return self._pairs(self.to_reals(x)), (to_law - math.log(n)).exp(), self._laws["tokens"]
 
     def _real_kernel(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -320,7 +321,9 @@ class Digits(Problem):
         to_law = (h2 / (h2 + s2)) ** 32 * torch.exp(-squares / (2 * (h2 + s2))).mean(1)  # (n,)
         if "gaussian" not in self._laws:
             squares = self._squared_distances(self.to_reals(self.images), self.images)
-            self._laws["gaussian"] = (h2 / (h2 + 2 * s2)) ** 32 * float(torch.exp(-squares / (2 * (h2 + 2 * s2))).mean())
+            self._laws["gaussian"] = (h2 / (h2 + 2 * s2)) ** 32 * float(
+                torch.exp(-squares / (2 * (h2 + 2 * s2))).mean()
+            )
         return self._pairs(x), to_law, self._laws["gaussian"]
 
     def _pairs(self, reals: Tensor) -> Tensor:

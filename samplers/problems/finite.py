@@ -16,12 +16,13 @@ __all__ = ["FiniteGaussian"]
 
 
 class FiniteGaussian(GaussianDenoiser):
-    """E[x_0 | x_t] where x_0 is one of n centres, all equally likely, plus Gaussian noise of standard deviation `width`.
+    """E[x_0 | x_t] where x_0 is one of n centres, all equally likely, plus Gaussian noise of deviation `width`.
 
     With a, s the schedule's alpha and sigma and v = a^2 width^2 + s^2,
         w_n  proportional to  exp(-|x - a c_n|^2 / 2 v),
         E[x_0 | x]  =  sum_n w_n c_n  +  (a width^2 / v) (x - a sum_n w_n c_n).
-    Both sums over n or over coordinates are exact (see base), so a row has the same bits in every batch, in float64 too.
+    Both sums over n or over coordinates are exact (see base), so a row has the same bits in every batch, in float64
+    too.
 
     Args:
         centres: (n, D) float64, multiples of `unit` in [-1, 1].

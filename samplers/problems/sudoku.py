@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import OptionError
 from ..schedule import NoiseSchedule
 from .base import (
     Z95,
@@ -31,7 +30,7 @@ __all__ = ["CountingTokens", "Sudoku4", "sudoku_grids"]
 
 @functools.lru_cache(maxsize=1)
 def sudoku_grids() -> Tensor:
-    """All valid 4 x 4 grids, in lexicographic order: (288, 16) int64, each row, column and 2 x 2 box holding 0..3 once."""
+    """All valid 4 x 4 grids, in lexicographic order: (288, 16) int64. Each row, column and 2 x 2 box holds 0..3."""
     lines = list(itertools.permutations(range(4)))
     grids: list[tuple[int, ...]] = []
     for rows in itertools.product(lines, repeat=2):
@@ -49,11 +48,11 @@ def sudoku_grids() -> Tensor:
 class CountingTokens(ExactTokens):
     """Posteriors of a finite support whose points are equally likely, by counting points in exact integers.
 
-    Masked noise: the share of the points that agree with every visible token. Where none does, the share among those with
-    the fewest mismatches, the limit of vanishing smoothing of the law. Uniform noise at level t keeps a token with
-    probability 1 - t + t/V and else makes it any other one: a point with m mismatches weighs r^m,
-    r = (t/V) / (1 - t + t/V), and t = 0 is the limit above. Counts by m are integers and the polynomial in r is
-    summed in a fixed order, so equal probabilities are equal bit for bit, and nothing depends on the batch.
+    Masked noise: the share of the points that agree with every visible token. Where none does, the share among those
+    with the fewest mismatches, the limit of vanishing smoothing of the law. Uniform noise at level t keeps a token with
+    probability 1 - t + t/V and else makes it any other one: a point with m mismatches weighs r^m, r = (t/V) / (1 - t +
+    t/V), and t = 0 is the limit above. Counts by m are integers and the polynomial in r is summed in a fixed order, so
+    equal probabilities are equal bit for bit, and nothing depends on the batch.
 
     Args:
         support: (n, L) int64, tokens below `tokens`.
@@ -110,9 +109,9 @@ class Sudoku4(Problem):
     Gaussian samples are one-hot reals of shape (16, 4) in {-1, 1}, decoded by argmax.
 
     Scores: `invalid` (the share of grids that break a rule), `tv` (total variation to the uniform law, invalid mass
-    included; its floor is the mean of exact samples), `kl` (nats, of the valid part's frequencies to uniform, Miller-Madow corrected), and
-    chi2_p, the p-value of Pearson's test that valid grids are uniform. Plots use `tv`: a sampler that always returns the
-    same valid grid has `invalid` 0.
+    included; its floor is the mean of exact samples), `kl` (nats, of the valid part's frequencies to uniform,
+    Miller-Madow corrected), and chi2_p, the p-value of Pearson's test that valid grids are uniform. Plots use `tv`: a
+    sampler that always returns the same valid grid has `invalid` 0.
     """
 
     name = "sudoku4"
@@ -187,7 +186,7 @@ class Sudoku4(Problem):
         )
 
     def picture(self, x: Tensor, k: int = 8) -> list[np.ndarray]:
-        """The first k grids as colour pictures, uint8 (50, 50, 3): one colour a token, masks grey, a red frame if invalid."""
+        """The first k grids, uint8 (50, 50, 3): one colour a token, masks grey, a red frame around an invalid grid."""
         x = self.decode(x.detach().cpu())[:k]
         colours = np.array([[230, 97, 1], [253, 208, 98], [178, 171, 210], [94, 60, 153], [128, 128, 128]], np.uint8)
         pictures = []
@@ -206,16 +205,15 @@ class Sudoku4(Problem):
         """Four lines, the digits 1 to 4, '·' at masks, boxes apart."""
         row = self.decode(x_row.detach().cpu()).tolist()
         marks = [str(v + 1) if 0 <= v < 4 else "·" for v in row]
-        lines = [
-            f"{marks[4 * r]} {marks[4 * r + 1]} │ {marks[4 * r + 2]} {marks[4 * r + 3]}" for r in range(4)
-        ]
+        lines = [f"{marks[4 * r]} {marks[4 * r + 1]} │ {marks[4 * r + 2]} {marks[4 * r + 3]}" for r in range(4)]
         return "\n".join([*lines[:2], "────┼────", *lines[2:]])
 
 
 def _tv(counts: np.ndarray, n: int) -> Estimate:
     """Total variation of the frequencies of n samples to uniform; whatever is missing from counts is invalid mass.
 
-    The interval is the delta method's; near the floor, where |p - u| has its kinks, it is too wide rather than too narrow.
+    The interval is the delta method's; near the floor, where |p - u| has its kinks, it is too wide rather than too
+    narrow.
     """
     u = 1 / len(counts)
     p = counts / n

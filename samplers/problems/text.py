@@ -49,7 +49,8 @@ def _default_corpus() -> str:
 def fit_chain(codes: np.ndarray, vocab: int, order: int, smoothing: float) -> list[Tensor]:
     """The chain's tables [p(c), p(c|b), ..., p(c|...)] of 1 to `order` characters; the k-th is (V,) * k float64.
 
-    Each is additively smoothed with `smoothing` V pseudo-counts shared out as the next shorter context does, the shortest
+    Each is additively smoothed with `smoothing` V pseudo-counts shared out as the next shorter context does, the
+    shortest
     uniformly: an unseen context is as its shorter one, and every string has a positive probability.
     """
     tables: list[Tensor] = []
@@ -69,15 +70,16 @@ def fit_chain(codes: np.ndarray, vocab: int, order: int, smoothing: float) -> li
 class ChainTokens(ExactTokens):
     """Posteriors of a Markov chain of `order` n (a state is the last n - 1 tokens), by forward-backward.
 
-    With e_k(c) = p(x_k | c), which is 1 at a mask, [c = x_k] at a visible token and (1 - t) [c = x_k] + t/V under uniform
-    noise, p(x_0,k = c | x) is proportional to the sum over states that end in c of forward x backward. Both are float64 and
-    rescaled by their largest entry, so nothing underflows. Work is L V^n a row.
+    With e_k(c) = p(x_k | c), which is 1 at a mask, [c = x_k] at a visible token and (1 - t) [c = x_k] + t/V under
+    uniform noise, p(x_0,k = c | x) is proportional to the sum over states that end in c of forward x backward. Both are
+    float64 and rescaled by their largest entry, so nothing underflows. Work is L V^n a row.
 
-    BLAS adds in an order that depends on shapes, so rows are always computed in blocks of one size, filled up if need be: a
-    row's answer is then the same in every batch.
+    BLAS adds in an order that depends on shapes, so rows are always computed in blocks of one size, filled up if need
+    be: a row's answer is then the same in every batch.
 
     Args:
-        tables: the conditionals of 1, 2, ..., n tokens, the k-th of shape (V,) * k, positive, as `fit_chain` makes them.
+        tables: the conditionals of 1, 2, ..., n tokens, the k-th of shape (V,) * k, positive, as `fit_chain` makes
+            them.
         length: L, at least n - 1.
         family: masked or uniform.
     """
@@ -99,13 +101,13 @@ class ChainTokens(ExactTokens):
         v, n = self.tokens, self.order
         self.middle = v ** (n - 2)  # M: the tokens of a state but its oldest, as one number
         step = tables[-1].to(self.device).reshape(v, self.middle, v)  # (A, M, D): oldest, middle, next
-        self.forward_step = step.transpose(0, 1).contiguous()  # (M, A, D)
-        self.backward_step = step.permute(1, 2, 0).contiguous()  # (M, D, A)
+        self.forward_step = step.permute(1, 2, 0).contiguous()  # (M, D, A)
+        self.backward_step = step.transpose(0, 1).contiguous()  # (M, A, D)
         start = tables[0]
         for table in tables[1:-1]:
             start = start[..., None] * table
         self.start = start.to(self.device)  # (V,) * (n - 1), the law of the first state
-        self.block = 16 if n < 4 else 4
+        self.block = 32 if n < 4 else 8  # rows; (L, V^(n-1), block) float64 are kept
 
     def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         wanted = list(range(self.length)) if positions is None else positions.tolist()
@@ -125,21 +127,21 @@ class ChainTokens(ExactTokens):
         return torch.cat(parts)  # (B, P, V)
 
     def _block_posterior(self, emission: Tensor, wanted: list[int]) -> Tensor:
-        """(R, L, V) -> (R, P, V). A message is (M, R, A): middle of the state, row, oldest token of the state."""
+        """(R, L, V) -> (R, P, V). A message is (M, A, R): middle of the state, oldest token of the state, row."""
         first = self.order - 2  # the position at which the first state ends
-        emission = emission.transpose(0, 1).contiguous()  # (L, R, V)
+        emission = emission.permute(1, 2, 0).contiguous()  # (L, V, R)
         forward = [self._first_message(emission)]
         for k in range(first + 1, self.length):
-            moved = torch.bmm(forward[-1], self.forward_step) * emission[k]  # (M, R, D)
-            forward.append(self._rescaled(self._oldest_last(moved), k))
+            moved = torch.bmm(self.forward_step, forward[-1]) * emission[k]  # (M, D, R)
+            forward.append(self._rescaled(self._shifted(moved), k))
 
         out = torch.empty(len(wanted), self.tokens, self.block, dtype=torch.float64, device=emission.device)
         place = {k: i for i, k in enumerate(wanted)}
-        backward = torch.ones_like(forward[0])  # (M, R, A)
+        backward = torch.ones_like(forward[0])  # (M, A, R)
         for k in range(self.length - 1, first - 1, -1):
             if k < self.length - 1:
-                moved = self._next_last(backward) * emission[k + 1]  # (M, R, D)
-                backward = self._rescaled(torch.bmm(moved, self.backward_step), k)  # (M, R, A)
+                moved = self._unshifted(backward) * emission[k + 1]  # (M, D, R)
+                backward = self._rescaled(torch.bmm(self.backward_step, moved), k)  # (M, A, R)
             # The last state of the loop, the first of the chain, also tells of the positions before its end.
             here = [i for i in (range(first + 1) if k == first else (k,)) if i in place]
             if here:
@@ -150,43 +152,42 @@ class ChainTokens(ExactTokens):
         return out.permute(2, 0, 1).contiguous()  # (R, P, V)
 
     def _first_message(self, emission: Tensor) -> Tensor:
-        """start(c_1 ... c_{n-1}) prod_k e_k(c_k), as a message (M, R, A)."""
+        """start(c_1 ... c_{n-1}) prod_k e_k(c_k), as a message (M, A, R)."""
         v, n = self.tokens, self.order
-        message = self.start.expand(self.block, *self.start.shape)  # (R, V, ..., V)
+        message = self.start[..., None].expand(*self.start.shape, self.block)  # (V, ..., V, R)
         for axis in range(n - 1):
-            shape = [self.block] + [1] * (n - 1)
-            shape[axis + 1] = v
+            shape = [1] * (n - 1) + [self.block]
+            shape[axis] = v
             message = message * emission[axis].reshape(shape)
-        return message.reshape(self.block, v, self.middle).permute(2, 0, 1).contiguous()
+        return message.reshape(v, self.middle, self.block).transpose(0, 1).contiguous()
 
-    def _oldest_last(self, moved: Tensor) -> Tensor:
-        """(M, R, D) by the old state's middle and the next token -> the next state's message (M, R, A)."""
+    def _shifted(self, moved: Tensor) -> Tensor:
+        """(M, D, R) by the old state's middle and the next token -> the next state's message (M, A, R), a view."""
         if self.order == 2:
             return moved
         v = self.tokens
         # middle = (b, rest); the next state is (b, rest, d), its middle (rest, d).
-        split = moved.view(v, self.middle // v, self.block, v)  # (b, rest, R, d)
-        return split.permute(1, 3, 2, 0).reshape(self.middle, self.block, v)
+        split = moved.unflatten(0, (v, self.middle // v))  # (b, rest, d, R)
+        return split.permute(1, 2, 0, 3).flatten(0, 1)
 
-    def _next_last(self, message: Tensor) -> Tensor:
-        """Undoes `_oldest_last`: the next state's message (M, R, A) -> (M, R, D) by this state's middle."""
+    def _unshifted(self, message: Tensor) -> Tensor:
+        """Undoes `_shifted`: the next state's message (M, A, R) -> (M, D, R) by this state's middle."""
         if self.order == 2:
             return message
         v = self.tokens
-        split = message.view(self.middle // v, v, self.block, v)  # (rest, d, R, b)
-        return split.permute(3, 0, 2, 1).reshape(self.middle, self.block, v)
+        split = message.unflatten(0, (self.middle // v, v))  # (rest, d, b, R)
+        return split.permute(2, 0, 1, 3).flatten(0, 1)
 
     def _rescaled(self, message: Tensor, k: int) -> Tensor:
         # Four steps cannot underflow float64; the maximum is exact, so this costs no reproducibility.
-        return message / message.amax((0, 2), keepdim=True) if k % 4 == 0 else message
+        return message / message.amax((0, 1), keepdim=True) if k % 4 == 0 else message
 
     def _marginal(self, both: Tensor, axis: int) -> Tensor:
-        """(M, R, A) -> (V, R): the law of token `axis` of the state (0 the oldest), not normalised."""
+        """(M, A, R) -> (V, R): the law of token `axis` of the state (0 the oldest), not normalised."""
         if axis == 0:
-            return both.sum(0).t()
+            return both.sum(0)
         v = self.tokens
-        before, after = v ** (axis - 1), v ** (self.order - 2 - axis)
-        return both.view(before, v, after, self.block, v).sum((0, 2, 4))
+        return both.reshape(v ** (axis - 1), v, -1, v, self.block).sum((0, 2, 3))
 
 
 class Text(Problem):
@@ -225,7 +226,9 @@ class Text(Problem):
         if not 0 < smoothing < math.inf:
             raise OptionError(f"problem 'text': smoothing must be positive, not {smoothing!r}")
         if " " not in alphabet or len(set(alphabet)) < len(alphabet) or MASK in alphabet or len(alphabet) < 2:
-            raise OptionError("problem 'text': alphabet must hold a blank and another character, none twice, and no '·'")
+            raise OptionError(
+                "problem 'text': alphabet must hold a blank and another character, none twice, and no '·'"
+            )
         try:
             corpus = _default_corpus() if path is None else Path(path).read_text(encoding="utf-8", errors="replace")
         except OSError as e:
@@ -234,7 +237,9 @@ class Text(Problem):
         self._code = {c: i for i, c in enumerate(alphabet)}
         codes = self.encode(normalise(corpus, alphabet)).numpy()
         if len(codes) < order:
-            raise OptionError(f"problem 'text': {path} holds {len(codes)} usable characters; {order} are needed at least")
+            raise OptionError(
+                f"problem 'text': {path} holds {len(codes)} usable characters; {order} are needed at least"
+            )
         self.tables = fit_chain(codes, len(alphabet), order, smoothing)
         self._floors: dict[int, float] = {}
 
@@ -278,7 +283,7 @@ class Text(Problem):
 
     @functools.cached_property
     def _law(self) -> tuple[float, Tensor, Tensor]:
-        """(entropy a character, characters' mean law (V,), neighbours' mean law (V, V)), exact, over the L positions."""
+        """(entropy a character, characters' mean law (V,), neighbours' mean law (V, V)), exact, over all positions."""
         v, length = self.tokens, self._length
         entropy, single, pairs = 0.0, torch.zeros(v, dtype=torch.float64), torch.zeros(v, v, dtype=torch.float64)
         state = torch.ones((), dtype=torch.float64)  # the law of the last characters, at most order - 1 of them
@@ -328,7 +333,7 @@ class Text(Problem):
         return Estimate(value, max(0.0, value - half), min(1.0, value + half), len(x), "lower", floor)
 
     def _floor(self, n: int) -> float:
-        """What exact samples of this n score, by simulation: neighbours in a row depend on each other, so no formula."""
+        """What n exact samples score, by simulation: pairs in a row depend on each other, so there is no formula."""
         if n not in self._floors:
             times = max(2, min(8, 16000 // n))
             # Seeds of their own: a user's exact samples of a small seed are not compared with themselves.
