@@ -395,7 +395,8 @@ def exact_matmul(a: Tensor, b: Tensor, *, slices: int = 1, largest: float = 1.0,
     out = None
     for _ in range(slices):
         _, exponent = torch.frexp(a.abs().amax(1, keepdim=True))  # (B, 1); exact, unlike a sum
-        step = torch.ldexp(torch.ones_like(a[:, :1]), exponent - bits)  # (B, 1)
+        # What is left of a row may be subnormal, and a step of 2^(exponent - bits) then 0: such remains count as nothing.
+        step = torch.ldexp(torch.ones_like(a[:, :1]), exponent.clamp_min(-900) - bits)  # (B, 1)
         part = torch.round(a / step) * step  # (B, K)
         product = part @ b  # (B, N), without rounding
         out = product if out is None else out + product

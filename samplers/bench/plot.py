@@ -1,0 +1,246 @@
+"""Pareto plots: quality against what it costs. Needs matplotlib (`pip install sampler-zoo[bench]`).
+
+One drawing serves two outputs: PNG files, and SVG for the report, in which the colours of ink and paper become CSS
+variables, so that a plot follows the page from light to dark.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .collect import Point, front, groups
+
+__all__ = ["COSTS", "available", "styles", "svg", "write_pngs"]
+
+COSTS: dict[str, tuple[Callable[[Point], float], str]] = {
+    "nfe": (lambda p: p.nfe, "forwards a row (NFE, mean)"),
+    "seconds": (lambda p: p.seconds * 1e3, "milliseconds a sample"),
+}
+AXIS = {
+    "tv": "total variation to the exact law",
+    "mmd": "squared kernel distance to the exact law",
+    "energy": "energy distance to the exact law",
+    "bigram_tv": "total variation of neighbouring pairs",
+}
+
+# Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow, which paper swallows.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C7A4E", "#7B6FD0")
+MARKERS = ("o", "s", "^", "D")
+# Stand-ins that no palette holds: svg() turns them into var(--...).
+INK, SOFT, FAINT = "#1a1b1c", "#6b6c6d", "#d3d4d5"
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def styles(samplers: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """A colour and a marker for each sampler, the same in every plot."""
+    return {
+        name: (COLOURS[i % len(COLOURS)], MARKERS[(i // len(COLOURS) + i) % len(MARKERS)])
+        for i, name in enumerate(sorted(set(samplers)))
+    }
+
+
+def _spread(wanted: list[float], gap: float, top: float) -> list[float]:
+    """Places for labels in [.., top], as near to `wanted` as `gap` between them allows. In the order given."""
+    order = sorted(range(len(wanted)), key=lambda i: -wanted[i])
+    # Labels that touch form a block, whose middle sits on the mean of what its members want.
+    blocks: list[list[Any]] = []  # [members, centre]
+    for i in order:
+        blocks.append([[i], wanted[i]])
+        while len(blocks) > 1:
+            (m1, c1), (m2, c2) = blocks[-2:]
+            if c1 - c2 >= gap * (len(m1) + len(m2)) / 2:
+                break
+            merged = m1 + m2
+            blocks[-2:] = [[merged, (c1 * len(m1) + c2 * len(m2)) / len(merged)]]
+    places = [0.0] * len(wanted)
+    ceiling = top
+    for members, centre in blocks:
+        start = min(centre + gap * (len(members) - 1) / 2, ceiling)
+        for k, i in enumerate(members):
+            places[i] = start - k * gap
+        ceiling = places[members[-1]] - gap
+    lift = max(0.0, -min(places))  # the lowest label stays on the paper, if need be above `top`
+    return [p + lift for p in places]
+
+
+def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[str, str]], title: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    price, label = COSTS[cost]
+    made = [p for p in made if math.isfinite(p.quality.value)]
+    if not made:
+        axes.set_axis_off()
+        return
+    truth = next((p.quality.truth for p in made if p.quality.truth is not None), None)
+    values = [p.quality.value for p in made]
+    lowest = min(values) if not truth else min(min(values), truth)
+    log = lowest > 0 and max(values) / lowest > 6
+
+    best = front(made, price)
+    for name in sorted({p.sampler for p in made}):
+        own = sorted((p for p in made if p.sampler == name), key=price)
+        xs, ys = [price(p) for p in own], [p.quality.value for p in own]
+        colour, marker = style[name]
+        bars = [
+            (x, max(p.quality.low, lowest / 4) if log else p.quality.low, p.quality.high)
+            for x, p in zip(xs, own)
+            if math.isfinite(p.quality.low)
+        ]
+        axes.vlines(*zip(*bars), color=colour, lw=1.1, alpha=0.55, zorder=2) if bars else None
+        axes.plot(xs, ys, color=colour, lw=1.1, alpha=0.75, marker=marker, ms=4, mec="none", zorder=3)
+    steps = [(price(p), p.quality.value) for p in best]
+    xs, ys = [x for x, _ in steps], [y for _, y in steps]
+    axes.set_xscale("log")
+    axes.set_yscale("log" if log else "linear")
+    left, right = axes.get_xlim()
+    axes.step([*xs, right], [*ys, ys[-1]], where="post", color=SOFT, lw=5, alpha=0.18, zorder=1, solid_joinstyle="round")
+    for p in best:
+        colour, marker = style[p.sampler]
+        axes.plot(price(p), p.quality.value, marker=marker, ms=7.5, mfc=colour, mec=INK, mew=1.1, zorder=5, ls="none")
+    axes.set_xlim(left, right)
+    bottom, top = axes.get_ylim()
+    if not log:
+        bottom = 0.0 if lowest >= 0 else bottom
+    if truth is not None:
+        if log:
+            bottom = min(bottom, truth / 1.5)
+        axes.axhline(truth, color=INK, lw=0.9, ls=(0, (5, 4)), zorder=1.5)
+        axes.annotate(
+            "exact samples",
+            (0.012, truth),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, -4),
+            textcoords="offset points",
+            va="top",
+            fontsize=8.5,
+            color=INK,
+            style="italic",
+        )
+    axes.set_ylim(bottom, top)
+
+    # Names stand beside the paper, each where its line ends, moved apart where they would touch.
+    names, ends = [], []
+    to_axes = axes.transData + axes.transAxes.inverted()
+    for name in sorted({p.sampler for p in made}):
+        last = max((p for p in made if p.sampler == name), key=price)
+        names.append(name)
+        ends.append(tuple(to_axes.transform((price(last), last.quality.value))))
+    height = axes.get_window_extent().height / axes.figure.dpi * 72  # points
+    for name, end, place in zip(names, ends, _spread([y for _, y in ends], 12 / height, 1.0)):
+        colour, _ = style[name]
+        axes.annotate(
+            name,
+            xy=end,
+            xycoords="axes fraction",
+            xytext=(1.045, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.45, "shrinkA": 1, "shrinkB": 3},
+            annotation_clip=False,
+        )
+
+    def plain(v: float, _: Any = None) -> str:
+        return f"{v:g}"
+
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=16)
+    metric = made[0].primary
+    better = made[0].quality.better
+    axes.annotate(
+        f"{AXIS.get(metric, metric)} ({metric}), {better} is better",
+        (0, 1),
+        xycoords="axes fraction",
+        xytext=(0, 5),
+        textcoords="offset points",
+        fontsize=8.5,
+        color=SOFT,
+    )
+    axes.set_xlabel(label, fontsize=9, color=SOFT, loc="left")
+    if cost == "nfe" and right / left < 600:
+        low, high = math.ceil(math.log2(left) - 1e-9), math.floor(math.log2(right) + 1e-9)
+        axes.set_xticks([2.0**k for k in range(low, high + 1)])
+    else:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right / left < 60 else (1, 3)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(plain))
+    if log:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if top / bottom < 40 else (1, 3) if top / bottom < 4000 else (1,)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    axes.tick_params(length=3, width=0.7, labelsize=8.5, color=SOFT, labelcolor=SOFT)
+    axes.grid(axis="y", color=FAINT, lw=0.5, zorder=0)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set(color=SOFT, lw=0.7)
+    axes.tick_params(axis="y", length=0)
+
+
+# Room around a panel, in inches: names go to the right.
+WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 5.9, 4.1, 0.5, 1.35, 0.55, 0.55
+
+
+def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: dict[str, tuple[str, str]]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    w, h = WIDTH * columns, HEIGHT * rows
+    figure = Figure(figsize=(w, h))
+    FigureCanvasAgg(figure)
+    figure.patch.set_alpha(0)
+    for i, (title, made) in enumerate(panels):
+        r, c = divmod(i, columns)
+        box = (c * WIDTH + LEFT) / w, 1 - ((r + 1) * HEIGHT - BELOW) / h, (WIDTH - LEFT - RIGHT) / w, (HEIGHT - BELOW - ABOVE) / h
+        axes = figure.add_axes(box)
+        axes.patch.set_alpha(0)
+        _panel(axes, made, cost, style, title)
+    return figure
+
+
+def write_pngs(made: Sequence[Point], folder: Path) -> list[Path]:
+    """pareto_nfe.png and pareto_seconds.png, a panel for each problem and family."""
+    style = styles([p.sampler for p in made])
+    panels = [(f"{problem}, {family}", group) for (problem, family), group in groups(made).items()]
+    paths = []
+    for cost in COSTS:
+        path = folder / f"pareto_{cost}.png"
+        _figure(panels, cost, style).savefig(path, dpi=160, facecolor="white")
+        paths.append(path)
+    return paths
+
+
+def svg(group: Sequence[Point], cost: str, style: dict[str, tuple[str, str]], prefix: str, title: str) -> str:
+    """One panel as an <svg> element to put into a page that has --ink, --soft, --faint and --sans."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
+        _figure([(title, group)], cost, style).savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{prefix}-", text)  # ids of several plots in one page must differ
+    for colour, name in ((INK, "ink"), (SOFT, "soft"), (FAINT, "faint")):
+        text = text.replace(colour, f"var(--{name})")
+    text = re.sub(r"font: ((?:italic )?[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", text)
+    # The size is the page's business.
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{title}: quality against {cost}"', 1)

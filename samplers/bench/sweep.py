@@ -1,0 +1,398 @@
+"""The sweep: which cells a request makes, running them, and the file that remembers them.
+
+A cell is one run: (problem, family, sampler, one setting of its knob, seed). The knob is `steps`; for a sampler whose
+class has `sweep = (option, values)` it is that option, and its NFE is then measured, not asked for. Each cell that ends is
+one line of DIR/cells.jsonl, on the disk before the next begins, so a sweep that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import problems, registry
+from ..driver import sample
+from ..errors import OptionError, SamplersError, UnknownNameError, did_you_mean
+from ..sampler import Sampler
+from .machine import machine
+
+__all__ = ["DEMO", "Cell", "Outcome", "Request", "Store", "pack", "plan", "run", "unpack"]
+
+CELLS, REQUEST = "cells.jsonl", "sweep.json"
+NFE = (2, 4, 8, 16)  # budgets where none are asked for
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        problems: names of exact problems.
+        samplers: patterns such as 'masked/*', 'dpmpp*' or a full name.
+        family: only this kind of noise; None: all for which the problem has a denoiser and the patterns a sampler.
+        nfe: budgets, given to samplers as `steps`.
+        seeds: how many; they are 0, 1, ...
+        rows: samples a cell. batch: of these at a time (memory, and what seconds are measured at).
+        temperature: of token draws. 1 asks for the law itself, which is what is measured.
+        block_length: of token samplers.
+        options: 'name=value' for all samplers that have the option, 'sampler.name=value' for one.
+    """
+
+    problems: tuple[str, ...]
+    samplers: tuple[str, ...] = ("*",)
+    family: str | None = None
+    nfe: tuple[int, ...] = NFE
+    seeds: int = 3
+    rows: int = 512
+    batch: int = 512
+    temperature: float = 1.0
+    block_length: int | None = None
+    options: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "rows", "batch"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"--{name} must be 1 or more, not {getattr(self, name)}")
+        if not self.nfe or min(self.nfe) < 1:
+            raise OptionError("--nfe needs budgets of 1 or more, such as 2,4,8")
+
+
+# What `make bench` runs: about two minutes on two cores.
+DEMO = (
+    Request(("sudoku4",), ("masked/*",), nfe=(1, 2, 4, 8, 16), seeds=3, rows=1000, batch=1000),
+    Request(("digits",), ("masked/*",), nfe=(4, 8, 16, 32, 64), seeds=1, rows=320, batch=320),
+    Request(("digits",), ("gaussian/*",), nfe=(5, 10, 20, 40), seeds=3, rows=512, batch=512),
+    Request(("mixture",), ("gaussian/*",), nfe=(5, 10, 20, 40), seeds=3, rows=2000, batch=2000),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep, and what defines it."""
+
+    problem: str
+    family: str
+    sampler: str
+    distribution: str
+    version: str
+    knob: str  # 'steps', or the option that is walked
+    value: Any
+    options: dict[str, Any]
+    settings: dict[str, Any]  # arguments of sample(): steps, temperature, block_length
+    seed: int
+    rows: int
+    batch: int
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of all that defines the cell. A new version of a sampler or of this library is another cell."""
+        facts = dataclasses.asdict(self) | {"library": registry.version()}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.family}/{self.sampler} {self.knob}={self.value} seed {self.seed}"
+
+
+# ---------------------------------------------------------------------------------------------- planning
+
+
+def plan(requests: Iterable[Request]) -> list[Cell]:
+    """The cells of some requests, each once; seed by seed, so that a sweep that is stopped has something of everything.
+
+    Raises:
+        UnknownNameError: a pattern or problem that nothing matches. FamilyError: a problem without that family.
+        OptionError: an option that no chosen sampler has, or a value out of its bounds.
+    """
+    cells: dict[str, Cell] = {}
+    for seed, request in sorted(((s, r) for r in requests for s in range(r.seeds)), key=lambda pair: pair[0]):
+        made = [c for name in request.problems for c in _cells(request, name, seed)]
+        if not made:
+            raise UnknownNameError(
+                f"nothing to run: no sampler of {', '.join(request.samplers)} is of a family that "
+                f"{', '.join(request.problems)} has ({', '.join(_families(request, request.problems[0]))})"
+            )
+        cells.update((c.key, c) for c in made)
+    return list(cells.values())
+
+
+def _families(request: Request, name: str) -> tuple[str, ...]:
+    problem = problems.create(name)
+    if request.family is None:
+        return tuple(problem.families)
+    problem.denoiser(request.family)  # its error names the families there are
+    return (request.family,)
+
+
+def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
+    _check_patterns(request.samplers)
+    chosen = [(f, n) for f in _families(request, problem) for n in registry.names(request.samplers, f)]
+    given = _options(request.options, [n for _, n in chosen])
+    cells = []
+    for family, name in chosen:
+        cls, item = registry.load(name), registry.entry(name)
+        own = given.get(name, {})
+        knob, values = ("steps", request.nfe) if cls.sweep is None or cls.sweep[0] in own else cls.sweep
+        for value in values:
+            sampler = cls.make(**own, **({knob: value} if knob != "steps" else {}))
+            settings: dict[str, Any] = {"steps": value if knob == "steps" else None}
+            if family in ("masked", "uniform"):
+                settings |= {"temperature": float(request.temperature), "block_length": request.block_length}
+            if knob == "steps" and request.block_length is not None and family == "masked":
+                length = problems.create(problem).length or request.block_length
+                if value < -(-length // request.block_length):
+                    continue  # fewer steps than blocks cannot be
+            rows, batch = request.rows, min(request.batch, request.rows)
+            cells.append(
+                Cell(
+                    problem=problem,
+                    family=family,
+                    sampler=name,
+                    distribution=item.distribution,
+                    version=item.version,
+                    knob=knob,
+                    value=value,
+                    options=sampler.values(),
+                    settings=settings,
+                    seed=seed,
+                    rows=rows,
+                    batch=batch,
+                )
+            )
+    return cells
+
+
+def _check_patterns(patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        if registry.names(pattern):
+            continue
+        name = pattern.rpartition("/")[2]
+        if not any(c in name for c in "*?["):
+            registry.entry(name)  # raises, with the nearest names
+        raise UnknownNameError(f"no sampler matches {pattern!r}; 'samplers list' shows them")
+
+
+def _options(texts: Sequence[str], samplers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """{sampler: {option: value}} of 'name=value' and 'sampler.name=value'."""
+    given: dict[str, dict[str, Any]] = {}
+    known = {name: {o.name: o for o in registry.load(name).options()} for name in samplers}
+    for text in texts:
+        left, sign, value = text.partition("=")
+        who, _, option = left.strip().rpartition(".")
+        if not sign or not option:
+            raise OptionError(f"-o {text!r}: write name=value, or sampler.name=value")
+        if who and who not in known:
+            raise OptionError(f"-o {text!r}: sampler {who!r} is not in this sweep{did_you_mean(who, known)}")
+        has = [n for n in ([who] if who else samplers) if option in known[n]]
+        if not has:
+            every = sorted({o for options in known.values() for o in options})
+            raise OptionError(f"-o {text!r}: none of the samplers has an option {option!r}{did_you_mean(option, every)}")
+        for name in has:
+            given.setdefault(name, {})[option] = known[name][option].parse(value.strip())
+    return given
+
+
+# ---------------------------------------------------------------------------------------------- the file
+
+
+class Store:
+    """DIR/cells.jsonl: one line a finished cell, appended and flushed to the disk.
+
+    Args:
+        folder: made where it is missing.
+        write: False only reads, and changes nothing.
+        fresh: put the cells that are there aside, as cells.jsonl.bak.
+
+    Raises:
+        OptionError: the folder cannot be made or written, is no folder, or has nothing to read.
+        SamplersError: a line, other than one cut off at the end, is not a cell; it names file and line.
+    """
+
+    def __init__(self, folder: str | Path, *, write: bool = True, fresh: bool = False):
+        self.folder, self.path = Path(folder), Path(folder) / CELLS
+        self.notes: list[str] = []
+        try:
+            if write:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                if fresh and self.path.exists():
+                    self.path.replace(self.path.with_suffix(".jsonl.bak"))
+                    self.notes.append(f"earlier cells were put aside as {self.path.name}.bak")
+                with open(self.path, "ab"):
+                    pass  # it can be written: better to know now than after an hour of sampling
+            content = self.path.read_bytes()
+        except OSError as error:
+            verb = "written" if write else "read"
+            raise OptionError(f"{self.path} cannot be {verb}: {error.strerror or error}") from error
+        self.records: dict[str, Record] = {}
+        whole = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            if line.strip():
+                self._keep(line, number)
+        if whole < len(content):
+            self.notes.append(f"the last line of {self.path} was cut off and is dropped; its cell will run again")
+            if write:
+                os.truncate(self.path, whole)
+
+    def _keep(self, line: bytes, number: int) -> None:
+        try:
+            record = json.loads(line)
+            self.records[record["key"]] = record
+        except (ValueError, TypeError, KeyError) as error:
+            raise SamplersError(
+                f"{self.path}, line {number} is not a cell ({registry.one_line(error)}); "
+                "mend or delete that line, or start again with --fresh"
+            ) from error
+
+    def add(self, record: Record) -> None:
+        """Append a record; it is on the disk when this returns."""
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        with open(self.path, "ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.records[record["key"]] = record
+
+    def done(self, cell: Cell) -> bool:
+        """Whether the cell has its result; a failed one has not."""
+        return self.records.get(cell.key, {}).get("status") in ("ok", "declined")
+
+
+# ---------------------------------------------------------------------------------------------- running
+
+
+@dataclass
+class Outcome:
+    """What became of a sweep: counts of cells, and the records of those that failed or were declined."""
+
+    folder: Path
+    planned: int
+    reused: int
+    failed: list[Record]
+    declined: list[Record]
+    seconds: float
+
+
+def run(
+    requests: Sequence[Request],
+    folder: str | Path,
+    *,
+    fresh: bool = False,
+    command: str = "",
+    started: Callable[[list[Cell], Store], None] | None = None,
+    running: Callable[[Cell], None] | None = None,
+    finished: Callable[[Record], None] | None = None,
+) -> Outcome:
+    """Run what is not in the folder yet.
+
+    Args:
+        command: how to get the same again; the report prints it.
+        started, running, finished: told of the plan, of each cell before it runs, and of each record.
+
+    Raises:
+        SamplersError: as `plan` and `Store`; before anything is run. What a sampler raises is recorded in its cell's
+            line (status "failed"; "declined" for an OptionError, such as a step count that it does not take).
+    """
+    begun = time.perf_counter()
+    cells = plan(requests)
+    store = Store(folder, fresh=fresh)
+    about = {"command": command, "requests": [dataclasses.asdict(r) for r in requests], "library": registry.version()}
+    (store.folder / REQUEST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    todo = [c for c in cells if not store.done(c)]
+    if started:
+        started(cells, store)
+    made: dict[tuple[str, str], tuple[problems.Problem, Any]] = {}
+    for cell in todo:
+        if running:
+            running(cell)
+        where = (cell.problem, cell.family)
+        if where not in made:
+            problem = next((p for (name, _), (p, _) in made.items() if name == cell.problem), None)
+            problem = problem or problems.create(cell.problem)
+            made[where] = (problem, problem.denoiser(cell.family))
+            _warm_up(cell, made[where][1])
+        record = run_cell(cell, *made[where])
+        store.add(record)
+        if finished:
+            finished(record)
+    ends = [store.records[c.key] for c in cells if c.key in store.records]
+    return Outcome(
+        store.folder,
+        len(cells),
+        len(cells) - len(todo),
+        [r for r in ends if r["status"] == "failed"],
+        [r for r in ends if r["status"] == "declined"],
+        time.perf_counter() - begun,
+    )
+
+
+def _warm_up(cell: Cell, denoiser: Any) -> None:
+    """A few rows that are not measured: first calls allocate, and load libraries."""
+    try:
+        sample(denoiser, _sampler(cell), batch=8, **cell.settings | {"steps": 2})
+    except Exception:
+        pass  # the measured run will say what is wrong
+
+
+def _sampler(cell: Cell) -> Sampler:
+    return registry.load(cell.sampler).make(**cell.options)
+
+
+def run_cell(cell: Cell, problem: problems.Problem, denoiser: Any) -> Record:
+    """Run a cell and return its record. Rows are drawn in batches; row i is the same in any of them."""
+    record: Record = {"key": cell.key, "status": "ok", **dataclasses.asdict(cell)}
+    record |= {"library": registry.version(), "machine": machine()}
+    try:
+        parts = []
+        sampler = _sampler(cell)
+        for first in range(0, cell.rows, cell.batch):
+            batch = min(cell.batch, cell.rows - first)
+            parts.append(sample(denoiser, sampler, batch=batch, seed=cell.seed, first_row=first, **cell.settings))
+        x = torch.cat([p.x for p in parts])
+        record["nfe"] = {
+            "forwards": sum(p.nfe for p in parts),
+            "row_evals": sum(p.row_evals for p in parts),
+            "token_evals": sum(p.token_evals for p in parts),
+            "per_row": float(torch.cat([p.nfe_rows for p in parts]).double().mean()),
+        }
+        record["seconds"] = {
+            "denoiser": sum(p.seconds.denoiser for p in parts),
+            "sampler": sum(p.seconds.sampler for p in parts),
+        }
+        record["score"] = problem.score(x, cell.family).to_dict()
+        record["x"] = pack(x)
+    except OptionError as error:
+        record |= {"status": "declined", "error": registry.one_line(error)}
+    except Exception as error:  # somebody's sampler: whatever it raises must not cost the other cells
+        record |= {"status": "failed", "error": registry.one_line(error)}
+    return record | {"time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+
+
+def pack(x: Tensor, size: int = 2048) -> dict[str, Any]:
+    """The first rows of x for pictures: 8, or as many as `size` bytes hold (points of the plane are seen in a crowd)."""
+    kind = np.float16 if x.is_floating_point() else np.uint8 if int(x.max()) < 256 and int(x.min()) >= 0 else np.int32
+    rows = max(8, size // (x[0].numel() * np.dtype(kind).itemsize))
+    if x[0].numel() > 4:
+        rows = 8
+    values = x[:rows].cpu().numpy().astype(kind)
+    text = base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+    return {"dtype": np.dtype(kind).name, "shape": list(values.shape), "data": text}
+
+
+def unpack(packed: dict[str, Any]) -> Tensor:
+    """What `pack` packed: int64 tokens, or float32 reals."""
+    values = np.frombuffer(base64.b64decode(packed["data"]), dtype=packed["dtype"]).reshape(packed["shape"])
+    return torch.from_numpy(values.astype(np.float32 if packed["dtype"].startswith("float") else np.int64))
