@@ -60,7 +60,9 @@ def test_radd_is_ancestral_on_exact_problems(problem):
 def test_one_position_at_a_time_is_never_wrong(sudoku, name):
     """20,000 grids at temperature 1: none invalid; uniform over the 288 where the order is blind to the draw."""
     cls = registry.load(name)
-    out = samplers.sample(sudoku.denoiser("masked"), name, batch=20_000, temperature=1.0, seed=5, **dict(cls.one_at_a_time))
+    out = samplers.sample(
+        sudoku.denoiser("masked"), name, batch=20_000, temperature=1.0, seed=5, **dict(cls.one_at_a_time)
+    )
     score = sudoku.score(out)
     assert score["invalid"].value == 0.0
     if cls.exact_order:
@@ -193,7 +195,9 @@ def test_ddim_with_noise_keeps_the_variance_of_a_gaussian():
         a, s = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
         return a * d**2 / (a**2 * d**2 + s**2) * x
 
-    denoiser = samplers.GaussianDenoiser.wrap(exact, shape=(200,), schedule=schedule, prediction="x0", dtype=torch.float64)
+    denoiser = samplers.GaussianDenoiser.wrap(
+        exact, shape=(200,), schedule=schedule, prediction="x0", dtype=torch.float64
+    )
     steps = 20
     out = samplers.sample(denoiser, "ddim", batch=300, steps=steps, eta=1.0, grid="logsnr", end="t_end").x
     states = list(samplers.stream(denoiser, "ddim", batch=1, steps=steps, eta=1.0, grid="logsnr", end="t_end"))
