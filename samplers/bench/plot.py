@@ -52,6 +52,10 @@ def styles(samplers: Sequence[str]) -> dict[str, tuple[str, str]]:
     }
 
 
+def _place(p: Point) -> tuple[bool, Any]:
+    return isinstance(p.value, str), p.value
+
+
 def _spread(wanted: list[float], gap: float, top: float) -> list[float]:
     """Places for labels in [.., top], as near to `wanted` as `gap` between them allows. In the order given."""
     order = sorted(range(len(wanted)), key=lambda i: -wanted[i])
@@ -91,7 +95,7 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[s
 
     best = front(made, price)
     for name in sorted({p.sampler for p in made}):
-        own = sorted((p for p in made if p.sampler == name), key=price)
+        own = sorted((p for p in made if p.sampler == name), key=_place)  # along the knob: a line may well turn back
         xs, ys = [price(p) for p in own], [p.quality.value for p in own]
         colour, marker = style[name]
         bars = [

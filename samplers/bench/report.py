@@ -334,7 +334,7 @@ def _pictures(problem: problems.Problem, family: str, group: list[Point]) -> lis
         + "</span></h3>",
         f'<div class="grid" style="grid-template-columns: 118px repeat({len(budgets)}, minmax(0, 1fr))">',
         '<div class="head"></div>',
-        *(f'<div class="head">{number(b)} forward{"s" * (b != 1)}</div>' for b in budgets),
+        *(f'<div class="head">{b:g} forward{"s" * (b != 1)}</div>' for b in budgets),
         '<div class="name">exact<small>the law itself</small></div>',
         f"<figure>{_show(problem, family, truth, truth)}</figure>",
         *("<div></div>" for _ in budgets[1:]),
