@@ -122,14 +122,20 @@ def _list(args: argparse.Namespace) -> int:
             row = {"name": name, "family": cls.family, "nfe": _count(facts, cls), **facts}
             rows.append(row | {"summary": cls.summary, "distribution": item.distribution, "version": item.version})
         except PluginError:
-            broken.append({"name": name, "distribution": item.distribution, "version": item.version, "error": item.error})
+            broken.append(
+                {"name": name, "distribution": item.distribution, "version": item.version, "error": item.error}
+            )
     reports = [r for r in registry.plugins(check=False) if r.status == "broken" and not r.samplers]
-    broken += [{"name": r.entry_point, "distribution": r.distribution, "version": r.version, "error": r.error} for r in reports]
+    broken += [
+        {"name": r.entry_point, "distribution": r.distribution, "version": r.version, "error": r.error} for r in reports
+    ]
     if not rows and args.pattern:
         for pattern in args.pattern:
             if not any(c in pattern for c in "*?[/"):
                 registry.entry(pattern)  # raises, with the nearest names
-        raise SamplersError(f"no sampler matches {' '.join(patterns)}" + (f" in family {args.family}" if args.family else ""))
+        raise SamplersError(
+            f"no sampler matches {' '.join(patterns)}" + (f" in family {args.family}" if args.family else "")
+        )
     if args.json:
         return _json({"samplers": rows, "broken": broken})
     console = _console()
@@ -140,11 +146,19 @@ def _list(args: argparse.Namespace) -> int:
         origin = "" if row["distribution"] == registry.DISTRIBUTION else f"{row['distribution']} {row['version']}"
         style = {"exact": "green", "biased": "yellow"}.get(row["law"] or "", "")
         table.add_row(
-            Text(row["name"], style="bold"), row["family"], row["nfe"], Text(row["law"] or "", style=style), Text(row["summary"]), Text(origin or "built in", style="dim" if not origin else "")
+            Text(row["name"], style="bold"),
+            row["family"],
+            row["nfe"],
+            Text(row["law"] or "", style=style),
+            Text(row["summary"]),
+            Text(origin or "built in", style="dim" if not origin else ""),
         )
     console.print(table)
     for item in broken:
-        console.print(f"[red]broken[/]  {item['name']} ({item['distribution']} {item['version']}): {item['error']}", highlight=False)
+        console.print(
+            f"[red]broken[/]  {item['name']} ({item['distribution']} {item['version']}): {item['error']}",
+            highlight=False,
+        )
     console.print("\n[dim]samplers show NAME says more; 'exact' draws the model's own law one position at a time[/]")
     return 0
 
@@ -165,7 +179,10 @@ def _show(args: argparse.Namespace) -> int:
         costs = {str(s): _cost(cls, s) for s in STEPS}
     except SamplersError:
         costs = {str(s): None for s in STEPS}
-    options = [{"name": o.name, "type": o.type_name, "default": o.default, "bounds": o.bounds, "help": o.help} for o in cls.options()]
+    options = [
+        {"name": o.name, "type": o.type_name, "default": o.default, "bounds": o.bounds, "help": o.help}
+        for o in cls.options()
+    ]
     about = {
         "name": args.name,
         "family": cls.family,
@@ -190,7 +207,14 @@ def _show(args: argparse.Namespace) -> int:
     console.print(Text("\n\n".join(doc.split("\n\n")[:2])))
     console.print()
     if options:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title="Options", title_justify="left", title_style="bold")
+        table = Table(
+            box=None,
+            padding=(0, 2, 0, 0),
+            header_style="dim",
+            title="Options",
+            title_justify="left",
+            title_style="bold",
+        )
         for header in ("name", "type", "default", "bounds", "what"):
             table.add_column(header)
         for o in options:
@@ -202,7 +226,10 @@ def _show(args: argparse.Namespace) -> int:
     if about["default_temperature"] is not None:
         grid.add_row("[dim]temperature[/]", f"{about['default_temperature']:g} unless you say otherwise")
     if facts["law"]:
-        laws = {"exact": "exact: one position at a time gives the model's own law", "biased": "biased by design: the choice of position looks at the token"}
+        laws = {
+            "exact": "exact: one position at a time gives the model's own law",
+            "biased": "biased by design: the choice of position looks at the token",
+        }
         grid.add_row("[dim]law[/]", laws[facts["law"]])
     if facts["order"] is not None:
         grid.add_row("[dim]order[/]", str(facts["order"]))
@@ -217,7 +244,11 @@ def _show(args: argparse.Namespace) -> int:
     console.print("\n[bold]Facts[/]")
     console.print(grid)
     problem = "digits" if cls.family == "gaussian" else "sudoku4"
-    console.print(f"\n[bold]Try[/]\nsamplers sample --problem {problem} --family {cls.family} --sampler {args.name} --steps 16 --watch", highlight=False, soft_wrap=True)
+    console.print(
+        f"\n[bold]Try[/]\nsamplers sample --problem {problem} --family {cls.family} --sampler {args.name} --steps 16 --watch",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 
@@ -226,18 +257,33 @@ def _plugins(args: argparse.Namespace) -> int:
     bad = any(r.status in ("broken", "duplicate") for r in reports)
     code = 1 if args.strict and bad else 0
     if args.json:
-        _json([{k: getattr(r, k) for k in ("entry_point", "distribution", "version", "status", "samplers", "error")} for r in reports])
+        _json(
+            [
+                {k: getattr(r, k) for k in ("entry_point", "distribution", "version", "status", "samplers", "error")}
+                for r in reports
+            ]
+        )
         return code
     console = _console()
     if not reports:
-        console.print("no plug-ins are installed; a package becomes one with an entry point in the group 'samplers'", highlight=False)
+        console.print(
+            "no plug-ins are installed; a package becomes one with an entry point in the group 'samplers'",
+            highlight=False,
+        )
         return code
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for header in ("entry point", "distribution", "version", "status", "samplers", "error"):
         table.add_column(header)
     styles = {"ok": "green", "broken": "bold red", "blocked": "dim", "duplicate": "yellow"}
     for r in reports:
-        table.add_row(r.entry_point, r.distribution, r.version, Text(r.status, style=styles.get(r.status, "")), ", ".join(r.samplers), Text(r.error or "", style="red"))
+        table.add_row(
+            r.entry_point,
+            r.distribution,
+            r.version,
+            Text(r.status, style=styles.get(r.status, "")),
+            ", ".join(r.samplers),
+            Text(r.error or "", style="red"),
+        )
     console.print(table)
     return code
 
@@ -271,7 +317,9 @@ def _env(args: argparse.Namespace) -> int:
         "not installed": ", ".join(k for k, v in about["packages"].items() if not v) or "nothing",
     }
     if status["native"]:
-        lines["built with"] = ", ".join(f"{k} {v}" for k, v in status.items() if k in ("compiler", "cxx", "torch_built_with", "cuda"))
+        lines["built with"] = ", ".join(
+            f"{k} {v}" for k, v in status.items() if k in ("compiler", "cxx", "torch_built_with", "cuda")
+        )
     for key, value in lines.items():
         grid.add_row(f"[dim]{key}[/]", Text(str(value)))
     _console().print(grid)
@@ -376,7 +424,9 @@ def _sample(args: argparse.Namespace) -> int:
     if (args.watch or args.frames) and not args.json:
         where = f" on {problem.name}" if problem is not None else f" on {denoiser.name}"
         title = f"{args.sampler}[/]{where}[bold]"
-        sample = watching.watch(run, console, title=title, render=render, rows=args.show, fps=args.fps, frames=args.frames)
+        sample = watching.watch(
+            run, console, title=title, render=render, rows=args.show, fps=args.fps, frames=args.frames
+        )
     else:
         for _ in run:
             pass
@@ -390,7 +440,9 @@ def _sample(args: argparse.Namespace) -> int:
         return _json(_as_json(sample, problem, family, score))
     if not (args.watch or args.frames):
         mask_id = getattr(denoiser, "mask_id", None)
-        texts = watching.render_rows(sample.x, None if sample.x.shape[1:] == (2,) and family == "gaussian" else render, mask_id, args.show)
+        texts = watching.render_rows(
+            sample.x, None if sample.x.shape[1:] == (2,) and family == "gaussian" else render, mask_id, args.show
+        )
         grid = Table.grid(padding=(0, 4, 1, 0))
         widest = max((len(line) for t in texts for line in t.splitlines()), default=1)
         across = max(1, min(len(texts), console.width // (widest + 4)))
@@ -415,7 +467,18 @@ def _sample(args: argparse.Namespace) -> int:
 
 
 def _as_json(sample: Sample, problem: Problem | None, family: str, score: Any) -> dict[str, Any]:
-    facts = ("sampler", "options", "distribution", "version", "nfe", "row_evals", "token_evals", "head_rows", "steps", "settings")
+    facts = (
+        "sampler",
+        "options",
+        "distribution",
+        "version",
+        "nfe",
+        "row_evals",
+        "token_evals",
+        "head_rows",
+        "steps",
+        "settings",
+    )
     return {
         "problem": problem.name if problem is not None else None,
         "family": family,
@@ -442,8 +505,22 @@ def _writable(path: str | None) -> Path | None:
 def _save(path: Path, sample: Sample) -> None:
     import torch
 
-    kept = ("x", "nfe", "row_evals", "token_evals", "nfe_rows", "lengths", "sampler", "options", "distribution", "version", "settings")
-    torch.save({k: getattr(sample, k) for k in kept} | {"seconds": [sample.seconds.denoiser, sample.seconds.sampler]}, path)
+    kept = (
+        "x",
+        "nfe",
+        "row_evals",
+        "token_evals",
+        "nfe_rows",
+        "lengths",
+        "sampler",
+        "options",
+        "distribution",
+        "version",
+        "settings",
+    )
+    torch.save(
+        {k: getattr(sample, k) for k in kept} | {"seconds": [sample.seconds.denoiser, sample.seconds.sampler]}, path
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the bench
@@ -451,7 +528,6 @@ def _save(path: Path, sample: Sample) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     from .bench.live import Display
-    from .bench.report import write_report
     from .bench.sweep import DEMO, NFE, Request, run
 
     console = _console()
@@ -492,7 +568,9 @@ def _bench(args: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            f"[yellow]interrupted[/]: {display.count} of {display.total} cells are in {folder}; to go on:\n  {command}", highlight=False, soft_wrap=True
+            f"[yellow]interrupted[/]: {display.count} of {display.total} cells are in {folder}; to go on:\n  {command}",
+            highlight=False,
+            soft_wrap=True,
         )
         return 130
     lost = _without_any(folder, outcome.declined)
@@ -559,7 +637,9 @@ class _Flat(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         old = getattr(namespace, self.dest) or []
-        new = [w for v in (values if isinstance(values, list) else [values]) for w in (v if isinstance(v, list) else [v])]
+        new = [
+            w for v in (values if isinstance(values, list) else [values]) for w in (v if isinstance(v, list) else [v])
+        ]
         setattr(namespace, self.dest, [*old, *new])
 
 
@@ -599,21 +679,40 @@ def _parser() -> argparse.ArgumentParser:
     p = command("sample", _sample, "run a sampler, and watch it")
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--problem", help="an exact problem: digits, mixture, sudoku4, text")
-    what.add_argument("--denoiser", metavar="MODULE:ATTRIBUTE", help="a Denoiser of your own, or a function that returns one")
+    what.add_argument(
+        "--denoiser", metavar="MODULE:ATTRIBUTE", help="a Denoiser of your own, or a function that returns one"
+    )
     p.add_argument("--sampler", required=True, metavar="NAME")
     p.add_argument("--family", **families)
-    p.add_argument("--steps", type=_whole, metavar="N", help="forwards to spend (default: one a position; 20 for gaussian)")
-    p.add_argument("--batch", type=_whole, default=4, metavar="B", help=f"rows (default 4); from {ENOUGH} on, a problem scores them")
+    p.add_argument(
+        "--steps", type=_whole, metavar="N", help="forwards to spend (default: one a position; 20 for gaussian)"
+    )
+    p.add_argument(
+        "--batch",
+        type=_whole,
+        default=4,
+        metavar="B",
+        help=f"rows (default 4); from {ENOUGH} on, a problem scores them",
+    )
     p.add_argument("--seed", type=int, default=0, metavar="S")
-    p.add_argument("--temperature", type=float, metavar="T", help="of token draws; default: 1 on a problem, whose law is what is looked at; the sampler's own on a denoiser")
+    p.add_argument(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="of token draws; default: 1 on a problem, whose law is what is looked at; the sampler's own on a denoiser",
+    )
     p.add_argument("--block-length", type=_whole, metavar="N", help="positions a block, left to right")
     p.add_argument("--gen-length", type=_whole, metavar="N", help="positions to fill behind the prompt")
     p.add_argument("--cfg-scale", type=float, default=0.0, metavar="W", help="guidance; needs a prompt")
     p.add_argument("--prompt", metavar="IDS", help="token ids, '3 1 4'; or text, where the problem has letters")
     p.add_argument("--stop", metavar="IDS", help="a phrase behind which a row ends")
-    p.add_argument("-o", "--option", help="an option of the sampler", **{k: v for k, v in option.items() if k != "dest"})
+    p.add_argument(
+        "-o", "--option", help="an option of the sampler", **{k: v for k, v in option.items() if k != "dest"}
+    )
     p.add_argument("--watch", action="store_true", help="a frame a step, live")
-    p.add_argument("--fps", type=float, default=8.0, metavar="X", help="frames a second at most (default 8; 0: no waiting)")
+    p.add_argument(
+        "--fps", type=float, default=8.0, metavar="X", help="frames a second at most (default 8; 0: no waiting)"
+    )
     p.add_argument("--frames", action="store_true", help="frames one below another instead")
     p.add_argument("--show", type=_whole, default=4, metavar="K", help="rows to show (default 4)")
     p.add_argument("--save", metavar="FILE.pt", help="write tokens and counts for torch.load")
@@ -621,7 +720,14 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("bench", _bench, "measure samplers against the truth; resumable")
     p.add_argument("--problem", type=_names, action=_Flat, metavar="P[,P2]", help="exact problems")
-    p.add_argument("--samplers", type=_names, action=_Flat, nargs="+", metavar="PATTERN", help="'masked/*', 'dpmpp*', names (default: all that fit)")
+    p.add_argument(
+        "--samplers",
+        type=_names,
+        action=_Flat,
+        nargs="+",
+        metavar="PATTERN",
+        help="'masked/*', 'dpmpp*', names (default: all that fit)",
+    )
     p.add_argument("--family", **families)
     p.add_argument("--nfe", type=_budgets, metavar="N,N,...", help="budgets of forwards (default 2,4,8,16)")
     p.add_argument("--seeds", type=_whole, metavar="N", help="how many (default 3)")
@@ -629,11 +735,20 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--batch", type=_whole, metavar="B", help="of these at a time (default 512)")
     p.add_argument("--temperature", type=float, metavar="T", help="of token draws (default 1: the law itself)")
     p.add_argument("--block-length", type=_whole, metavar="N")
-    p.add_argument("-o", "--option", help="an option of all samplers that have it, or sampler.name=value", **{k: v for k, v in option.items() if k != "dest"})
-    p.add_argument("--out", metavar="DIR", help="where results go, and where an earlier sweep goes on (default runs/...)")
+    p.add_argument(
+        "-o",
+        "--option",
+        help="an option of all samplers that have it, or sampler.name=value",
+        **{k: v for k, v in option.items() if k != "dest"},
+    )
+    p.add_argument(
+        "--out", metavar="DIR", help="where results go, and where an earlier sweep goes on (default runs/...)"
+    )
     p.add_argument("--fresh", action="store_true", help="start again; earlier cells are put aside")
     p.add_argument("--quiet", action="store_true", help="only failures, and where the report is")
-    p.add_argument("--demo", action="store_true", help="sudoku, digits and a mixture in about two minutes, into runs/demo")
+    p.add_argument(
+        "--demo", action="store_true", help="sudoku, digits and a mixture in about two minutes, into runs/demo"
+    )
     p.add_argument("--report", metavar="DIR", help="write the report of DIR again, without running anything")
 
     p = command("plugins", _plugins, "plug-ins, and what is wrong with them")

@@ -80,7 +80,10 @@ def render_rows(x: Tensor, render: Callable[[Tensor], str] | None, mask_id: int 
     if render is not None:
         return [render(row) for row in x[:k]]
     if x.is_floating_point():
-        return [f"mean {float(r.mean()):+.3f}  std {float(r.std()):.3f}  min {float(r.min()):+.3f}  max {float(r.max()):+.3f}" for r in x[:k]]
+        return [
+            f"mean {float(r.mean()):+.3f}  std {float(r.std()):.3f}  min {float(r.min()):+.3f}  max {float(r.max()):+.3f}"
+            for r in x[:k]
+        ]
     width = len(str(max(int(x.max()), 0)))
     texts = []
     for row in x[:k].tolist():
@@ -121,9 +124,22 @@ def _frame(run: Run, texts: list[str], before: list[str] | None, title: str, wid
         what = f"{done}/{total} evaluations"
     filled = round(28 * done / max(total, 1))
     foot = Text.assemble(
-        ("━" * filled, "bright_yellow"), ("─" * (28 - filled), "dim"), f"  {what}", ("   step ", "dim"), str(run.steps), ("   nfe ", "dim"), str(run.nfe)
+        ("━" * filled, "bright_yellow"),
+        ("─" * (28 - filled), "dim"),
+        f"  {what}",
+        ("   step ", "dim"),
+        str(run.steps),
+        ("   nfe ", "dim"),
+        str(run.nfe),
     )
-    return Panel(Group(grid, foot), title=f"[bold]{title}[/]", title_align="left", border_style="dim", padding=(1, 2), expand=False)
+    return Panel(
+        Group(grid, foot),
+        title=f"[bold]{title}[/]",
+        title_align="left",
+        border_style="dim",
+        padding=(1, 2),
+        expand=False,
+    )
 
 
 def watch(

@@ -100,7 +100,10 @@ def combine(estimates: Sequence[dict[str, Any]]) -> Combined:
         return Combined(value, low, high, n, better, truth)
     value = sum(e["value"] for e in estimates) / len(estimates)
     half = math.sqrt(sum(max(e["value"] - e["low"], e["high"] - e["value"]) ** 2 for e in estimates)) / len(estimates)
-    low, high = max(value - half, min(e["low"] for e in estimates)), min(value + half, max(e["high"] for e in estimates))
+    low, high = (
+        max(value - half, min(e["low"] for e in estimates)),
+        min(value + half, max(e["high"] for e in estimates)),
+    )
     return Combined(value, low, high, n, better, truth)
 
 

@@ -110,7 +110,9 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[s
     axes.set_xscale("log")
     axes.set_yscale("log" if log else "linear")
     left, right = axes.get_xlim()
-    axes.step([*xs, right], [*ys, ys[-1]], where="post", color=SOFT, lw=5, alpha=0.18, zorder=1, solid_joinstyle="round")
+    axes.step(
+        [*xs, right], [*ys, ys[-1]], where="post", color=SOFT, lw=5, alpha=0.18, zorder=1, solid_joinstyle="round"
+    )
     for p in best:
         colour, marker = style[p.sampler]
         axes.plot(price(p), p.quality.value, marker=marker, ms=7.5, mfc=colour, mec=INK, mew=1.1, zorder=5, ls="none")
@@ -182,7 +184,9 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[s
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(plain))
     if log:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if top / bottom < 40 else (1, 3) if top / bottom < 4000 else (1,)))
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if top / bottom < 40 else (1, 3) if top / bottom < 4000 else (1,))
+        )
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(plain))
@@ -211,7 +215,12 @@ def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: dic
     figure.patch.set_alpha(0)
     for i, (title, made) in enumerate(panels):
         r, c = divmod(i, columns)
-        box = (c * WIDTH + LEFT) / w, 1 - ((r + 1) * HEIGHT - BELOW) / h, (WIDTH - LEFT - RIGHT) / w, (HEIGHT - BELOW - ABOVE) / h
+        box = (
+            (c * WIDTH + LEFT) / w,
+            1 - ((r + 1) * HEIGHT - BELOW) / h,
+            (WIDTH - LEFT - RIGHT) / w,
+            (HEIGHT - BELOW - ABOVE) / h,
+        )
         axes = figure.add_axes(box)
         axes.patch.set_alpha(0)
         _panel(axes, made, cost, style, title)

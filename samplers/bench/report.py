@@ -104,12 +104,21 @@ def table_md(group: Sequence[Point]) -> str:
     """A Markdown table of all points; • on the Pareto front (by NFE), the best of a column in bold."""
     cols, on = columns(group), {id(p) for p in front(group, lambda p: p.nfe)}
     best = [_best_of(c, group) for c in cols]
-    lines = ["| | " + " | ".join(c[0] for c in cols) + " |", "|---|" + "|".join("---" if c[1] == "text" else "--:" for c in cols) + "|"]
+    lines = [
+        "| | " + " | ".join(c[0] for c in cols) + " |",
+        "|---|" + "|".join("---" if c[1] == "text" else "--:" for c in cols) + "|",
+    ]
     for p in in_order(group):
         cells = []
         for (_, kind, value), winners in zip(cols, best):
             v = value(p)
-            text = v if kind == "text" else number(v) if not isinstance(v, Combined) else f"{number(v.value)} [{number(v.low)}, {number(v.high)}]"
+            text = (
+                v
+                if kind == "text"
+                else number(v)
+                if not isinstance(v, Combined)
+                else f"{number(v.value)} [{number(v.low)}, {number(v.high)}]"
+            )
             cells.append(f"**{text}**" if id(p) in winners else str(text) if v is not None else "–")
         lines.append(f"| {'•' if id(p) in on else ''} | " + " | ".join(cells) + " |")
     truths = [f"{m} {number(e.truth)}" for m, e in group[0].metrics.items() if e.truth is not None]
@@ -240,7 +249,9 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
     )
 
 
-def _section(problem: str, family: str, group: list[Point], style: dict[str, tuple[str, str]], prefix: str) -> list[str]:
+def _section(
+    problem: str, family: str, group: list[Point], style: dict[str, tuple[str, str]], prefix: str
+) -> list[str]:
     made = problems.create(problem)
     first = group[0].records[0]
     seeds = max(len(p.records) for p in group)
@@ -292,7 +303,13 @@ def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:
         out.append('<tr class="exact"><td></td>')
         for header, kind, value in cols:
             v = value(group[0])
-            text = "exact samples" if header == "sampler" else number(v.truth) if kind == "metric" and v and v.truth is not None else ""
+            text = (
+                "exact samples"
+                if header == "sampler"
+                else number(v.truth)
+                if kind == "metric" and v and v.truth is not None
+                else ""
+            )
             out.append(f'<td class="{"l" if kind == "text" else ""}">{text}</td>')
         out.append("</tr>")
     return "".join(out) + "</tbody></table></div>"
@@ -352,7 +369,9 @@ def _pictures(problem: problems.Problem, family: str, group: list[Point]) -> lis
                 caption += f" · {number(p.nfe)} NFE"
             if p.knob != "steps":
                 caption += f" · {esc(p.setting)}"
-            out.append(f"<figure>{_show(problem, family, unpack(packed), truth)}<figcaption>{caption}</figcaption></figure>")
+            out.append(
+                f"<figure>{_show(problem, family, unpack(packed), truth)}<figcaption>{caption}</figcaption></figure>"
+            )
     return [*out, "</div>"]
 
 
@@ -468,7 +487,9 @@ def _colophon(cells: list[dict[str, Any]], about: dict[str, Any]) -> list[str]:
             "Ops": native,
             "Software": f"torch {m['torch']}, Python {m['python']}, {m['system']}",
         }
-        out.append("<h3>Machine</h3><dl>" + "".join(f"<dt>{k}</dt><dd>{esc(v)}</dd>" for k, v in facts.items()) + "</dl>")
+        out.append(
+            "<h3>Machine</h3><dl>" + "".join(f"<dt>{k}</dt><dd>{esc(v)}</dd>" for k, v in facts.items()) + "</dl>"
+        )
     versions: dict[str, set[str]] = {}
     for r in cells:
         versions.setdefault(f"{r['distribution']} {r['version']}", set()).add(r["sampler"])

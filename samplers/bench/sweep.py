@@ -200,7 +200,9 @@ def _options(texts: Sequence[str], samplers: Sequence[str]) -> dict[str, dict[st
         has = [n for n in ([who] if who else samplers) if option in known[n]]
         if not has:
             every = sorted({o for options in known.values() for o in options})
-            raise OptionError(f"-o {text!r}: none of the samplers has an option {option!r}{did_you_mean(option, every)}")
+            raise OptionError(
+                f"-o {text!r}: none of the samplers has an option {option!r}{did_you_mean(option, every)}"
+            )
         for name in has:
             given.setdefault(name, {})[option] = known[name][option].parse(value.strip())
     return given
