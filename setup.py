@@ -1,10 +1,11 @@
 """Builds the extension `samplers._C`; everything else about the package is in pyproject.toml.
 
-The extension is a bonus: without a compiler or without torch at build time the package installs all the same and runs on
-the torch twins. SAMPLERS_NATIVE=0 leaves it out on purpose, SAMPLERS_NATIVE=1 makes a failure to build it an error.
+The extension is a bonus: without a compiler or without torch at build time the package installs all the same and runs
+on the torch twins. SAMPLERS_NATIVE=0 leaves it out on purpose, SAMPLERS_NATIVE=1 makes a failure to build it an error.
 """
 
 import os
+import shutil
 import sys
 
 from setuptools import Extension, setup
@@ -47,6 +48,9 @@ def with_extension():
                        "so install torch first and use `pip install --no-build-isolation`")  # fmt: skip
     if torch.torch_version.TorchVersion(torch.__version__) < "2.10":
         return without(f"torch {torch.__version__} has no stable ABI for ops; 2.10 or newer does")
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if sys.platform != "win32" and not shutil.which(compiler):
+        return without(f"there is no C++ compiler ({compiler} is not found; CXX names another)")
 
     class Build(cpp_extension.BuildExtension):
         """torch's build step, with failure turned into an installation without the extension."""
@@ -63,7 +67,7 @@ def with_extension():
 
     windows = sys.platform == "win32"
     flags = ["/O2", "/std:c++20"] if windows else [
-        "-O3", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno",
+        "-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno",
         # An FMA happens where it is written: the arithmetic is a specification (csrc/softmax_math.h).
         "-ffp-contract=off",
         "-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized",  # the latter two: gcc 12, of its own intrinsics
@@ -74,7 +78,7 @@ def with_extension():
         include_dirs=cpp_extension.include_paths(),  # pybind11's headers come with torch's
         library_dirs=cpp_extension.library_paths(),
         # Only the C shims; libtorch_python would tie the module to one torch version.
-        libraries=["c10", "torch_cpu"],
+        libraries=["torch_cpu"],
         define_macros=[
             ("TORCH_TARGET_VERSION", "0x020a000000000000"),
             ("SAMPLERS_BUILD_TORCH", f'"{torch.__version__}"'),

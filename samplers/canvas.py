@@ -53,6 +53,8 @@ class Canvas:
     block_size: Tensor | None = None  # (B, blocks) int64, positions to fill in each block
     block_steps: Tensor | None = None  # (B, blocks) int64, steps given to each block
     stop: tuple[Tensor, ...] = ()  # phrases, (m,) int64 each
+    group_lengths: tuple[int, ...] = ()  # the different lengths of rows: those of one length share a forward
+    group: Tensor | None = None  # (B,) int64, each row's place in group_lengths
     rng: Rng | None = None
 
     @classmethod
@@ -156,6 +158,8 @@ class Canvas:
             block_size=size.to(device),
             block_steps=_deal(size, blocks, steps).to(device),
             stop=tuple(p.to(device) for p in stop),
+            group_lengths=(kinds := tuple(sorted(set(self.lengths)))),
+            group=torch.tensor([kinds.index(n) for n in self.lengths], device=device),
             rng=rng,
         )
 

@@ -22,9 +22,6 @@ from .schedule import NoiseSchedule, noise_schedule
 
 __all__ = ["Counter", "Denoiser", "GaussianDenoiser", "TokenDenoiser"]
 
-FAMILIES = ("masked", "uniform", "gaussian", "bayesian_flow")
-
-
 class Denoiser:
     """What every denoiser says of itself.
 

@@ -152,23 +152,25 @@ class Believe:
         want = (want,) if isinstance(want, str) else tuple(want)
         made: dict[str, Tensor] = {"token": torch.full_like(state.x, canvas.mask_id)}
         made |= {name: torch.full(rows.shape, _ELSEWHERE[name], device=rows.device) for name in want}
-        if denoiser.time_conditioned and t is None:
+        if not denoiser.time_conditioned:
+            t = None
+        elif t is None:
             t = state.noise_level
+        # Which rows run, by length: the driver's one look at the device in a step; nothing below waits again.
         needed = rows.sum(1)  # (B,)
-        # Which rows run is the driver's one look at the device in a step; nothing below waits again.
-        host = needed.tolist()
-        for length in sorted(set(canvas.lengths)):
-            members = [i for i, n in enumerate(host) if n and canvas.lengths[i] == length]
-            if not members:
-                continue
-            self._forward(state, rows, members, sum(host[i] for i in members), length, t, want, made, confidence_temperature)
+        active = needed > 0
+        counts = torch.zeros(len(canvas.group_lengths), 2, dtype=torch.int64, device=rows.device)
+        counts.index_add_(0, canvas.group, torch.stack([active.to(torch.int64), needed], 1))
+        for g, (n_rows, n_needed) in enumerate(counts.tolist()):
+            if n_rows:
+                who = torch.nonzero_static(active & (canvas.group == g), size=n_rows).squeeze(1)  # (A,)
+                self._forward(state, rows, who, n_needed, canvas.group_lengths[g], t, want, made, confidence_temperature)
         return Belief(**made)
 
-    def _forward(self, state, rows, members, needed, length, t, want, made, confidence_temperature) -> None:
-        canvas, denoiser = state.canvas, self.denoiser
-        every = len(members) == len(state.x)
-        who = torch.arange(len(state.x), device=state.x.device) if every else torch.tensor(members, device=state.x.device)
-        x, asked = state.x[who, :length], rows[who, :length]  # (A, len)
+    def _forward(self, state, rows, who, needed, length, t, want, made, confidence_temperature) -> None:
+        """One forward of the rows `who`, all of one length, and what the op makes of it, written into `made`."""
+        canvas = state.canvas
+        x, asked = state.x[who, :length], rows[who, :length]  # (A, length)
         time_of = t[who] if t is not None else None
         guided = self.cfg_scale != 0 and canvas.has_prompt
         if guided:

@@ -23,9 +23,10 @@ import pluggy
 from . import hookspecs
 from .errors import PluginError, UnknownNameError, did_you_mean
 
-__all__ = ["Entry", "Report", "entries", "entry", "load", "names", "plugins", "reload"]
+__all__ = ["FAMILIES", "Entry", "Report", "entries", "entry", "load", "names", "plugins", "reload"]
 
 DISTRIBUTION = "sampler-zoo"
+FAMILIES = ("masked", "uniform", "gaussian", "bayesian_flow")
 
 
 def version() -> str:
@@ -106,7 +107,6 @@ def _resolve(target: Any) -> Any:
 
 
 def _checked(cls: Any, name: str) -> type:
-    from .denoiser import FAMILIES
     from .sampler import Sampler
 
     if not (isinstance(cls, type) and issubclass(cls, Sampler)):
@@ -198,6 +198,7 @@ def reload() -> None:
     """Forget everything; the next look-up reads the entry points again. For tests and for long-lived programs."""
     global _zoo
     _zoo = None
+    importlib.invalidate_caches()
 
 
 def entries() -> list[Entry]:
@@ -243,8 +244,6 @@ def load(name: str) -> type[Any]:
 
 def names(pattern: str | Iterable[str] = "*", family: str | None = None) -> list[str]:
     """Names that match: 'dpmpp*', 'masked/*', or several patterns. A name that two packages have is shown as 'dist:name'."""
-    from .denoiser import FAMILIES
-
     if family is not None and family not in FAMILIES:
         raise UnknownNameError(f"unknown family {family!r}{did_you_mean(family, FAMILIES) or '.'} Known: {', '.join(FAMILIES)}")
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)

@@ -24,11 +24,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
-
 from .errors import OptionError, did_you_mean
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .canvas import Canvas, NoiseCanvas
 
 __all__ = ["Option", "Sampler", "State", "create", "list_samplers", "option"]
@@ -154,7 +154,8 @@ class Sampler:
         exact_order: True where the choice of position ignores the drawn token, so that one position at a time gives the
             model's law exactly; False where it does not (a biased law, by design); None where it does not apply.
         one_at_a_time: arguments of sample() under which a step commits one position, besides steps = positions.
-        order: convergence order in the step, of continuous samplers.
+        order: convergence order in the step, of continuous samplers (an attribute, or an option as in dpm_solver).
+        order_options: options under which that order is what one measures: exact end, no lower-order steps.
         sweep: (option, values) for a sampler whose NFE is set by an option and not by `steps`; a benchmark walks them.
     """
 
@@ -165,6 +166,7 @@ class Sampler:
     default_temperature: ClassVar[float] = 1.0
     exact_order: ClassVar[bool | None] = None
     one_at_a_time: ClassVar[Mapping[str, Any]] = {}
+    order_options: ClassVar[Mapping[str, Any]] = {}
     sweep: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
 
     def __post_init__(self) -> None:

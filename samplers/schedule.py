@@ -85,11 +85,11 @@ def _beta(a: float, b: float) -> MaskSchedule:
     from scipy.special import betainc, betaincinv
 
     def visible(u: Tensor) -> Tensor:
-        return torch.sin(math.pi / 2 * torch.from_numpy(betainc(a, b, u.numpy()).reshape(u.shape))) ** 2
+        return torch.sin(math.pi / 2 * torch.as_tensor(betainc(a, b, u.numpy()))) ** 2
 
     def progress(v: Tensor) -> Tensor:
         gamma = 2 / math.pi * torch.arcsin(torch.sqrt(v))
-        return torch.from_numpy(betaincinv(a, b, gamma.numpy()).reshape(v.shape))
+        return torch.as_tensor(betaincinv(a, b, gamma.numpy()))
 
     return MaskSchedule(f"beta({a:g},{b:g})", visible, progress)
 

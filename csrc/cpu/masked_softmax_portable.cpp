@@ -16,6 +16,12 @@ struct Simd {
   };
   using M = bool;
 
+  // 2^n; what is out of range here is a NaN's, or belongs to a chunk that will be done again.
+  static inline float power(float n) {
+    const int32_t e = n >= kFloor && n <= 127.f ? static_cast<int32_t>(n) : 0;
+    return float_from_bits(static_cast<uint32_t>(e + 127) << 23);
+  }
+
 #define SAMPLERS_LANES(expression)                      \
   V r;                                                  \
   for (int i = 0; i < kWidth; ++i) r.v[i] = expression; \
@@ -32,11 +38,7 @@ struct Simd {
   static inline V min(V a, V b) { SAMPLERS_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
   // Adding and taking away 1.5 * 2^23 rounds half to even, for |x| < 2^22; rintf is a call without SSE4.1.
   static inline V round(V x) { SAMPLERS_LANES((x.v[i] + 12582912.f) - 12582912.f); }
-  static inline V scale(V p, V n) {
-    SAMPLERS_LANES(
-        p.v[i] *
-        float_from_bits(static_cast<uint32_t>((n.v[i] == n.v[i] ? static_cast<int32_t>(n.v[i]) : 0) + 127) << 23));
-  }
+  static inline V scale(V p, V n) { SAMPLERS_LANES(p.v[i] * power(n.v[i])); }
   static inline V zero_below(V t, V floor, V w) { SAMPLERS_LANES(t.v[i] < floor.v[i] ? 0.f : w.v[i]); }
   static inline V guided(V a, V b, V w) { SAMPLERS_LANES(samplers::guided(a.v[i], b.v[i], w.v[i])); }
 #undef SAMPLERS_LANES

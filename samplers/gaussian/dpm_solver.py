@@ -33,6 +33,7 @@ class DpmSolver(GaussianSampler):
     name = "dpm_solver"
     cite = "Lu et al. 2022, DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling, arXiv 2206.00927"
     summary = "exponential integrator in log-SNR, orders 1 to 3, singlestep"
+    order_options = {**GaussianSampler.order_options, "method": "fixed"}
 
     order: int = option(3, "order of a step, and its evaluations", choices=(1, 2, 3))
     method: str = option("fast", "spend `steps` exactly with lower orders at the end, or keep one order", choices=("fast", "fixed"))

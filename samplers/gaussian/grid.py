@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -64,6 +65,7 @@ class GaussianSampler(Sampler):
     """
 
     family = "gaussian"
+    order_options: ClassVar[Mapping[str, Any]] = {"grid": "logsnr", "end": "t_end"}
 
     grid: str = option("logsnr", "spacing of the times: uniform in lambda, t or t^(1/2), or Karras et al.'s", choices=GRIDS)
     t_start: float | None = option(None, "time to start from; none: the schedule's t_max", gt=0)

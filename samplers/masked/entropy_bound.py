@@ -43,5 +43,6 @@ class EntropyBound(Sampler):
         # Beyond the open positions entropies are infinite: zero there, and cut off by the count of open ones.
         entropy = torch.where(state.open, belief.entropy, 0.0).double().gather(1, order)
         lost = entropy.cumsum(1) - entropy.cummax(1).values
-        count = torch.minimum((lost <= self.bound).sum(1), state.count)  # `lost` never falls: a prefix
+        # `lost` never falls, so these are a prefix. Entropies come from float32 sums: below 1e-7 is certain.
+        count = torch.minimum((lost <= self.bound + 1e-7).sum(1), state.count)
         return state.commit(select_top(score, torch.maximum(count, at_least(state))), belief.token)

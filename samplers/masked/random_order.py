@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..random import DRAW_POSITION
+from ..canvas import Canvas
 from ..sampler import Sampler
-from .parts import even_plan, select_top
+from .parts import TimedState, even_plan, select_top, timed
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,11 @@ class RandomOrder(Sampler):
     summary = "equal counts a step at random positions; the baseline"
     exact_order = True
 
-    def step(self, believe, state):
-        place = state.rng.positions(state.x.shape[1], torch.zeros_like(state.step), DRAW_POSITION)  # (B, L)
-        chosen = select_top(torch.where(state.open, -place, -torch.inf), even_plan(state))
+    def init(self, canvas: Canvas) -> TimedState:
+        return timed(canvas, "linear")
+
+    def step(self, believe, state: TimedState) -> TimedState:
+        chosen = select_top(torch.where(state.open, -state.time, -torch.inf), even_plan(state))
         return state.commit(chosen, believe(state, chosen).token)
 
     def expected_nfe(self, length: int, steps: int) -> float:

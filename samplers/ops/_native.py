@@ -18,14 +18,14 @@ def _load():
     except ModuleNotFoundError as error:
         if error.name != "samplers._C":
             raise
-        return None, "the extension was not built (reinstall with `pip install --no-build-isolation`, SAMPLERS_NATIVE=1)"
+        return None, "samplers._C was not built (SAMPLERS_NATIVE=1 pip install --no-build-isolation … tells why)"
     except (ImportError, OSError, RuntimeError) as error:  # built for another torch or another machine
         return None, f"samplers._C cannot be loaded: {error}"
     wish = os.environ.get("SAMPLERS_ISA", "")
     if wish and wish != module.isa():
         if wish not in ISAS:
             raise ValueError(f"SAMPLERS_ISA={wish!r} is not an instruction set; one of {', '.join(ISAS)} is")
-        warnings.warn(f"samplers: SAMPLERS_ISA={wish} cannot be had on this machine, using {module.isa()}", stacklevel=2)
+        warnings.warn(f"samplers: SAMPLERS_ISA={wish} cannot be had here, using {module.isa()}", stacklevel=2)
     return module, "loaded"
 
 

@@ -7,6 +7,7 @@ order, so both give the same bits: a token depends on the logits and its uniform
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,10 +27,10 @@ EXP2 = tuple(
 EXP2D = tuple(
     float.fromhex(c)
     for c in (
-        "0x1p+0 0x1.62e42fefa39efp-1 0x1.ebfbdff82c5aep-3 0x1.c6b08d704a0c6p-5 0x1.3b2ab6fb9f1a5p-7 "
-        "0x1.5d87fe78a3f9cp-10 0x1.430913112c61bp-13 0x1.ffcbfc6da6ed1p-17 0x1.62bfc2c86d700p-20 "
-        "0x1.b524ebd13a55fp-24 0x1.e6228acd1c6e5p-28 0x1.e9ec1fcb69a7fp-32"
-    ).split()
+        *("0x1p+0", "0x1.62e42fefa39efp-1", "0x1.ebfbdff82c5aep-3", "0x1.c6b08d704a0c6p-5", "0x1.3b2ab6fb9f1a5p-7"),
+        *("0x1.5d87fe78a3f9cp-10", "0x1.430913112c61bp-13", "0x1.ffcbfc6da6ed1p-17", "0x1.62bfc2c86d700p-20"),
+        *("0x1.b524ebd13a55fp-24", "0x1.e6228acd1c6e5p-28", "0x1.e9ec1fcb69a7fp-32"),
+    )
 )
 WANT = {"confidence": 1, "margin": 2, "entropy": 4, "lse": 8, "given": 16}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -44,11 +45,27 @@ SCHEMA = (
 )
 
 
+class _Call(NamedTuple):
+    """The op's arguments, in the schema's order."""
+
+    logits: Tensor
+    index: Tensor | None
+    uniform: Tensor | None
+    temperature: float
+    confidence_temperature: float
+    forbid: Tensor | None
+    guidance: Tensor | None
+    guidance_index: Tensor | None
+    cfg_scale: float
+    given: Tensor | None
+    want: int
+
+
 class MaskedSoftmax(NamedTuple):
     """What `masked_softmax` returns: a value a row, None where it was not wanted.
 
-    `status` is 0 where the row is fine, 1 where it holds a NaN or +inf, 2 where no token is possible; where it is not 0,
-    `token` is -1 and the floats are NaN.
+    `status` is 0 where the row is fine, 1 where it holds a NaN or +inf, 2 where no token is possible; where it is not
+    0, `token` is -1 and the floats are NaN.
     """
 
     token: Tensor  # (N,) int64
@@ -74,7 +91,7 @@ def masked_softmax(
     want: tuple[str, ...] = ("confidence",),
     given: Tensor | None = None,
 ) -> MaskedSoftmax:
-    """The drawn or best token of each row, and how sure the row is of it.
+    """The drawn or best token of each row, and how sure the row is of it, in one read of the logits.
 
     With l the guided logits, forbidden ids at -inf, and p = softmax(l / confidence_temperature):
 
@@ -91,9 +108,9 @@ def masked_softmax(
         confidence_temperature: of the probabilities, > 0.
         forbid: (F,) int64, ids that are never drawn and carry no probability, whatever their logits are. Ids >= V are
             ignored: a mask id may lie just past the vocabulary.
-        guidance: (R', V), dtype of `logits`: logits to move away from; l = logits + cfg_scale * (logits - guidance), in
-            fp32. -inf in `logits` stays -inf; where only `guidance` is -inf the logit is taken as it is; NaN in either or
-            +inf in `guidance` spoils the row.
+        guidance: (R', V), dtype of `logits`: logits to move away from; l = logits + cfg_scale * (logits - guidance)
+            in fp32. -inf in `logits` stays -inf; where only `guidance` is -inf the logit is taken as it is; NaN in
+            either or +inf in `guidance` spoils the row.
         guidance_index: (N,) int64, the rows of `guidance`. None: `index`.
         cfg_scale: the strength w of guidance; at 0 `guidance` is not read.
         want: which of "confidence", "margin", "entropy", "lse", "given" to compute.
@@ -103,64 +120,85 @@ def masked_softmax(
         MaskedSoftmax. Everything is float32 except token (int64) and status (int32). No gradients.
 
     Raises:
-        TypeError: a dtype is wrong. ValueError: a shape, a stride, a device, a number or a name is. IndexError: an id or
-        row is out of range. What needs a look at the data is checked on the CPU only: a device is never waited for.
+        TypeError: a dtype is wrong. ValueError: a shape, a stride, a device, a number or a name is. IndexError: an id
+        or row is out of range. What needs a look at the data is checked on the CPU only: a device is never waited for.
     """
-    bits = _check(
-        logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, want, given
+    call = _Call(
+        logits=logits,
+        index=index,
+        uniform=uniform if temperature > 0 else None,
+        temperature=float(temperature),
+        confidence_temperature=float(confidence_temperature),
+        forbid=forbid,
+        guidance=guidance,
+        guidance_index=guidance_index,
+        cfg_scale=float(cfg_scale),
+        given=given,
+        want=_want(want, given),
     )
-    args = (
-        logits.detach(),
-        _flat(index),
-        _flat(uniform) if temperature > 0 else None,
-        float(temperature),
-        float(confidence_temperature),
-        _flat(forbid),
-        guidance.detach() if guidance is not None and cfg_scale != 0 else None,
-        _flat(guidance_index),
-        float(cfg_scale),
-        _flat(given),
-        bits,
+    _check(call)
+    if cfg_scale == 0:
+        call = call._replace(guidance=None, guidance_index=None)
+    call = call._replace(
+        logits=logits.detach(),
+        index=_flat(call.index),
+        uniform=_flat(call.uniform),
+        forbid=_flat(call.forbid),
+        guidance=None if call.guidance is None else call.guidance.detach(),
+        guidance_index=_flat(call.guidance_index),
+        given=_flat(call.given),
     )
     op = torch.ops.sampler_zoo.masked_softmax.default
     if torch.compiler.is_compiling():
-        out = op(*args)
+        out = op(*call)
     else:
         try:
-            out = op(*args)
+            out = op(*call)
         except RuntimeError:
-            _check_values(*args)  # the kernel noticed; say it in Python's terms
+            _check_values(call)  # the kernel noticed; say it in Python's terms
             raise
     token, *floats, status = out
-    return MaskedSoftmax(token, *(x if bits & bit else None for x, bit in zip(floats, WANT.values())), status)
+    return MaskedSoftmax(token, *(x if call.want & bit else None for x, bit in zip(floats, WANT.values())), status)
 
 
 def _flat(x):
     return None if x is None else x.detach().contiguous()
 
 
-def _check(logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, want, given):
-    """What can be seen without looking at the data; returns `want` as bits."""
+def _want(names, given):
+    """→ the wanted values as bits."""
+    if isinstance(names, str):
+        raise TypeError(f"masked_softmax: want is the string {names!r}, expected a tuple of names such as ({names!r},)")
+    for name in names:
+        if name not in WANT:
+            raise ValueError(f"masked_softmax: want has {name!r}, expected any of {', '.join(WANT)}")
+    if ("given" in names) != (given is not None):
+        raise ValueError("masked_softmax: want 'given' and the argument given go together, one is missing")
+    return sum(WANT[name] for name in set(names))
+
+
+def _check(call):
+    """What can be seen without looking at the data."""
+    logits, guidance, temperature = call.logits, call.guidance, call.temperature
     where = "masked_softmax: "
     _check_rows(logits, "logits")
     rows, vocab = logits.shape
     if vocab == 0:
         raise ValueError(f"{where}logits have no columns: shape {tuple(logits.shape)}, expected (R, V) with V >= 1")
-    _check_vector(index, "index", torch.int64, None, logits.device)
-    n = rows if index is None else index.shape[0]
+    _check_vector(call.index, "index", torch.int64, None, logits.device)
+    n = rows if call.index is None else call.index.shape[0]
     if not (math.isfinite(temperature) and (temperature == 0 or COLDEST <= temperature <= HOTTEST)):
         raise ValueError(f"{where}temperature is {temperature}, expected 0 or a number from {COLDEST} to {HOTTEST}")
-    if not COLDEST <= confidence_temperature <= HOTTEST:
-        raise ValueError(
-            f"{where}confidence_temperature is {confidence_temperature}, expected a number from {COLDEST} to {HOTTEST}"
-        )
+    T = call.confidence_temperature
+    if not COLDEST <= T <= HOTTEST:
+        raise ValueError(f"{where}confidence_temperature is {T}, expected a number from {COLDEST} to {HOTTEST}")
     if temperature > 0:
-        if uniform is None:
-            raise ValueError(f"{where}temperature is {temperature}, so a draw is needed: uniform, ({n},) float64 in [0, 1)")
-        _check_vector(uniform, "uniform", torch.float64, n, logits.device)
-    _check_vector(forbid, "forbid", torch.int64, None, logits.device)
-    if not math.isfinite(cfg_scale):
-        raise ValueError(f"{where}cfg_scale is {cfg_scale}, expected a finite number")
+        if call.uniform is None:
+            raise ValueError(f"{where}temperature is {temperature}, so uniform is needed: ({n},) float64 in [0, 1)")
+        _check_vector(call.uniform, "uniform", torch.float64, n, logits.device)
+    _check_vector(call.forbid, "forbid", torch.int64, None, logits.device)
+    if not math.isfinite(call.cfg_scale):
+        raise ValueError(f"{where}cfg_scale is {call.cfg_scale}, expected a finite number")
     if guidance is not None:
         _check_rows(guidance, "guidance")
         if guidance.shape[1] != vocab:
@@ -169,23 +207,15 @@ def _check(logits, index, uniform, temperature, confidence_temperature, forbid, 
             raise TypeError(f"{where}guidance is {guidance.dtype}, logits are {logits.dtype}; expected the same")
         if guidance.device != logits.device:
             raise ValueError(f"{where}guidance is on {guidance.device}, logits on {logits.device}; expected the same")
-        _check_vector(guidance_index, "guidance_index", torch.int64, n, logits.device)
-        if index is None and guidance_index is None and guidance.shape[0] != rows:
+        _check_vector(call.guidance_index, "guidance_index", torch.int64, n, logits.device)
+        if call.index is None and call.guidance_index is None and guidance.shape[0] != rows:
             raise ValueError(
                 f"{where}guidance has {guidance.shape[0]} rows, logits have {rows}; guidance_index says which to read"
             )
-    elif cfg_scale != 0 or guidance_index is not None:
-        name = "guidance_index" if cfg_scale == 0 else "cfg_scale"
+    elif call.cfg_scale != 0 or call.guidance_index is not None:
+        name = "guidance_index" if call.cfg_scale == 0 else "cfg_scale"
         raise ValueError(f"{where}{name} is given without guidance, the second set of logits")
-    if isinstance(want, str):
-        raise TypeError(f"{where}want is the string {want!r}, expected a tuple of names such as ({want!r},)")
-    for name in want:
-        if name not in WANT:
-            raise ValueError(f"{where}want has {name!r}, expected any of {', '.join(WANT)}")
-    if ("given" in want) != (given is not None):
-        raise ValueError(f"{where}want 'given' and the argument given go together, one is missing")
-    _check_vector(given, "given", torch.int64, n, logits.device)
-    return sum(WANT[name] for name in set(want))
+    _check_vector(call.given, "given", torch.int64, n, logits.device)
 
 
 def _check_rows(x, name):
@@ -210,13 +240,11 @@ def _check_vector(x, name, dtype, size, device):
         raise ValueError(f"{where} is on {x.device}, logits on {device}; expected the same")
 
 
-def _check_values(
-    logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, given, want
-):
+def _check_values(call):
     """What needs a look at the data: on the CPU only, since elsewhere a look is a wait."""
-    if logits.device.type != "cpu":
+    if call.logits.device.type != "cpu":
         return
-    rows, vocab = logits.shape
+    rows, vocab = call.logits.shape
 
     def inside(ids, bound, name, of):
         bad = None if ids is None else ((ids < 0) | (ids >= bound)).nonzero()
@@ -224,21 +252,21 @@ def _check_values(
             i = int(bad[0])
             raise IndexError(f"masked_softmax: {name}[{i}] is {int(ids[i])}, expected 0 to {bound - 1} ({of})")
 
-    inside(index, rows, "index", "rows of logits")
-    inside(given, vocab, "given", "ids of the vocabulary")
-    if guidance is not None:
-        if guidance_index is not None:
-            inside(guidance_index, guidance.shape[0], "guidance_index", "rows of guidance")
+    inside(call.index, rows, "index", "rows of logits")
+    inside(call.given, vocab, "given", "ids of the vocabulary")
+    if call.guidance is not None:
+        if call.guidance_index is not None:
+            inside(call.guidance_index, call.guidance.shape[0], "guidance_index", "rows of guidance")
         else:
-            inside(index, guidance.shape[0], "index", "rows of guidance, for want of guidance_index")
-    if forbid is not None and (forbid < 0).any():
-        i = int((forbid < 0).nonzero()[0])
-        raise IndexError(f"masked_softmax: forbid[{i}] is {int(forbid[i])}, expected an id, 0 or more")
-    if uniform is not None and temperature > 0:
-        bad = (~((uniform >= 0) & (uniform < 1))).nonzero()
+            inside(call.index, call.guidance.shape[0], "index", "rows of guidance, for want of guidance_index")
+    if call.forbid is not None and (call.forbid < 0).any():
+        i = int((call.forbid < 0).nonzero()[0])
+        raise IndexError(f"masked_softmax: forbid[{i}] is {int(call.forbid[i])}, expected an id, 0 or more")
+    if call.temperature > 0:
+        bad = (~((call.uniform >= 0) & (call.uniform < 1))).nonzero()
         if len(bad):
             i = int(bad[0])
-            raise ValueError(f"masked_softmax: uniform[{i}] is {float(uniform[i])}, expected a number in [0, 1)")
+            raise ValueError(f"masked_softmax: uniform[{i}] is {float(call.uniform[i])}, expected a number in [0, 1)")
 
 
 # ---- the twin --------------------------------------------------------------------------------------------------------
@@ -247,7 +275,7 @@ def _check_values(
 def _fma(a, b, c):
     """fp32 fused multiply-add. The product is exact in double; the sum is rounded twice, which differs from a true FMA
     about once in 10^9."""
-    return (a.double() * b.double() + c.double()).float() if isinstance(c, Tensor) else (a.double() * b.double() + c).float()
+    return (a.double() * b.double() + c.double()).float()
 
 
 def _exp2(t):
@@ -281,44 +309,53 @@ def _halving_sum(acc):
 
 def _guide(a, b, w):
     """(1 + w) a - w b, with what is impossible kept impossible."""
-    out = _fma(torch.tensor(w, dtype=torch.float32, device=a.device), a - b, a)
+    out = ((a - b).double() * float(np.float32(w)) + a.double()).float()  # an FMA
     out = torch.where((a == -math.inf) | (b == -math.inf), a, out)
     return torch.where(a.isnan() | b.isnan() | (b == math.inf), math.nan, out)
 
 
-def _twin(
-    logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, given, want
-):
-    """The op in torch, on any device: the specification that the kernels follow bit for bit."""
-    _check_values(
-        logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, given, want
-    )
+def _twin(*args):
+    """The op in torch, on any device: the specification that the kernels follow bit for bit.
+
+    A row is cut into chunks of 1024 entries. Each chunk c has its own reference m_c: the maximum of its first 128
+    entries, or of all of them where some entry stands more than 24 powers of two above that (so a kernel nearly always
+    does with one pass). Its entries weigh w = 2^t, t = (x - m_c) * k in fp32 with k = log2(e) / temperature, summed in
+    128 accumulators and a halving tree. Chunks are joined in double, in order, scaled by 2^((m_c - M) k), M the highest
+    reference. A draw picks the chunk, then the entry in it, by the same cumulative sums. Nothing depends on how rows or
+    chunks are shared out. (On a device torch sums in parallel, so the last bit of a double may differ there.)
+    """
+    call = _Call(*args)
+    _check_values(call)
+    logits, index, guidance, guidance_index, want = (
+        call.logits, call.index, call.guidance, call.guidance_index, call.want
+    )  # fmt: skip
     device, vocab = logits.device, logits.shape[1]
     n = logits.shape[0] if index is None else index.shape[0]
-    if guidance is not None and cfg_scale == 0:
+    if guidance is not None and call.cfg_scale == 0:
         guidance = None
     if guidance is not None and guidance_index is None:
         guidance_index = index
     chunks = -(-vocab // CHUNK)
     forbidden = None
-    if forbid is not None and forbid.numel():  # one slot more, for ids past the vocabulary
+    if call.forbid is not None and call.forbid.numel():  # one slot more, for ids past the vocabulary
         forbidden = torch.zeros(vocab + 1, dtype=torch.bool, device=device)
-        forbidden[forbid.clamp(max=vocab)] = True
+        forbidden[call.forbid.clamp(max=vocab)] = True
         forbidden = forbidden[:vocab]  # (V,) bool
 
+    # Slabs of rows: on a CPU small enough that the many temporaries stay in cache, elsewhere large enough to fill it.
     slabs = []
-    step = max(1, (1 << (21 if device.type == "cpu" else 25)) // (chunks * CHUNK))
+    step = max(1, (1 << (18 if device.type == "cpu" else 25)) // (chunks * CHUNK))
     for begin in range(0, n, step):
         here = slice(begin, min(begin + step, n))
         x = (logits[here] if index is None else logits[index[here]]).float()  # (n, V) float32
         if guidance is not None:
             b = (guidance[here] if guidance_index is None else guidance[guidance_index[here]]).float()
-            x = _guide(x, b, cfg_scale)
+            x = _guide(x, b, call.cfg_scale)
         if forbidden is not None:
             x = x.masked_fill(forbidden, -math.inf)
-        u = uniform[here] if temperature > 0 else None
-        ids = given[here] if want & WANT["given"] else None
-        slabs.append(_twin_slab(x, u, temperature, confidence_temperature, ids, want))
+        u = call.uniform[here] if call.temperature > 0 else None
+        ids = call.given[here] if want & WANT["given"] else None
+        slabs.append(_twin_slab(x, u, call.temperature, call.confidence_temperature, ids, want))
     if not slabs:
         return _empty(0, want, device)
     return tuple(torch.cat(parts) for parts in zip(*slabs))
@@ -326,19 +363,21 @@ def _twin(
 
 def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
     """Rows x (n, V) float32, guided, forbidden ids at -inf."""
-    n, vocab = x.shape
+    (n, vocab), device = x.shape, x.device
     chunks = -(-vocab // CHUNK)
     bad = (x.isnan() | (x == math.inf)).any(1)  # (n,) bool
-    padded = torch.nn.functional.pad(x, (0, chunks * CHUNK - vocab), value=-math.inf)
-    cells = padded.view(n, chunks, CHUNK // BLOCK, BLOCK)  # (n, C, 8, 128) float32
-    # A block that lies wholly past the end of the vocabulary is not there: it adds nothing to any accumulator.
-    blocks = -(-vocab // BLOCK) - (chunks - 1) * (CHUNK // BLOCK)
+    # A block that lies wholly past the end of the vocabulary is not there: it adds nothing to any accumulator. So a
+    # small vocabulary has one chunk of fewer blocks, and in the last of several chunks such blocks get weight 0.
+    last = -(-vocab // BLOCK) - (chunks - 1) * (CHUNK // BLOCK)
+    blocks = last if chunks == 1 else CHUNK // BLOCK
+    padded = torch.nn.functional.pad(x, (0, chunks * blocks * BLOCK - vocab), value=-math.inf)
+    cells = padded.view(n, chunks, blocks, BLOCK)  # (n, C, 8, 128) float32
 
     # Weight sets: the confidence's first, the draw's last; equal temperatures share one.
     temperatures = [confidence_temperature] if want else []
     if temperature > 0 and temperature not in temperatures:
         temperatures.append(temperature)
-    ks = [torch.tensor(LOG2E / T, dtype=torch.float32, device=device) for T in temperatures] if (device := x.device) else []
+    ks = [float(np.float32(LOG2E / T)) for T in temperatures]
 
     highest_of = cells.amax((2, 3))  # (n, C) float32
     best_value = highest_of.amax(1)  # (n,) float32
@@ -356,14 +395,14 @@ def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
     for which, k in enumerate(ks):
         t = (centred * k).clamp(min=FLOOR)
         w = _exp2(t)
-        w[:, -1, blocks:] = 0.0
+        w[:, -1, last:] = 0.0
         acc = w[:, :, 0]
-        for j in range(1, CHUNK // BLOCK):
+        for j in range(1, blocks):
             acc = acc + w[:, :, j]
         sums.append(_halving_sum(acc).masked_fill(empty, 0.0))  # (n, C) float32
         if which == 0 and want & WANT["entropy"]:
             acc = w[:, :, 0] * t[:, :, 0]
-            for j in range(1, CHUNK // BLOCK):
+            for j in range(1, blocks):
                 acc = _fma(w[:, :, j], t[:, :, j], acc)
             entropies = _halving_sum(acc)  # (n, C) float32
         scales.append(_exp2_double(offset * (LOG2E / temperatures[which])))  # (n, C) float64
@@ -405,7 +444,7 @@ def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
 
 def _draw(cells, m, sums, scales, cumulative, k, uniform):
     """Inverse CDF: first the chunk, then the entry in it."""
-    n, chunks = m.shape
+    n = m.shape[0]
     target = uniform * cumulative[:, -1]  # (n,) float64
     chunk = _first_above(cumulative, target, sums.double() * scales > 0)  # (n,) int64
     weight = (sums.double() * scales).gather(1, chunk[:, None])[:, 0]
@@ -413,7 +452,7 @@ def _draw(cells, m, sums, scales, cumulative, k, uniform):
     before = torch.nn.functional.pad(cumulative, (1, 0)).gather(1, chunk[:, None])[:, 0]
 
     rows = torch.arange(n, device=m.device)
-    x = cells.view(n, chunks, CHUNK)[rows, chunk]  # (n, 1024) float32
+    x = cells.flatten(2)[rows, chunk]  # (n, 1024) float32
     t = (x - m[rows, chunk][:, None]) * k
     w = torch.where(t < FLOOR, 0.0, _exp2(t.clamp(min=FLOOR)))
     inside = w.double().cumsum(1)
@@ -422,10 +461,14 @@ def _draw(cells, m, sums, scales, cumulative, k, uniform):
 
 
 def _first_above(cumulative, target, positive):
-    """First column whose cumulative sum exceeds the target; the last with weight where rounding left none."""
+    """First column whose cumulative sum exceeds the target; the last with weight where rounding left none.
+
+    Columns without weight are passed over by name: a device's parallel scan may round a sum up where nothing was added,
+    and a forbidden id must not be drawn even then.
+    """
     columns = torch.arange(cumulative.shape[1], device=cumulative.device)
     count = columns.numel()
-    first = torch.where(cumulative > target[:, None], columns, count).amin(1)
+    first = torch.where((cumulative > target[:, None]) & positive, columns, count).amin(1)
     last = torch.where(positive, columns, 0).amax(1)
     return torch.where(first < count, first, last)
 
@@ -447,10 +490,9 @@ def _fallback(*args):
     return _twin(*args)
 
 
-def _fake(
-    logits, index, uniform, temperature, confidence_temperature, forbid, guidance, guidance_index, cfg_scale, given, want
-):
-    return _empty(logits.shape[0] if index is None else index.shape[0], want, logits.device)
+def _fake(*args):
+    call = _Call(*args)
+    return _empty(call.logits.shape[0] if call.index is None else call.index.shape[0], call.want, call.logits.device)
 
 
 _library = torch.library.Library("sampler_zoo", "FRAGMENT")

@@ -123,11 +123,12 @@ class KernelTokens(ExactTokens):
         if positions is None:
             positions = torch.arange(self.length, device=x.device)
         log_w = self.log_weights(x, t)  # (B, n)
-        w = on_grid(torch.exp(log_w - log_w.amax(1, keepdim=True)), 52 - math.ceil(math.log2(self.points.shape[0])))
-        # The first grid makes the sum exact, so that dividing by it is the same in every batch; the second, the shares'
-        # sums.
-        w = on_grid(w / w.sum(1, keepdim=True), 51)  # (B, n), sums to 1
-        share = self._shares(w, positions)  # (B, P, V of centres)
+        w = torch.exp(log_w - log_w.amax(1, keepdim=True))  # (B, n), the largest 1
+        # A coarse grid makes the sum exact, so that dividing by it is the same in every batch; then the sum is 1 but
+        # for that coarseness, so a grid of 2^-52 keeps all further sums exact.
+        coarse = on_grid(w, 52 - math.ceil(math.log2(w.shape[1])))
+        w = on_grid(w / coarse.sum(1, keepdim=True), 52)
+        share = self._shares(w, positions) / w.sum(1)[:, None, None]  # (B, P, V of centres)
 
         seen = x[:, positions]  # (B, P)
         if t is not None:
@@ -176,7 +177,7 @@ class Digits(Problem):
 
     Args:
         grey_width: standard deviation of the kernel in grey levels.
-        floor: weight of its uniform part. At 0.001 one image in 17 has a pixel from it.
+        floor: weight of its uniform part, 1e-6 at least. At 0.001 one image in 17 has a pixel from it.
         width: standard deviation of the reals around an image; a grey level is 0.125.
 
     Scores: `mmd` (squared kernel distance to the exact law, Gaussian kernel of bandwidth 2 in [-1, 1] pixels, in units
@@ -196,8 +197,8 @@ class Digits(Problem):
         for option, value in (("grey_width", grey_width), ("width", width)):
             if not 0 < value < math.inf:
                 raise OptionError(f"problem 'digits': {option} must be positive, not {value!r}")
-        if not 1e-9 <= floor <= 1:
-            raise OptionError(f"problem 'digits': floor must be in [1e-9, 1], not {floor!r}")
+        if not 1e-6 <= floor <= 1:
+            raise OptionError(f"problem 'digits': floor must be in [1e-6, 1], not {floor!r}")
         self.grey_width, self.floor, self.width = grey_width, floor, width
         self.images = digit_images()  # (1797, 64) int64
         self.kernel = grey_kernel(grey_width, floor)  # (17, 17)

@@ -212,8 +212,8 @@ class Sudoku4(Problem):
 def _tv(counts: np.ndarray, n: int) -> Estimate:
     """Total variation of the frequencies of n samples to uniform; whatever is missing from counts is invalid mass.
 
-    The interval is the delta method's; near the floor, where |p - u| has its kinks, it is too wide rather than too
-    narrow.
+    The interval is the delta method's, with at least the spread of n exact samples: near the floor |p - u| has its
+    kinks, and where grids are seen once at most the delta method sees no spread at all.
     """
     u = 1 / len(counts)
     p = counts / n
@@ -221,20 +221,24 @@ def _tv(counts: np.ndarray, n: int) -> Estimate:
     value = float(np.abs(p - u).sum() + invalid) / 2
     sign = np.sign(p - u)  # an invalid sample counts as a point of law 0: sign +1
     variance = (float((sign**2 * p).sum() + invalid) - float((sign * p).sum() + invalid) ** 2) / 4
-    half = Z95 * math.sqrt(max(variance, 0.0) / n)
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half), n, "lower", tv_floor(n, len(counts)))
+    floor, spread = tv_floor(n, len(counts))
+    half = Z95 * max(math.sqrt(max(variance, 0.0) / n), spread)
+    return Estimate(value, max(0.0, value - half), min(1.0, value + half), n, "lower", floor)
 
 
-def tv_floor(n: int, k: int) -> float:
-    """The mean total variation to uniform over k points of the frequencies of n exact samples.
+def tv_floor(n: int, k: int) -> tuple[float, float]:
+    """The total variation to uniform over k points of the frequencies of n exact samples: mean, bound of its sd.
 
-    De Moivre's mean absolute deviation of a binomial: E|X - np| = 2 m (1 - p) P(X = m), m = floor(np) + 1.
+    De Moivre's mean absolute deviation of a binomial: E|X - np| = 2 m (1 - p) P(X = m), m = floor(np) + 1. The bound
+    takes the k points as independent; they are negatively correlated.
     """
     from scipy.stats import binom
 
     p = 1 / k
     m = math.floor(n * p) + 1
-    return float(k / (2 * n) * 2 * m * (1 - p) * binom.pmf(m, n, p))
+    deviation = 2 * m * (1 - p) * float(binom.pmf(m, n, p))  # E|X - np|
+    variance = max(n * p * (1 - p) - deviation**2, 0.0)  # of |X - np|
+    return k * deviation / (2 * n), math.sqrt(k * variance) / (2 * n)
 
 
 def _kl(counts: np.ndarray) -> tuple[Estimate, float]:

@@ -1,0 +1,57 @@
+"""The pytest plug-in behind the kit: the option --sampler, and one test a sampler for those that ask for one.
+
+Loaded in every pytest run of an environment that has sampler-zoo, so it imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+# A test that takes one of these gets every sampler of the families; none is forgotten, since the registry is asked.
+FIXTURES = {
+    "zoo_sampler": None,
+    "zoo_masked": ("masked",),
+    "zoo_gaussian": ("gaussian",),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("samplers", "conformance kit of the sampler zoo")
+    group.addoption(
+        "--sampler",
+        action="append",
+        metavar="NAME",
+        help="test this sampler only (a name or a pattern; may be repeated); default: all that are registered",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for fixture, families in FIXTURES.items():
+        if fixture not in metafunc.fixturenames:
+            continue
+        from samplers import registry
+        from samplers.errors import SamplersError
+
+        try:
+            names = _chosen(metafunc.config.getoption("sampler"))
+            if families is not None:
+                names = [n for n in names if registry.entry(n).family in families]
+        except SamplersError as error:
+            raise pytest.UsageError(str(error)) from error
+        metafunc.parametrize(fixture, names)
+
+
+def _chosen(wanted: list[str] | None) -> list[str]:
+    from samplers import registry
+
+    if not wanted:
+        return registry.names()
+    chosen = []
+    for pattern in wanted:
+        # An exact name that is unknown, ambiguous or broken is an error that says so; a pattern may match nothing.
+        if not any(c in pattern for c in "*?["):
+            registry.load(pattern)
+            chosen.append(pattern)
+        else:
+            chosen += registry.names(pattern)
+    return list(dict.fromkeys(chosen))

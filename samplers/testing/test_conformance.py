@@ -1,0 +1,291 @@
+"""The kit. Each test runs once for every registered sampler of its families (see plugin.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+import re
+
+import pytest
+import torch
+
+import samplers
+from samplers import Canvas, OptionError, Sampler, registry
+from samplers.registry import FAMILIES
+from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, solve_ode
+
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
+SETTINGS = [
+    {},
+    {"steps": 5},
+    {"block_length": 4},
+    {"block_length": 5, "steps": 7, "temperature": 1.0},
+    {"temperature": 0.7, "cfg_scale": 1.5},
+    {"temperature": 1.0, "steps": 40},
+]
+GEN = 12
+
+
+def net(**kw):
+    return TinyNet(**kw)
+
+
+# ---------------------------------------------------------------------------------------------- what it says of itself
+
+
+def test_facts(zoo_sampler):
+    cls = registry.load(zoo_sampler)
+    assert issubclass(cls, Sampler)
+    assert cls.__dataclass_params__.frozen, "a sampler is a frozen dataclass: its options never change"
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", cls.name), f"name {cls.name!r}: lower_snake is the field's habit"
+    assert cls.family in FAMILIES
+    assert cls.summary, "a one-line summary is what `samplers list` shows"
+    assert cls.cite, "say which paper, even if it is your own note"
+    assert cls.__doc__ and len(cls.__doc__.splitlines()[0]) > 20, "the first docstring line names paper and equation"
+
+
+def test_signature(zoo_sampler):
+    cls = registry.load(zoo_sampler)
+    assert list(inspect.signature(cls.init).parameters) == ["self", "canvas"]
+    assert list(inspect.signature(cls.step).parameters) == ["self", "believe", "state"]
+    assert list(inspect.signature(cls.expected_nfe).parameters) == ["self", "length", "steps"]
+
+
+def test_options(zoo_sampler):
+    cls = registry.load(zoo_sampler)
+    sampler = samplers.create(zoo_sampler)
+    assert samplers.create(zoo_sampler, **sampler.values()) == sampler
+    with pytest.raises(OptionError, match="no_such_option"):
+        samplers.create(zoo_sampler, no_such_option=1)
+    for option in cls.options():
+        assert option.default is not dataclasses.MISSING, f"option {option.name} needs a default"
+        assert option.help, f"option {option.name} needs a line of help: field = option(default, 'help', ...)"
+        assert option.name not in ("steps", "seed", "temperature", "batch", "prompt"), "that is an argument of sample()"
+        assert option.parse(str(option.default)) == option.default
+        below = {"ge": lambda b: b - 1, "gt": lambda b: b, "le": lambda b: b + 1, "lt": lambda b: b}
+        for bound, beyond in below.items():
+            if bound in option.metadata:
+                with pytest.raises(OptionError, match=option.name):
+                    samplers.create(zoo_sampler, **{option.name: beyond(option.metadata[bound])})
+        if "choices" in option.metadata:
+            with pytest.raises(OptionError, match=option.name):
+                samplers.create(zoo_sampler, **{option.name: "no such choice"})
+
+
+# ---------------------------------------------------------------------------------------------- masked tokens
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_prompt_untouched_no_mask_left(zoo_masked, setting):
+    denoiser = net()
+    out = samplers.sample(denoiser, zoo_masked, prompt=PROMPTS, gen_length=GEN, seed=7, **setting)
+    assert out.x.dtype == torch.int64 and out.x.shape == (4, 6 + GEN)
+    for i, prompt in enumerate(PROMPTS):
+        end = len(prompt) + GEN
+        assert out.x[i, : len(prompt)].tolist() == prompt
+        assert int(out.lengths[i]) == end
+        made = out.x[i, len(prompt) : end]
+        assert bool(((made >= 0) & (made < denoiser.mask_id)).all()), "a mask id, or no token, was left or drawn"
+        assert (out.x[i, end:] == samplers.PAD).all()
+
+
+def test_infill_keeps_what_is_given(zoo_masked):
+    denoiser = net()
+    x = torch.arange(20).remainder(11).repeat(3, 1)
+    fill = torch.rand(3, 20, generator=torch.Generator().manual_seed(1)) < 0.5
+    canvas = Canvas.infill(denoiser, x, fill)
+    out = samplers.sample(denoiser, zoo_masked, prompt=canvas, block_length=3, temperature=1.0)
+    assert (out.x[~fill] == x[~fill]).all()
+    assert (out.x < denoiser.mask_id).all()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_row_of_a_batch_is_the_row_alone(zoo_masked, setting):
+    together = samplers.sample(net(), zoo_masked, prompt=PROMPTS, gen_length=GEN, seed=3, **setting)
+    for i, prompt in enumerate(PROMPTS):
+        alone = samplers.sample(net(), zoo_masked, prompt=[prompt], gen_length=GEN, seed=3, first_row=i, **setting)
+        assert together.x[i, : len(prompt) + GEN].tolist() == alone.x[0].tolist()
+        assert int(together.nfe_rows[i]) == alone.nfe
+
+
+def test_row_of_64_is_the_row_alone(zoo_masked):
+    together = samplers.sample(net(), zoo_masked, gen_length=16, batch=64, seed=11, temperature=1.0)
+    for i in (0, 1, 31, 63):
+        alone = samplers.sample(net(), zoo_masked, gen_length=16, seed=11, first_row=i, temperature=1.0)
+        assert together.x[i].tolist() == alone.x[0].tolist()
+
+
+def test_seed_decides(zoo_masked):
+    def run(seed):
+        return samplers.sample(net(), zoo_masked, gen_length=24, batch=8, seed=seed, temperature=1.0).x
+
+    before = torch.get_rng_state()
+    first = run(5)
+    assert (torch.get_rng_state() == before).all(), "the global generator was moved"
+    torch.manual_seed(99)
+    assert (run(5) == first).all()
+    assert (run(6) != first).any()
+    assert len({tuple(row.tolist()) for row in first}) > 1, "rows of a batch must differ"
+    assert (run([5] * 8)[0] == first[0]).all(), "one seed a row: its row 0"
+
+
+def test_interleaved_runs_agree(zoo_masked):
+    def open_(seed):
+        return samplers.stream(net(), zoo_masked, gen_length=GEN, batch=3, seed=seed, block_length=5, temperature=1.0)
+
+    apart = [list(open_(seed))[-1].x for seed in (1, 2)]
+    runs, last = [open_(1), open_(2)], [None, None]
+    alive = {0, 1}
+    while alive:
+        for i in sorted(alive):
+            state = next(runs[i], None)
+            if state is None:
+                alive.remove(i)
+            else:
+                last[i] = state
+    for i in (0, 1):
+        assert (last[i].x == apart[i]).all()
+
+
+def test_states_are_immutable(zoo_masked):
+    states = samplers.stream(net(), zoo_masked, gen_length=GEN, batch=2, temperature=1.0)
+    kept = [(state, state.x.clone()) for state in states]
+    assert all((state.x == x).all() for state, x in kept), "a step wrote into an earlier state"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kept[0][0].x = kept[0][1]
+
+
+@pytest.mark.parametrize("steps", [1, 5, 16, 40])
+def test_counted_nfe_is_the_declared(zoo_masked, steps):
+    length, batch = 16, 1200
+    sampler = samplers.create(zoo_masked)
+    expected = sampler.expected_nfe(length, steps)
+    if expected is None:
+        out = samplers.sample(net(), sampler, gen_length=length, batch=32, steps=steps, temperature=1.0)
+        assert int(out.nfe_rows.max()) <= min(length, steps), "`steps` is a cap for samplers of adaptive count"
+        return
+    out = samplers.sample(TinyNet(vocab=3, reach=1), sampler, gen_length=length, batch=batch, steps=steps, temperature=1.0)
+    counted = out.nfe_rows.double()
+    error = float(counted.std()) / math.sqrt(batch)
+    assert abs(float(counted.mean()) - expected) <= 4 * error + 1e-9
+    assert out.nfe <= steps, "a batch must not cost more forwards than steps"
+    assert out.nfe >= int(counted.max())
+
+
+def test_counts_are_what_the_model_saw(zoo_masked):
+    denoiser = net()
+    out = samplers.sample(denoiser, zoo_masked, prompt=[[1, 2], [3, 4]], gen_length=GEN, steps=6, cfg_scale=1.0)
+    assert out.nfe == len(denoiser.asked)
+    assert out.row_evals == sum(rows for rows, _ in denoiser.asked)
+    assert out.head_rows == sum(needed for _, needed in denoiser.asked)
+    assert out.token_evals == out.row_evals * (2 + GEN)
+    assert out.row_evals == 2 * int(out.nfe_rows.sum()), "a guided step is one forward of two rows a row"
+
+
+def test_stop_rule(zoo_masked):
+    denoiser = net()
+    free = samplers.sample(denoiser, zoo_masked, gen_length=32, batch=6, seed=2, temperature=1.0)
+    stop = int(free.x[0, 5])
+    out = samplers.sample(denoiser, zoo_masked, gen_length=32, batch=6, seed=2, temperature=1.0, stop=stop)
+    for i, row in enumerate(out.x.tolist()):
+        end = int(out.lengths[i])
+        assert stop not in row[: end - 1], "a row ends behind its first stop token"
+        assert row[end - 1] == stop or end == 32
+        assert denoiser.mask_id not in row and set(row[end:]) <= {samplers.PAD}
+
+
+def test_time_reaches_a_time_conditioned_model(zoo_masked):
+    denoiser = TinyJoint(length=4, time_conditioned=True)
+    samplers.sample(denoiser, zoo_masked, batch=5, temperature=1.0)
+    for t in denoiser.times:
+        assert t.dim() == 1 and bool(((t > 0) & (t <= 1)).all()), "t is the noise level, in (0, 1]"
+    assert float(denoiser.times[0].max()) > float(denoiser.times[-1].min()) or len(denoiser.times) == 1
+
+
+@pytest.mark.parametrize("mode", ["left to right", "one at a time"])
+def test_law_on_a_tiny_problem(zoo_masked, mode):
+    """One position at a time draws from the exact law, whatever the rule, where the order cannot look at the draw.
+
+    A block of one position leaves no choice of position. "One at a time" leaves it to the sampler, and holds for
+    those that say `exact_order`.
+    """
+    sampler_class = registry.load(zoo_masked)
+    problem, batch = TinyJoint(), 12_000
+    if mode == "left to right":
+        out = samplers.sample(problem, zoo_masked, batch=batch, seed=1, temperature=1.0, block_length=1)
+    elif not sampler_class.exact_order:
+        pytest.skip("the sampler says that its law is biased, or does not say")
+    else:
+        extra = dict(sampler_class.one_at_a_time)
+        out = samplers.sample(problem, zoo_masked, batch=batch, seed=1, temperature=1.0, **extra)
+    counts = torch.bincount(problem.index(out.x), minlength=len(problem.law)).double()
+    expected = problem.law * batch
+    # Cells that expect few draws are pooled, as the chi-square approximation wants; 5 sigma of its own distribution.
+    rare = expected < 8
+    if bool(rare.any()):
+        counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
+        expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    chi2, df = float(((counts - expected) ** 2 / expected).sum()), len(expected) - 1
+    assert chi2 < df + 5 * math.sqrt(2 * df), f"chi-square {chi2:.1f} for {df} degrees of freedom"
+
+
+def test_greedy_takes_the_best(zoo_masked):
+    """At temperature 0 nothing is random but the order: a model that is certain is copied."""
+    target = torch.tensor([3, 1, 2, 0, 3, 2])
+
+    def certain(ids):
+        return torch.nn.functional.one_hot(target, 5).float().mul(9).expand(len(ids), -1, -1)
+
+    denoiser = samplers.TokenDenoiser.wrap(certain, vocab_size=5, mask_id=4)
+    out = samplers.sample(denoiser, zoo_masked, gen_length=6, batch=3, temperature=0.0)
+    assert (out.x == target).all()
+
+
+# ---------------------------------------------------------------------------------------------- reals
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
+def test_reals_finite_and_counted(zoo_gaussian, steps):
+    for schedule in ("vp_linear", "edm", "flow"):
+        out = samplers.sample(TinyMixture(schedule=schedule), zoo_gaussian, batch=3, steps=steps)
+        assert out.x.shape == (3, 4) and out.x.dtype == torch.float64
+        assert bool(torch.isfinite(out.x).all())
+        expected = samplers.create(zoo_gaussian).expected_nfe(0, steps)
+        if expected is not None:
+            assert out.nfe == expected
+        assert (out.nfe_rows == out.nfe).all() and out.row_evals == 3 * out.nfe
+
+
+def test_reals_row_alone_and_seed(zoo_gaussian):
+    before = torch.get_rng_state()
+    together = samplers.sample(TinyMixture(), zoo_gaussian, batch=5, steps=6, seed=4).x
+    assert (torch.get_rng_state() == before).all(), "the global generator was moved"
+    for i in range(5):
+        alone = samplers.sample(TinyMixture(), zoo_gaussian, batch=1, steps=6, seed=4, first_row=i).x
+        assert (alone[0] == together[i]).all()
+    assert (samplers.sample(TinyMixture(), zoo_gaussian, batch=5, steps=6, seed=5).x != together).all()
+
+
+def test_reals_interleaved(zoo_gaussian):
+    apart = [list(samplers.stream(TinyMixture(), zoo_gaussian, batch=2, steps=7, seed=s))[-1].x for s in (1, 2)]
+    pairs = list(zip(*(samplers.stream(TinyMixture(), zoo_gaussian, batch=2, steps=7, seed=s) for s in (1, 2))))
+    for i in (0, 1):
+        assert (pairs[-1][i].x == apart[i]).all()
+
+
+def test_declared_order(zoo_gaussian):
+    cls = registry.load(zoo_gaussian)
+    sampler = samplers.create(zoo_gaussian, **dict(cls.order_options))
+    order = getattr(sampler, "order", None)
+    if order is None:
+        pytest.skip("no order is declared")
+    problem = TinyMixture()
+    x = next(iter(samplers.stream(problem, sampler, batch=8, steps=6))).x
+    truth = solve_ode(problem, x, problem.schedule.t_max, problem.schedule.t_min)
+    errors = []
+    for steps in (144, 288, 576):
+        out = samplers.sample(problem, sampler, batch=8, steps=steps)
+        errors.append(float((out.x - truth).pow(2).mean().sqrt()))
+    slope = math.log2(errors[-2] / errors[-1])
+    assert abs(slope - order) < 0.15, f"order {order} is declared, {slope:.2f} measured (errors {errors})"

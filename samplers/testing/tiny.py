@@ -1,0 +1,128 @@
+"""Problems small enough to enumerate, with answers that do not depend on the batch, bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from ..denoiser import GaussianDenoiser, TokenDenoiser
+from ..schedule import NoiseSchedule, noise_schedule
+
+__all__ = ["TinyJoint", "TinyMixture", "TinyNet", "solve_ode"]
+
+
+class TinyJoint(TokenDenoiser):
+    """The exact denoiser of a joint law over all V^L strings; mask_id is V.
+
+    Args:
+        length, vocab: L and V.
+        seed: of the law, exponential weights to the power `skew`, so that cells differ a lot.
+    """
+
+    def __init__(self, length: int = 3, vocab: int = 3, seed: int = 0, skew: float = 1.5, time_conditioned: bool = False):
+        self.length, self.vocab_size, self.mask_id = length, vocab + 1, vocab
+        self.time_conditioned, self.name = time_conditioned, f"tiny joint {vocab}^{length}"
+        self.strings = torch.tensor(list(itertools.product(range(vocab), repeat=length)))  # (S, L)
+        weight = torch.empty(len(self.strings), dtype=torch.float64).exponential_(generator=_generator(seed)) ** skew
+        self.law = weight / weight.sum()  # (S,) float64
+        self.onehot = torch.nn.functional.one_hot(self.strings, vocab + 1).double()  # (S, L, V + 1)
+        self.times: list[Tensor] = []
+
+    def predict(self, x, t=None, *, rows=None, cache=None):
+        assert (t is not None) == self.time_conditioned
+        if t is not None:
+            self.times.append(t)
+        fits = ((x[:, None] == self.strings) | (x[:, None] == self.mask_id)).all(2)  # (B, S)
+        weight = (fits * self.law)[:, :, None, None] * self.onehot  # (B, S, L, V + 1)
+        # One string after another: a matrix product could round differently in a batch of another size.
+        total = torch.zeros(len(x), *self.onehot.shape[1:], dtype=torch.float64)
+        for s in range(len(self.strings)):
+            total += weight[:, s]
+        logits = torch.log(total).float()  # (B, L, V + 1), mask id at -inf
+        return logits if rows is None else logits[rows]
+
+    def index(self, x: Tensor) -> Tensor:
+        """(B,) int64: the number of each string in `law`."""
+        powers = (self.vocab_size - 1) ** torch.arange(self.length - 1, -1, -1)  # type: ignore[operator]
+        return (x * powers).sum(1)
+
+
+class TinyNet(TokenDenoiser):
+    """Random logits that depend on a window of neighbours: an arbitrary model of any length, without ties.
+
+    It counts what it is asked: `asked` has the (rows, positions) of each call, and every needed position is checked to
+    be masked.
+    """
+
+    def __init__(self, vocab: int = 11, seed: int = 0, reach: int = 3, time_conditioned: bool = False):
+        self.vocab_size, self.mask_id, self.reach = vocab + 1, vocab, reach
+        self.time_conditioned, self.name = time_conditioned, "tiny net"
+        self.table = torch.randn(2 * reach + 1, vocab + 1, vocab + 1, generator=_generator(seed)) * 0.8
+        self.asked: list[tuple[int, int]] = []
+
+    def predict(self, x, t=None, *, rows=None, cache=None):
+        assert x.dtype == torch.int64 and x.dim() == 2
+        assert bool(((x >= 0) & (x <= self.mask_id)).all()), "a token outside the vocabulary reached the model"
+        if self.time_conditioned:
+            assert t is not None and t.shape == (len(x),) and bool(((t > 0) & (t <= 1)).all())
+        rows = torch.ones_like(x, dtype=torch.bool) if rows is None else rows
+        assert bool((x[rows] == self.mask_id).all()), "logits were asked for at a position that is not masked"
+        self.asked.append((len(x), int(rows.sum())))
+        padded = torch.nn.functional.pad(x, (self.reach, self.reach), value=self.mask_id)
+        out = torch.zeros(*x.shape, self.vocab_size)
+        for j in range(2 * self.reach + 1):
+            out += self.table[j][padded[:, j : j + x.shape[1]]]
+        if t is not None:
+            out = out * (0.5 + 0.5 * t[:, None, None]).float()
+        return out[rows]
+
+
+class TinyMixture(GaussianDenoiser):
+    """Independent coordinates of 0.4 N(-1, 0.3^2) + 0.6 N(0.8, 0.5^2), closed form, float64."""
+
+    def __init__(self, dim: int = 4, schedule: str | NoiseSchedule = "vp_linear"):
+        self.shape, self.schedule, self.dtype = (dim,), noise_schedule(schedule), torch.float64
+        self.name = "tiny mixture"
+        self.weight = torch.tensor([0.4, 0.6], dtype=torch.float64)
+        self.mean = torch.tensor([-1.0, 0.8], dtype=torch.float64)
+        self.std = torch.tensor([0.3, 0.5], dtype=torch.float64)
+
+    def predict(self, x, t):
+        a, s = self.schedule.alpha(t)[:, None, None], self.schedule.sigma(t)[:, None, None]
+        variance = (a * self.std) ** 2 + s**2
+        off = x[..., None] - a * self.mean  # (B, dim, 2)
+        share = torch.softmax(self.weight.log() - off**2 / (2 * variance) - variance.log() / 2, -1)
+        return (share * (self.mean + a * self.std**2 / variance * off)).sum(-1)
+
+
+def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: float, steps: int = 2000) -> Tensor:
+    """The probability-flow ODE by classical Runge-Kutta of order 4 in lambda: a truth that shares no code with a sampler.
+
+    With y = x / alpha and rho = e^{-lambda}: dy / dlambda = -rho e(x, t).
+    """
+    schedule = denoiser.schedule
+    start, end = (float(schedule.lam(t)) for t in (t_start, t_end))
+    h = (end - start) / steps
+
+    def slope(lam: float, y: Tensor) -> Tensor:
+        t = schedule.t_of(torch.tensor(lam, dtype=torch.float64))
+        a, s = float(schedule.alpha(t)), float(schedule.sigma(t))
+        e = (a * y - a * denoiser.predict(a * y, t.expand(len(y)))) / s
+        return -math.exp(-lam) * e
+
+    y = x / float(schedule.alpha(t_start))
+    for k in range(steps):
+        lam = start + k * h
+        k1 = slope(lam, y)
+        k2 = slope(lam + h / 2, y + h / 2 * k1)
+        k3 = slope(lam + h / 2, y + h / 2 * k2)
+        k4 = slope(lam + h, y + h * k3)
+        y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return y * float(schedule.alpha(t_end))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,316 @@
+"""The driver: what it promises to users, and what it says to bad input. (What every sampler promises is in the kit.)"""
+
+import math
+
+import pytest
+import torch
+
+import samplers
+from samplers import Canvas, DenoiserError, FamilyError, GaussianDenoiser, OptionError, TokenDenoiser, UnknownNameError
+from samplers.driver import Believe
+from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet
+
+V, MASK = 9, 8
+
+
+def wrap(fn=None, **kw):
+    fn = fn or (lambda ids: torch.zeros(*ids.shape, V))
+    return TokenDenoiser.wrap(fn, **{"vocab_size": V, "mask_id": MASK} | kw)
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: samplers.create("low_confidnce"), UnknownNameError, "did you mean 'low_confidence'"),
+        (lambda: samplers.sample(wrap(), "zzz", gen_length=3), UnknownNameError, "samplers list"),
+        (lambda: samplers.create("threshold", treshold=0.5), OptionError, "no option 'treshold': did you mean 'threshold'"),
+        (lambda: samplers.create("threshold", threshold=0), OptionError, "'threshold' of sampler 'threshold'.*> 0"),
+        (lambda: samplers.create("entropy_bound", bound=math.nan), OptionError, "NaN"),
+        (lambda: samplers.create("entropy_bound", bound="much"), OptionError, "must be float, not 'much'"),
+        (lambda: samplers.create("entropy_bound", proxy="entrpy"), OptionError, "one of 'entropy'.*did you mean 'entropy'"),
+        (lambda: samplers.create("dpm_solver", order=4), OptionError, "one of 1, 2, 3"),
+        (lambda: samplers.create("radd", schedule="cosine"), OptionError, "two opposite schedules"),
+        (lambda: samplers.create("low_confidence", steps=4), OptionError, r"argument of samplers.sample\(\)"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, steps=0), OptionError, "steps must be an integer of 1"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, steps=2.5), OptionError, "steps must be an integer of 1"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=0), OptionError, "gen_length must be"),
+        (lambda: samplers.sample(wrap(), "radd"), OptionError, "gen_length is needed"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, batch=0), OptionError, "batch must be"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, temperature=-1), OptionError, "temperature must be"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, temperature=math.nan), OptionError, "temperature must be"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, cfg_scale=-0.1), OptionError, "cfg_scale must be"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, block_length=0), OptionError, "block_length must be"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=8, block_length=2, steps=3), OptionError, "fewer than the 4 blocks"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, cache="prefix"), OptionError, "cache='prefix'.*none"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, stop=[]), OptionError, "stop"),
+        (lambda: samplers.sample(wrap(length=8), "radd", prompt=list(range(8))), OptionError, "8 tokens and the canvas .* 8 pos"),
+        (lambda: samplers.sample(wrap(length=8), "radd", prompt=[1, 2], gen_length=7), OptionError, "gen_length=6"),
+        (lambda: samplers.sample(wrap(), "radd", prompt=[[1], [2, MASK]], gen_length=3), OptionError, "row 1, position 1 is the mask"),
+        (lambda: samplers.sample(wrap(), "radd", prompt=[1, 99], gen_length=3), OptionError, "position 1 is 99; .* 0 to 8"),
+        (lambda: samplers.sample(wrap(), "radd", prompt=[0.5], gen_length=3), OptionError, "token ids are needed"),
+        (lambda: samplers.sample(wrap(), "radd", prompt=[[1], [2]], batch=3, gen_length=3), OptionError, "2 rows and batch=3"),
+        (lambda: samplers.sample(wrap(), "ddim", gen_length=3), FamilyError, "'ddim' is of the gaussian family.*masked"),
+        (lambda: samplers.sample(TinyMixture(), "radd"), FamilyError, "samplers of that family: ddim"),
+        (lambda: samplers.sample(TinyMixture(), "ddim", block_length=3), OptionError, "block_length is for token samplers"),
+        (lambda: samplers.sample(TinyMixture(), "ddim", cfg_scale=1.0), OptionError, "cfg_scale masks a prompt"),
+        (lambda: samplers.sample(TinyMixture(), "dpm_solver", method="fixed", steps=5), OptionError, "multiple of 3"),
+        (lambda: samplers.sample(TinyMixture(), "ddim", t_end=2.0), OptionError, "t_end=2 must be below t_start=1"),
+        (lambda: samplers.sample(lambda ids: ids, "radd", gen_length=3), OptionError, "TokenDenoiser.wrap"),
+        (lambda: samplers.sample(wrap(), samplers.create("radd"), gen_length=3, schedule="sin"), OptionError, "made already"),
+        (lambda: samplers.sample(wrap(), 3, gen_length=3), OptionError, "sampler must be a name"),
+        (lambda: samplers.list_samplers(family="maskd"), UnknownNameError, "did you mean 'masked'"),
+        (lambda: wrap(vocab_size=0), OptionError, "vocab_size"),
+        (lambda: wrap(mask_id=-1), OptionError, "mask_id"),
+        (lambda: wrap(attention="half"), OptionError, "attention"),
+        (lambda: GaussianDenoiser.wrap(lambda x, t: x, shape=(2,), prediction="eps"), OptionError, "unknown prediction 'eps'"),
+        (lambda: GaussianDenoiser.wrap(lambda x, t: x, shape=(2,), schedule="vp"), OptionError, "unknown noise schedule"),
+    ],
+)
+def test_bad_input(call, error, says):
+    with pytest.raises(error, match=says) as caught:
+        call()
+    assert isinstance(caught.value, samplers.SamplersError)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("shape", [(V,), (2, 3, V + 1), (1, 3, V), (2, 4, V)])
+def test_wrong_shape_is_named(shape):
+    with pytest.raises(DenoiserError, match=r"\(2, 3, 9\) are needed"):
+        samplers.sample(wrap(lambda ids: torch.zeros(shape)), "radd", gen_length=3, batch=2, steps=1)
+
+
+def test_wrong_kind_is_named():
+    with pytest.raises(DenoiserError, match=r"lambda ids: model\(ids\).logits"):
+        samplers.sample(wrap(lambda ids: (torch.zeros(1),)), "radd", gen_length=3)
+    with pytest.raises(DenoiserError, match="floating dtype"):
+        samplers.sample(wrap(lambda ids: torch.zeros(*ids.shape, V).long()), "radd", gen_length=3)
+    bad = GaussianDenoiser.wrap(lambda x, t: x[:1], shape=(2,))
+    with pytest.raises(DenoiserError, match="same shape"):
+        samplers.sample(bad, "ddim", batch=3)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(math.nan, "a NaN or"), (math.inf, r"\+inf among"), (-math.inf, "no token is possible")]
+)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_bad_logits_name_row_and_position(value, says, temperature):
+    def fn(ids):
+        logits = torch.zeros(*ids.shape, V)
+        if ids.shape[0] > 2:
+            logits[2, 4] = value
+        return logits
+
+    with pytest.raises(DenoiserError, match=rf"row 2, position 4 .*{says}"):
+        samplers.sample(wrap(fn), "low_confidence", gen_length=6, batch=4, temperature=temperature)
+
+
+def test_only_the_mask_id_left_is_no_candidate():
+    logits = torch.full((V,), -math.inf)
+    logits[MASK] = 3.0
+    with pytest.raises(DenoiserError, match="no token is possible"):
+        samplers.sample(wrap(lambda ids: logits.expand(*ids.shape, V)), "radd", gen_length=2)
+
+
+def test_gaussian_nan_names_the_row():
+    def fn(x, t):
+        out = x.clone()
+        out[1] = math.nan
+        return out
+
+    with pytest.raises(DenoiserError, match="row 1"):
+        samplers.sample(GaussianDenoiser.wrap(fn, shape=(2,)), "ddim", batch=3)
+
+
+def test_a_sampler_that_never_commits_is_stopped():
+    class Idle(samplers.Sampler):
+        name, family = "idle", "masked"
+
+        def step(self, believe, state):
+            return state.commit(torch.zeros_like(state.open), state.x)
+
+    with pytest.raises(samplers.SamplersError, match="'idle' is not done after"):
+        samplers.sample(wrap(), Idle(), gen_length=3)
+
+
+def test_belief_that_was_not_asked_for():
+    denoiser = wrap()
+    state = next(iter(samplers.stream(denoiser, "radd", gen_length=3)))
+    belief = Believe(denoiser, 1, temperature=0.0)(state, want="margin")
+    assert belief.margin.shape == (1, 3)
+    with pytest.raises(samplers.SamplersError, match="want='entropy'"):
+        _ = belief.entropy
+
+
+# ---------------------------------------------------------------------------------------------- guidance, blocks, stops
+
+
+def test_guidance_is_the_formula():
+    net, w = TinyNet(vocab=6), 1.7
+    prompt, length = [1, 4, 2], 5
+    x = torch.tensor([[*prompt, *[6] * length]])
+    blind = torch.full_like(x, 6)
+
+    def logits(ids):
+        return net.predict(ids, rows=torch.ones_like(ids, dtype=torch.bool) & (ids == 6))
+
+    conditional, unconditional = logits(x), logits(blind)[3:]
+    guided = (1 + w) * conditional - w * unconditional
+    guided[:, 6] = -math.inf
+    out = samplers.sample(net, "low_confidence", prompt=prompt, gen_length=length, cfg_scale=w, steps=1)
+    assert out.x[0, 3:].tolist() == guided.argmax(1).tolist()
+    assert out.nfe == 1
+    assert out.row_evals == 2
+
+
+def test_guidance_without_a_prompt_costs_nothing():
+    out = samplers.sample(TinyNet(), "radd", gen_length=8, cfg_scale=2.0, batch=3)
+    assert out.row_evals == int(out.nfe_rows.sum())
+
+
+@pytest.mark.parametrize("block_length", [1, 3, 4, 12, 50])
+def test_blocks_go_left_to_right(block_length):
+    states = list(samplers.stream(TinyNet(), "random_order", prompt=[1, 2], gen_length=12, block_length=block_length))
+    for state in states:
+        masked = state.x[0, 2:] == 11
+        blocks = masked.nonzero().flatten() // block_length
+        if len(blocks):
+            first = int(blocks.min())
+            before = masked[: first * block_length]
+            assert not before.any()
+            after = masked[(first + 1) * block_length :]
+            assert after.all(), "a later block was opened too early"
+    assert len(states) == 13
+
+
+@pytest.mark.parametrize(("steps", "block_length", "deal"), [(12, 4, [4, 4, 4]), (6, 4, [2, 2, 2]), (7, 5, [3, 3, 1]), (3, 4, [1, 1, 1])])
+def test_steps_are_dealt_to_blocks(steps, block_length, deal):
+    canvas = Canvas.of(TinyNet(), None, 12)
+    from samplers.random import Rng
+
+    ready = canvas.prepared(block_length=block_length, steps=steps, stop=(), rng=Rng.of(0, 1))
+    assert ready.block_steps[0].tolist() == deal
+    assert sum(deal) == steps
+    free = canvas.prepared(block_length=block_length, steps=None, stop=(), rng=Rng.of(0, 1))
+    assert free.block_steps[0].tolist() == free.block_size[0].tolist()
+    same = canvas.prepared(block_length=block_length, steps=12, stop=(), rng=Rng.of(0, 1))
+    assert same.block_steps[0].tolist() == free.block_size[0].tolist()
+
+
+def test_low_confidence_plan_is_lladas():
+    # n = 10 positions in 4 steps: 3, 3, 2, 2; in 16 steps: ten of one.
+    for steps, plan in ((4, [3, 3, 2, 2]), (16, [1] * 10), (10, [1] * 10), (1, [10])):
+        states = list(samplers.stream(TinyNet(), "low_confidence", gen_length=10, steps=steps))
+        left = [int(s.masked.sum()) for s in states]
+        assert [a - b for a, b in zip(left, left[1:])] == plan
+
+
+def test_entropy_bound_steps_are_a_cap():
+    free = samplers.sample(TinyNet(), "entropy_bound", gen_length=20, bound=0.0)
+    assert free.nfe == 20
+    capped = samplers.sample(TinyNet(), "entropy_bound", gen_length=20, bound=0.0, steps=6)
+    assert capped.nfe == 6
+    assert samplers.sample(TinyNet(), "entropy_bound", gen_length=20, bound=1e9).nfe == 1
+
+
+def test_threshold_extremes():
+    assert samplers.sample(TinyNet(), "threshold", gen_length=20, threshold=2.0).nfe == 20
+    assert samplers.sample(TinyNet(), "threshold", gen_length=20, threshold=1e-9).nfe == 1
+
+
+def test_stop_phrase_and_padding():
+    # A model that writes 0 1 2 3 4 5 6 7 0 1 ... by position; the phrase 3 4 stops a row behind position 4.
+    def fn(ids):
+        return torch.nn.functional.one_hot(torch.arange(ids.shape[1]) % 8, V).float().mul(20).expand(len(ids), -1, -1)
+
+    for sampler in ("low_confidence", "random_order"):
+        out = samplers.sample(wrap(fn), sampler, gen_length=16, stop=[3, 4])
+        assert out.x[0].tolist() == [0, 1, 2, 3, 4] + [samplers.PAD] * 11
+        assert int(out.lengths[0]) == 5
+    several = samplers.sample(wrap(fn), "low_confidence", gen_length=16, stop=[[6], [3, 4]])
+    assert int(several.lengths[0]) == 5
+    in_prompt = samplers.sample(wrap(fn), "low_confidence", prompt=[3, 4], gen_length=2, stop=[3, 4])
+    assert int(in_prompt.lengths[0]) == 4, "a phrase in the prompt does not stop a row"
+
+
+def test_rows_that_are_done_stop_costing():
+    def fn(ids):
+        sure = torch.zeros(*ids.shape, V)
+        sure[..., 1] = 9.0
+        sure[ids[:, 0] == 2] = 0.0  # rows whose prompt is 2 are unsure everywhere
+        return sure
+
+    out = samplers.sample(wrap(fn), "threshold", prompt=[[1], [2]], gen_length=8, temperature=1.0)
+    assert out.nfe_rows.tolist() == [1, 8]
+    assert out.row_evals == 9
+    assert out.nfe == 8
+
+
+def test_stream_yields_each_state_and_checks_at_once():
+    with pytest.raises(OptionError):
+        samplers.stream(wrap(), "radd", gen_length=3, steps=0)
+    states = list(samplers.stream(TinyNet(), "low_confidence", gen_length=6))
+    assert len(states) == 7
+    assert int(states[0].masked.sum()) == 6
+    assert states[-1].finished
+    out = samplers.sample(TinyNet(), "low_confidence", gen_length=6, trace=True)
+    assert [s.x.tolist() for s in out.trace] == [s.x.tolist() for s in states]
+
+
+def test_sample_records_what_made_it():
+    out = samplers.sample(TinyNet(), "radd", gen_length=6, steps=3, seed=9, schedule="sin")
+    assert out.sampler == "radd"
+    assert out.options == {"schedule": "sin"}
+    assert out.distribution == "sampler-zoo"
+    assert out.settings["seed"] == 9
+    assert out.settings["steps"] == 3
+    assert out.seconds.total > 0
+
+
+def test_denoiser_may_keep_the_mask_out_of_its_logits():
+    fn = lambda ids: torch.zeros(*ids.shape, 4)  # noqa: E731
+    out = samplers.sample(TokenDenoiser.wrap(fn, vocab_size=4, mask_id=4), "radd", gen_length=50, batch=4)
+    assert set(out.x.flatten().tolist()) == {0, 1, 2, 3}
+
+
+def test_progress_bar_runs(capsys):
+    samplers.sample(TinyNet(), "radd", gen_length=6, progress=True)
+    samplers.sample(TinyMixture(), "ddim", steps=4, progress=True)
+    assert "radd" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v", "flow", "score"])
+@pytest.mark.parametrize("schedule", ["vp_linear", "edm", "flow"])
+def test_predictions_are_one_denoiser(prediction, schedule):
+    truth = TinyMixture(schedule=schedule)
+
+    def fn(x, t):
+        x0 = truth.predict(x, t)
+        a, s = truth.schedule.alpha(t)[:, None], truth.schedule.sigma(t)[:, None]
+        e = (x - a * x0) / s
+        return {"epsilon": e, "x0": x0, "v": a * e - s * x0, "flow": e - x0, "score": -e / s}[prediction]
+
+    wrapped = GaussianDenoiser.wrap(fn, shape=(4,), schedule=schedule, prediction=prediction, dtype=torch.float64)
+    a = samplers.sample(truth, "dpmpp_2m", batch=3, steps=12).x
+    b = samplers.sample(wrapped, "dpmpp_2m", batch=3, steps=12).x
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
+
+
+def test_one_prompt_many_rows_differ():
+    out = samplers.sample(TinyNet(), "radd", prompt=[1, 2, 3], batch=5, gen_length=10, temperature=1.0)
+    assert out.x.shape == (5, 13)
+    assert (out.x[:, :3] == torch.tensor([1, 2, 3])).all()
+    assert len({tuple(r) for r in out.x.tolist()}) == 5
+
+
+def test_tiny_joint_is_a_law():
+    problem = TinyJoint()
+    x = torch.full((1, 3), problem.mask_id)
+    marginal = torch.softmax(problem.predict(x)[0], -1)[:, :3].double()
+    by_hand = torch.zeros(3, 3, dtype=torch.float64)
+    for string, p in zip(problem.strings, problem.law):
+        for i, v in enumerate(string):
+            by_hand[i, v] += p
+    torch.testing.assert_close(marginal, by_hand, rtol=1e-6, atol=1e-7)

@@ -1,0 +1,540 @@
+"""masked_softmax: the native kernels against their twin, the twin against float64, and both against bad input.
+
+Where the extension is not built, the tests that compare the two are skipped and the rest runs on the twin.
+"""
+
+import math
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from scipy import stats
+
+import samplers.ops
+from samplers.ops import _native, masked_softmax
+
+ms = sys.modules["samplers.ops.masked_softmax"]
+C = _native.C
+ALL = ("confidence", "margin", "entropy", "lse", "given")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+needs_native = pytest.mark.skipif(C is None, reason=f"no native extension: {_native.REASON}")
+
+
+def isas():
+    """The instruction sets of this machine, each chosen in turn; the first choice again at the end."""
+    before = C.isa()
+    try:
+        for name in _native.ISAS:
+            try:
+                C._choose_isa(name)
+            except ValueError:
+                continue
+            yield name
+    finally:
+        C._choose_isa(before)
+
+
+def randn(n, v, seed=0, scale=4.0, dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    return (torch.randn(n, v, generator=g) * scale).to(dtype)
+
+
+def uniforms(n, seed=0):
+    return torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(1000 + seed))
+
+
+def ids(n, v, seed=0):
+    return torch.randint(v, (n,), generator=torch.Generator().manual_seed(2000 + seed))
+
+
+def twin(logits, index=None, **kw):
+    """masked_softmax on the twin, whatever is registered."""
+    want, given = kw.pop("want", ("confidence",)), kw.pop("given", None)
+    defaults = {"uniform": None, "temperature": 0.0, "confidence_temperature": 1.0, "forbid": None}
+    defaults.update(guidance=None, guidance_index=None, cfg_scale=0.0)
+    bits = ms._want(want, given)
+    call = ms._Call(logits=logits, index=index, given=given, want=bits, **{**defaults, **kw})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # hundreds of small torch ops: on a busy machine each would wait for the other core
+    token, *floats, status = ms._twin(*call)
+    torch.set_num_threads(threads)
+    return ms.MaskedSoftmax(token, *(x if bits & b else None for x, b in zip(floats, ms.WANT.values())), status)
+
+
+def assert_same(a, b, ulp=1):
+    assert torch.equal(a.token, b.token)
+    assert torch.equal(a.status, b.status)
+    for name in ALL:
+        x, y = getattr(a, name), getattr(b, name)
+        assert (x is None) == (y is None), name
+        if x is not None:
+            assert torch.equal(x.isnan(), y.isnan()), name
+            near = torch.nextafter(y, torch.full_like(y, math.inf)) - y if ulp else torch.zeros_like(y)
+            assert ((x - y).abs() <= near * ulp)[~x.isnan()].all(), (name, (x - y).abs().max())
+
+
+def compare(logits, index=None, **kw):
+    expected = twin(logits, index, **kw)
+    for _ in isas():
+        assert_same(masked_softmax(logits, index, **kw), expected)
+
+
+def truth(l, T=1.0):
+    """float64 softmax of guided logits (n, V)."""
+    return torch.softmax(l.double() / T, -1)
+
+
+# ---- native == twin --------------------------------------------------------------------------------------------------
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("vocab", "rows"), [(3, 1500), (17, 1500), (129, 1000), (1000, 400), (1024, 300), (1025, 300)])
+def test_twin_small(dtype, vocab, rows):
+    x = randn(rows, vocab, dtype=dtype)
+    for temperature in (0.0, 0.3, 0.7, 1.0, 2.0):
+        u = uniforms(rows, int(10 * temperature))
+        compare(
+            x, uniform=u, temperature=temperature, want=ALL, given=ids(rows, vocab), forbid=torch.tensor([vocab // 2])
+        )
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_twin_large(dtype):
+    x = randn(100, 5000, dtype=dtype)
+    for temperature, confidence_temperature in ((0.0, 1.0), (0.7, 1.0), (0.3, 0.3), (1.0, 2.0), (2.0, 1.0)):
+        kw = {"temperature": temperature, "confidence_temperature": confidence_temperature, "uniform": uniforms(100)}
+        compare(x, want=ALL, given=ids(100, 5000), forbid=torch.tensor([4999, 7, 7, 2048, 5000]), **kw)
+    x = randn(5, 126464, dtype=dtype)
+    compare(x, temperature=0.7, uniform=uniforms(5), want=ALL, given=ids(5, 126464), forbid=torch.tensor([126336]))
+
+
+@needs_native
+@pytest.mark.parametrize("want", [(), ("confidence",), ("margin",), ("entropy",), ("lse",), ("lse", "margin")])
+def test_twin_each_want(want):
+    x = randn(40, 2500)
+    for temperature in (0.0, 0.7, 1.0):
+        compare(x, uniform=uniforms(40), temperature=temperature, want=want)
+
+
+@needs_native
+def test_twin_shapes_of_data():
+    """Rows on which the first reference of a chunk does not do, and rows far away from zero."""
+    base = randn(8, 5000)
+    ramp = torch.linspace(-300, 300, 5000)
+    spike = base.clone()
+    spike[:, 4000] = 1e4
+    hidden = torch.full((8, 5000), -math.inf)
+    hidden[:, 200::1024] = base[:, 200::1024]  # nothing among the first 128 of any chunk
+    cases = (base + ramp, base - ramp, spike, hidden, base - 1e29, base + 1e4, base + 1000, base * 0, base * 1e37)
+    for x in cases:
+        for temperature in (0.0, 0.1, 1.0):
+            compare(x, uniform=uniforms(8), temperature=temperature, want=ALL, given=ids(8, 5000))
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_twin_strides_index_guidance(dtype):
+    store = randn(64, 3 * 2000, dtype=dtype)
+    x, g = store[::2, 1:1501], store[1::2, 2003:3503]  # rows 2 apart, starts that are aligned to nothing
+    x[3, 7] = -math.inf
+    g[4, 9] = -math.inf
+    g[5] = -math.inf
+    index, other = ids(100, 32), ids(100, 32, 1)
+    kw = {
+        "uniform": uniforms(100),
+        "temperature": 0.7,
+        "want": ALL,
+        "given": ids(100, 1500),
+        "forbid": torch.tensor([3, 1499]),
+    }
+    compare(x, index, **kw)
+    compare(x, index, guidance=g, cfg_scale=1.5, **kw)
+    compare(x, index, guidance=g, guidance_index=other, cfg_scale=-0.5, **kw)
+    compare(x, index, guidance=g, guidance_index=other, cfg_scale=0.0, **kw)
+
+
+@needs_native
+def test_threads_and_batch_change_nothing():
+    x = randn(9, 20000)
+    kw = {"uniform": uniforms(9), "temperature": 0.7, "want": ALL, "given": ids(9, 20000)}
+    whole = masked_softmax(x, **kw)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 5):  # 5: fewer rows than twice the threads, so rows are split
+            torch.set_num_threads(threads)
+            assert_same(masked_softmax(x, **kw), whole, ulp=0)
+            for i in (0, 8):
+                one = {k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in kw.items()}
+                alone = masked_softmax(x[i : i + 1], **one)
+                assert_same(alone, ms.MaskedSoftmax(*(v[i : i + 1] for v in whole)), ulp=0)
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- against the truth -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "vocab", "offset"),
+    [
+        *((dtype, 126464, 0.0) for dtype in DTYPES),
+        *((torch.float32, 5000, offset) for offset in (1000.0, 1e4, -1e29)),  # an offset leaves nothing of 16 bits
+    ],
+    ids=str,
+)
+def test_float64(dtype, vocab, offset):
+    x = randn(20, vocab, scale=3.0, dtype=dtype) + offset
+    for T in (1.0, 0.5):
+        out = masked_softmax(x, confidence_temperature=T, want=ALL, given=ids(20, x.shape[1]))
+        p = truth(x, T)
+        best = p.gather(1, out.token[:, None])[:, 0]
+        assert torch.equal(out.token, (x == x.amax(1, keepdim=True)).int().argmax(1))
+        assert ((out.confidence - best).abs() / best).max() < 2e-6
+        at = p.gather(1, ids(20, x.shape[1])[:, None])[:, 0]
+        assert ((out.given - at).abs() / at).max() < 2e-6
+        top = p.topk(2).values
+        assert (out.margin - (top[:, 0] - top[:, 1])).abs().max() < 2e-6
+        entropy = torch.special.entr(p).sum(1)
+        assert (out.entropy - entropy).abs().max() < 1e-5
+        lse = torch.logsumexp(x.double() / T, 1)
+        assert ((out.lse - lse).abs() / lse.abs().clamp(min=1)).max() < 2e-6
+
+
+def test_extremes():
+    sure = torch.full((1, 3000), -1e4)
+    sure[0, 1234] = 0.0
+    out = masked_softmax(sure, want=("confidence", "margin", "entropy", "lse"))
+    assert [v.item() for v in out[:3]] == [1234, 1.0, 1.0]
+    assert 0 <= out.entropy.item() < 1e-30  # not 0: an impossible entry still weighs 2^-126
+    flat = masked_softmax(torch.zeros(1, 3000), want=("confidence", "margin", "entropy", "lse"))
+    assert flat.token.item() == 0
+    assert flat.margin.item() == 0
+    assert flat.entropy.item() == pytest.approx(math.log(3000), abs=1e-5)
+    single = masked_softmax(torch.tensor([[3.0]]), want=("confidence", "margin", "entropy", "lse"))
+    assert [single.token.item(), single.confidence.item(), single.margin.item(), single.lse.item()] == [0, 1, 1, 3]
+
+
+def test_probabilities_never_exceed_one():
+    x = randn(3000, 7, scale=30.0)
+    out = masked_softmax(x, temperature=1.0, uniform=uniforms(3000), want=("confidence", "margin", "entropy"))
+    assert out.confidence.max() <= 1
+    assert out.margin.max() <= 1
+    assert out.margin.min() >= 0
+    assert out.entropy.min() >= 0
+
+
+def test_ties_go_to_the_lowest_id():
+    x = randn(6, 4000)
+    for i, places in enumerate(([5, 6], [0, 3999], [1023, 1024], [1024, 2048, 3072], [130, 2], [3999])):
+        x[i, places] = 99.0
+    out = masked_softmax(x, want=("margin",))
+    assert out.token.tolist() == [5, 0, 1023, 1024, 2, 3999]
+    assert (out.margin[:5] == 0).all()
+    assert out.margin[5] > 0.99
+    assert masked_softmax(torch.tensor([[-0.0, 0.0]])).token.item() == 0
+
+
+@pytest.mark.parametrize("vocab", [37, 3000])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_draws_follow_the_law(vocab, temperature):
+    draws = 60_000 if C else 20_000
+    x = randn(1, vocab, seed=3, scale=1.5)
+    u = uniforms(draws, seed=vocab)
+    token = masked_softmax(
+        x, torch.zeros(draws, dtype=torch.int64), uniform=u, temperature=temperature, forbid=torch.tensor([2]), want=()
+    ).token
+    x[0, 2] = -math.inf
+    expected = truth(x, temperature)[0] * draws
+    seen = torch.bincount(token, minlength=vocab).double()
+    assert seen[2] == 0
+    rare = expected < 5  # pooled into one cell, as the test asks for
+    cells = [torch.cat([v[~rare], v[rare].sum()[None]]) for v in (seen, expected)]
+    keep = cells[1] > 0
+    assert stats.chisquare(cells[0][keep].numpy(), cells[1][keep].numpy()).pvalue > 1e-4
+
+
+def test_draw_is_the_inverse_cdf():
+    """Ids in order, so that the same uniform at two temperatures, or on two machines, moves no further than it must."""
+    x = randn(1, 2000, seed=5, scale=1.0)
+    u = torch.linspace(0, 1, 4097, dtype=torch.float64)[:-1]
+    token = masked_softmax(x, torch.zeros(4096, dtype=torch.int64), uniform=u, temperature=1.0, want=()).token
+    assert (token.diff() >= 0).all()
+    cdf = truth(x)[0].cumsum(0)
+    low = torch.nn.functional.pad(cdf, (1, 0))[token]
+    assert (u > low - 1e-6).all()
+    assert (u < cdf[token] + 1e-6).all()
+
+
+def test_uniform_edges():
+    x = torch.full((2, 2100), -math.inf)
+    x[:, [100, 1500]] = 0.0
+    u = torch.tensor([0.0, math.nextafter(1.0, 0.0)], dtype=torch.float64)
+    assert masked_softmax(x, uniform=u, temperature=1.0).token.tolist() == [100, 1500]
+
+
+def test_forbid():
+    x = randn(50, 300, seed=1)
+    best = x.argmax(1)
+    x[:, 9] = math.nan  # a forbidden id may hold anything
+    forbid = torch.cat([best.unique(), torch.tensor([9, 300, 10**9])])
+    kw = {"forbid": forbid, "want": ALL, "given": torch.full((50,), 9)}
+    out = masked_softmax(x, **kw)
+    y = x.clone()
+    y[:, forbid[forbid < 300]] = -math.inf
+    assert torch.equal(out.token, y.argmax(1))
+    torch.testing.assert_close(out.confidence, truth(y).amax(1).float(), rtol=2e-6, atol=0)
+    assert (out.given == 0).all()
+    assert (out.status == 0).all()
+    drawn = masked_softmax(x, temperature=3.0, uniform=uniforms(50), **kw).token
+    assert not torch.isin(drawn, forbid).any()
+
+
+def test_guidance_is_its_formula():
+    a, b, w = randn(30, 1300, seed=1), randn(30, 1300, seed=2), 1.7
+    a[:, 5] = -math.inf
+    b[:, 6] = -math.inf
+    l = (1 + w) * a.double() - w * b.double()
+    l[:, 5] = -math.inf
+    l[:, 6] = a[:, 6].double()
+    out = masked_softmax(a, guidance=b, cfg_scale=w, want=ALL, given=ids(30, 1300))
+    assert torch.equal(out.token, l.argmax(1))
+    p = truth(l)
+    torch.testing.assert_close(out.confidence.double(), p.amax(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(out.given.double(), p.gather(1, ids(30, 1300)[:, None])[:, 0], rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(out.entropy.double(), torch.special.entr(p).sum(1), rtol=0, atol=3e-5)
+    twice = masked_softmax(a, torch.tensor([3, 3]), guidance=b, guidance_index=torch.tensor([3, 4]), cfg_scale=w)
+    assert twice.confidence[0] == out.confidence[3]
+    assert twice.confidence[1] != out.confidence[3]
+    b[0, 0], b[1, 1], a[2, 2], b[2, 2] = math.nan, math.inf, -math.inf, math.nan
+    assert masked_softmax(a, guidance=b, cfg_scale=w).status.tolist()[:4] == [1, 1, 1, 0]
+    assert masked_softmax(a, guidance=b, cfg_scale=0.0).status.max() == 0  # guidance is not read
+
+
+@pytest.mark.parametrize("want", [(), ("confidence",), ALL])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("vocab", [50, 3000])
+def test_status(want, temperature, vocab):
+    x = randn(9, vocab)
+    x[0, 13] = math.nan
+    x[1, vocab - 1] = math.inf
+    x[2] = -math.inf
+    x[3, :-1] = -math.inf  # one candidate is enough
+    x[4] = -math.inf
+    x[4, vocab - 2] = math.nan
+    x[5, 0] = math.nan
+    x[6] = math.nan
+    x[7] = -math.inf
+    x[7, 0] = math.inf
+    kw = {"temperature": temperature, "uniform": uniforms(9), "want": want}
+    if "given" in want:
+        kw["given"] = ids(9, vocab)
+    outs = [twin(x, **kw)]
+    if C:
+        outs += [masked_softmax(x, **kw) for _ in isas()]
+    for out in outs:
+        assert out.status.tolist() == [1, 1, 2, 0, 1, 1, 1, 1, 0]
+        bad = out.status != 0
+        assert (out.token[bad] == -1).all()
+        assert out.token[3] == vocab - 1
+        for name in want:
+            assert torch.equal(getattr(out, name).isnan(), bad), name
+    nothing = masked_softmax(torch.zeros(1, 3), forbid=torch.arange(3))
+    assert nothing.status.item() == 2
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+X = torch.zeros(4, 10)
+U = torch.zeros(4, dtype=torch.float64)
+I = torch.arange(4)
+
+BAD = {
+    "dims": (ValueError, r"logits has shape \(4,\)", {"logits": torch.zeros(4)}),
+    "empty vocabulary": (ValueError, "no columns", {"logits": torch.zeros(4, 0)}),
+    "dtype": (TypeError, "logits is torch.float64, expected float32", {"logits": X.double()}),
+    "stride": (ValueError, "contiguous last dimension", {"logits": torch.zeros(10, 4).t()}),
+    "index dtype": (TypeError, "index is torch.int32, expected torch.int64", {"index": I.int()}),
+    "index dims": (ValueError, "index has shape", {"index": I[None]}),
+    "index above": (IndexError, r"index\[2\] is 4, expected 0 to 3", {"index": torch.tensor([0, 1, 4])}),
+    "index below": (IndexError, r"index\[0\] is -1", {"index": torch.tensor([-1])}),
+    "temperature": (ValueError, "temperature is -1.0", {"temperature": -1.0}),
+    "temperature nan": (ValueError, "temperature is nan", {"temperature": math.nan}),
+    "temperature inf": (ValueError, "temperature is inf", {"temperature": math.inf, "uniform": U}),
+    "confidence temperature": (ValueError, "confidence_temperature is 0", {"confidence_temperature": 0.0}),
+    "no uniform": (ValueError, r"uniform is needed: \(4,\) float64", {"temperature": 1.0}),
+    "uniform shape": (ValueError, r"uniform has shape \(3,\), expected \(4,\)", {"temperature": 1.0, "uniform": U[:3]}),
+    "uniform dtype": (TypeError, "uniform is torch.float32", {"temperature": 1.0, "uniform": U.float()}),
+    "uniform one": (ValueError, r"uniform\[0\] is 1.0", {"temperature": 1.0, "uniform": U + 1}),
+    "uniform nan": (ValueError, r"uniform\[0\] is nan", {"temperature": 1.0, "uniform": U * math.nan}),
+    "forbid negative": (IndexError, r"forbid\[1\] is -3", {"forbid": torch.tensor([1, -3])}),
+    "forbid dtype": (TypeError, "forbid is torch.bool", {"forbid": torch.zeros(10, dtype=torch.bool)}),
+    "want": (ValueError, "want has 'mode', expected any of confidence", {"want": ("mode",)}),
+    "want string": (TypeError, "want is the string", {"want": "lse"}),
+    "given missing": (ValueError, "given", {"want": ("given",)}),
+    "given unwanted": (ValueError, "given", {"given": I}),
+    "given above": (IndexError, r"given\[3\] is 10, expected 0 to 9", {"want": ("given",), "given": I + 7}),
+    "guidance columns": (ValueError, "guidance has 9 columns", {"guidance": X[:, :9], "cfg_scale": 1.0}),
+    "guidance dtype": (TypeError, "guidance is torch.float16", {"guidance": X.half(), "cfg_scale": 1.0}),
+    "guidance rows": (ValueError, "guidance has 3 rows", {"guidance": X[:3], "cfg_scale": 1.0}),
+    "guidance index": (
+        IndexError,
+        r"guidance_index\[3\] is 3, expected 0 to 2",
+        {"guidance": X[:3], "guidance_index": I, "cfg_scale": 1.0},
+    ),
+    "cfg without guidance": (ValueError, "cfg_scale is given without guidance", {"cfg_scale": 1.0}),
+    "cfg nan": (ValueError, "cfg_scale is nan", {"guidance": X, "cfg_scale": math.nan}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    error, message, kw = BAD[name]
+    with pytest.raises(error, match=message):
+        masked_softmax(**{"logits": X, **kw})
+
+
+@needs_native
+def test_kernel_guards_memory_by_itself():
+    """Compiled code reaches the op without the Python checks."""
+    op = torch.ops.sampler_zoo.masked_softmax
+    for index, uniform in ((I + 1, U), (I, U + 1), (I, U[:2]), (I[::2], U), (I.int(), U)):
+        with pytest.raises(RuntimeError, match="masked_softmax"):
+            op(X, index, uniform, 1.0, 1.0, None, None, None, 0.0, None, 1)
+
+
+def test_no_rows():
+    out = masked_softmax(X, torch.empty(0, dtype=torch.int64), want=("confidence", "lse"))
+    assert [v.shape if v is not None else None for v in out] == [(0,), (0,), None, None, (0,), None, (0,)]
+
+
+def test_inputs_are_left_alone():
+    x = randn(5, 100).requires_grad_()
+    before = x.detach().clone()
+    out = masked_softmax(x, forbid=torch.tensor([3]))
+    assert torch.equal(x, before)
+    assert not out.confidence.requires_grad
+
+
+# ---- torch integration -----------------------------------------------------------------------------------------------
+
+
+def test_schema_is_one():
+    assert str(torch.ops.sampler_zoo.masked_softmax.default._schema) == f"sampler_zoo::{ms.SCHEMA}"
+
+
+def test_opcheck():
+    x, n = randn(6, 300), 6
+    op = torch.ops.sampler_zoo.masked_softmax.default
+    torch.library.opcheck(op, (x, None, None, 0.0, 1.0, None, None, None, 0.0, None, 1))
+    args = (
+        x,
+        ids(n, 6),
+        uniforms(n),
+        0.7,
+        1.0,
+        torch.tensor([3]),
+        randn(6, 300, 1),
+        ids(n, 6, 1),
+        0.5,
+        ids(n, 300),
+        31,
+    )
+    torch.library.opcheck(op, args)
+
+
+def test_compile():
+    """fullgraph: no break around the op. aot_eager traces and runs the graph without a C++ compiler's minutes."""
+
+    def step(x, u):
+        out = masked_softmax(x * 2, uniform=u, temperature=0.7, want=("confidence", "entropy"))
+        return out.token, out.confidence + out.entropy
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for n in (4, 7):  # a second size, for dynamic shapes
+        x, u = randn(n, 200), uniforms(n)
+        for a, b in zip(compiled(x, u), step(x, u)):
+            assert torch.equal(a, b)
+
+
+# ---- the shared maths, without torch ---------------------------------------------------------------------------------
+
+
+@needs_native
+def test_philox_known_answers():
+    """The vectors that come with the Random123 paper's code."""
+    full = 0xFFFFFFFF
+    assert C.philox(0, 0, 0, 0, 0, 0) == (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
+    assert C.philox(full, full, full, full, full, full) == (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)
+    pi = (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344, 0xA4093822, 0x299F31D0)
+    assert C.philox(*pi) == (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)
+
+
+@needs_native
+def test_uniform_contract():
+    seed, row, position, step, draw = 0x0123456789ABCDEF, 0x1_0000_0007, 11, 12, 13
+    r = C.philox(position, step, draw, 0x01234567 ^ 1, 0x89ABCDEF, 7)
+    assert C.uniform(seed, row, position, step, draw) == ((r[0] >> 5) * 2**26 + (r[1] >> 6)) * 2.0**-53
+    many = [C.uniform(5, r, 0, 0, 0) for r in range(4000)]
+    assert min(many) >= 0
+    assert max(many) < 1
+    assert stats.kstest(many, "uniform").pvalue > 1e-4
+
+
+@needs_native
+def test_exponentials():
+    t = torch.linspace(-126, 24, 20001)
+    native = torch.tensor(C.exp2_weight(t.tolist()))
+    assert torch.equal(native, ms._exp2(t))
+    assert (native.double() / torch.exp2(t.double()) - 1).abs().max() < 2e-7
+    x = torch.cat(
+        [torch.linspace(-1100, 100, 20001, dtype=torch.float64), torch.tensor([-math.inf, -1e300, 0.0]).double()]
+    )
+    native = torch.tensor(C.exp2_scale(x.tolist()), dtype=torch.float64)
+    assert torch.equal(native, ms._exp2_double(x))
+    inside = x >= -1000
+    assert (native[inside] / torch.exp2(x[inside]) - 1).abs().max() < 1e-15
+
+
+# ---- what is in use --------------------------------------------------------------------------------------------------
+
+
+def run(code, **env):
+    code = textwrap.dedent(code)
+    env = {**{k: v for k, v in os.environ.items() if not k.startswith("SAMPLERS_")}, **env}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+
+
+def test_status_keys():
+    status = samplers.ops.status()
+    assert {"native", "reason", "isa", "torch", "threads"} <= set(status)
+    assert status["native"] == (C is not None)
+    if C:
+        assert status["isa"] in _native.ISAS
+        assert status["compiler"]
+
+
+def test_twin_says_so_once():
+    done = run(
+        """
+        import torch, samplers.ops as ops
+        print("quiet so far")
+        for _ in range(3):
+            out = ops.masked_softmax(torch.tensor([[1.0, 3.0, 2.0]]), want=("lse",))
+        print(out.token.item(), ops.status()["native"], ops.status()["reason"], ops.status()["isa"])
+        """,
+        SAMPLERS_NATIVE="0",
+    )
+    assert done.stdout.splitlines() == ["quiet so far", "1 False SAMPLERS_NATIVE=0 None"], done.stderr
+    assert done.stderr.count("torch twins") == 1
+
+
+@needs_native
+def test_isa_by_environment():
+    code = "import samplers.ops as o; print(o.status()['isa'])"
+    assert run(code, SAMPLERS_ISA="portable").stdout.strip() == "portable"
+    assert "one of avx512, avx2, portable" in run(code, SAMPLERS_ISA="mmx").stderr
