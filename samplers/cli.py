@@ -245,7 +245,8 @@ def _show(args: argparse.Namespace) -> int:
     console.print(grid)
     problem = "digits" if cls.family == "gaussian" else "sudoku4"
     console.print(
-        f"\n[bold]Try[/]\nsamplers sample --problem {problem} --family {cls.family} --sampler {args.name} --steps 16 --watch",
+        f"\n[bold]Try[/]\nsamplers sample --problem {problem} --family {cls.family} --sampler {args.name} "
+        "--steps 16 --watch",
         highlight=False,
         soft_wrap=True,
     )
@@ -330,7 +331,7 @@ def _env(args: argparse.Namespace) -> int:
 
 
 def _options(cls: Any, texts: Sequence[str]) -> dict[str, Any]:
-    """-o name=value, read as the option's type. An unknown name is left for the sampler to refuse, which it does well."""
+    """-o name=value, read as the option's type. An unknown name is left for the sampler to refuse."""
     known = {o.name: o for o in cls.options()}
     made = {}
     for text in texts:
@@ -646,7 +647,7 @@ class _Flat(argparse.Action):
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="samplers",
-        description="Samplers for diffusion models: picked by name, run against any model, measured against an exact truth.",
+        description="Samplers for diffusion models: picked by name, run against any model, measured against a truth.",
         epilog="examples: samplers sample --problem sudoku4 --sampler entropy_bound --watch | samplers bench --demo",
     )
 

@@ -81,7 +81,7 @@ def render_rows(x: Tensor, render: Callable[[Tensor], str] | None, mask_id: int 
         return [render(row) for row in x[:k]]
     if x.is_floating_point():
         return [
-            f"mean {float(r.mean()):+.3f}  std {float(r.std()):.3f}  min {float(r.min()):+.3f}  max {float(r.max()):+.3f}"
+            f"mean {float(r.mean()):+.3f}, std {float(r.std()):.3f}, {float(r.min()):+.3f} to {float(r.max()):+.3f}"
             for r in x[:k]
         ]
     width = len(str(max(int(x.max()), 0)))

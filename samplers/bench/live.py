@@ -99,7 +99,8 @@ class Display:
         self.records.append(record)
         if self.live:
             self.bar.advance(self.task)
-        line = f"{record['problem']} {record['family']}/{record['sampler']} {record['knob']}={record['value']} seed {record['seed']}"
+        what, knob = f"{record['family']}/{record['sampler']}", f"{record['knob']}={record['value']}"
+        line = f"{record['problem']} {what} {knob} seed {record['seed']}"
         if record["status"] != "ok":
             self.console.print(f"[red]{record['status']}[/] {line}: {record['error']}", highlight=False, soft_wrap=True)
         elif not self.live and not self.quiet:
