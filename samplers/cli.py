@@ -23,8 +23,8 @@ from rich.table import Table
 from rich.text import Text
 
 from . import registry
-from .denoiser import FAMILIES
 from .errors import OptionError, PluginError, SamplersError
+from .registry import FAMILIES
 
 if TYPE_CHECKING:
     from .driver import Sample
@@ -117,7 +117,7 @@ def _list(args: argparse.Namespace) -> int:
     for name in registry.names(patterns, args.family):
         item = registry.entry(name)
         try:
-            cls = item.load()
+            cls: Any = item.load()
             facts = _facts(cls)
             row = {"name": name, "family": cls.family, "nfe": _count(facts, cls), **facts}
             rows.append(row | {"summary": cls.summary, "distribution": item.distribution, "version": item.version})
@@ -154,9 +154,9 @@ def _list(args: argparse.Namespace) -> int:
             Text(origin or "built in", style="dim" if not origin else ""),
         )
     console.print(table)
-    for item in broken:
+    for bad in broken:
         console.print(
-            f"[red]broken[/]  {item['name']} ({item['distribution']} {item['version']}): {item['error']}",
+            f"[red]broken[/]  {bad['name']} ({bad['distribution']} {bad['version']}): {bad['error']}",
             highlight=False,
         )
     console.print("\n[dim]samplers show NAME says more; 'exact' draws the model's own law one position at a time[/]")
@@ -664,9 +664,13 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    families = {"choices": FAMILIES, "metavar": "FAMILY", "help": f"kind of noise: {', '.join(FAMILIES)}"}
-    option = {"action": "append", "default": [], "metavar": "NAME=VALUE", "dest": "option"}
-    as_json = {"action": "store_true", "help": "print JSON and nothing else"}
+    families: dict[str, Any] = {
+        "choices": FAMILIES,
+        "metavar": "FAMILY",
+        "help": f"kind of noise: {', '.join(FAMILIES)}",
+    }
+    option: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
+    as_json: dict[str, Any] = {"action": "store_true", "help": "print JSON and nothing else"}
 
     p = command("list", _list, "the samplers there are")
     p.add_argument("pattern", nargs="*", help="such as 'dpmpp*' or 'masked/*'")
@@ -707,9 +711,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--cfg-scale", type=float, default=0.0, metavar="W", help="guidance; needs a prompt")
     p.add_argument("--prompt", metavar="IDS", help="token ids, '3 1 4'; or text, where the problem has letters")
     p.add_argument("--stop", metavar="IDS", help="a phrase behind which a row ends")
-    p.add_argument(
-        "-o", "--option", help="an option of the sampler", **{k: v for k, v in option.items() if k != "dest"}
-    )
+    p.add_argument("-o", "--option", help="an option of the sampler", **option)
     p.add_argument("--watch", action="store_true", help="a frame a step, live")
     p.add_argument(
         "--fps", type=float, default=8.0, metavar="X", help="frames a second at most (default 8; 0: no waiting)"
@@ -740,7 +742,7 @@ def _parser() -> argparse.ArgumentParser:
         "-o",
         "--option",
         help="an option of all samplers that have it, or sampler.name=value",
-        **{k: v for k, v in option.items() if k != "dest"},
+        **option,
     )
     p.add_argument(
         "--out", metavar="DIR", help="where results go, and where an earlier sweep goes on (default runs/...)"

@@ -44,12 +44,16 @@ def available() -> bool:
     return True
 
 
-def styles(samplers: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each sampler, the same in every plot."""
-    return {
-        name: (COLOURS[i % len(COLOURS)], MARKERS[(i // len(COLOURS) + i) % len(MARKERS)])
-        for i, name in enumerate(sorted(set(samplers)))
-    }
+Style = dict[str, tuple[str, str]]
+
+
+def styles(made: Sequence[Point]) -> Style:
+    """A colour and a marker for each sampler, the same in every plot; colours start again for each family."""
+    style = {}
+    for family in {p.family for p in made}:
+        for i, name in enumerate(sorted({p.sampler for p in made if p.family == family})):
+            style[name] = COLOURS[i % len(COLOURS)], MARKERS[(i // len(COLOURS) + i) % len(MARKERS)]
+    return style
 
 
 def _place(p: Point) -> tuple[bool, Any]:
@@ -80,7 +84,7 @@ def _spread(wanted: list[float], gap: float, top: float) -> list[float]:
     return [p + lift for p in places]
 
 
-def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[str, str]], title: str) -> None:
+def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     price, label = COSTS[cost]
@@ -178,7 +182,8 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[s
     axes.set_xlabel(label, fontsize=9, color=SOFT, loc="left")
     if cost == "nfe" and right / left < 600:
         low, high = math.ceil(math.log2(left) - 1e-9), math.floor(math.log2(right) + 1e-9)
-        axes.set_xticks([2.0**k for k in range(low, high + 1)])
+        asked = sorted({float(p.value) for p in made if p.knob == "steps" and left <= p.value <= right})
+        axes.set_xticks(asked if 2 < len(asked) < 8 else [2.0**k for k in range(low, high + 1)])
     else:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right / left < 60 else (1, 3)))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -203,7 +208,7 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[s
 WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 5.9, 4.1, 0.5, 1.35, 0.55, 0.55
 
 
-def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: dict[str, tuple[str, str]]) -> Any:
+def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Style) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -229,7 +234,7 @@ def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: dic
 
 def write_pngs(made: Sequence[Point], folder: Path) -> list[Path]:
     """pareto_nfe.png and pareto_seconds.png, a panel for each problem and family."""
-    style = styles([p.sampler for p in made])
+    style = styles(made)
     panels = [(f"{problem}, {family}", group) for (problem, family), group in groups(made).items()]
     paths = []
     for cost in COSTS:
@@ -239,7 +244,7 @@ def write_pngs(made: Sequence[Point], folder: Path) -> list[Path]:
     return paths
 
 
-def svg(group: Sequence[Point], cost: str, style: dict[str, tuple[str, str]], prefix: str, title: str) -> str:
+def svg(group: Sequence[Point], cost: str, style: Style, prefix: str, title: str) -> str:
     """One panel as an <svg> element to put into a page that has --ink, --soft, --faint and --sans."""
     import matplotlib
 

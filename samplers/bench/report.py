@@ -223,7 +223,7 @@ def esc(text: Any) -> str:
 
 def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any], notes: Sequence[str]) -> str:
     by = groups(made)
-    style = plot.styles([p.sampler for p in made])
+    style = plot.styles(made)
     names = sorted({p.sampler for p in made})
     where = " and ".join(sorted({p.problem for p in made}))
     cells = [r for p in made for r in p.records]
@@ -232,11 +232,11 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
         f"<h1>{len(names)} sampler{'s' * (len(names) > 1)}, measured on {esc(where)}</h1>",
         f'<p class="byline">{len(cells):,} runs, {sum(r["rows"] for r in cells):,} samples, {esc(dates[-1][:10])}, '
         f"sampler-zoo {esc(cells[-1]['library'])}</p>",
-        '<p class="lead">The denoisers here are exact, so every distance from the truth is the sampler’s own doing, and '
-        "the dashed line is what exact samples score when there are as many of them: nothing can be expected below it. "
-        "Each line is a sampler with ever more forwards of the model; down and to the left is better, and bars are 95 "
-        "% intervals over all rows and seeds. Ringed points on the grey stair are the Pareto front: each is better than "
-        "everything cheaper by more than chance.</p>",
+        '<p class="lead">The denoisers here are exact, so every distance from the truth is the sampler’s own '
+        "doing, and the dashed line is what exact samples score when there are as many of them: nothing can be "
+        "expected below it. Each line is a sampler with ever more forwards of the model; down and to the left is better, and bars are "
+        "95 % intervals over all rows and seeds. Ringed points on the grey stair are the Pareto front: each is better "
+        "than everything cheaper by more than chance.</p>",
     ]
     body += [f'<p class="note">{esc(n)}</p>' for n in notes]
     for number_, ((problem, family), group) in enumerate(by.items()):
@@ -252,9 +252,7 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
     )
 
 
-def _section(
-    problem: str, family: str, group: list[Point], style: dict[str, tuple[str, str]], prefix: str
-) -> list[str]:
+def _section(problem: str, family: str, group: list[Point], style: plot.Style, prefix: str) -> list[str]:
     made = problems.create(problem)
     first = group[0].records[0]
     seeds = max(len(p.records) for p in group)
@@ -275,9 +273,9 @@ def _section(
     out += ["<h3>The front, and every sampler at its best</h3>", _table(group, short)]
     known = [f"<b>{esc(m)}</b> {esc(METRICS[m])}" for m in group[0].metrics if m in METRICS]
     out.append(
-        f'<p class="key">{"; ".join(known)}. Milliseconds are a sample’s, at {first["batch"]:,} rows a batch, split into '
-        "the denoiser and everything else. • on the Pareto front by NFE. Marked: the best of a column among all settings; "
-        "where exact samples are known to score something, the nearest to that.</p>"
+        f'<p class="key">{"; ".join(known)}. Milliseconds are a sample’s, at {first["batch"]:,} rows a batch, split '
+        "into the denoiser and everything else. • on the Pareto front by NFE. Marked: the best of a column among all "
+        "settings; where exact samples are known to score something, the nearest to that.</p>"
     )
     if len(short) < len(group):
         out.append(f"<details><summary>All {len(group)} settings</summary>{_table(group, in_order(group))}</details>")
@@ -296,7 +294,7 @@ def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:
         for (_, kind, value), winners in zip(cols, best):
             v, interval = value(p), ""
             if isinstance(v, Combined):
-                interval = f'<span class="i">{number(v.low)} – {number(v.high)}</span>' if math.isfinite(v.low) else ""
+                interval = f'<span class="i">{number(v.low)} to {number(v.high)}</span>' if math.isfinite(v.low) else ""
                 v = number(v.value)
             text = esc(v) if kind != "number" else number(v)
             text = f"<b>{text}</b>" if id(p) in winners else text
