@@ -6,8 +6,8 @@ therefore so many more rows, and are combined by metric:
     anything else is the mean of the seeds' values. The halves of the seeds' 95 % intervals are added in quadrature and
     divided by the number of seeds, the usual error of a mean of independent estimates; the result is never wider
     than the seeds' own intervals together, which keeps bounds such as 0 in force.
-The bias of a metric at finite n (`truth`, what exact samples of as many rows score) is that of one seed's rows and is not
-made smaller by more seeds: it is why a perfect sampler's total variation is not 0, and why plots draw it.
+The bias of a metric at finite n (`truth`: what as many exact samples score) is that of one seed's rows and is not made
+smaller by more seeds: it is why a perfect sampler's total variation is not 0, and why plots draw it.
 Seconds are the median of the seeds, a sample: a machine that was busy once should not decide.
 """
 
@@ -87,7 +87,7 @@ def _is_share(e: dict[str, Any]) -> bool:
 
 
 def combine(estimates: Sequence[dict[str, Any]]) -> Combined:
-    """One estimate of those of several seeds; see the module's docstring. Each has value, low, high, n, better, truth."""
+    """One estimate of those of several seeds (see the module). Each has value, low, high, n, better, truth."""
     better, n = estimates[0]["better"], sum(e["n"] for e in estimates)
     truths = [e["truth"] for e in estimates if e["truth"] is not None]
     truth = sum(truths) / len(truths) if truths else None
@@ -100,7 +100,10 @@ def combine(estimates: Sequence[dict[str, Any]]) -> Combined:
         return Combined(value, low, high, n, better, truth)
     value = sum(e["value"] for e in estimates) / len(estimates)
     half = math.sqrt(sum(max(e["value"] - e["low"], e["high"] - e["value"]) ** 2 for e in estimates)) / len(estimates)
-    low, high = max(value - half, min(e["low"] for e in estimates)), min(value + half, max(e["high"] for e in estimates))
+    low, high = (
+        max(value - half, min(e["low"] for e in estimates)),
+        min(value + half, max(e["high"] for e in estimates)),
+    )
     return Combined(value, low, high, n, better, truth)
 
 
@@ -146,8 +149,8 @@ def groups(made: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:
 def front(made: Sequence[Point], cost: Callable[[Point], float]) -> list[Point]:
     """The Pareto front, cheapest first: each is better than all cheaper ones, and by more than chance.
 
-    Walking from cheap to dear, a point joins when its value is beyond the 95 % interval of the last that joined. Without
-    that, the luckiest of many samplers that are all as good as exact would seem to be worth its price.
+    Walking from cheap to dear, a point joins when its value is beyond the 95 % interval of the last that joined.
+    Without that, the luckiest of many samplers that are all as good as exact would seem to be worth its price.
     """
     found: list[Point] = []
     usable = [p for p in made if math.isfinite(p.quality.value)]

@@ -44,12 +44,20 @@ def available() -> bool:
     return True
 
 
-def styles(samplers: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each sampler, the same in every plot."""
-    return {
-        name: (COLOURS[i % len(COLOURS)], MARKERS[(i // len(COLOURS) + i) % len(MARKERS)])
-        for i, name in enumerate(sorted(set(samplers)))
-    }
+Style = dict[str, tuple[str, str]]
+
+
+def styles(made: Sequence[Point]) -> Style:
+    """A colour and a marker for each sampler, the same in every plot; colours start again for each family."""
+    style = {}
+    for family in {p.family for p in made}:
+        for i, name in enumerate(sorted({p.sampler for p in made if p.family == family})):
+            style[name] = COLOURS[i % len(COLOURS)], MARKERS[(i // len(COLOURS) + i) % len(MARKERS)]
+    return style
+
+
+def _place(p: Point) -> tuple[bool, Any]:
+    return isinstance(p.value, str), p.value
 
 
 def _spread(wanted: list[float], gap: float, top: float) -> list[float]:
@@ -76,7 +84,7 @@ def _spread(wanted: list[float], gap: float, top: float) -> list[float]:
     return [p + lift for p in places]
 
 
-def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[str, str]], title: str) -> None:
+def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     price, label = COSTS[cost]
@@ -91,7 +99,7 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[s
 
     best = front(made, price)
     for name in sorted({p.sampler for p in made}):
-        own = sorted((p for p in made if p.sampler == name), key=price)
+        own = sorted((p for p in made if p.sampler == name), key=_place)  # along the knob: a line may well turn back
         xs, ys = [price(p) for p in own], [p.quality.value for p in own]
         colour, marker = style[name]
         bars = [
@@ -106,7 +114,9 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[s
     axes.set_xscale("log")
     axes.set_yscale("log" if log else "linear")
     left, right = axes.get_xlim()
-    axes.step([*xs, right], [*ys, ys[-1]], where="post", color=SOFT, lw=5, alpha=0.18, zorder=1, solid_joinstyle="round")
+    axes.step(
+        [*xs, right], [*ys, ys[-1]], where="post", color=SOFT, lw=5, alpha=0.18, zorder=1, solid_joinstyle="round"
+    )
     for p in best:
         colour, marker = style[p.sampler]
         axes.plot(price(p), p.quality.value, marker=marker, ms=7.5, mfc=colour, mec=INK, mew=1.1, zorder=5, ls="none")
@@ -172,13 +182,16 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[s
     axes.set_xlabel(label, fontsize=9, color=SOFT, loc="left")
     if cost == "nfe" and right / left < 600:
         low, high = math.ceil(math.log2(left) - 1e-9), math.floor(math.log2(right) + 1e-9)
-        axes.set_xticks([2.0**k for k in range(low, high + 1)])
+        asked = sorted({float(p.value) for p in made if p.knob == "steps" and left <= p.value <= right})
+        axes.set_xticks(asked if 2 < len(asked) < 8 else [2.0**k for k in range(low, high + 1)])
     else:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right / left < 60 else (1, 3)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(plain))
     if log:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if top / bottom < 40 else (1, 3) if top / bottom < 4000 else (1,)))
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if top / bottom < 40 else (1, 3) if top / bottom < 4000 else (1,))
+        )
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(plain))
@@ -195,7 +208,7 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: dict[str, tuple[s
 WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 5.9, 4.1, 0.5, 1.35, 0.55, 0.55
 
 
-def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: dict[str, tuple[str, str]]) -> Any:
+def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Style) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -207,7 +220,12 @@ def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: dic
     figure.patch.set_alpha(0)
     for i, (title, made) in enumerate(panels):
         r, c = divmod(i, columns)
-        box = (c * WIDTH + LEFT) / w, 1 - ((r + 1) * HEIGHT - BELOW) / h, (WIDTH - LEFT - RIGHT) / w, (HEIGHT - BELOW - ABOVE) / h
+        box = (
+            (c * WIDTH + LEFT) / w,
+            1 - ((r + 1) * HEIGHT - BELOW) / h,
+            (WIDTH - LEFT - RIGHT) / w,
+            (HEIGHT - BELOW - ABOVE) / h,
+        )
         axes = figure.add_axes(box)
         axes.patch.set_alpha(0)
         _panel(axes, made, cost, style, title)
@@ -216,7 +234,7 @@ def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: dic
 
 def write_pngs(made: Sequence[Point], folder: Path) -> list[Path]:
     """pareto_nfe.png and pareto_seconds.png, a panel for each problem and family."""
-    style = styles([p.sampler for p in made])
+    style = styles(made)
     panels = [(f"{problem}, {family}", group) for (problem, family), group in groups(made).items()]
     paths = []
     for cost in COSTS:
@@ -226,7 +244,7 @@ def write_pngs(made: Sequence[Point], folder: Path) -> list[Path]:
     return paths
 
 
-def svg(group: Sequence[Point], cost: str, style: dict[str, tuple[str, str]], prefix: str, title: str) -> str:
+def svg(group: Sequence[Point], cost: str, style: Style, prefix: str, title: str) -> str:
     """One panel as an <svg> element to put into a page that has --ink, --soft, --faint and --sans."""
     import matplotlib
 

@@ -104,12 +104,21 @@ def table_md(group: Sequence[Point]) -> str:
     """A Markdown table of all points; • on the Pareto front (by NFE), the best of a column in bold."""
     cols, on = columns(group), {id(p) for p in front(group, lambda p: p.nfe)}
     best = [_best_of(c, group) for c in cols]
-    lines = ["| | " + " | ".join(c[0] for c in cols) + " |", "|---|" + "|".join("---" if c[1] == "text" else "--:" for c in cols) + "|"]
+    lines = [
+        "| | " + " | ".join(c[0] for c in cols) + " |",
+        "|---|" + "|".join("---" if c[1] == "text" else "--:" for c in cols) + "|",
+    ]
     for p in in_order(group):
         cells = []
         for (_, kind, value), winners in zip(cols, best):
             v = value(p)
-            text = v if kind == "text" else number(v) if not isinstance(v, Combined) else f"{number(v.value)} [{number(v.low)}, {number(v.high)}]"
+            text = (
+                v
+                if kind == "text"
+                else number(v)
+                if not isinstance(v, Combined)
+                else f"{number(v.value)} [{number(v.low)}, {number(v.high)}]"
+            )
             cells.append(f"**{text}**" if id(p) in winners else str(text) if v is not None else "–")
         lines.append(f"| {'•' if id(p) in on else ''} | " + " | ".join(cells) + " |")
     truths = [f"{m} {number(e.truth)}" for m, e in group[0].metrics.items() if e.truth is not None]
@@ -122,7 +131,7 @@ def write_report(folder: str | Path) -> tuple[Path, list[str]]:
     """Write table.md, pareto_*.png and report.html beside the cells of `folder`.
 
     Returns:
-        (the report, notes for the user). Raises SamplersError where there is nothing to report, or nothing can be written.
+        (the report, notes for the user). Raises SamplersError where there is nothing to report or it cannot be written.
     """
     folder = Path(folder)
     store = Store(folder, write=False)
@@ -162,7 +171,8 @@ main { max-width: 1120px; margin: 0 auto; padding: 56px 28px 80px; }
 h1 { font-weight: 500; font-size: 38px; line-height: 1.12; letter-spacing: -.015em; margin: 0 0 6px; }
 .byline { color: var(--soft); font: 13px/1.5 var(--sans); margin: 0 0 26px; }
 .lead { max-width: 44em; margin: 0 0 8px; }
-h2 { font-weight: 500; font-size: 27px; margin: 64px 0 2px; padding-top: 18px; border-top: 1px solid var(--ink); letter-spacing: -.01em; }
+h2 { font-weight: 500; font-size: 27px; margin: 64px 0 2px; padding-top: 18px; border-top: 1px solid var(--ink);
+  letter-spacing: -.01em; }
 h2 small { font: 14px var(--sans); color: var(--soft); letter-spacing: 0; margin-left: .5em; }
 h3 { font: 600 13px var(--sans); margin: 34px 0 10px; }
 h3 span { font-weight: 400; color: var(--soft); }
@@ -171,7 +181,8 @@ p.what { color: var(--soft); margin: 0 0 18px; max-width: 48em; }
 .plots svg { width: 100%; height: auto; overflow: visible; display: block; }
 .scroll { overflow-x: auto; }
 table.data { border-collapse: collapse; font: 13px/1.35 var(--sans); font-variant-numeric: tabular-nums; width: 100%; }
-.data th { font-weight: 500; color: var(--soft); text-align: right; padding: 5px 12px 6px; border-bottom: 1px solid var(--soft); white-space: nowrap; vertical-align: bottom; }
+.data th { font-weight: 500; color: var(--soft); text-align: right; padding: 5px 12px 6px;
+  border-bottom: 1px solid var(--soft); white-space: nowrap; vertical-align: bottom; }
 .data td { text-align: right; padding: 4px 12px; border-bottom: 1px solid var(--faint); white-space: nowrap; }
 .data th.l, .data td.l { text-align: left; }
 .data td:first-child, .data th:first-child { padding-left: 2px; width: 14px; color: var(--accent); }
@@ -200,7 +211,8 @@ pre.cmd { font: 13px/1.5 var(--mono); background: var(--panel); padding: 12px 16
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; font: 13px/1.5 var(--sans); margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; }
 .note { font: 13px/1.5 var(--sans); border-left: 3px solid var(--bad); padding: 2px 0 2px 12px; margin: 18px 0; }
-@media (max-width: 640px) { .plots { grid-template-columns: 1fr; } main { padding: 28px 16px; } h1 { font-size: 29px; } }
+@media (max-width: 640px) { .plots { grid-template-columns: 1fr; }
+  main { padding: 28px 16px; } h1 { font-size: 29px; } }
 @media print { body { font-size: 11pt; } h2 { break-after: avoid; } figure, .plots svg { break-inside: avoid; } }
 """
 
@@ -211,7 +223,7 @@ def esc(text: Any) -> str:
 
 def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any], notes: Sequence[str]) -> str:
     by = groups(made)
-    style = plot.styles([p.sampler for p in made])
+    style = plot.styles(made)
     names = sorted({p.sampler for p in made})
     where = " and ".join(sorted({p.problem for p in made}))
     cells = [r for p in made for r in p.records]
@@ -220,11 +232,11 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
         f"<h1>{len(names)} sampler{'s' * (len(names) > 1)}, measured on {esc(where)}</h1>",
         f'<p class="byline">{len(cells):,} runs, {sum(r["rows"] for r in cells):,} samples, {esc(dates[-1][:10])}, '
         f"sampler-zoo {esc(cells[-1]['library'])}</p>",
-        '<p class="lead">The denoisers here are exact, so every distance from the truth is the sampler’s own doing, and the '
-        "dashed line is what exact samples score when there are as many of them: nothing can be expected below it. "
-        "Each line is a sampler with ever more forwards of the model; down and to the left is better, and bars are 95 % "
-        "intervals over all rows and seeds. Ringed points on the grey stair are the Pareto front: each is better than "
-        "everything cheaper by more than chance.</p>",
+        '<p class="lead">The denoisers here are exact, so every distance from the truth is the sampler’s own '
+        "doing, and the dashed line is what exact samples score when there are as many of them: nothing can be "
+        "expected below it. Each line is a sampler with ever more forwards of the model; down and to the left is better, and bars are "
+        "95 % intervals over all rows and seeds. Ringed points on the grey stair are the Pareto front: each is better "
+        "than everything cheaper by more than chance.</p>",
     ]
     body += [f'<p class="note">{esc(n)}</p>' for n in notes]
     for number_, ((problem, family), group) in enumerate(by.items()):
@@ -240,7 +252,7 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
     )
 
 
-def _section(problem: str, family: str, group: list[Point], style: dict[str, tuple[str, str]], prefix: str) -> list[str]:
+def _section(problem: str, family: str, group: list[Point], style: plot.Style, prefix: str) -> list[str]:
     made = problems.create(problem)
     first = group[0].records[0]
     seeds = max(len(p.records) for p in group)
@@ -261,9 +273,9 @@ def _section(problem: str, family: str, group: list[Point], style: dict[str, tup
     out += ["<h3>The front, and every sampler at its best</h3>", _table(group, short)]
     known = [f"<b>{esc(m)}</b> {esc(METRICS[m])}" for m in group[0].metrics if m in METRICS]
     out.append(
-        f'<p class="key">{"; ".join(known)}. Milliseconds are a sample’s, at {first["batch"]:,} rows a batch, split into the '
-        "denoiser and everything else. • on the Pareto front by NFE. Marked: the best of a column among all settings; where "
-        "exact samples are known to score something, the nearest to that.</p>"
+        f'<p class="key">{"; ".join(known)}. Milliseconds are a sample’s, at {first["batch"]:,} rows a batch, split '
+        "into the denoiser and everything else. • on the Pareto front by NFE. Marked: the best of a column among all "
+        "settings; where exact samples are known to score something, the nearest to that.</p>"
     )
     if len(short) < len(group):
         out.append(f"<details><summary>All {len(group)} settings</summary>{_table(group, in_order(group))}</details>")
@@ -282,7 +294,7 @@ def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:
         for (_, kind, value), winners in zip(cols, best):
             v, interval = value(p), ""
             if isinstance(v, Combined):
-                interval = f'<span class="i">{number(v.low)} – {number(v.high)}</span>' if math.isfinite(v.low) else ""
+                interval = f'<span class="i">{number(v.low)} to {number(v.high)}</span>' if math.isfinite(v.low) else ""
                 v = number(v.value)
             text = esc(v) if kind != "number" else number(v)
             text = f"<b>{text}</b>" if id(p) in winners else text
@@ -292,7 +304,13 @@ def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:
         out.append('<tr class="exact"><td></td>')
         for header, kind, value in cols:
             v = value(group[0])
-            text = "exact samples" if header == "sampler" else number(v.truth) if kind == "metric" and v and v.truth is not None else ""
+            text = (
+                "exact samples"
+                if header == "sampler"
+                else number(v.truth)
+                if kind == "metric" and v and v.truth is not None
+                else ""
+            )
             out.append(f'<td class="{"l" if kind == "text" else ""}">{text}</td>')
         out.append("</tr>")
     return "".join(out) + "</tbody></table></div>"
@@ -334,7 +352,7 @@ def _pictures(problem: problems.Problem, family: str, group: list[Point]) -> lis
         + "</span></h3>",
         f'<div class="grid" style="grid-template-columns: 118px repeat({len(budgets)}, minmax(0, 1fr))">',
         '<div class="head"></div>',
-        *(f'<div class="head">{number(b)} forward{"s" * (b != 1)}</div>' for b in budgets),
+        *(f'<div class="head">{b:g} forward{"s" * (b != 1)}</div>' for b in budgets),
         '<div class="name">exact<small>the law itself</small></div>',
         f"<figure>{_show(problem, family, truth, truth)}</figure>",
         *("<div></div>" for _ in budgets[1:]),
@@ -352,7 +370,9 @@ def _pictures(problem: problems.Problem, family: str, group: list[Point]) -> lis
                 caption += f" · {number(p.nfe)} NFE"
             if p.knob != "steps":
                 caption += f" · {esc(p.setting)}"
-            out.append(f"<figure>{_show(problem, family, unpack(packed), truth)}<figcaption>{caption}</figcaption></figure>")
+            out.append(
+                f"<figure>{_show(problem, family, unpack(packed), truth)}<figcaption>{caption}</figcaption></figure>"
+            )
     return [*out, "</div>"]
 
 
@@ -468,7 +488,9 @@ def _colophon(cells: list[dict[str, Any]], about: dict[str, Any]) -> list[str]:
             "Ops": native,
             "Software": f"torch {m['torch']}, Python {m['python']}, {m['system']}",
         }
-        out.append("<h3>Machine</h3><dl>" + "".join(f"<dt>{k}</dt><dd>{esc(v)}</dd>" for k, v in facts.items()) + "</dl>")
+        out.append(
+            "<h3>Machine</h3><dl>" + "".join(f"<dt>{k}</dt><dd>{esc(v)}</dd>" for k, v in facts.items()) + "</dl>"
+        )
     versions: dict[str, set[str]] = {}
     for r in cells:
         versions.setdefault(f"{r['distribution']} {r['version']}", set()).add(r["sampler"])

@@ -1,16 +1,18 @@
 """The sweep: which cells a request makes, running them, and the file that remembers them.
 
 A cell is one run: (problem, family, sampler, one setting of its knob, seed). The knob is `steps`; for a sampler whose
-class has `sweep = (option, values)` it is that option, and its NFE is then measured, not asked for. Each cell that ends is
-one line of DIR/cells.jsonl, on the disk before the next begins, so a sweep that is stopped goes on where it was.
+class has `sweep = (option, values)` it is that option, and its NFE is then measured, not asked for. Each cell that ends
+is one line of DIR/cells.jsonl, on the disk before the next begins, so a sweep that is stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -200,7 +202,9 @@ def _options(texts: Sequence[str], samplers: Sequence[str]) -> dict[str, dict[st
         has = [n for n in ([who] if who else samplers) if option in known[n]]
         if not has:
             every = sorted({o for options in known.values() for o in options})
-            raise OptionError(f"-o {text!r}: none of the samplers has an option {option!r}{did_you_mean(option, every)}")
+            raise OptionError(
+                f"-o {text!r}: none of the samplers has an option {option!r}{did_you_mean(option, every)}"
+            )
         for name in has:
             given.setdefault(name, {})[option] = known[name][option].parse(value.strip())
     return given
@@ -259,7 +263,7 @@ class Store:
 
     def add(self, record: Record) -> None:
         """Append a record; it is on the disk when this returns."""
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
         with open(self.path, "ab") as file:
             file.write(line.encode())
             file.flush()
@@ -341,10 +345,8 @@ def run(
 
 def _warm_up(cell: Cell, denoiser: Any) -> None:
     """A few rows that are not measured: first calls allocate, and load libraries."""
-    try:
+    with contextlib.suppress(Exception):  # the measured run will say what is wrong
         sample(denoiser, _sampler(cell), batch=8, **cell.settings | {"steps": 2})
-    except Exception:
-        pass  # the measured run will say what is wrong
 
 
 def _sampler(cell: Cell) -> Sampler:
@@ -381,12 +383,19 @@ def run_cell(cell: Cell, problem: problems.Problem, denoiser: Any) -> Record:
     return record | {"time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
+def _finite(value: Any) -> Any:
+    """JSON has no infinities; an option may (a threshold that nothing passes)."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
 def pack(x: Tensor, size: int = 2048) -> dict[str, Any]:
-    """The first rows of x for pictures: 8, or as many as `size` bytes hold (points of the plane are seen in a crowd)."""
+    """The first rows of x for pictures: 8; of points of the plane as many as `size` bytes hold."""
     kind = np.float16 if x.is_floating_point() else np.uint8 if int(x.max()) < 256 and int(x.min()) >= 0 else np.int32
-    rows = max(8, size // (x[0].numel() * np.dtype(kind).itemsize))
-    if x[0].numel() > 4:
-        rows = 8
+    rows = 8 if x[0].numel() > 4 else size // (x[0].numel() * np.dtype(kind).itemsize)
     values = x[:rows].cpu().numpy().astype(kind)
     text = base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
     return {"dtype": np.dtype(kind).name, "shape": list(values.shape), "data": text}

@@ -1,0 +1,190 @@
+"""Watching a sampler at work: one frame a step, on a terminal or one below another.
+
+Frames are text made by the problem (`render`) of rows side by side. What has changed since the frame before is found by
+comparing the two texts, character by character, so anything that renders to a fixed layout is highlighted for free:
+sudokus, digits, strings.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from .canvas import TokenState
+from .driver import Sample, _open, stream
+
+__all__ = ["Run", "braille", "render_rows", "watch"]
+
+MASK = "·"
+FRESH, GONE = "bold black on bright_yellow", "bold white on red"
+
+
+class Run:
+    """A run that can be looked at between steps and gives its Sample in the end; `stream` gives states only."""
+
+    def __init__(self, denoiser: Any, sampler: Any, options: dict[str, Any], **arguments: Any):
+        known = inspect.signature(stream).parameters.values()
+        every = {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY}
+        self._run = _open(denoiser, sampler, options, every | arguments)
+
+    @property
+    def state(self) -> Any:
+        return self._run.state
+
+    @property
+    def nfe(self) -> int:
+        """Forwards so far."""
+        return self._run.believe.counter.nfe
+
+    @property
+    def steps(self) -> int:
+        return self._run.steps
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.state
+        while not self.state.finished:
+            self._run.advance()
+            yield self.state
+
+    def result(self) -> Sample:
+        return self._run.result(None)
+
+
+def braille(points: Tensor, *, width: int = 40, height: int = 20, reach: float | None = None) -> str:
+    """A scatter of (n, 2) points in braille characters, 2 x 4 dots each, over [-reach, reach] squared."""
+    dots = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # [column][row], Unicode's numbering
+    reach = reach or float(points.abs().max()) * 1.05 + 1e-9
+    cells = [[0] * width for _ in range(height)]
+    at = (points.double() / reach + 1) / 2
+    for x, y in at.tolist():
+        if 0 <= x < 1 and 0 < y <= 1:
+            column, row = int(x * width * 2), int((1 - y) * height * 4)
+            cells[row // 4][column // 2] |= dots[column % 2][row % 4]
+    return "\n".join("".join(chr(0x2800 + c) for c in row) for row in cells)
+
+
+def render_rows(x: Tensor, render: Callable[[Tensor], str] | None, mask_id: int | None, k: int) -> list[str]:
+    """The first k rows as texts: the problem's rendering, else token ids in columns of one width, or numbers."""
+    x = x.detach().cpu()
+    if render is None and x.is_floating_point() and x.dim() == 2 and x.shape[1] == 2:
+        return [braille(x)]
+    if render is not None:
+        return [render(row) for row in x[:k]]
+    if x.is_floating_point():
+        return [
+            f"mean {float(r.mean()):+.3f}, std {float(r.std()):.3f}, {float(r.min()):+.3f} to {float(r.max()):+.3f}"
+            for r in x[:k]
+        ]
+    width = len(str(max(int(x.max()), 0)))
+    texts = []
+    for row in x[:k].tolist():
+        words = [(MASK if v == mask_id or v < 0 else str(v)).rjust(width) for v in row]
+        line = max(1, 76 // (width + 1))
+        texts.append("\n".join(" ".join(words[i : i + line]) for i in range(0, len(words), line)))
+    return texts
+
+
+def _highlighted(text: str, before: str | None) -> Text:
+    """`text`, with what is new since `before` standing out: committed in yellow, masked again in red."""
+    made = Text(text, no_wrap=False)
+    for i, c in enumerate(text):
+        if c == MASK:
+            made.stylize("dim", i, i + 1)
+    if before is None or len(before) != len(text):
+        return made
+    for i, (old, new) in enumerate(zip(before, text)):
+        if old != new:
+            made.stylize(GONE if new == MASK else FRESH, i, i + 1)
+    return made
+
+
+def _frame(run: Run, texts: list[str], before: list[str] | None, title: str, width: int, tokens: bool) -> Panel:
+    state = run.state
+    rows = [_highlighted(t, before[i] if before and tokens else None) for i, t in enumerate(texts)]
+    widest = max((len(line) for t in texts for line in t.splitlines()), default=1)
+    columns = max(1, min(len(rows), (width - 6) // (widest + 4)))
+    grid = Table.grid(padding=(0, 4, 1, 0))
+    for i in range(0, len(rows), columns):
+        grid.add_row(*rows[i : i + columns])
+    if tokens:
+        total = int(state.canvas.fill.sum())
+        done = total - int(state.masked.sum())
+        what = f"{done}/{total} tokens"
+    else:
+        total, done = state.canvas.steps, run.nfe
+        what = f"{done}/{total} evaluations"
+    filled = round(28 * done / max(total, 1))
+    foot = Text.assemble(
+        ("━" * filled, "bright_yellow"),
+        ("─" * (28 - filled), "dim"),
+        f"  {what}",
+        ("   step ", "dim"),
+        str(run.steps),
+        ("   nfe ", "dim"),
+        str(run.nfe),
+    )
+    return Panel(
+        Group(grid, foot),
+        title=f"[bold]{title}[/]",
+        title_align="left",
+        border_style="dim",
+        padding=(1, 2),
+        expand=False,
+    )
+
+
+def watch(
+    run: Run,
+    console: Console,
+    *,
+    title: str,
+    render: Callable[[Tensor], str] | None = None,
+    rows: int = 6,
+    fps: float = 8.0,
+    frames: bool = False,
+) -> Sample:
+    """Run to the end, showing a frame a step.
+
+    Args:
+        rows: of the batch, at most.
+        fps: frames a second, at most; 0 does not wait.
+        frames: print frames one below another, as is done for the last one where there is no terminal.
+    """
+    tokens = isinstance(run.state, TokenState)
+    if tokens or run.state.x.shape[1:] != (2,):
+        seen = render
+    else:
+        seen = None  # points of the plane are drawn all together
+    mask_id = run.state.canvas.mask_id if tokens else None
+    live = Live(console=console, auto_refresh=False) if console.is_terminal and not frames else None
+    before: list[str] | None = None
+    panel: Panel | None = None
+    if live:
+        live.start()
+    try:
+        for state in run:
+            began = time.perf_counter()
+            texts = render_rows(state.x, seen, mask_id, rows)
+            panel = _frame(run, texts, before, title, console.width, tokens)
+            before = texts
+            if live:
+                live.update(panel, refresh=True)
+                if fps > 0:
+                    time.sleep(max(0.0, 1 / fps - (time.perf_counter() - began)))
+            elif frames:
+                console.print(panel)
+    finally:
+        if live:
+            live.stop()
+    if panel is not None and not live and not frames:
+        console.print(panel)
+    return run.result()

@@ -1,0 +1,328 @@
+"""The command line, called as a function; and once as a process, for what only a process shows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import samplers
+from samplers import driver, registry
+from samplers.cli import main
+from samplers.watch import braille
+
+DENOISER = """
+import torch, samplers
+def make():
+    return samplers.TokenDenoiser.wrap(lambda ids: torch.zeros(*ids.shape, 6), vocab_size=6, mask_id=5, length=8)
+denoiser = make()
+nothing = 3
+"""
+
+
+@pytest.fixture
+def cli(capsys):
+    def call(*argv):
+        try:
+            code = main([str(a) for a in argv])
+        except SystemExit as exit:
+            code = exit.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def test_help_and_version(cli):
+    code, out, _ = cli()
+    assert code == 0
+    assert "bench" in out
+    assert "plugins" in out
+    code, out, _ = cli("--version")
+    assert code == 0
+    assert out == f"samplers {samplers.__version__}\n"
+
+
+def test_list(cli):
+    code, out, _ = cli("list")
+    assert code == 0
+    assert "entropy_bound" in out
+    assert "by bound" in out
+    assert "biased" in out
+    code, out, _ = cli("list", "masked/r*", "--json")
+    rows = json.loads(out)["samplers"]
+    assert code == 0
+    assert {r["name"] for r in rows} >= {"radd", "random_order"}
+    assert {r["family"] for r in rows} == {"masked"}
+    code, out, _ = cli("list", "--family", "gaussian", "--json")
+    assert {r["family"] for r in json.loads(out)["samplers"]} == {"gaussian"}
+    code, _, err = cli("list", "zzz*")
+    assert code == 2
+    assert "no sampler matches" in err
+
+
+def test_list_shows_what_is_broken(cli, monkeypatch):
+    entry = registry.Entry("crooked", "sampler-crooked", "0.3", "no_such_module:Crooked", "masked")
+    monkeypatch.setitem(registry._get().by_name, "crooked", [entry])
+    code, out, _ = cli("list")
+    assert code == 0
+    assert "radd" in out
+    assert "crooked (sampler-crooked 0.3)" in out
+    assert "ModuleNotFoundError" in out
+    code, _, err = cli("show", "crooked")
+    assert code == 2
+    assert "broken" in err
+
+
+def test_show(cli):
+    code, out, _ = cli("show", "threshold")
+    assert code == 0
+    assert "2505.22618" in out
+    assert "> 0" in out
+    assert "threshold.py:" in out
+    assert "biased" in out
+    about = json.loads(cli("show", "radd", "--json")[1])
+    assert about["expected_nfe"]["64"] < 64
+    assert about["options"][0]["name"] == "schedule"
+    assert about["law"] == "exact"
+    for item in registry.entries():
+        assert cli("show", item.qualified)[0] == 0
+
+
+def test_every_error_is_one_line_and_exit_code_2(cli):
+    for argv, words in (
+        (("show", "entropy_bond"), "did you mean 'entropy_bound'?"),
+        (("sample", "--problem", "sudoku9", "--sampler", "radd"), "did you mean 'sudoku4'?"),
+        (("sample", "--problem", "sudoku4", "--sampler", "rad"), "did you mean 'radd'"),
+        (("sample", "--problem", "sudoku4", "--sampler", "ddim", "--family", "masked"), "family"),
+        (("sample", "--problem", "sudoku4", "--sampler", "threshold", "-o", "threshold=-1"), "must be > 0"),
+        (("sample", "--problem", "sudoku4", "--sampler", "threshold", "-o", "treshold=1"), "did you mean 'threshold'?"),
+        (("sample", "--problem", "sudoku4", "--sampler", "threshold", "-o", "threshold"), "name=value"),
+        (("sample", "--problem", "sudoku4", "--sampler", "radd", "--prompt", "one two"), "token ids"),
+        (("sample", "--problem", "sudoku4", "--sampler", "radd", "--save", "/dev/null/x.pt"), "cannot be written"),
+        (("sample", "--denoiser", "no_such_module:x", "--sampler", "radd"), "ModuleNotFoundError"),
+        (("sample", "--denoiser", "nonsense", "--sampler", "radd"), "module:attribute"),
+        (("bench",), "--problem"),
+        (("bench", "--problem", "sudoku4", "--out", "/dev/null/x"), "cannot be written"),
+        (("bench", "--report", "/no/such/folder"), "cannot be read"),
+    ):
+        code, out, err = cli(*argv)
+        assert code == 2, argv
+        assert out == "" and err.startswith("samplers: error: ") and err.count("\n") == 1, (argv, err)
+        assert words in err
+
+
+def test_argparse_errors_are_exit_code_2(cli):
+    assert cli("sample", "--sampler", "radd")[0] == 2
+    assert cli("sample", "--problem", "sudoku4", "--sampler", "radd", "--steps", "0")[0] == 2
+
+
+def test_sample_is_determined_by_its_seed(cli):
+    base = ("sample", "--problem", "sudoku4", "--sampler", "radd", "--steps", 6, "--batch", 3, "--json")
+    a, b, c = (json.loads(cli(*base, "--seed", s)[1]) for s in (1, 1, 2))
+    assert a["x"] == b["x"] != c["x"]
+    direct = samplers.sample(
+        samplers.problems.create("sudoku4").denoiser(), "radd", steps=6, batch=3, seed=1, temperature=1.0
+    )
+    assert a["x"] == direct.x.tolist()
+    assert a["nfe"] == direct.nfe
+    assert a["settings"]["temperature"] == 1.0
+    assert a["score"] is None
+
+
+def test_sample_scores_large_batches_and_renders(cli):
+    code, out, _ = cli("sample", "--problem", "sudoku4", "--sampler", "random_order", "--batch", 120)
+    assert code == 0
+    assert "────┼────" in out
+    assert "16 forwards" in out
+    assert "invalid" in out
+    assert "and 116 more rows" in out
+    scored = json.loads(cli("sample", "--problem", "sudoku4", "--sampler", "radd", "--batch", 100, "--json")[1])
+    assert scored["score"]["primary"] == "tv"
+
+
+def test_sample_options_prompt_and_stop(cli):
+    base = ("sample", "--problem", "sudoku4", "--sampler", "threshold", "--json")
+    one = json.loads(cli(*base, "-o", "threshold=2")[1])
+    assert one["options"]["threshold"] == 2.0
+    assert one["nfe"] == 16
+    given = json.loads(cli(*base, "--prompt", "2 0,1 3", "--cfg-scale", "0.5", "--block-length", 4)[1])
+    assert all(row[:4] == [2, 0, 1, 3] for row in given["x"])
+    text = ("sample", "--problem", "text", "--sampler", "random_order", "--steps", 8, "--batch", 2)
+    code, out, _ = cli(*text, "--prompt", "once upon", "--stop", "e")
+    assert code == 0
+    assert out.count("once upon") == 2
+
+
+def test_sample_gaussian_and_plane(cli):
+    code, out, _ = cli("sample", "--problem", "digits", "--sampler", "dpmpp_2m", "--steps", 5, "--batch", 2)
+    assert code == 0
+    assert "5 forwards" in out
+    code, out, _ = cli("sample", "--problem", "mixture", "--sampler", "ddim", "--steps", 5, "--batch", 100)
+    assert code == 0
+    assert any(0x2800 < ord(c) < 0x2900 for c in out)
+    assert "energy" in out
+
+
+def test_sample_from_a_denoiser_of_ones_own(cli, tmp_path, monkeypatch):
+    (tmp_path / "my_denoiser_of_tests.py").write_text(DENOISER)
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    for attribute in ("denoiser", "make"):
+        code, out, _ = cli(
+            "sample", "--denoiser", f"my_denoiser_of_tests:{attribute}", "--sampler", "radd", "--save", "x.pt"
+        )
+        assert code == 0
+        assert "saved to x.pt" in out
+        saved = torch.load("x.pt")
+        assert saved["x"].shape == (4, 8)
+        assert saved["sampler"] == "radd"
+    assert "not a Denoiser" in cli("sample", "--denoiser", "my_denoiser_of_tests:nothing", "--sampler", "radd")[2]
+    assert sys.path == path
+
+
+def test_watch_without_a_terminal(cli):
+    base = ("sample", "--problem", "sudoku4", "--sampler", "random_order", "--steps", 4, "--batch", 2)
+    code, out, _ = cli(*base, "--watch")
+    assert code == 0
+    assert out.count("random_order on sudoku4") == 1
+    assert "32/32 tokens" in out
+    assert "nfe 4" in out
+    code, out, _ = cli(*base, "--watch", "--frames")
+    assert out.count("random_order on sudoku4") == 5
+    assert "0/32 tokens" in out
+    code, out, _ = cli(
+        "sample", "--problem", "mixture", "--sampler", "ddim", "--steps", 3, "--batch", 50, "--watch", "--frames"
+    )
+    assert out.count("ddim on mixture") == 4
+    assert "3/3 evaluations" in flat(out)
+
+
+def test_braille_puts_points_where_they_are():
+    drawn = braille(torch.tensor([[-0.99, 0.99], [0.99, -0.99]]), width=2, height=1, reach=1.0)
+    assert drawn == chr(0x2801) + chr(0x2880)
+
+
+def test_bench(cli, tmp_path):
+    base = (
+        "bench",
+        "--problem",
+        "sudoku4",
+        "--samplers",
+        "radd,random_order",
+        "--nfe",
+        "2,4",
+        "--rows",
+        64,
+        "--out",
+        tmp_path,
+    )
+    code, out, _ = cli(*base, "--seeds", 1)
+    assert code == 0
+    assert "[1/4] sudoku4 masked/radd steps=2 seed 0" in out
+    assert out.rstrip().splitlines()[-1] == f"report: {tmp_path}/report.html"
+    code, out, _ = cli(*base, "--seeds", 2)
+    assert code == 0
+    assert "4 of 8 cells are in" in out
+    assert "4 cells run" in out
+    code, out, _ = cli(*base, "--seeds", 2, "--quiet")
+    assert code == 0
+    assert len(out.splitlines()) <= 4
+    code, out, _ = cli("bench", "--report", tmp_path)
+    assert code == 0
+    assert "report: " in out
+    assert "--seeds 2" in json.loads((tmp_path / "sweep.json").read_text())["command"]
+
+
+def test_bench_with_a_failure_is_exit_code_1(cli, tmp_path, monkeypatch):
+    from samplers.masked.radd import Radd
+
+    def broken(self, believe, state):
+        raise RuntimeError("out of ideas")
+
+    monkeypatch.setattr(Radd, "step", broken)
+    base = ("bench", "--problem", "sudoku4", "--nfe", "2", "--seeds", 1, "--rows", 32, "--out", tmp_path)
+    code, out, _ = cli(*base, "--samplers", "radd", "random_order")
+    assert code == 1
+    assert "1 failed" in out
+    assert "out of ideas" in out
+    assert "report.html" in out
+    code, _, err = cli(*base, "--samplers", "radd")
+    assert code == 1
+    assert "no cell ended well" in err
+
+
+def test_ctrl_c_says_how_to_go_on(cli, tmp_path, monkeypatch):
+    calls = []
+
+    def interrupted(*args, **kw):
+        calls.append(1)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return driver.sample(*args, **kw)
+
+    monkeypatch.setattr("samplers.bench.sweep.sample", interrupted)
+    base = (
+        "bench",
+        "--problem",
+        "sudoku4",
+        "--samplers",
+        "radd",
+        "--nfe",
+        "2,4,8",
+        "--seeds",
+        "1",
+        "--rows",
+        "32",
+        "--out",
+        tmp_path,
+    )
+    code, _, err = cli(*base)
+    assert code == 130
+    assert "2 of 3 cells" in err
+    assert f"--out {tmp_path}" in err
+    monkeypatch.undo()
+    code, out, _ = cli(*base)
+    assert code == 0
+    assert "2 were there already" in out
+
+
+def test_plugins_and_env(cli, monkeypatch):
+    assert cli("plugins")[0] == 0
+    assert isinstance(json.loads(cli("plugins", "--json")[1]), list)
+    report = registry.Report("crooked", "sampler-crooked", "0.3", "broken", [], "ImportError: no")
+    monkeypatch.setattr(registry, "plugins", lambda check=True: [report])
+    code, out, _ = cli("plugins")
+    assert code == 0
+    assert "broken" in out
+    assert "ImportError: no" in out
+    assert cli("plugins", "--strict")[0] == 1
+    assert cli("plugins", "--strict", "--json")[0] == 1
+    about = json.loads(cli("env", "--json")[1])
+    assert about["torch"] == torch.__version__
+    assert about["plugins"]["broken"] == 1
+    assert "native" in about["ops"]
+    assert "torch" in cli("env")[1]
+
+
+def test_as_a_process(tmp_path):
+    root = str(Path(samplers.__file__).parents[1])
+    env = os.environ | {"PYTHONPATH": root}
+    done = subprocess.run(
+        [sys.executable, "-m", "samplers.cli", "show", "rad"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "did you mean 'radd'" in done.stderr
