@@ -15,15 +15,6 @@ from samplers.testing.tiny import TinyNet, solve_ode
 MASKED = samplers.list_samplers("masked/*")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are small: a second thread waits more than it works."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def sudoku():
     return problems.create("sudoku4")
@@ -133,6 +124,8 @@ for problem in ("sudoku4", "digits"):
         x = samplers.sample(denoiser, name, batch=48, steps=12, seed=6, temperature=0.9).x
         print(problem, name, hashlib.sha256(x.numpy().tobytes()).hexdigest())
 """
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.skipif(not ops.status()["native"], reason="the native extension is not built")

@@ -10,6 +10,8 @@ from samplers import Canvas, DenoiserError, FamilyError, GaussianDenoiser, Optio
 from samplers.driver import Believe
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 V, MASK = 9, 8
 
 

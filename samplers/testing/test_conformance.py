@@ -17,6 +17,8 @@ from samplers import Canvas, OptionError, Sampler, registry
 from samplers.registry import FAMILIES
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, solve_ode
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
 SETTINGS = [
     {},
