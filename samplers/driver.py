@@ -424,22 +424,27 @@ def stream(
     cfg_scale: float = 0.0,
     temperature: float | None = None,
     stop: Any = None,
+    trace: bool = False,
+    progress: bool = False,
     **options: Any,
 ) -> Iterator[State]:
     """As `sample`, yielding the state before the first step and after each one: live views, early exit.
 
-    Arguments are checked when it is called, not at the first step. Stop iterating whenever you like: nothing is left open.
+    Arguments are checked when it is called, not at the first step. Stop iterating whenever you like: nothing is left
+    open. `trace` is taken for the sake of one signature: the states that it would keep are those that are yielded.
     """
     args = locals()
-    for name in ("denoiser", "sampler", "options"):
+    for name in ("denoiser", "sampler", "options", "trace", "progress"):
         args.pop(name)
     run = _open(denoiser, sampler, options, args)
 
     def states() -> Iterator[State]:
         yield run.state
-        while not run.state.finished:
-            run.advance()
-            yield run.state
+        with _Bar(run, progress) as moved:
+            while not run.state.finished:
+                run.advance()
+                moved()
+                yield run.state
         run.believe.check()
 
     return states()
