@@ -563,6 +563,7 @@ def _bench(args: argparse.Namespace) -> int:
                 folder,
                 fresh=args.fresh,
                 command=command,
+                threads=args.threads or (1 if args.demo else None),
                 started=display.started,
                 running=display.running,
                 finished=display.finished,
@@ -744,6 +745,7 @@ def _parser() -> argparse.ArgumentParser:
         help="an option of all samplers that have it, or sampler.name=value",
         **option,
     )
+    p.add_argument("--threads", type=_whole, metavar="N", help="of torch (default: its own choice; 1 for --demo)")
     p.add_argument(
         "--out", metavar="DIR", help="where results go, and where an earlier sweep goes on (default runs/...)"
     )

@@ -234,9 +234,9 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
         f"sampler-zoo {esc(cells[-1]['library'])}</p>",
         '<p class="lead">The denoisers here are exact, so every distance from the truth is the sampler’s own '
         "doing, and the dashed line is what exact samples score when there are as many of them: nothing can be "
-        "expected below it. Each line is a sampler with ever more forwards of the model; down and to the left is better, and bars are "
-        "95 % intervals over all rows and seeds. Ringed points on the grey stair are the Pareto front: each is better "
-        "than everything cheaper by more than chance.</p>",
+        "expected below it. Each line is a sampler with ever more forwards of the model; down and to the left is better, "
+        "and bars are 95 % intervals over all rows and seeds. Ringed points on the grey stair are the Pareto front: each is "
+        "better than everything cheaper by more than chance.</p>",
     ]
     body += [f'<p class="note">{esc(n)}</p>' for n in notes]
     for number_, ((problem, family), group) in enumerate(by.items()):
