@@ -21,14 +21,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  || { echo "the pinned versions need Python 3.11 or newer; say which with make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools wheel ninja pybind11
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench,test,lint]'
+	SAMPLERS_NATIVE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench,test,lint]'
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable plugins/samplers-hello
 	@touch $@
 
-# The editable install built the extension; this builds it again when its sources change. Without a compiler the library
-# runs on its torch twins, and setup.py says so.
+# Built again when its sources change. Without a compiler the library runs on its torch twins, and setup.py says so.
 $(VENV)/.native: $(VENV)/.ready $(NATIVE)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	@echo "building the native extension (about a minute; the log is $(VENV)/build.log)"
+	@$(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/build.log
 	@touch $@
 
 setup: $(VENV)/.native

@@ -22,6 +22,7 @@ from .schedule import NoiseSchedule, noise_schedule
 
 __all__ = ["Counter", "Denoiser", "GaussianDenoiser", "TokenDenoiser"]
 
+
 class Denoiser:
     """What every denoiser says of itself.
 

@@ -160,11 +160,14 @@ class Believe:
         needed = rows.sum(1)  # (B,)
         active = needed > 0
         counts = torch.zeros(len(canvas.group_lengths), 2, dtype=torch.int64, device=rows.device)
+        assert canvas.group is not None
         counts.index_add_(0, canvas.group, torch.stack([active.to(torch.int64), needed], 1))
         for g, (n_rows, n_needed) in enumerate(counts.tolist()):
             if n_rows:
                 who = torch.nonzero_static(active & (canvas.group == g), size=n_rows).squeeze(1)  # (A,)
-                self._forward(state, rows, who, n_needed, canvas.group_lengths[g], t, want, made, confidence_temperature)
+                self._forward(
+                    state, rows, who, n_needed, canvas.group_lengths[g], t, want, made, confidence_temperature
+                )
         return Belief(**made)
 
     def _forward(self, state, rows, who, needed, length, t, want, made, confidence_temperature) -> None:
@@ -342,7 +345,11 @@ def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, 
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise OptionError(f"steps must be an integer of 1 or more, not {steps!r}")
     settings = {k: v for k, v in args.items() if k not in ("prompt",)}
-    return (_open_gaussian if isinstance(denoiser, GaussianDenoiser) else _open_tokens)(denoiser, sampler, args, settings)
+    if isinstance(denoiser, GaussianDenoiser):
+        return _open_gaussian(denoiser, sampler, args, settings)
+    if isinstance(denoiser, TokenDenoiser):
+        return _open_tokens(denoiser, sampler, args, settings)
+    raise FamilyError(f"denoiser {denoiser.name!r} of the {denoiser.family} family: no driver for that family yet")
 
 
 def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]) -> _Run:
@@ -377,7 +384,9 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
     return _Run(sampler, believe, state, limit, settings, canvas.lengths)
 
 
-def _open_gaussian(denoiser: GaussianDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]) -> _Run:
+def _open_gaussian(
+    denoiser: GaussianDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]
+) -> _Run:
     alone = {"prompt", "gen_length", "block_length", "cache", "temperature", "stop"}
     for name in sorted(alone):
         if args[name] is not None:
@@ -415,22 +424,27 @@ def stream(
     cfg_scale: float = 0.0,
     temperature: float | None = None,
     stop: Any = None,
+    trace: bool = False,
+    progress: bool = False,
     **options: Any,
 ) -> Iterator[State]:
     """As `sample`, yielding the state before the first step and after each one: live views, early exit.
 
-    Arguments are checked when it is called, not at the first step. Stop iterating whenever you like: nothing is left open.
+    Arguments are checked when it is called, not at the first step. Stop iterating whenever you like: nothing is left
+    open. `trace` is taken for the sake of one signature: the states that it would keep are those that are yielded.
     """
     args = locals()
-    for name in ("denoiser", "sampler", "options"):
+    for name in ("denoiser", "sampler", "options", "trace", "progress"):
         args.pop(name)
     run = _open(denoiser, sampler, options, args)
 
     def states() -> Iterator[State]:
         yield run.state
-        while not run.state.finished:
-            run.advance()
-            yield run.state
+        with _Bar(run, progress) as moved:
+            while not run.state.finished:
+                run.advance()
+                moved()
+                yield run.state
         run.believe.check()
 
     return states()
@@ -503,21 +517,21 @@ class _Bar:
             return lambda: None
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        run = self.run
-        tokens = isinstance(run.state, TokenState)
-        total = int(run.state.canvas.fill.sum()) if tokens else run.state.canvas.steps
+        run, start = self.run, self.run.state
+        total = start.canvas.filled if isinstance(start, TokenState) else run.settings["steps"]
         self.bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("positions" if tokens else "evaluations"),
+            TextColumn("positions" if isinstance(start, TokenState) else "evaluations"),
             TimeRemainingColumn(),
         )
         task = self.bar.add_task(run.sampler.name, total=total)
         self.bar.start()
 
         def moved() -> None:
-            done = total - int(run.state.masked.sum()) if tokens else run.believe.counter.nfe
+            state = run.state
+            done = total - int(state.masked.sum()) if isinstance(state, TokenState) else run.believe.counter.nfe
             self.bar.update(task, completed=done)
 
         return moved

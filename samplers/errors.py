@@ -5,7 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["DenoiserError", "FamilyError", "OptionError", "PluginError", "SamplersError", "UnknownNameError", "did_you_mean"]
+__all__ = [
+    "DenoiserError",
+    "FamilyError",
+    "OptionError",
+    "PluginError",
+    "SamplersError",
+    "UnknownNameError",
+    "did_you_mean",
+]
 
 
 class SamplersError(Exception):

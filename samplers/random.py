@@ -78,7 +78,9 @@ class Rng:
             if seeds is None:
                 raise OptionError(f"seed must be an integer or one integer a row, not {type(seed).__name__}")
             if len(seeds) != batch:
-                raise OptionError(f"seed: {len(seeds)} seeds were given for {batch} rows; give one integer or one a row")
+                raise OptionError(
+                    f"seed: {len(seeds)} seeds were given for {batch} rows; give one integer or one a row"
+                )
             rows = torch.full((batch,), first_row)
         else:
             seeds, rows = [seed] * batch, torch.arange(first_row, first_row + batch)

@@ -138,7 +138,9 @@ class _Zoo:
         self.manager = pluggy.PluginManager("samplers")
         self.manager.add_hookspecs(hookspecs)
         for family in ("masked", "gaussian"):
-            self._add(importlib.import_module(f"samplers.{family}"), f"{DISTRIBUTION}:{family}", DISTRIBUTION, version())
+            self._add(
+                importlib.import_module(f"samplers.{family}"), f"{DISTRIBUTION}:{family}", DISTRIBUTION, version()
+            )
         self._entry_points()
 
     def _add(self, plugin: Any, plugin_name: str, distribution: str, its_version: str) -> list[str]:
@@ -245,7 +247,9 @@ def load(name: str) -> type[Any]:
 def names(pattern: str | Iterable[str] = "*", family: str | None = None) -> list[str]:
     """Names that match: 'dpmpp*', 'masked/*', or several patterns. A name that two packages have is shown as 'dist:name'."""
     if family is not None and family not in FAMILIES:
-        raise UnknownNameError(f"unknown family {family!r}{did_you_mean(family, FAMILIES) or '.'} Known: {', '.join(FAMILIES)}")
+        raise UnknownNameError(
+            f"unknown family {family!r}{did_you_mean(family, FAMILIES) or '.'} Known: {', '.join(FAMILIES)}"
+        )
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     found = set()
     for item in entries():

@@ -29,8 +29,6 @@ from .errors import OptionError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .canvas import Canvas, NoiseCanvas
-
 __all__ = ["Option", "Sampler", "State", "create", "list_samplers", "option"]
 
 
@@ -202,8 +200,11 @@ class Sampler:
         """The options and their values, as results record them."""
         return {o.name: getattr(self, o.name) for o in self.options()}
 
-    def init(self, canvas: Canvas | NoiseCanvas) -> State:
-        """The state before the first step. Override to carry more than the canvas's own start."""
+    def init(self, canvas: Any) -> State:
+        """The state before the first step. Override to carry more than the canvas's own start.
+
+        canvas: a Canvas (token families) or a NoiseCanvas (gaussian), prepared by the driver.
+        """
         return canvas.start()
 
     def step(self, believe: Any, state: Any) -> State:

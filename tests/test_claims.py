@@ -15,15 +15,6 @@ from samplers.testing.tiny import TinyNet, solve_ode
 MASKED = samplers.list_samplers("masked/*")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """These models are small: a second thread waits more than it works."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def sudoku():
     return problems.create("sudoku4")
@@ -60,7 +51,9 @@ def test_radd_is_ancestral_on_exact_problems(problem):
 def test_one_position_at_a_time_is_never_wrong(sudoku, name):
     """20,000 grids at temperature 1: none invalid; uniform over the 288 where the order is blind to the draw."""
     cls = registry.load(name)
-    out = samplers.sample(sudoku.denoiser("masked"), name, batch=20_000, temperature=1.0, seed=5, **dict(cls.one_at_a_time))
+    out = samplers.sample(
+        sudoku.denoiser("masked"), name, batch=20_000, temperature=1.0, seed=5, **dict(cls.one_at_a_time)
+    )
     score = sudoku.score(out)
     assert score["invalid"].value == 0.0
     if cls.exact_order:
@@ -132,6 +125,8 @@ for problem in ("sudoku4", "digits"):
         print(problem, name, hashlib.sha256(x.numpy().tobytes()).hexdigest())
 """
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.skipif(not ops.status()["native"], reason="the native extension is not built")
 def test_native_and_twin_draw_the_same_tokens():
@@ -193,7 +188,9 @@ def test_ddim_with_noise_keeps_the_variance_of_a_gaussian():
         a, s = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
         return a * d**2 / (a**2 * d**2 + s**2) * x
 
-    denoiser = samplers.GaussianDenoiser.wrap(exact, shape=(200,), schedule=schedule, prediction="x0", dtype=torch.float64)
+    denoiser = samplers.GaussianDenoiser.wrap(
+        exact, shape=(200,), schedule=schedule, prediction="x0", dtype=torch.float64
+    )
     steps = 20
     out = samplers.sample(denoiser, "ddim", batch=300, steps=steps, eta=1.0, grid="logsnr", end="t_end").x
     states = list(samplers.stream(denoiser, "ddim", batch=1, steps=steps, eta=1.0, grid="logsnr", end="t_end"))

@@ -10,6 +10,8 @@ from samplers import Canvas, DenoiserError, FamilyError, GaussianDenoiser, Optio
 from samplers.driver import Believe
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 V, MASK = 9, 8
 
 
@@ -26,47 +28,103 @@ def wrap(fn=None, **kw):
     [
         (lambda: samplers.create("low_confidnce"), UnknownNameError, "did you mean 'low_confidence'"),
         (lambda: samplers.sample(wrap(), "zzz", gen_length=3), UnknownNameError, "samplers list"),
-        (lambda: samplers.create("threshold", treshold=0.5), OptionError, "no option 'treshold': did you mean 'threshold'"),
+        (
+            lambda: samplers.create("threshold", treshold=0.5),
+            OptionError,
+            "no option 'treshold': did you mean 'threshold'",
+        ),
         (lambda: samplers.create("threshold", threshold=0), OptionError, "'threshold' of sampler 'threshold'.*> 0"),
         (lambda: samplers.create("entropy_bound", bound=math.nan), OptionError, "NaN"),
         (lambda: samplers.create("entropy_bound", bound="much"), OptionError, "must be float, not 'much'"),
-        (lambda: samplers.create("entropy_bound", proxy="entrpy"), OptionError, "one of 'entropy'.*did you mean 'entropy'"),
+        (
+            lambda: samplers.create("entropy_bound", proxy="entrpy"),
+            OptionError,
+            "one of 'entropy'.*did you mean 'entropy'",
+        ),
         (lambda: samplers.create("dpm_solver", order=4), OptionError, "one of 1, 2, 3"),
         (lambda: samplers.create("radd", schedule="cosine"), OptionError, "two opposite schedules"),
         (lambda: samplers.create("low_confidence", steps=4), OptionError, r"argument of samplers.sample\(\)"),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, steps=0), OptionError, "steps must be an integer of 1"),
-        (lambda: samplers.sample(wrap(), "radd", gen_length=3, steps=2.5), OptionError, "steps must be an integer of 1"),
+        (
+            lambda: samplers.sample(wrap(), "radd", gen_length=3, steps=2.5),
+            OptionError,
+            "steps must be an integer of 1",
+        ),
         (lambda: samplers.sample(wrap(), "radd", gen_length=0), OptionError, "gen_length must be"),
         (lambda: samplers.sample(wrap(), "radd"), OptionError, "gen_length is needed"),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, batch=0), OptionError, "batch must be"),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, temperature=-1), OptionError, "temperature must be"),
-        (lambda: samplers.sample(wrap(), "radd", gen_length=3, temperature=math.nan), OptionError, "temperature must be"),
+        (
+            lambda: samplers.sample(wrap(), "radd", gen_length=3, temperature=math.nan),
+            OptionError,
+            "temperature must be",
+        ),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, cfg_scale=-0.1), OptionError, "cfg_scale must be"),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, block_length=0), OptionError, "block_length must be"),
-        (lambda: samplers.sample(wrap(), "radd", gen_length=8, block_length=2, steps=3), OptionError, "fewer than the 4 blocks"),
+        (
+            lambda: samplers.sample(wrap(), "radd", gen_length=8, block_length=2, steps=3),
+            OptionError,
+            "fewer than the 4 blocks",
+        ),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, cache="prefix"), OptionError, "cache='prefix'.*none"),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, stop=[]), OptionError, "stop"),
-        (lambda: samplers.sample(wrap(length=8), "radd", prompt=list(range(8))), OptionError, "8 tokens and the canvas .* 8 pos"),
+        (
+            lambda: samplers.sample(wrap(length=8), "radd", prompt=list(range(8))),
+            OptionError,
+            "8 tokens and the canvas .* 8 pos",
+        ),
         (lambda: samplers.sample(wrap(length=8), "radd", prompt=[1, 2], gen_length=7), OptionError, "gen_length=6"),
-        (lambda: samplers.sample(wrap(), "radd", prompt=[[1], [2, MASK]], gen_length=3), OptionError, "row 1, position 1 is the mask"),
-        (lambda: samplers.sample(wrap(), "radd", prompt=[1, 99], gen_length=3), OptionError, "position 1 is 99; .* 0 to 8"),
+        (
+            lambda: samplers.sample(wrap(), "radd", prompt=[[1], [2, MASK]], gen_length=3),
+            OptionError,
+            "row 1, position 1 is the mask",
+        ),
+        (
+            lambda: samplers.sample(wrap(), "radd", prompt=[1, 99], gen_length=3),
+            OptionError,
+            "position 1 is 99; .* 0 to 8",
+        ),
         (lambda: samplers.sample(wrap(), "radd", prompt=[0.5], gen_length=3), OptionError, "token ids are needed"),
-        (lambda: samplers.sample(wrap(), "radd", prompt=[[1], [2]], batch=3, gen_length=3), OptionError, "2 rows and batch=3"),
-        (lambda: samplers.sample(wrap(), "ddim", gen_length=3), FamilyError, "'ddim' is of the gaussian family.*masked"),
+        (
+            lambda: samplers.sample(wrap(), "radd", prompt=[[1], [2]], batch=3, gen_length=3),
+            OptionError,
+            "2 rows and batch=3",
+        ),
+        (
+            lambda: samplers.sample(wrap(), "ddim", gen_length=3),
+            FamilyError,
+            "'ddim' is of the gaussian family.*masked",
+        ),
         (lambda: samplers.sample(TinyMixture(), "radd"), FamilyError, "samplers of that family: ddim"),
-        (lambda: samplers.sample(TinyMixture(), "ddim", block_length=3), OptionError, "block_length is for token samplers"),
+        (
+            lambda: samplers.sample(TinyMixture(), "ddim", block_length=3),
+            OptionError,
+            "block_length is for token samplers",
+        ),
         (lambda: samplers.sample(TinyMixture(), "ddim", cfg_scale=1.0), OptionError, "cfg_scale masks a prompt"),
         (lambda: samplers.sample(TinyMixture(), "dpm_solver", method="fixed", steps=5), OptionError, "multiple of 3"),
         (lambda: samplers.sample(TinyMixture(), "ddim", t_end=2.0), OptionError, "t_end=2 must be below t_start=1"),
         (lambda: samplers.sample(lambda ids: ids, "radd", gen_length=3), OptionError, "TokenDenoiser.wrap"),
-        (lambda: samplers.sample(wrap(), samplers.create("radd"), gen_length=3, schedule="sin"), OptionError, "made already"),
+        (
+            lambda: samplers.sample(wrap(), samplers.create("radd"), gen_length=3, schedule="sin"),
+            OptionError,
+            "made already",
+        ),
         (lambda: samplers.sample(wrap(), 3, gen_length=3), OptionError, "sampler must be a name"),
         (lambda: samplers.list_samplers(family="maskd"), UnknownNameError, "did you mean 'masked'"),
         (lambda: wrap(vocab_size=0), OptionError, "vocab_size"),
         (lambda: wrap(mask_id=-1), OptionError, "mask_id"),
         (lambda: wrap(attention="half"), OptionError, "attention"),
-        (lambda: GaussianDenoiser.wrap(lambda x, t: x, shape=(2,), prediction="eps"), OptionError, "unknown prediction 'eps'"),
-        (lambda: GaussianDenoiser.wrap(lambda x, t: x, shape=(2,), schedule="vp"), OptionError, "unknown noise schedule"),
+        (
+            lambda: GaussianDenoiser.wrap(lambda x, t: x, shape=(2,), prediction="eps"),
+            OptionError,
+            "unknown prediction 'eps'",
+        ),
+        (
+            lambda: GaussianDenoiser.wrap(lambda x, t: x, shape=(2,), schedule="vp"),
+            OptionError,
+            "unknown noise schedule",
+        ),
     ],
 )
 def test_bad_input(call, error, says):
@@ -185,7 +243,9 @@ def test_blocks_go_left_to_right(block_length):
     assert len(states) == 13
 
 
-@pytest.mark.parametrize(("steps", "block_length", "deal"), [(12, 4, [4, 4, 4]), (6, 4, [2, 2, 2]), (7, 5, [3, 3, 1]), (3, 4, [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("steps", "block_length", "deal"), [(12, 4, [4, 4, 4]), (6, 4, [2, 2, 2]), (7, 5, [3, 3, 1]), (3, 4, [1, 1, 1])]
+)
 def test_steps_are_dealt_to_blocks(steps, block_length, deal):
     canvas = Canvas.of(TinyNet(), None, 12)
     from samplers.random import Rng

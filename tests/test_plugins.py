@@ -66,7 +66,9 @@ def test_broken_one_is_reported_and_left_out(site):
     site("zoo-good", "zoo_good", SAMPLER.format(name="good"), {"good": "zoo_good:S"})
     assert samplers.create("good").name == "good"
     assert samplers.create("radd").name == "radd"
-    with pytest.raises(PluginError, match=r"'bad' was declared by zoo-bad 0.3.*No module named 'no_such_module_anywhere'"):
+    with pytest.raises(
+        PluginError, match=r"'bad' was declared by zoo-bad 0.3.*No module named 'no_such_module_anywhere'"
+    ):
         samplers.create("bad")
     report = reports()["zoo-bad"]
     assert report.status == "broken"
@@ -105,7 +107,7 @@ def test_duplicate_name_names_both_origins(site):
 
 def test_a_builtin_cannot_be_shadowed(site):
     site("zoo-thief", "zoo_thief", SAMPLER.format(name="radd"), {"radd": "zoo_thief:S"})
-    with pytest.raises(UnknownNameError, match="sampler-zoo .* and zoo-thief"):
+    with pytest.raises(UnknownNameError, match=r"sampler-zoo .* and zoo-thief"):
         samplers.create("radd")
     assert type(samplers.create("sampler-zoo:radd")).__module__ == "samplers.masked.radd"
 
@@ -145,7 +147,7 @@ def test_hook_that_fails_registers_nothing(site):
     site("zoo-half", "zoo_half", code, {"half": "zoo_half"}, group="samplers.plugins")
     assert "half" not in samplers.list_samplers()
     assert reports()["zoo-half"].status == "broken"
-    with pytest.raises(UnknownNameError, match="zoo-half 1.0 is broken and left out: RuntimeError: half way"):
+    with pytest.raises(UnknownNameError, match=r"zoo-half 1\.0 is broken and left out: RuntimeError: half way"):
         samplers.create("half")
 
 

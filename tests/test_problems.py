@@ -18,18 +18,11 @@ from samplers.problems.sudoku import CountingTokens, sudoku_grids, tv_floor
 from samplers.problems.text import ChainTokens, fit_chain, normalise
 from samplers.schedule import noise_schedule
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKEN_CASES = [(name, family) for name in ("sudoku4", "digits", "text") for family in ("masked", "uniform")]
 ALL_CASES = [*TOKEN_CASES, ("sudoku4", "gaussian"), ("digits", "gaussian"), ("mixture", "gaussian")]
 _made: dict = {}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    # Many small products: threads only wait for each other, the more so on a shared machine.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def made(name, **options):

@@ -57,7 +57,14 @@ def test_counts_of_the_energy_paper():
     assert mask_schedule("beta(1,1)").counts(256, 8) == [10, 27, 42, 49, 49, 42, 27, 10]
     assert mask_schedule("beta(0.9,0.3)").counts(256, 8) == [2, 4, 9, 12, 19, 29, 47, 134]
     assert mask_schedule("beta(1,0.2)").counts(256, 8) == [2, 3, 5, 10, 15, 31, 190]  # the first of 8 commits nothing
-    for (a, b), zero in {(0.5, 0.5): 0, (0.8, 0.8): 38, (0.9, 0.9): 46, (1, 1): 54, (0.9, 0.3): 117, (1, 0.2): 160}.items():
+    for (a, b), zero in {
+        (0.5, 0.5): 0,
+        (0.8, 0.8): 38,
+        (0.9, 0.9): 46,
+        (1, 1): 54,
+        (0.9, 0.3): 117,
+        (1, 0.2): 160,
+    }.items():
         counts = mask_schedule(f"beta({a},{b})").counts(256, 256)
         assert sum(counts) == 256
         assert len(counts) == 256 - zero

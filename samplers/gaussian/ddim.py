@@ -24,7 +24,9 @@ class Ddim(GaussianSampler):
     summary = "first order; eta > 0 adds noise"
     order: ClassVar[int] = 1
 
-    grid: str = option("time_uniform", "spacing of the times", choices=("logsnr", "time_uniform", "time_quadratic", "karras"))
+    grid: str = option(
+        "time_uniform", "spacing of the times", choices=("logsnr", "time_uniform", "time_quadratic", "karras")
+    )
     eta: float = option(0.0, "0: deterministic; 1: DDPM's noise", ge=0, le=1)
 
     def step(self, believe, state: GridState) -> GridState:

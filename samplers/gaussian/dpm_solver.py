@@ -36,7 +36,9 @@ class DpmSolver(GaussianSampler):
     order_options = {**GaussianSampler.order_options, "method": "fixed"}
 
     order: int = option(3, "order of a step, and its evaluations", choices=(1, 2, 3))
-    method: str = option("fast", "spend `steps` exactly with lower orders at the end, or keep one order", choices=("fast", "fixed"))
+    method: str = option(
+        "fast", "spend `steps` exactly with lower orders at the end, or keep one order", choices=("fast", "fixed")
+    )
 
     def init(self, canvas: NoiseCanvas) -> DpmState:
         orders = self.orders(self.solver_steps(canvas))

@@ -35,7 +35,11 @@ class Point:
 
     @classmethod
     def at(cls, schedule: NoiseSchedule, *, t: float | None = None, lam: float | None = None) -> Point:
-        time = torch.tensor(t, dtype=torch.float64) if t is not None else schedule.t_of(torch.tensor(lam, dtype=torch.float64))
+        time = (
+            torch.tensor(t, dtype=torch.float64)
+            if t is not None
+            else schedule.t_of(torch.tensor(lam, dtype=torch.float64))
+        )
         return cls(float(time), float(schedule.alpha(time)), float(schedule.sigma(time)), float(schedule.lam(time)))
 
 
@@ -67,7 +71,9 @@ class GaussianSampler(Sampler):
     family = "gaussian"
     order_options: ClassVar[Mapping[str, Any]] = {"grid": "logsnr", "end": "t_end"}
 
-    grid: str = option("logsnr", "spacing of the times: uniform in lambda, t or t^(1/2), or Karras et al.'s", choices=GRIDS)
+    grid: str = option(
+        "logsnr", "spacing of the times: uniform in lambda, t or t^(1/2), or Karras et al.'s", choices=GRIDS
+    )
     t_start: float | None = option(None, "time to start from; none: the schedule's t_max", gt=0)
     t_end: float | None = option(None, "time to end at; none: the schedule's t_min", gt=0)
     end: str = option("zero", "return x_0 as denoised at t_end, or x at t_end", choices=("zero", "t_end"))

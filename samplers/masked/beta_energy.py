@@ -42,7 +42,9 @@ class BetaEnergy(Sampler):
 
     def step(self, believe, state: TimedState) -> TimedState:
         # The next total that differs from what is committed already: steps that would commit nothing never happen.
-        totals = torch.floor(state.block_size[:, None] * state.table[state.which[state.block_steps]] + 0.5)  # (B, K + 1)
+        totals = torch.floor(
+            state.block_size[:, None] * state.table[state.which[state.block_steps]] + 0.5
+        )  # (B, K + 1)
         have = (state.block_size - state.count)[:, None]
         target = torch.where(totals > have, totals, torch.inf).amin(1, keepdim=True)
         count = (target.clamp(max=2**30).to(torch.int64) - have).squeeze(1)

@@ -25,7 +25,7 @@ class EntropyBound(Sampler):
 
     name = "entropy_bound"
     family = "masked"
-    cite = "Ben-Hamu et al. 2025, Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking, arXiv 2505.24857"
+    cite = "Ben-Hamu et al. 2025, Accelerated Sampling ... via Entropy Bounded Unmasking (EB-Sampler), arXiv 2505.24857"
     summary = "the longest prefix of certain positions with sum H - max H <= bound"
     default_temperature = 0.0
     exact_order = True

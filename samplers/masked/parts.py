@@ -22,7 +22,9 @@ def select_top(score: Tensor, k: Tensor | int) -> Tensor:
         k: (B,) int64, or one number for all rows.
     """
     order = torch.sort(score, dim=1, descending=True, stable=True).indices  # stable: equals stay in position order
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(score.shape[1], device=score.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
+    )
     return (rank < (k[:, None] if isinstance(k, Tensor) else k)) & (score > -torch.inf)
 
 

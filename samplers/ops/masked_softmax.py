@@ -49,7 +49,7 @@ class _Call(NamedTuple):
     """The op's arguments, in the schema's order."""
 
     logits: Tensor
-    index: Tensor | None
+    index: Tensor | None  # type: ignore[assignment]  # tuple.index is not needed here
     uniform: Tensor | None
     temperature: float
     confidence_temperature: float
@@ -158,7 +158,8 @@ def masked_softmax(
             _check_values(call)  # the kernel noticed; say it in Python's terms
             raise
     token, *floats, status = out
-    return MaskedSoftmax(token, *(x if call.want & bit else None for x, bit in zip(floats, WANT.values())), status)
+    wanted = [x if call.want & bit else None for x, bit in zip(floats, WANT.values())]
+    return MaskedSoftmax(token, *wanted, status)  # type: ignore[arg-type, call-arg]
 
 
 def _flat(x):
@@ -353,8 +354,8 @@ def _twin(*args):
             x = _guide(x, b, call.cfg_scale)
         if forbidden is not None:
             x = x.masked_fill(forbidden, -math.inf)
-        u = call.uniform[here] if call.temperature > 0 else None
-        ids = call.given[here] if want & WANT["given"] else None
+        u = call.uniform[here] if call.uniform is not None and call.temperature > 0 else None
+        ids = call.given[here] if call.given is not None and want & WANT["given"] else None
         slabs.append(_twin_slab(x, u, call.temperature, call.confidence_temperature, ids, want))
     if not slabs:
         return _empty(0, want, device)
@@ -431,7 +432,7 @@ def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
         second = torch.where(is_best.sum(1) > 1, best_value, second)
         first, second = ((_exp2_double((v.double() - reference) * k64)) for v in (best_value, second))
         margin = finish(((first - second) / total).clamp(max=1.0))
-    if want & WANT["entropy"]:
+    if entropies is not None:
         part = scales[0] * (entropies.double() + sums[0].double() * (offset * k64))
         part = torch.where(scales[0] == 0, 0.0, part).cumsum(1)[:, -1]
         entropy = finish((total.log() - LN2 * part / total).clamp(min=0.0))

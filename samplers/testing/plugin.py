@@ -15,6 +15,17 @@ FIXTURES = {
 }
 
 
+@pytest.fixture
+def one_thread():
+    """Torch on one thread: models as small as the kit's wait for a second one more than they get from it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("samplers", "conformance kit of the sampler zoo")
     group.addoption(

@@ -1,5 +1,7 @@
 """The kit. Each test runs once for every registered sampler of its families (see plugin.py)."""
 
+# mypy: disable-error-code="index, attr-defined"
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,6 +16,8 @@ import samplers
 from samplers import Canvas, OptionError, Sampler, registry
 from samplers.registry import FAMILIES
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, solve_ode
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
 SETTINGS = [
@@ -165,7 +169,9 @@ def test_counted_nfe_is_the_declared(zoo_masked, steps):
         out = samplers.sample(net(), sampler, gen_length=length, batch=32, steps=steps, temperature=1.0)
         assert int(out.nfe_rows.max()) <= min(length, steps), "`steps` is a cap for samplers of adaptive count"
         return
-    out = samplers.sample(TinyNet(vocab=3, reach=1), sampler, gen_length=length, batch=batch, steps=steps, temperature=1.0)
+    out = samplers.sample(
+        TinyNet(vocab=3, reach=1), sampler, gen_length=length, batch=batch, steps=steps, temperature=1.0
+    )
     counted = out.nfe_rows.double()
     error = float(counted.std()) / math.sqrt(batch)
     assert abs(float(counted.mean()) - expected) <= 4 * error + 1e-9

@@ -22,7 +22,9 @@ class TinyJoint(TokenDenoiser):
         seed: of the law, exponential weights to the power `skew`, so that cells differ a lot.
     """
 
-    def __init__(self, length: int = 3, vocab: int = 3, seed: int = 0, skew: float = 1.5, time_conditioned: bool = False):
+    def __init__(
+        self, length: int = 3, vocab: int = 3, seed: int = 0, skew: float = 1.5, time_conditioned: bool = False
+    ):
         self.length, self.vocab_size, self.mask_id = length, vocab + 1, vocab
         self.time_conditioned, self.name = time_conditioned, f"tiny joint {vocab}^{length}"
         self.strings = torch.tensor(list(itertools.product(range(vocab), repeat=length)))  # (S, L)
