@@ -255,7 +255,8 @@ def svg(group: Sequence[Point], cost: str, style: Style, prefix: str, title: str
         _figure([(title, group)], cost, style).savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    # Its style sheet is for "*" and would rule the whole page; the report has the same for plots alone.
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
     text = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{prefix}-", text)  # ids of several plots in one page must differ
     for colour, name in ((INK, "ink"), (SOFT, "soft"), (FAINT, "faint")):
         text = text.replace(colour, f"var(--{name})")

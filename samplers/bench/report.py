@@ -179,6 +179,7 @@ h3 span { font-weight: 400; color: var(--soft); }
 p.what { color: var(--soft); margin: 0 0 18px; max-width: 48em; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 10px 28px; margin: 20px 0 0; }
 .plots svg { width: 100%; height: auto; overflow: visible; display: block; }
+.plots svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .scroll { overflow-x: auto; }
 table.data { border-collapse: collapse; font: 13px/1.35 var(--sans); font-variant-numeric: tabular-nums; width: 100%; }
 .data th { font-weight: 500; color: var(--soft); text-align: right; padding: 5px 12px 6px;
@@ -205,7 +206,7 @@ summary { cursor: pointer; color: var(--accent); margin-bottom: 8px; }
 .sudoku text { font: 10px var(--sans); text-anchor: middle; fill: var(--ink); }
 .sudoku text.x { fill: var(--bad); font-weight: 700; }
 .sudoku rect.x { fill: var(--badpaper); }
-.scatter { width: 100%; max-width: 200px; display: block; background: var(--panel); }
+.scatter { width: 100%; max-width: 176px; display: block; background: var(--panel); }
 pre.sample { font: 11px/1.45 var(--mono); margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre.cmd { font: 13px/1.5 var(--mono); background: var(--panel); padding: 12px 16px; overflow-x: auto; margin: 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; font: 13px/1.5 var(--sans); margin: 0; }
@@ -297,10 +298,11 @@ def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:
     out.append("</tr></thead><tbody>")
     for p in rows:
         out.append(f"<tr><td>{'•' if id(p) in on else ''}</td>")
-        for (_, kind, value), winners in zip(cols, best):
+        for (header, kind, value), winners in zip(cols, best):
             v, interval = value(p), ""
             if isinstance(v, Combined):
-                interval = f'<span class="i">{number(v.low)} to {number(v.high)}</span>' if math.isfinite(v.low) else ""
+                shown = math.isfinite(v.low) and (header == p.primary or len(p.metrics) < 4)  # else it does not fit
+                interval = f'<span class="i">{number(v.low)} to {number(v.high)}</span>' if shown else ""
                 v = number(v.value)
             text = esc(v) if kind != "number" else number(v)
             text = f"<b>{text}</b>" if id(p) in winners else text
@@ -489,7 +491,7 @@ def _colophon(cells: list[dict[str, Any]], about: dict[str, Any]) -> list[str]:
     for m in machines.values():
         native = f"native kernels, {m['isa']}" if m["native"] else "torch twins (no native kernels)"
         facts = {
-            "Processor": f"{m['cpu']}, {m['threads']} threads",
+            "Processor": f"{m['cpu']}, {m['threads']} thread{'s' * (m['threads'] != 1)}",
             "Device": m["device"] + (f" ({m['gpu']})" if m.get("gpu") and m["device"] != "cpu" else ""),
             "Ops": native,
             "Software": f"torch {m['torch']}, Python {m['python']}, {m['system']}",
