@@ -608,7 +608,7 @@ def _finish(console: Console, folder: str | Path, show: Sequence[str]) -> int:
     if show:
         for (problem, family), group in groups(points(Store(folder, write=False).records.values())).items():
             console.print()
-            console.print(table(group, best_rows(group), title=f"{problem}, {family}"))
+            console.print(table(group, best_rows(group), title=f"{problem}, {family}", narrow=console.width < 120))
         console.print("[dim]• on the Pareto front by NFE; all settings are in table.md[/]\n", highlight=False)
     for note in notes:
         console.print(f"[yellow]note:[/] {note}", highlight=False)
