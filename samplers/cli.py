@@ -563,6 +563,7 @@ def _bench(args: argparse.Namespace) -> int:
                 folder,
                 fresh=args.fresh,
                 command=command,
+                threads=args.threads or (1 if args.demo else None),
                 started=display.started,
                 running=display.running,
                 finished=display.finished,
@@ -607,7 +608,7 @@ def _finish(console: Console, folder: str | Path, show: Sequence[str]) -> int:
     if show:
         for (problem, family), group in groups(points(Store(folder, write=False).records.values())).items():
             console.print()
-            console.print(table(group, best_rows(group), title=f"{problem}, {family}"))
+            console.print(table(group, best_rows(group), title=f"{problem}, {family}", narrow=console.width < 120))
         console.print("[dim]• on the Pareto front by NFE; all settings are in table.md[/]\n", highlight=False)
     for note in notes:
         console.print(f"[yellow]note:[/] {note}", highlight=False)
@@ -744,6 +745,7 @@ def _parser() -> argparse.ArgumentParser:
         help="an option of all samplers that have it, or sampler.name=value",
         **option,
     )
+    p.add_argument("--threads", type=_whole, metavar="N", help="of torch (default: its own choice; 1 for --demo)")
     p.add_argument(
         "--out", metavar="DIR", help="where results go, and where an earlier sweep goes on (default runs/...)"
     )

@@ -273,6 +273,7 @@ def test_the_report_needs_nothing_from_elsewhere(finished):
     assert not re.search(r"@import|<script|<link|url\((?!#)", text)
     assert text.count("<h2>") >= 3
     assert "samplers bench &lt;&amp;&gt; again" in text
+    assert text.count("<style") == 1  # a plot's own would rule the page
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     for name in ("radd", "random_order", "threshold", "dpmpp_2m"):

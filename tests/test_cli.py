@@ -115,7 +115,9 @@ def test_every_error_is_one_line_and_exit_code_2(cli):
     ):
         code, out, err = cli(*argv)
         assert code == 2, argv
-        assert out == "" and err.startswith("samplers: error: ") and err.count("\n") == 1, (argv, err)
+        assert out == "", argv
+        assert err.startswith("samplers: error: "), (argv, err)
+        assert err.count("\n") == 1, (argv, err)
         assert words in err
 
 

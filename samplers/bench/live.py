@@ -25,8 +25,8 @@ def table(group: list[Point], rows: list[Point], *, title: str = "", narrow: boo
     cols = [c for c in columns(group) if not (narrow and c[1] == "metric" and c[0] != group[0].primary)]
     made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1), header_style="dim")
     made.add_column("")
-    for i, (header, kind, _) in enumerate(cols):
-        made.add_column(header, justify="left" if kind == "text" else "right", no_wrap=i < 2)
+    for header, kind, _ in cols:
+        made.add_column(header, justify="left" if kind == "text" else "right", no_wrap=True)
     for p in rows:
         cells: list[Any] = ["[cyan]•[/]" if id(p) in on else ""]
         for header, _, value in cols:

@@ -26,7 +26,6 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-@functools.cache
 def machine() -> dict[str, Any]:
     """cpu, threads, system, python, torch, device, native (bool), isa (str or None), gpu (str or None)."""
     import torch

@@ -29,7 +29,9 @@ AXIS = {
 }
 
 # Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow, which paper swallows.
+# On dark paper the report takes DARK in its place.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C7A4E", "#7B6FD0")
+DARK = ("#4AA8E0", "#F0B73A", "#2FC79A", "#F08A4B", "#E39CC3", "#8FD0F5", "#BCA873", "#A79DF0")
 MARKERS = ("o", "s", "^", "D")
 # Stand-ins that no palette holds: svg() turns them into var(--...).
 INK, SOFT, FAINT = "#1a1b1c", "#6b6c6d", "#d3d4d5"
@@ -245,7 +247,7 @@ def write_pngs(made: Sequence[Point], folder: Path) -> list[Path]:
 
 
 def svg(group: Sequence[Point], cost: str, style: Style, prefix: str, title: str) -> str:
-    """One panel as an <svg> element to put into a page that has --ink, --soft, --faint and --sans."""
+    """One panel as an <svg> element to put into a page that has --ink, --soft, --faint, --c0 ... and --sans."""
     import matplotlib
 
     buffer = io.StringIO()
@@ -253,10 +255,13 @@ def svg(group: Sequence[Point], cost: str, style: Style, prefix: str, title: str
         _figure([(title, group)], cost, style).savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    # Its style sheet is for "*" and would rule the whole page; the report has the same for plots alone.
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
     text = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{prefix}-", text)  # ids of several plots in one page must differ
     for colour, name in ((INK, "ink"), (SOFT, "soft"), (FAINT, "faint")):
         text = text.replace(colour, f"var(--{name})")
+    for i, colour in enumerate(COLOURS):  # and the series: brighter on dark paper
+        text = text.replace(colour.lower(), f"var(--c{i})").replace(colour, f"var(--c{i})")
     text = re.sub(r"font: ((?:italic )?[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", text)
     # The size is the page's business.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)

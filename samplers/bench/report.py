@@ -179,6 +179,7 @@ h3 span { font-weight: 400; color: var(--soft); }
 p.what { color: var(--soft); margin: 0 0 18px; max-width: 48em; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 10px 28px; margin: 20px 0 0; }
 .plots svg { width: 100%; height: auto; overflow: visible; display: block; }
+.plots svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .scroll { overflow-x: auto; }
 table.data { border-collapse: collapse; font: 13px/1.35 var(--sans); font-variant-numeric: tabular-nums; width: 100%; }
 .data th { font-weight: 500; color: var(--soft); text-align: right; padding: 5px 12px 6px;
@@ -205,7 +206,7 @@ summary { cursor: pointer; color: var(--accent); margin-bottom: 8px; }
 .sudoku text { font: 10px var(--sans); text-anchor: middle; fill: var(--ink); }
 .sudoku text.x { fill: var(--bad); font-weight: 700; }
 .sudoku rect.x { fill: var(--badpaper); }
-.scatter { width: 100%; max-width: 200px; display: block; background: var(--panel); }
+.scatter { width: 100%; max-width: 176px; display: block; background: var(--panel); }
 pre.sample { font: 11px/1.45 var(--mono); margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre.cmd { font: 13px/1.5 var(--mono); background: var(--panel); padding: 12px 16px; overflow-x: auto; margin: 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; font: 13px/1.5 var(--sans); margin: 0; }
@@ -217,6 +218,11 @@ dt { color: var(--soft); } dd { margin: 0; }
 """
 
 
+def _palette() -> str:
+    light, dark = ("".join(f"--c{i}:{c};" for i, c in enumerate(many)) for many in (plot.COLOURS, plot.DARK))
+    return f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
+
+
 def esc(text: Any) -> str:
     return html.escape(str(text), quote=True)
 
@@ -225,18 +231,19 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
     by = groups(made)
     style = plot.styles(made)
     names = sorted({p.sampler for p in made})
-    where = " and ".join(sorted({p.problem for p in made}))
+    *others, last = dict.fromkeys(p.problem for p in made)
+    where = f"{', '.join(others)} and {last}" if others else last
     cells = [r for p in made for r in p.records]
     dates = sorted(r["time"] for r in cells)
     body = [
         f"<h1>{len(names)} sampler{'s' * (len(names) > 1)}, measured on {esc(where)}</h1>",
         f'<p class="byline">{len(cells):,} runs, {sum(r["rows"] for r in cells):,} samples, {esc(dates[-1][:10])}, '
         f"sampler-zoo {esc(cells[-1]['library'])}</p>",
-        '<p class="lead">The denoisers here are exact, so every distance from the truth is the sampler’s own '
-        "doing, and the dashed line is what exact samples score when there are as many of them: nothing can be "
-        "expected below it. Each line is a sampler with ever more forwards of the model; down and to the left is better, and bars are "
-        "95 % intervals over all rows and seeds. Ringed points on the grey stair are the Pareto front: each is better "
-        "than everything cheaper by more than chance.</p>",
+        '<p class="lead">The denoisers here are exact, so every distance from the truth is the sampler’s own doing, '
+        "and the dashed line is what exact samples score on average when there are as many of them: no sampler can be "
+        "expected below it. Each line is a sampler with ever more forwards of the model; down and to the left is "
+        "better, and bars are 95 % intervals over all rows and seeds. Ringed points on the grey stair are the Pareto "
+        "front: each is better than everything cheaper by more than chance.</p>",
     ]
     body += [f'<p class="note">{esc(n)}</p>' for n in notes]
     for number_, ((problem, family), group) in enumerate(by.items()):
@@ -246,7 +253,7 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Samplers on {esc(where)}</title><style>{_CSS}</style></head>\n<body><main>\n"
+        f"<title>Samplers on {esc(where)}</title><style>{_CSS}{_palette()}</style></head>\n<body><main>\n"
         + "\n".join(body)
         + "\n</main></body></html>\n"
     )
@@ -291,10 +298,11 @@ def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:
     out.append("</tr></thead><tbody>")
     for p in rows:
         out.append(f"<tr><td>{'•' if id(p) in on else ''}</td>")
-        for (_, kind, value), winners in zip(cols, best):
+        for (header, kind, value), winners in zip(cols, best):
             v, interval = value(p), ""
             if isinstance(v, Combined):
-                interval = f'<span class="i">{number(v.low)} to {number(v.high)}</span>' if math.isfinite(v.low) else ""
+                shown = math.isfinite(v.low) and (header == p.primary or len(p.metrics) < 4)  # else it does not fit
+                interval = f'<span class="i">{number(v.low)} to {number(v.high)}</span>' if shown else ""
                 v = number(v.value)
             text = esc(v) if kind != "number" else number(v)
             text = f"<b>{text}</b>" if id(p) in winners else text
@@ -354,8 +362,7 @@ def _pictures(problem: problems.Problem, family: str, group: list[Point]) -> lis
         '<div class="head"></div>',
         *(f'<div class="head">{b:g} forward{"s" * (b != 1)}</div>' for b in budgets),
         '<div class="name">exact<small>the law itself</small></div>',
-        f"<figure>{_show(problem, family, truth, truth)}</figure>",
-        *("<div></div>" for _ in budgets[1:]),
+        f'<figure style="grid-column: 2 / -1">{_show(problem, family, truth, truth, 8)}</figure>',
     ]
     for name in names:
         out.append(f'<div class="name">{esc(name)}</div>')
@@ -388,13 +395,14 @@ def _text(problem: problems.Problem, x: Tensor) -> bool:
     return not x.is_floating_point()
 
 
-def _show(problem: problems.Problem, family: str, x: Tensor, truth: Tensor) -> str:
+def _show(problem: problems.Problem, family: str, x: Tensor, truth: Tensor, k: int = 0) -> str:
+    """The first rows; k of them, or as many as stand in a column."""
     if _plane(problem, family):
         return _scatter(x, truth)
     if problem.name == "sudoku4":
         decode = getattr(problem, "decode", lambda v: v)
-        return f'<div class="strip">{"".join(_sudoku(row) for row in decode(x)[:4].tolist())}</div>'
-    pictures = problem.picture(x, 5)
+        return f'<div class="strip">{"".join(_sudoku(row) for row in decode(x)[: k or 4].tolist())}</div>'
+    pictures = problem.picture(x, k or 5)
     if pictures:
         return f'<div class="strip">{"".join(_img(p) for p in pictures)}</div>'
     return f'<pre class="sample">{esc(chr(10).join(problem.render(row) for row in x[:2]))}</pre>'
@@ -483,7 +491,7 @@ def _colophon(cells: list[dict[str, Any]], about: dict[str, Any]) -> list[str]:
     for m in machines.values():
         native = f"native kernels, {m['isa']}" if m["native"] else "torch twins (no native kernels)"
         facts = {
-            "Processor": f"{m['cpu']}, {m['threads']} threads",
+            "Processor": f"{m['cpu']}, {m['threads']} thread{'s' * (m['threads'] != 1)}",
             "Device": m["device"] + (f" ({m['gpu']})" if m.get("gpu") and m["device"] != "cpu" else ""),
             "Ops": native,
             "Software": f"torch {m['torch']}, Python {m['python']}, {m['system']}",

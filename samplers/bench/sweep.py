@@ -74,10 +74,11 @@ class Request:
             raise OptionError("--nfe needs budgets of 1 or more, such as 2,4,8")
 
 
-# What `make bench` runs: about two minutes on two cores.
+# What `make bench` runs: about two minutes on two cores, on one thread (`run(threads=1)`). Batches this small gain
+# little from a second one, and lose tenfold when another program wants that core: threads wait for each other.
 DEMO = (
     Request(("sudoku4",), ("masked/*",), nfe=(1, 2, 4, 8, 16), seeds=3, rows=1000, batch=1000),
-    Request(("digits",), ("masked/*",), nfe=(4, 8, 16, 32, 64), seeds=1, rows=320, batch=320),
+    Request(("digits",), ("masked/*",), nfe=(4, 8, 16, 32, 64), seeds=1, rows=192, batch=192),
     Request(("digits",), ("gaussian/*",), nfe=(5, 10, 20, 40), seeds=3, rows=512, batch=512),
     Request(("mixture",), ("gaussian/*",), nfe=(5, 10, 20, 40), seeds=3, rows=2000, batch=2000),
 )
@@ -296,6 +297,7 @@ def run(
     *,
     fresh: bool = False,
     command: str = "",
+    threads: int | None = None,
     started: Callable[[list[Cell], Store], None] | None = None,
     running: Callable[[Cell], None] | None = None,
     finished: Callable[[Record], None] | None = None,
@@ -304,6 +306,7 @@ def run(
 
     Args:
         command: how to get the same again; the report prints it.
+        threads: of torch, while this runs; None leaves it as it is. Cells record it.
         started, running, finished: told of the plan, of each cell before it runs, and of each record.
 
     Raises:
@@ -318,6 +321,30 @@ def run(
     todo = [c for c in cells if not store.done(c)]
     if started:
         started(cells, store)
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        _run_all(todo, store, running, finished)
+    finally:
+        torch.set_num_threads(before)
+    ends = [store.records[c.key] for c in cells if c.key in store.records]
+    return Outcome(
+        store.folder,
+        len(cells),
+        len(cells) - len(todo),
+        [r for r in ends if r["status"] == "failed"],
+        [r for r in ends if r["status"] == "declined"],
+        time.perf_counter() - begun,
+    )
+
+
+def _run_all(
+    todo: Sequence[Cell],
+    store: Store,
+    running: Callable[[Cell], None] | None,
+    finished: Callable[[Record], None] | None,
+) -> None:
     made: dict[tuple[str, str], tuple[problems.Problem, Any]] = {}
     for cell in todo:
         if running:
@@ -332,15 +359,6 @@ def run(
         store.add(record)
         if finished:
             finished(record)
-    ends = [store.records[c.key] for c in cells if c.key in store.records]
-    return Outcome(
-        store.folder,
-        len(cells),
-        len(cells) - len(todo),
-        [r for r in ends if r["status"] == "failed"],
-        [r for r in ends if r["status"] == "declined"],
-        time.perf_counter() - begun,
-    )
 
 
 def _warm_up(cell: Cell, denoiser: Any) -> None:
