@@ -405,12 +405,12 @@ def _sample(args: argparse.Namespace) -> int:
     save = _writable(args.save)
 
     from . import watch as watching
+    from .driver import stream
 
     console = _console()
-    run = watching.Run(
+    run = stream(
         denoiser,
         args.sampler,
-        options,
         prompt=prompt,
         gen_length=args.gen_length,
         batch=args.batch,
@@ -420,6 +420,7 @@ def _sample(args: argparse.Namespace) -> int:
         cfg_scale=args.cfg_scale,
         temperature=temperature,
         stop=[stop] if stop else None,
+        **options,
     )
     render = problem.render if problem is not None else None
     if (args.watch or args.frames) and not args.json:

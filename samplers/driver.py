@@ -21,7 +21,7 @@ from .errors import DenoiserError, FamilyError, OptionError, SamplersError
 from .random import DRAW_TOKEN, Rng
 from .sampler import Sampler, State
 
-__all__ = ["Belief", "Believe", "NoiseBelieve", "Sample", "Seconds", "sample", "stream"]
+__all__ = ["Belief", "Believe", "NoiseBelieve", "Sample", "Seconds", "Stream", "sample", "stream"]
 
 
 @dataclass(frozen=True)
@@ -260,20 +260,45 @@ class NoiseBelieve:
         self._late.clear()
 
 
-@dataclass
-class _Run:
-    """A run under way: made by `_open`, advanced by stream() and sample()."""
+@dataclass(eq=False)
+class Stream(Iterator[State]):
+    """A run that is looked at between its steps; made by stream().
+
+    Iterating gives the state before the first step and after each one. At any time there are `state`, `steps` (taken)
+    and `nfe` (forwards so far); `result()` makes a Sample of what there is.
+    """
 
     sampler: Sampler
     believe: Believe | NoiseBelieve
     state: State
     limit: int
     settings: dict[str, Any]
-    lengths: tuple[int, ...] | None
-    wall: float = 0.0
     steps: int = 0
+    wall: float = 0.0
+    bar: _Bar | None = None
+    begun: bool = False
+
+    @property
+    def nfe(self) -> int:
+        """Forwards so far."""
+        return self.believe.counter.nfe
+
+    def __next__(self) -> State:
+        if not self.begun:
+            self.begun = True
+            return self.state
+        if self.state.finished:
+            if self.bar:
+                self.bar.stop()
+            self.believe.check()
+            raise StopIteration
+        self.advance()
+        if self.bar:
+            self.bar.moved(self)
+        return self.state
 
     def advance(self) -> None:
+        """Take one step."""
         start = time.perf_counter()
         with torch.no_grad():
             self.state = self.sampler.step(self.believe, self.state)
@@ -285,7 +310,8 @@ class _Run:
                 "position in the last of its block's steps, or move on"
             )
 
-    def result(self, trace: list[State] | None) -> Sample:
+    def result(self, trace: list[State] | None = None) -> Sample:
+        """What the run has made so far, and what it has cost. A row that is not done still holds mask ids."""
         self.believe.check()
         counter, item = self.believe.counter, registry.entry_of(type(self.sampler))
         inside = counter.seconds
@@ -319,7 +345,7 @@ def _number(name: str, value: Any, low: float) -> float:
     return float(value)
 
 
-def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, Any]) -> _Run:
+def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, Any]) -> Stream:
     if isinstance(sampler, str):
         sampler = registry.load(sampler).make(**options)
     elif not isinstance(sampler, Sampler):
@@ -352,7 +378,7 @@ def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, 
     raise FamilyError(f"denoiser {denoiser.name!r} of the {denoiser.family} family: no driver for that family yet")
 
 
-def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]) -> _Run:
+def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]) -> Stream:
     temperature = args["temperature"]
     temperature = sampler.default_temperature if temperature is None else _number("temperature", temperature, 0.0)
     cfg_scale = _number("cfg_scale", args["cfg_scale"], 0.0)
@@ -381,12 +407,12 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
     # Every block may take its steps, and then one more a position: more than any sampler that moves can need.
     limit = int(canvas.block_steps.sum(1).max()) + canvas.x.shape[1] + 16
     settings |= {"batch": batch, "temperature": temperature, "cfg_scale": cfg_scale}
-    return _Run(sampler, believe, state, limit, settings, canvas.lengths)
+    return Stream(sampler, believe, state, limit, settings)
 
 
 def _open_gaussian(
     denoiser: GaussianDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]
-) -> _Run:
+) -> Stream:
     alone = {"prompt", "gen_length", "block_length", "cache", "temperature", "stop"}
     for name in sorted(alone):
         if args[name] is not None:
@@ -406,7 +432,7 @@ def _open_gaussian(
     )
     believe = NoiseBelieve(denoiser, batch, sampler=sampler.name)
     settings = {k: v for k, v in settings.items() if k not in alone | {"cfg_scale"}} | {"steps": canvas.steps}
-    return _Run(sampler, believe, sampler.init(canvas), canvas.steps + 16, settings, None)
+    return Stream(sampler, believe, sampler.init(canvas), canvas.steps + 16, settings)
 
 
 def stream(
@@ -427,27 +453,19 @@ def stream(
     trace: bool = False,
     progress: bool = False,
     **options: Any,
-) -> Iterator[State]:
+) -> Stream:
     """As `sample`, yielding the state before the first step and after each one: live views, early exit.
 
     Arguments are checked when it is called, not at the first step. Stop iterating whenever you like: nothing is left
     open. `trace` is taken for the sake of one signature: the states that it would keep are those that are yielded.
+    `stream(...).result()` is the Sample.
     """
     args = locals()
     for name in ("denoiser", "sampler", "options", "trace", "progress"):
         args.pop(name)
     run = _open(denoiser, sampler, options, args)
-
-    def states() -> Iterator[State]:
-        yield run.state
-        with _Bar(run, progress) as moved:
-            while not run.state.finished:
-                run.advance()
-                moved()
-                yield run.state
-        run.believe.check()
-
-    return states()
+    run.bar = _Bar(run) if progress else None
+    return run
 
 
 def sample(
@@ -497,45 +515,42 @@ def sample(
         args.pop(name)
     run = _open(denoiser, sampler, options, args)
     kept = [run.state] if trace else None
-    with _Bar(run, progress) as moved:
+    bar = _Bar(run) if progress else None
+    try:
         while not run.state.finished:
             run.advance()
-            moved()
+            if bar:
+                bar.moved(run)
             if kept is not None:
                 kept.append(run.state)
+    finally:
+        if bar:
+            bar.stop()
     return run.result(kept)
 
 
 class _Bar:
-    """A rich progress bar over committed positions or steps; nothing at all when it is not wanted."""
+    """A rich progress bar over committed positions or evaluations."""
 
-    def __init__(self, run: _Run, wanted: bool):
-        self.run, self.wanted = run, wanted
-
-    def __enter__(self):
-        if not self.wanted:
-            return lambda: None
+    def __init__(self, run: Stream):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        run, start = self.run, self.run.state
-        total = start.canvas.filled if isinstance(start, TokenState) else run.settings["steps"]
-        self.bar = Progress(
+        start = run.state
+        self.total = start.canvas.filled if isinstance(start, TokenState) else run.settings["steps"]
+        self.progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("positions" if isinstance(start, TokenState) else "evaluations"),
             TimeRemainingColumn(),
         )
-        task = self.bar.add_task(run.sampler.name, total=total)
-        self.bar.start()
+        self.task = self.progress.add_task(run.sampler.name, total=self.total)
+        self.progress.start()
 
-        def moved() -> None:
-            state = run.state
-            done = total - int(state.masked.sum()) if isinstance(state, TokenState) else run.believe.counter.nfe
-            self.bar.update(task, completed=done)
+    def moved(self, run: Stream) -> None:
+        state = run.state
+        done = self.total - int(state.masked.sum()) if isinstance(state, TokenState) else run.nfe
+        self.progress.update(self.task, completed=done)
 
-        return moved
-
-    def __exit__(self, *_: object) -> None:
-        if self.wanted:
-            self.bar.stop()
+    def stop(self) -> None:
+        self.progress.stop()

@@ -7,9 +7,9 @@ sudokus, digits, strings.
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
 from typing import Any
 
 from rich.console import Console, Group
@@ -20,43 +20,12 @@ from rich.text import Text
 from torch import Tensor
 
 from .canvas import TokenState
-from .driver import Sample, _open, stream
+from .driver import Sample, Stream
 
-__all__ = ["Run", "braille", "render_rows", "watch"]
+__all__ = ["braille", "render_rows", "watch"]
 
 MASK = "·"
 FRESH, GONE = "bold black on bright_yellow", "bold white on red"
-
-
-class Run:
-    """A run that can be looked at between steps and gives its Sample in the end; `stream` gives states only."""
-
-    def __init__(self, denoiser: Any, sampler: Any, options: dict[str, Any], **arguments: Any):
-        known = inspect.signature(stream).parameters.values()
-        every = {p.name: p.default for p in known if p.kind is p.KEYWORD_ONLY}
-        self._run = _open(denoiser, sampler, options, every | arguments)
-
-    @property
-    def state(self) -> Any:
-        return self._run.state
-
-    @property
-    def nfe(self) -> int:
-        """Forwards so far."""
-        return self._run.believe.counter.nfe
-
-    @property
-    def steps(self) -> int:
-        return self._run.steps
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self.state
-        while not self.state.finished:
-            self._run.advance()
-            yield self.state
-
-    def result(self) -> Sample:
-        return self._run.result(None)
 
 
 def braille(points: Tensor, *, width: int = 40, height: int = 20, reach: float | None = None) -> str:
@@ -107,8 +76,8 @@ def _highlighted(text: str, before: str | None) -> Text:
     return made
 
 
-def _frame(run: Run, texts: list[str], before: list[str] | None, title: str, width: int, tokens: bool) -> Panel:
-    state = run.state
+def _frame(run: Stream, texts: list[str], before: list[str] | None, title: str, width: int, tokens: bool) -> Panel:
+    state: Any = run.state
     rows = [_highlighted(t, before[i] if before and tokens else None) for i, t in enumerate(texts)]
     widest = max((len(line) for t in texts for line in t.splitlines()), default=1)
     columns = max(1, min(len(rows), (width - 6) // (widest + 4)))
@@ -143,7 +112,7 @@ def _frame(run: Run, texts: list[str], before: list[str] | None, title: str, wid
 
 
 def watch(
-    run: Run,
+    run: Stream,
     console: Console,
     *,
     title: str,
@@ -159,12 +128,13 @@ def watch(
         fps: frames a second, at most; 0 does not wait.
         frames: print frames one below another, as is done for the last one where there is no terminal.
     """
-    tokens = isinstance(run.state, TokenState)
-    if tokens or run.state.x.shape[1:] != (2,):
+    start: Any = run.state
+    tokens = isinstance(start, TokenState)
+    if tokens or start.x.shape[1:] != (2,):
         seen = render
     else:
         seen = None  # points of the plane are drawn all together
-    mask_id = run.state.canvas.mask_id if tokens else None
+    mask_id = start.canvas.mask_id if tokens else None
     live = Live(console=console, auto_refresh=False) if console.is_terminal and not frames else None
     before: list[str] | None = None
     panel: Panel | None = None

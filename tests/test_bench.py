@@ -67,6 +67,14 @@ def test_batches_do_not_change_the_samples(tmp_path):
     assert a["key"] != b["key"]
 
 
+def test_two_sweeps_cannot_write_to_one_folder(tmp_path):
+    first = Store(tmp_path)
+    with pytest.raises(OptionError, match="another sweep is writing to"):
+        run([SMALL], tmp_path)
+    first.close()
+    assert run([SMALL], tmp_path).planned == 8
+
+
 def test_an_adaptive_sampler_walks_its_own_option(finished):
     cells = [c for c in map(json.loads, lines(finished)) if c["sampler"] == "threshold" and c["seed"] == 0]
     option, values = registry.load("threshold").sweep

@@ -336,13 +336,14 @@ def _budgets(group: Sequence[Point], most: int) -> list[float]:
 
 
 def _near(group: Sequence[Point], sampler: str, budget: float) -> Point | None:
-    """The sampler's setting for a budget: what was asked to spend it; of an adaptive one, what spent nearly that."""
+    """The sampler's setting for a budget: what was asked to spend it; of an adaptive one, the best that spent about that."""
     own = [p for p in group if p.sampler == sampler]
     exact = [p for p in own if p.knob == "steps" and p.value == budget]
     if exact:
         return exact[0]
-    close = [(abs(math.log(max(p.nfe, 1e-9) / budget)), i) for i, p in enumerate(own) if p.knob != "steps"]
-    return own[min(close)[1]] if close and min(close)[0] < math.log(1.45) else None
+    close = [p for p in own if p.knob != "steps" and 0.7 * budget <= p.nfe <= 1.05 * budget]
+    sign = -1 if close and close[0].quality.better == "higher" else 1
+    return min(close, key=lambda p: sign * p.quality.value, default=None)
 
 
 def _pictures(problem: problems.Problem, family: str, group: list[Point]) -> list[str]:

@@ -214,6 +214,21 @@ def _options(texts: Sequence[str], samplers: Sequence[str]) -> dict[str, dict[st
 # ---------------------------------------------------------------------------------------------- the file
 
 
+def _locked(folder: Path) -> Any:
+    """An open file that no other sweep can lock: two writers would mix their lines. None where the system has no flock."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = open(folder / ".lock", "ab")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise OptionError(f"another sweep is writing to {folder}: wait for it, or give another --out") from None
+    return file
+
+
 class Store:
     """DIR/cells.jsonl: one line a finished cell, appended and flushed to the disk.
 
@@ -223,16 +238,19 @@ class Store:
         fresh: put the cells that are there aside, as cells.jsonl.bak.
 
     Raises:
-        OptionError: the folder cannot be made or written, is no folder, or has nothing to read.
+        OptionError: the folder cannot be made or written, is no folder, has nothing to read, or another sweep is
+            writing there.
         SamplersError: a line, other than one cut off at the end, is not a cell; it names file and line.
     """
 
     def __init__(self, folder: str | Path, *, write: bool = True, fresh: bool = False):
         self.folder, self.path = Path(folder), Path(folder) / CELLS
         self.notes: list[str] = []
+        self._lock: Any = None  # held as long as this object lives
         try:
             if write:
                 self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock = _locked(self.folder)
                 if fresh and self.path.exists():
                     self.path.replace(self.path.with_suffix(".jsonl.bak"))
                     self.notes.append(f"earlier cells were put aside as {self.path.name}.bak")
@@ -270,6 +288,11 @@ class Store:
             file.flush()
             os.fsync(file.fileno())
         self.records[record["key"]] = record
+
+    def close(self) -> None:
+        """Let another sweep write here."""
+        if self._lock is not None:
+            self._lock.close()
 
     def done(self, cell: Cell) -> bool:
         """Whether the cell has its result; a failed one has not."""
@@ -316,18 +339,25 @@ def run(
     begun = time.perf_counter()
     cells = plan(requests)
     store = Store(folder, fresh=fresh)
-    about = {"command": command, "requests": [dataclasses.asdict(r) for r in requests], "library": registry.version()}
-    (store.folder / REQUEST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    todo = [c for c in cells if not store.done(c)]
-    if started:
-        started(cells, store)
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
     try:
-        _run_all(todo, store, running, finished)
+        about = {
+            "command": command,
+            "requests": [dataclasses.asdict(r) for r in requests],
+            "library": registry.version(),
+        }
+        (store.folder / REQUEST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        todo = [c for c in cells if not store.done(c)]
+        if started:
+            started(cells, store)
+        before = torch.get_num_threads()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            _run_all(todo, store, running, finished)
+        finally:
+            torch.set_num_threads(before)
     finally:
-        torch.set_num_threads(before)
+        store.close()
     ends = [store.records[c.key] for c in cells if c.key in store.records]
     return Outcome(
         store.folder,
