@@ -197,3 +197,56 @@ def test_hello_is_installed_and_listed():
 def test_listing_is_light():
     code = "import sys, samplers; samplers.list_samplers(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, "listing names imported torch"
+
+
+def kit(*args):
+    command = [sys.executable, "-m", "pytest", "--pyargs", "samplers.testing", "-p", "no:cacheprovider", *args]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_kit_judges_one_sampler():
+    done = kit("--sampler", "left_to_right", "-k", "facts or options or law")
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+
+
+def test_the_kit_says_when_there_is_no_such_sampler():
+    done = kit("--sampler", "left_to_rihgt")
+    assert done.returncode == 4
+    assert "did you mean 'left_to_right'" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+
+
+def test_the_kit_finds_a_sampler_that_is_wrong(tmp_path, monkeypatch):
+    """A kit that passes everything is worth nothing: these samplers have one mistake each."""
+    mistakes = {
+        "global_rng": ("torch.rand(state.x.shape)", "seed_decides or row_of"),
+        "batch_count": ("belief.confidence.flatten().argsort().argsort().view_as(state.x).float()", "row_of"),
+        "peeks": ("belief.confidence", "law and one"),
+    }
+    code = "import torch\nfrom samplers.masked.parts import select_top\n"
+    code += "from dataclasses import dataclass\nfrom samplers import Sampler\n"
+    for name, (score, _) in mistakes.items():
+        k = "len(state.x)" if name == "batch_count" else 1
+        code += f"""
+@dataclass(frozen=True)
+class {name.title().replace("_", "")}(Sampler):
+    '''A sampler with a mistake, for a test.'''
+    name, family, cite, summary, exact_order = "{name}", "masked", "nobody", "wrong", True
+
+    def step(self, believe, state):
+        belief = believe(state, want="confidence")
+        score = torch.where(state.open, {score}, -torch.inf)
+        return state.commit(select_top(score, {k}), belief.token)
+"""
+    (tmp_path / "wrong_ones.py").write_text(code)
+    info = tmp_path / "wrong_ones-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: wrong-ones\nVersion: 1.0\n")
+    points = "\n".join(f"{n} = wrong_ones:{n.title().replace('_', '')}" for n in mistakes)
+    (info / "entry_points.txt").write_text(f"[samplers]\n{points}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name, (_, tests) in mistakes.items():
+        done = kit("--sampler", name, "-k", tests)
+        assert done.returncode == 1, f"the kit passed {name}: {done.stdout}"
+        assert " failed" in done.stdout

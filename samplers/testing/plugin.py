@@ -36,20 +36,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    for fixture, families in FIXTURES.items():
-        if fixture not in metafunc.fixturenames:
-            continue
-        from samplers import registry
+def pytest_configure(config: pytest.Config) -> None:
+    if wanted := config.getoption("sampler"):
         from samplers.errors import SamplersError
 
         try:
+            _chosen(wanted)
+        except SamplersError as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    for fixture, families in FIXTURES.items():
+        if fixture in metafunc.fixturenames:
+            from samplers import registry
+
             names = _chosen(metafunc.config.getoption("sampler"))
             if families is not None:
                 names = [n for n in names if registry.entry(n).family in families]
-        except SamplersError as error:
-            raise pytest.UsageError(str(error)) from error
-        metafunc.parametrize(fixture, names)
+            metafunc.parametrize(fixture, names)
 
 
 def _chosen(wanted: list[str] | None) -> list[str]:
