@@ -13,6 +13,7 @@ import math
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -44,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     args.argv = list(sys.argv[1:] if argv is None else argv)
+    python_style = warnings.formatwarning
+    # On a terminal the message is what counts, not the line of ours that said it.
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     try:
         return args.run(args)
     except SamplersError as error:
@@ -55,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `samplers list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        warnings.formatwarning = python_style
 
 
 def _complain(message: str) -> None:

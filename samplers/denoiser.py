@@ -197,7 +197,7 @@ class GaussianDenoiser(Denoiser):
 class _WrappedGaussian(GaussianDenoiser):
     def __init__(self, fn, shape, schedule, prediction, dtype, device, name):
         if prediction not in PREDICTIONS:
-            hint = did_you_mean(str(prediction), PREDICTIONS) or "."
+            hint = did_you_mean(str(prediction), PREDICTIONS)
             raise OptionError(f"unknown prediction {prediction!r}{hint} Known: {', '.join(PREDICTIONS)}")
         self.fn, self.shape, self.schedule, self.prediction = fn, shape, schedule, prediction
         self.dtype, self.device = dtype, torch.device(device)

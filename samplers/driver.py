@@ -288,14 +288,18 @@ class Stream(Iterator[State]):
             self.begun = True
             return self.state
         if self.state.finished:
-            if self.bar:
-                self.bar.stop()
+            self.close()
             self.believe.check()
             raise StopIteration
         self.advance()
         if self.bar:
             self.bar.moved(self)
         return self.state
+
+    def close(self) -> None:
+        """Take the progress bar down; for a loop that is left early. Nothing else is open."""
+        if self.bar:
+            self.bar.stop()
 
     def advance(self) -> None:
         """Take one step."""
@@ -511,21 +515,14 @@ def sample(
         Sample. Raises OptionError, UnknownNameError, FamilyError or DenoiserError, each saying what and where.
     """
     args = locals()
-    for name in ("denoiser", "sampler", "options", "trace", "progress"):
-        args.pop(name)
-    run = _open(denoiser, sampler, options, args)
-    kept = [run.state] if trace else None
-    bar = _Bar(run) if progress else None
+    run = stream(**args.pop("options"), **args)
+    kept: list[State] | None = [] if trace else None
     try:
-        while not run.state.finished:
-            run.advance()
-            if bar:
-                bar.moved(run)
+        for state in run:
             if kept is not None:
-                kept.append(run.state)
+                kept.append(state)
     finally:
-        if bar:
-            bar.stop()
+        run.close()
     return run.result(kept)
 
 

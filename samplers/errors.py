@@ -44,6 +44,6 @@ class PluginError(SamplersError, ImportError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' Did you mean 'x'?' for the closest known names, or nothing; made to be put behind a quoted word."""
+    """Ends a sentence whose last word is quoted and wrong: ": did you mean 'x'?" with the closest known names, or "."."""
     close = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
-    return f": did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    return f": did you mean {' or '.join(repr(c) for c in close)}?" if close else "."

@@ -223,7 +223,7 @@ def entry(name: str) -> Entry:
     note = "".join(f" (plug-in {r.distribution} {r.version} is broken and left out: {r.error})" for r in broken)
     known = [e.name for e in entries()]
     raise UnknownNameError(
-        f"unknown sampler {name!r}{did_you_mean(bare, known) or '.'} "
+        f"unknown sampler {name!r}{did_you_mean(bare, known)} "
         f"There are {len(set(known))}; 'samplers list' shows them{note}"
     )
 
@@ -248,7 +248,7 @@ def names(pattern: str | Iterable[str] = "*", family: str | None = None) -> list
     """Names that match: 'dpmpp*', 'masked/*', or several patterns. A name that two packages have is shown as 'dist:name'."""
     if family is not None and family not in FAMILIES:
         raise UnknownNameError(
-            f"unknown family {family!r}{did_you_mean(family, FAMILIES) or '.'} Known: {', '.join(FAMILIES)}"
+            f"unknown family {family!r}{did_you_mean(family, FAMILIES)} Known: {', '.join(FAMILIES)}"
         )
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     found = set()

@@ -192,8 +192,8 @@ class Sampler:
                     f"{key!r} is not an option of sampler {cls.name!r} but an argument of samplers.sample(): "
                     f"sample(denoiser, {cls.name!r}, {key}=...)"
                 )
-            have = f"its options: {', '.join(known)}" if known else "it has none"
-            raise OptionError(f"sampler {cls.name!r} has no option {key!r}{did_you_mean(key, known)}; {have}")
+            have = f"Its options: {', '.join(known)}" if known else "It has none"
+            raise OptionError(f"sampler {cls.name!r} has no option {key!r}{did_you_mean(key, known)} {have}")
         return cls(**options)
 
     def values(self) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def mask_schedule(spec: str | MaskSchedule) -> MaskSchedule:
         if not (0 < a < math.inf and 0 < b < math.inf):
             raise OptionError(f"schedule {spec!r}: beta(a,b) takes two positive numbers, such as beta(0.9,0.3)")
         return _beta(a, b)
-    hint = did_you_mean(text, [*_FORMULAS, "beta(a,b)"]) or "."
+    hint = did_you_mean(text, [*_FORMULAS, "beta(a,b)"])
     raise OptionError(f"unknown mask schedule {spec!r}{hint} Known: {_MEANS}")
 
 
@@ -263,6 +263,6 @@ def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
     if isinstance(spec, NoiseSchedule):
         return spec
     if spec not in _NOISE:
-        hint = did_you_mean(str(spec), _NOISE) or "."
+        hint = did_you_mean(str(spec), _NOISE)
         raise OptionError(f"unknown noise schedule {spec!r}{hint} Known: {', '.join(_NOISE)}")
     return _NOISE[spec]()

@@ -44,14 +44,14 @@ def create(name: str, **options: Any) -> Problem:
     """
     if name not in _PROBLEMS:
         known = list_problems()
-        raise UnknownNameError(f"unknown problem {name!r}{did_you_mean(str(name), known)}. Known: {', '.join(known)}")
+        raise UnknownNameError(f"unknown problem {name!r}{did_you_mean(str(name), known)} Known: {', '.join(known)}")
     module, cls_name = _PROBLEMS[name].split(":")
     cls = getattr(importlib.import_module(f".{module}", __name__), cls_name)
     known = list(inspect.signature(cls).parameters)
     for option in options:
         if option not in known:
             raise OptionError(
-                f"problem {name!r} has no option {option!r}{did_you_mean(option, known)}. "
+                f"problem {name!r} has no option {option!r}{did_you_mean(option, known)} "
                 f"Its options: {', '.join(known) or 'none'}"
             )
     return cls(**options)

@@ -218,7 +218,7 @@ class Problem:
             if option not in known:
                 raise OptionError(
                     f"the {family} denoiser of problem {self.name!r} has no option {option!r}"
-                    f"{did_you_mean(option, known)}. Its options: {', '.join(known) or 'none'}"
+                    f"{did_you_mean(option, known)} Its options: {', '.join(known) or 'none'}"
                 )
         return make(**kw)
 
@@ -270,7 +270,7 @@ class Problem:
             return self.families[0]
         if family not in self.families:
             raise FamilyError(
-                f"problem {self.name!r} has no {family!r} denoiser{did_you_mean(str(family), self.families)}. "
+                f"problem {self.name!r} has no {family!r} denoiser{did_you_mean(str(family), self.families)} "
                 f"It has: {', '.join(self.families)}"
             )
         return family

@@ -157,7 +157,7 @@ class Mixture(Problem):
             self.stds = torch.full((8,), 0.15, dtype=torch.float64)
         else:
             raise OptionError(
-                f"problem 'mixture': unknown preset {preset!r}{did_you_mean(str(preset), PRESETS)}. "
+                f"problem 'mixture': unknown preset {preset!r}{did_you_mean(str(preset), PRESETS)} "
                 f"Known: {', '.join(PRESETS)}"
             )
         self.dim = self.blocks * self.means.shape[1]
