@@ -30,8 +30,8 @@ AXIS = {
 
 # Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow, which paper swallows.
 # On dark paper the report takes DARK in its place.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C7A4E", "#7B6FD0")
-DARK = ("#4AA8E0", "#F0B73A", "#2FC79A", "#F08A4B", "#E39CC3", "#8FD0F5", "#BCA873", "#A79DF0")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C7A4E", "#7B6FD0", "#4A4A4A", "#8B1E3F")
+DARK = ("#4AA8E0", "#F0B73A", "#2FC79A", "#F08A4B", "#E39CC3", "#8FD0F5", "#BCA873", "#A79DF0", "#C8C8C8", "#D9789A")
 MARKERS = ("o", "s", "^", "D")
 # Stand-ins that no palette holds: svg() turns them into var(--...).
 INK, SOFT, FAINT = "#1a1b1c", "#6b6c6d", "#d3d4d5"
