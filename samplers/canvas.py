@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
@@ -376,7 +377,7 @@ def _prompts(prompt: Any, batch: int) -> list[Tensor]:
         raise OptionError(f"batch must be an integer of 1 or more, not {batch!r}")
     if prompt is None:
         return [torch.zeros(0, dtype=torch.int64)] * batch
-    ragged = isinstance(prompt, Sequence) and len(prompt) > 0 and not isinstance(prompt[0], int)
+    ragged = isinstance(prompt, Sequence) and len(prompt) > 0 and not isinstance(prompt[0], Integral)
     try:
         rows = [torch.as_tensor(p) for p in prompt] if ragged else torch.as_tensor(prompt)
     except (TypeError, ValueError, RuntimeError) as error:

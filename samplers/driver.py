@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -371,6 +372,8 @@ def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, 
             f"sampler {sampler.name!r} is of the {sampler.family} family and denoiser {denoiser.name!r} of the "
             f"{denoiser.family} family{hint}"
         )
+    # numpy's integers, and whatever else is one, become Python's here; everything below may ask for int.
+    args |= {k: int(v) for k, v in args.items() if isinstance(v, Integral) and not isinstance(v, (bool, int))}
     steps = args["steps"]
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
         raise OptionError(f"steps must be an integer of 1 or more, not {steps!r}")

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -363,6 +364,16 @@ def test_one_prompt_many_rows_differ():
     assert out.x.shape == (5, 13)
     assert (out.x[:, :3] == torch.tensor([1, 2, 3])).all()
     assert len({tuple(r) for r in out.x.tolist()}) == 5
+
+
+def test_numpy_is_welcome():
+    plain = samplers.sample(TinyNet(), "radd", prompt=[1, 2], gen_length=8, batch=3, steps=4, seed=5).x
+    n = np.int64
+    same = {"gen_length": n(8), "batch": n(3), "steps": n(4), "seed": n(5)}
+    for prompt in (np.array([1, 2]), [n(1), n(2)], [np.array([1, 2])] * 3, torch.tensor([1, 2])):
+        assert (samplers.sample(TinyNet(), "radd", prompt=prompt, **same).x == plain).all()
+    with pytest.raises(OptionError, match="steps"):
+        samplers.sample(TinyNet(), "radd", gen_length=3, steps=True)
 
 
 def test_tiny_joint_is_a_law():
