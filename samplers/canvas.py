@@ -79,35 +79,41 @@ class Canvas:
         """
         prompts = _prompts(prompt, batch)
         mask_id = _mask_id(denoiser)
-        for i, p in enumerate(prompts):
-            _check_tokens(p, denoiser, i)
+        # A prompt that is repeated is one object: it is looked at once, however many rows it has.
+        first = {id(p): i for i, p in reversed(list(enumerate(prompts)))}
+        for i in sorted(first.values()):
+            _check_tokens(prompts[i], denoiser, i)
         if gen_length is None:
             if denoiser.length is None:
                 raise OptionError(f"gen_length is needed: denoiser {denoiser.name!r} takes a canvas of any length")
         elif isinstance(gen_length, bool) or not isinstance(gen_length, int) or gen_length < 1:
             raise OptionError(f"gen_length must be an integer of 1 or more, not {gen_length!r}")
-        lengths = []
-        for i, p in enumerate(prompts):
-            size = len(p) + gen_length if gen_length is not None else denoiser.length
-            assert size is not None
-            if denoiser.length is not None and len(p) >= denoiser.length:
+        for i in sorted(first.values()):
+            size = len(prompts[i]) + (gen_length or 0)
+            if denoiser.length is not None and len(prompts[i]) >= denoiser.length:
                 raise OptionError(
-                    f"the prompt of row {i} has {len(p)} tokens and the canvas of {denoiser.name!r} has "
+                    f"the prompt of row {i} has {len(prompts[i])} tokens and the canvas of {denoiser.name!r} has "
                     f"{denoiser.length} positions: no position is left to fill; "
                     f"a prompt may have at most {denoiser.length - 1}"
                 )
-            if denoiser.length is not None and size != denoiser.length:
+            if denoiser.length is not None and gen_length is not None and size != denoiser.length:
                 raise OptionError(
-                    f"row {i}: a prompt of {len(p)} and gen_length={gen_length} make {size} positions; denoiser "
-                    f"{denoiser.name!r} takes exactly {denoiser.length}: use gen_length={denoiser.length - len(p)} or none"
+                    f"row {i}: a prompt of {len(prompts[i])} and gen_length={gen_length} make {size} positions; denoiser "
+                    f"{denoiser.name!r} takes exactly {denoiser.length}: "
+                    f"use gen_length={denoiser.length - len(prompts[i])} or none"
                 )
-            lengths.append(size)
-        x = torch.full((len(prompts), max(lengths)), mask_id, dtype=torch.int64)  # (B, L)
-        fill = torch.zeros(x.shape, dtype=torch.bool)
-        for i, (p, size) in enumerate(zip(prompts, lengths)):
-            x[i, : len(p)] = p
-            fill[i, len(p) : size] = True
-        return cls(x.to(denoiser.device), fill.to(denoiser.device), tuple(lengths), mask_id, int(fill.sum()))
+        given = torch.tensor([len(p) for p in prompts])  # (B,)
+        ends = given + gen_length if gen_length is not None else torch.full_like(given, denoiser.length or 0)
+        position = torch.arange(int(ends.max()))
+        fill = (position >= given[:, None]) & (position < ends[:, None])  # (B, L)
+        x = torch.full(fill.shape, mask_id)
+        if len(first) == 1:
+            x[:, : len(prompts[0])] = prompts[0]
+        else:
+            for i, p in enumerate(prompts):
+                x[i, : len(p)] = p
+        device = denoiser.device
+        return cls(x.to(device), fill.to(device), tuple(ends.tolist()), mask_id, int(fill.sum()))
 
     @classmethod
     def infill(cls, denoiser: TokenDenoiser, x: Any, fill: Any, batch: int = 1) -> Canvas:

@@ -75,7 +75,7 @@ struct Plan {
     chunks = (j.vocab + kChunk - 1) / kChunk;
   }
 
-  // Chunk c of row n in fp32, guided, forbidden entries and everything past the end at -inf.
+  // Chunk c of row n in fp32, guided; forbidden entries, and those between the end and its block's end, at -inf.
   void materialise(int64_t n, int64_t c, float* out, float* scratch) const {
     const int64_t begin = c * kChunk;
     const int count = static_cast<int>(std::min<int64_t>(kChunk, job.vocab - begin));
@@ -166,13 +166,14 @@ int64_t draw(const Plan& plan, int64_t n, const Chunk* table, double total, Benc
     if (sum > target) break;
   }
   plan.materialise(n, chosen, bench.values, bench.scratch);
-  plan.isa.weights(bench.values, table[chosen].m, plan.k[set], bench.scratch);
+  const int count = static_cast<int>(std::min<int64_t>(kChunk, plan.job.vocab - chosen * kChunk));
+  plan.isa.weights(bench.values, count, table[chosen].m, plan.k[set], bench.scratch);
   double s = 0;
-  for (int i = 0; i < kChunk; ++i) bench.cumulative[i] = s += static_cast<double>(bench.scratch[i]);
+  for (int i = 0; i < count; ++i) bench.cumulative[i] = s += static_cast<double>(bench.scratch[i]);
   const double goal = (target - before) / weight * s;
-  int64_t i = std::upper_bound(bench.cumulative, bench.cumulative + kChunk, goal) - bench.cumulative;
-  if (i == kChunk)
-    for (i = kChunk - 1; i > 0 && !(bench.scratch[i] > 0); --i) {
+  int64_t i = std::upper_bound(bench.cumulative, bench.cumulative + count, goal) - bench.cumulative;
+  if (i == count)
+    for (i = count - 1; i > 0 && !(bench.scratch[i] > 0); --i) {
     }
   return chosen * kChunk + i;
 }

@@ -33,11 +33,11 @@ struct Kernels {
   using Pass = void (*)(const void* x, int blocks, const float* k, float kmax, const char* ahead, Chunk& out,
                         Lanes& lanes);
   Pass pass[3][3][2][2];  // [type][sets][entropy][top2]
-  // n entries to fp32, the rest of the chunk filled with -inf.
+  // n entries to fp32, the rest of their last block of 128 filled with -inf.
   void (*widen)(Type type, const void* x, int n, float* out);
   void (*guide)(float* a, const float* b, float w, int n);
-  // Weights of a whole fp32 chunk for a draw: entries below the floor weigh exactly 0.
-  void (*weights)(const float* x, float m, float k, float* out);
+  // Weights of n fp32 entries (whole vectors are read and written) for a draw: those below the floor weigh exactly 0.
+  void (*weights)(const float* x, int n, float m, float k, float* out);
   // out[i] = 2^x[i] in double.
   void (*scales)(const double* x, int n, double* out);
 };

@@ -121,7 +121,7 @@ static void widen_type(const void* x, int n, float* out) {
            static_cast<size_t>(n - i) * Load<kType>::kBytes);
     Simd::store(out + i, Load<kType>::at(tail, 0));
   }
-  for (int j = n; j < kChunk; ++j) out[j] = -INFINITY;
+  for (int j = n; j % kBlock != 0; ++j) out[j] = -INFINITY;
 }
 
 static void widen(Type type, const void* x, int n, float* out) {
@@ -142,9 +142,9 @@ static void guide(float* a, const float* b, float w, int n) {
   for (; i < n; ++i) a[i] = guided(a[i], b[i], w);
 }
 
-static void weights(const float* x, float m, float k, float* out) {
+static void weights(const float* x, int n, float m, float k, float* out) {
   const Simd::V vm = Simd::set1(m), vk = Simd::set1(k), floor = Simd::set1(kFloor);
-  for (int i = 0; i < kChunk; i += Simd::kWidth) {
+  for (int i = 0; i < n; i += Simd::kWidth) {
     const Simd::V t = Simd::mul(Simd::sub(Simd::load(x + i), vm), vk);
     Simd::store(out + i, Simd::zero_below(t, floor, exp2_poly(Simd::max(floor, t))));
   }
