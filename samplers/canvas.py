@@ -21,7 +21,7 @@ from .errors import OptionError
 from .random import Rng
 from .sampler import State
 
-__all__ = ["PAD", "Canvas", "NoiseCanvas", "NoiseState", "TokenState", "parse_stop"]
+__all__ = ["PAD", "Canvas", "NoiseCanvas", "NoiseState", "TokenState", "parse_stop", "whole"]
 
 PAD = -1  # in a finished Sample: beyond a row's own end. Never given to a model.
 
@@ -79,39 +79,31 @@ class Canvas:
         """
         prompts = _prompts(prompt, batch)
         mask_id = _mask_id(denoiser)
-        # A prompt that is repeated is one object: it is looked at once, however many rows it has.
-        first = {id(p): i for i, p in reversed(list(enumerate(prompts)))}
-        for i in sorted(first.values()):
-            _check_tokens(prompts[i], denoiser, i)
         if gen_length is None:
             if denoiser.length is None:
                 raise OptionError(f"gen_length is needed: denoiser {denoiser.name!r} takes a canvas of any length")
-        elif isinstance(gen_length, bool) or not isinstance(gen_length, int) or gen_length < 1:
-            raise OptionError(f"gen_length must be an integer of 1 or more, not {gen_length!r}")
-        for i in sorted(first.values()):
-            size = len(prompts[i]) + (gen_length or 0)
-            if denoiser.length is not None and len(prompts[i]) >= denoiser.length:
+        else:
+            whole("gen_length", gen_length)
+        given = torch.tensor([len(p) for p in prompts])  # (B,)
+        ends = given + gen_length if gen_length is not None else torch.full_like(given, denoiser.length or 0)
+        if denoiser.length is not None:
+            for i in (given >= denoiser.length).nonzero().flatten().tolist():
                 raise OptionError(
-                    f"the prompt of row {i} has {len(prompts[i])} tokens and the canvas of {denoiser.name!r} has "
+                    f"the prompt of row {i} has {given[i]} tokens and the canvas of {denoiser.name!r} has "
                     f"{denoiser.length} positions: no position is left to fill; "
                     f"a prompt may have at most {denoiser.length - 1}"
                 )
-            if denoiser.length is not None and gen_length is not None and size != denoiser.length:
+            for i in (ends != denoiser.length).nonzero().flatten().tolist():
                 raise OptionError(
-                    f"row {i}: a prompt of {len(prompts[i])} and gen_length={gen_length} make {size} positions; denoiser "
+                    f"row {i}: a prompt of {given[i]} and gen_length={gen_length} make {ends[i]} positions; denoiser "
                     f"{denoiser.name!r} takes exactly {denoiser.length}: "
-                    f"use gen_length={denoiser.length - len(prompts[i])} or none"
+                    f"use gen_length={denoiser.length - int(given[i])} or none"
                 )
-        given = torch.tensor([len(p) for p in prompts])  # (B,)
-        ends = given + gen_length if gen_length is not None else torch.full_like(given, denoiser.length or 0)
         position = torch.arange(int(ends.max()))
         fill = (position >= given[:, None]) & (position < ends[:, None])  # (B, L)
         x = torch.full(fill.shape, mask_id)
-        if len(first) == 1:
-            x[:, : len(prompts[0])] = prompts[0]
-        else:
-            for i, p in enumerate(prompts):
-                x[i, : len(p)] = p
+        x[:, : int(given.max())] = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=mask_id)
+        _check_tokens(x, denoiser, position < given[:, None])
         device = denoiser.device
         return cls(x.to(device), fill.to(device), tuple(ends.tolist()), mask_id, int(fill.sum()))
 
@@ -138,10 +130,9 @@ class Canvas:
             raise OptionError(
                 f"infill: rows of {tokens.shape[1]} tokens; denoiser {denoiser.name!r} takes exactly {denoiser.length}"
             )
-        for i, (row, w) in enumerate(zip(tokens, where)):
-            if not bool(w.any()):
-                raise OptionError(f"infill: row {i} has no position to fill")
-            _check_tokens(row, denoiser, i, ~w)
+        for i in (~where.any(1)).nonzero().flatten().tolist():
+            raise OptionError(f"infill: row {i} has no position to fill")
+        _check_tokens(tokens, denoiser, ~where)
         mask_id = _mask_id(denoiser)
         filled = torch.where(where, mask_id, tokens.to(torch.int64))
         lengths = (tokens.shape[1],) * len(tokens)
@@ -150,9 +141,7 @@ class Canvas:
     def prepared(self, *, block_length: int | None, steps: int | None, stop: tuple[Tensor, ...], rng: Rng) -> Canvas:
         """This canvas with its positions cut into blocks of `block_length` and `steps` dealt out to them."""
         n_fill = self.fill.sum(1).cpu()  # (B,)
-        length = int(n_fill.max()) if block_length is None else block_length
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise OptionError(f"block_length must be an integer of 1 or more, not {block_length!r}")
+        length = int(n_fill.max()) if block_length is None else whole("block_length", block_length)
         rank = self.fill.cumsum(1) - 1  # (B, L) number among the positions to fill
         block = torch.where(self.fill, rank // length, _FAR)
         blocks = -(-n_fill // length)  # (B,)
@@ -187,10 +176,7 @@ class Canvas:
     @property
     def prompt_mask(self) -> Tensor:
         """(B, L) bool: the positions that are given, which no sampler ever changes."""
-        inside = torch.arange(self.x.shape[1], device=self.x.device) < torch.tensor(
-            self.lengths, device=self.x.device
-        ).unsqueeze(1)
-        return inside & ~self.fill
+        return self.x != self.mask_id  # all else starts masked, and a prompt holds no mask id
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,10 +303,9 @@ class NoiseCanvas:
     denoiser: GaussianDenoiser
     steps: int
     rng: Rng
-    x: Tensor | None = None  # (B, *shape): a start of the user's own
 
     def start(self) -> NoiseState:
-        return NoiseState(self, self.noise(0) if self.x is None else self.x)
+        return NoiseState(self, self.noise(0))
 
     def noise(self, draw: int) -> Tensor:
         """(B, *shape) standard normals, the draw-th of this run."""
@@ -350,6 +335,13 @@ class NoiseState(State):
 # ---------------------------------------------------------------------------------------------- reading arguments
 
 
+def whole(name: str, value: Any) -> int:
+    """`value`, an integer of 1 or more; OptionError naming the argument where it is not."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{name} must be an integer of 1 or more, not {value!r}")
+    return value
+
+
 def _deal(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
     """Steps for each block: one a position where `steps` is None, else one each and the rest by size. (B, blocks) int64.
 
@@ -358,8 +350,7 @@ def _deal(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
     """
     if steps is None:
         return size
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise OptionError(f"steps must be an integer of 1 or more, not {steps!r}")
+    whole("steps", steps)
     if (most := int(blocks.max())) > steps:
         row = int(blocks.argmax())
         raise OptionError(
@@ -379,8 +370,7 @@ def _mask_id(denoiser: TokenDenoiser) -> int:
 
 
 def _prompts(prompt: Any, batch: int) -> list[Tensor]:
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise OptionError(f"batch must be an integer of 1 or more, not {batch!r}")
+    whole("batch", batch)
     if prompt is None:
         return [torch.zeros(0, dtype=torch.int64)] * batch
     ragged = isinstance(prompt, Sequence) and len(prompt) > 0 and not isinstance(prompt[0], Integral)
@@ -403,17 +393,16 @@ def _prompts(prompt: Any, batch: int) -> list[Tensor]:
     return rows
 
 
-def _check_tokens(row: Tensor, denoiser: TokenDenoiser, i: int, keep: Tensor | None = None) -> None:
-    keep = torch.ones(row.shape, dtype=torch.bool) if keep is None else keep
-    if bool((at := keep & (row == denoiser.mask_id)).any()):
+def _check_tokens(x: Tensor, denoiser: TokenDenoiser, given: Tensor) -> None:
+    """OptionError for the first of the `given` positions, (B, L) bool, of x that holds the mask id or no token."""
+    for i, j in (given & (x == denoiser.mask_id)).nonzero().tolist():
         raise OptionError(
-            f"prompt: row {i}, position {int(at.nonzero()[0])} is the mask id {denoiser.mask_id}; a prompt is made of "
+            f"prompt: row {i}, position {j} is the mask id {denoiser.mask_id}; a prompt is made of "
             "tokens that are known. To fill positions in the middle use samplers.Canvas.infill(denoiser, x, fill)"
         )
-    if bool((at := keep & ((row < 0) | (row >= denoiser.vocab_size))).any()):
-        where = int(at.nonzero()[0])
+    for i, j in (given & ((x < 0) | (x >= denoiser.vocab_size))).nonzero().tolist():
         raise OptionError(
-            f"prompt: row {i}, position {where} is {int(row[where])}; tokens of {denoiser.name!r} are 0 to "
+            f"prompt: row {i}, position {j} is {int(x[i, j])}; tokens of {denoiser.name!r} are 0 to "
             f"{denoiser.vocab_size - 1}"
         )
 

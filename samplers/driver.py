@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import ops, registry
-from .canvas import PAD, Canvas, NoiseCanvas, TokenState, parse_stop
+from .canvas import PAD, Canvas, NoiseCanvas, TokenState, parse_stop, whole
 from .denoiser import Counter, Denoiser, GaussianDenoiser, TokenDenoiser
 from .errors import DenoiserError, FamilyError, OptionError, SamplersError
 from .random import DRAW_TOKEN, Rng
@@ -374,9 +374,8 @@ def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, 
         )
     # numpy's integers, and whatever else is one, become Python's here; everything below may ask for int.
     args |= {k: int(v) for k, v in args.items() if isinstance(v, Integral) and not isinstance(v, (bool, int))}
-    steps = args["steps"]
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise OptionError(f"steps must be an integer of 1 or more, not {steps!r}")
+    if args["steps"] is not None:
+        whole("steps", args["steps"])
     settings = {k: v for k, v in args.items() if k not in ("prompt",)}
     if isinstance(denoiser, GaussianDenoiser):
         return _open_gaussian(denoiser, sampler, args, settings)
@@ -429,9 +428,7 @@ def _open_gaussian(
             f"cfg_scale masks a prompt, and {sampler.name!r} is of the gaussian family, which has none; "
             "guide the callable that you wrap instead"
         )
-    batch, steps = args["batch"], args["steps"]
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise OptionError(f"batch must be an integer of 1 or more, not {batch!r}")
+    batch, steps = whole("batch", args["batch"]), args["steps"]
     canvas = NoiseCanvas(
         denoiser,
         20 if steps is None else steps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "DenoiserError",
@@ -47,3 +47,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Ends a sentence whose last word is quoted and wrong: ": did you mean 'x'?" with the closest known names, or "."."""
     close = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
     return f": did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
+
+
+def unknown_option(who: str, option: str, known: Sequence[str]) -> OptionError:
+    """The error for an option that `who` does not have, with the nearest that it has, and all of them."""
+    have = f"Its options: {', '.join(known)}" if known else "It has none"
+    return OptionError(f"{who} has no option {option!r}{did_you_mean(option, known)} {have}")

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .errors import OptionError, did_you_mean
+from .errors import OptionError, did_you_mean, unknown_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -192,8 +192,7 @@ class Sampler:
                     f"{key!r} is not an option of sampler {cls.name!r} but an argument of samplers.sample(): "
                     f"sample(denoiser, {cls.name!r}, {key}=...)"
                 )
-            have = f"Its options: {', '.join(known)}" if known else "It has none"
-            raise OptionError(f"sampler {cls.name!r} has no option {key!r}{did_you_mean(key, known)} {have}")
+            raise unknown_option(f"sampler {cls.name!r}", key, known)
         return cls(**options)
 
     def values(self) -> dict[str, Any]:

@@ -114,9 +114,7 @@ class GaussianSampler(Sampler):
 
     def begin(self, canvas: NoiseCanvas, points: tuple[Point, ...], cls: type[G] = GridState, **more: Any) -> G:  # type: ignore[assignment]
         """The first state on `points`: noise of the first point's scale (the data's own part of x_T is left out, as usual)."""
-        start = canvas.start()
-        x = start.x if canvas.x is not None else points[0].sigma * start.x
-        return cls(canvas, x, points=points, **more)
+        return cls(canvas, points[0].sigma * canvas.start().x, points=points, **more)
 
     def finish(self, believe: Any, state: G) -> G | None:
         """The closing step, once the grid is used up; None before that."""

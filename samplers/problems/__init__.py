@@ -10,11 +10,10 @@ With an exact denoiser all error left is the sampler's own. A problem is importe
 from __future__ import annotations
 
 import importlib
-import inspect
 from typing import Any
 
-from ..errors import OptionError, UnknownNameError, did_you_mean
-from .base import Estimate, Problem, Score
+from ..errors import UnknownNameError, did_you_mean
+from .base import Estimate, Problem, Score, check_options
 
 __all__ = ["Estimate", "Problem", "Score", "create", "list_problems"]
 
@@ -47,11 +46,5 @@ def create(name: str, **options: Any) -> Problem:
         raise UnknownNameError(f"unknown problem {name!r}{did_you_mean(str(name), known)} Known: {', '.join(known)}")
     module, cls_name = _PROBLEMS[name].split(":")
     cls = getattr(importlib.import_module(f".{module}", __name__), cls_name)
-    known = list(inspect.signature(cls).parameters)
-    for option in options:
-        if option not in known:
-            raise OptionError(
-                f"problem {name!r} has no option {option!r}{did_you_mean(option, known)} "
-                f"Its options: {', '.join(known) or 'none'}"
-            )
+    check_options(cls, options, f"problem {name!r}")
     return cls(**options)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser, TokenDenoiser
-from ..errors import FamilyError, OptionError, did_you_mean
+from ..errors import FamilyError, OptionError, did_you_mean, unknown_option
 from ..random import uniform
 
 __all__ = ["Estimate", "ExactTokens", "Problem", "Score"]
@@ -187,6 +187,14 @@ def entropy_of_tokens(x: Tensor, vocab: int, truth: float) -> Estimate:
 # ---------------------------------------------------------------------------------------------- problems
 
 
+def check_options(make: Callable[..., Any], options: Mapping[str, Any], who: str) -> None:
+    """OptionError for the first of `options` that `make` has no parameter for."""
+    known = list(inspect.signature(make).parameters)
+    for option in options:
+        if option not in known:
+            raise unknown_option(who, option, known)
+
+
 class Problem:
     """A law that is known exactly, its denoisers, and the distance of samples to it.
 
@@ -213,13 +221,7 @@ class Problem:
         """
         family = self._family(family)
         make: Callable[..., Denoiser] = getattr(self, f"_{family}")
-        known = list(inspect.signature(make).parameters)
-        for option in kw:
-            if option not in known:
-                raise OptionError(
-                    f"the {family} denoiser of problem {self.name!r} has no option {option!r}"
-                    f"{did_you_mean(option, known)} Its options: {', '.join(known) or 'none'}"
-                )
+        check_options(make, kw, f"the {family} denoiser of problem {self.name!r}")
         return make(**kw)
 
     def score(self, sample: Any, family: str | None = None) -> Score:
