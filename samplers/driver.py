@@ -109,7 +109,34 @@ _ELSEWHERE = {"confidence": -torch.inf, "margin": -torch.inf, "entropy": torch.i
 _STATUS = {1: "a NaN or +inf among its logits", 2: "only -inf logits: no token is possible"}
 
 
-class Believe:
+class _Asked:
+    """What both kinds of `believe` keep: the counter, each row's forwards, and what a GPU has still to be asked about."""
+
+    def __init__(self, denoiser: Denoiser, batch: int, sampler: str):
+        self.counter = Counter(denoiser)
+        self.sampler = sampler
+        self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=denoiser.device)  # (B,)
+        # On a GPU a look at the findings would wait for the device in every step: they are kept and looked at in the end.
+        self._late: list[tuple[Tensor, ...]] = []
+
+    def _found(self, *found: Tensor) -> None:
+        if found[0].device.type == "cpu":
+            self._check(*found)
+        else:
+            self._late.append(found)
+
+    def _check(self, *found: Tensor) -> None:
+        """DenoiserError if the findings are bad."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise what a GPU run found wrong with the model's answers; called before a result is handed out."""
+        for found in self._late:
+            self._check(*found)
+        self._late.clear()
+
+
+class Believe(_Asked):
     """What a token sampler asks the model through: `believe(state, rows, want=...)` -> Belief.
 
     Runs the model on the rows of the batch that need it and its head on the positions that do, applies guidance and
@@ -125,12 +152,9 @@ class Believe:
         cfg_scale: float = 0.0,
         sampler: str = "",
     ):
-        self.counter = Counter(denoiser)
-        self.denoiser, self.temperature, self.cfg_scale, self.sampler = denoiser, temperature, cfg_scale, sampler
-        self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=denoiser.device)  # (B,)
+        super().__init__(denoiser, batch, sampler)
+        self.denoiser, self.temperature, self.cfg_scale = denoiser, temperature, cfg_scale
         self._forbid = torch.tensor([denoiser.mask_id], device=denoiser.device)
-        # On a GPU a look at the status would wait for the device in every step: it is kept and looked at in the end.
-        self._late: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __call__(
         self,
@@ -204,15 +228,12 @@ class Believe:
             want=want,
             **guide,
         )
-        if logits.device.type == "cpu":
-            self._check(out.status, row, position)
-        else:
-            self._late.append((out.status, row, position))
+        self._found(out.status, row, position)
         made["token"][row, position] = out.token
         for name in want:
             made[name][row, position] = getattr(out, name)
 
-    def _check(self, status: Tensor, row: Tensor, position: Tensor) -> None:
+    def _check(self, status: Tensor, row: Tensor, position: Tensor) -> None:  # type: ignore[override]
         if not bool(status.any()):
             return
         first = int(status.ne(0).nonzero()[0])
@@ -221,44 +242,27 @@ class Believe:
             f"{_STATUS[int(status[first])]} (forward {self.counter.nfe}, sampler {self.sampler!r})"
         )
 
-    def check(self) -> None:
-        """Raise what a GPU run found wrong with the logits; called before a result is handed out."""
-        for one in self._late:
-            self._check(*one)
-        self._late.clear()
 
-
-class NoiseBelieve:
+class NoiseBelieve(_Asked):
     """What a Gaussian sampler asks the model through: `believe(x, t)` -> the denoised x_0, (B, *shape)."""
 
     def __init__(self, denoiser: GaussianDenoiser, batch: int, *, sampler: str = ""):
-        self.counter = Counter(denoiser)
-        self.denoiser, self.sampler = denoiser, sampler
-        self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=denoiser.device)
-        self._late: list[Tensor] = []
+        super().__init__(denoiser, batch, sampler)
+        self.denoiser = denoiser
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """The denoised x_0 of every row at the schedule's time t."""
         out = self.counter.gaussian(x, torch.full((len(x),), t, dtype=torch.float64, device=x.device))
         self.nfe_rows += 1
-        fine = torch.isfinite(out).flatten(1).all(1)
-        if x.device.type == "cpu":
-            self._check(fine)
-        else:
-            self._late.append(fine)
+        self._found(torch.isfinite(out).flatten(1).all(1))
         return out
 
-    def _check(self, fine: Tensor) -> None:
+    def _check(self, fine: Tensor) -> None:  # type: ignore[override]
         if not bool(fine.all()):
             raise DenoiserError(
                 f"denoiser {self.denoiser.name!r} gave row {int((~fine).nonzero()[0])} a value that is not finite "
                 f"(forward {self.counter.nfe}, sampler {self.sampler!r})"
             )
-
-    def check(self) -> None:
-        for one in self._late:
-            self._check(one)
-        self._late.clear()
 
 
 @dataclass(eq=False)
