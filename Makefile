@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*) setup.py
+NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*) setup.py
 
 .PHONY: help setup native test lint format bench bench-kernels clean
 
@@ -42,12 +42,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/cpu/* csrc/cuda/*)
+	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
 
 bench: setup
 	$(BIN)/samplers bench --demo

@@ -14,7 +14,7 @@ WISH = os.environ.get("SAMPLERS_NATIVE", "")
 
 SOURCES = [
     "csrc/module.cpp",
-    "csrc/ops.cpp",
+    "csrc/torch/masked_softmax.cpp",
     "csrc/cpu/masked_softmax.cpp",
     "csrc/cpu/masked_softmax_avx512.cpp",
     "csrc/cpu/masked_softmax_avx2.cpp",

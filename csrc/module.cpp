@@ -1,5 +1,5 @@
 // The Python module itself: what was built, what was chosen, and golden vectors of the shared maths. Ops are not here:
-// they reach Python through torch (ops.cpp), so this file needs no torch header.
+// they reach Python through torch (csrc/torch), so this file needs no torch header.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

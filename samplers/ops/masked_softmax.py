@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from samplers.ops import _native
+from samplers.ops._check import check_inside, check_rows, check_vector
 
+OP = "masked_softmax"
 CHUNK = 1024  # vocabulary entries that share a reference
 BLOCK = 128  # fp32 accumulators a chunk; entry i of a chunk goes to accumulator i mod 128
 HEADROOM = 24.0  # how far, in powers of two, a weight may stand above its chunk's reference
@@ -33,7 +35,6 @@ EXP2D = tuple(
     )
 )
 WANT = {"confidence": 1, "margin": 2, "entropy": 4, "lse": 8, "given": 16}
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Beyond these, float32 cannot hold log2(e)/T.
 COLDEST, HOTTEST = 1e-30, 1e30
 
@@ -182,11 +183,11 @@ def _check(call):
     """What can be seen without looking at the data."""
     logits, guidance, temperature = call.logits, call.guidance, call.temperature
     where = "masked_softmax: "
-    _check_rows(logits, "logits")
+    check_rows(OP, logits, "logits")
     rows, vocab = logits.shape
     if vocab == 0:
         raise ValueError(f"{where}logits have no columns: shape {tuple(logits.shape)}, expected (R, V) with V >= 1")
-    _check_vector(call.index, "index", torch.int64, None, logits.device)
+    check_vector(OP, call.index, "index", torch.int64, None, logits.device)
     n = rows if call.index is None else call.index.shape[0]
     if not (math.isfinite(temperature) and (temperature == 0 or COLDEST <= temperature <= HOTTEST)):
         raise ValueError(f"{where}temperature is {temperature}, expected 0 or a number from {COLDEST} to {HOTTEST}")
@@ -196,19 +197,19 @@ def _check(call):
     if temperature > 0:
         if call.uniform is None:
             raise ValueError(f"{where}temperature is {temperature}, so uniform is needed: ({n},) float64 in [0, 1)")
-        _check_vector(call.uniform, "uniform", torch.float64, n, logits.device)
-    _check_vector(call.forbid, "forbid", torch.int64, None, logits.device)
+        check_vector(OP, call.uniform, "uniform", torch.float64, n, logits.device)
+    check_vector(OP, call.forbid, "forbid", torch.int64, None, logits.device)
     if not math.isfinite(call.cfg_scale):
         raise ValueError(f"{where}cfg_scale is {call.cfg_scale}, expected a finite number")
     if guidance is not None:
-        _check_rows(guidance, "guidance")
+        check_rows(OP, guidance, "guidance")
         if guidance.shape[1] != vocab:
             raise ValueError(f"{where}guidance has {guidance.shape[1]} columns, logits have {vocab}")
         if guidance.dtype != logits.dtype:
             raise TypeError(f"{where}guidance is {guidance.dtype}, logits are {logits.dtype}; expected the same")
         if guidance.device != logits.device:
             raise ValueError(f"{where}guidance is on {guidance.device}, logits on {logits.device}; expected the same")
-        _check_vector(call.guidance_index, "guidance_index", torch.int64, n, logits.device)
+        check_vector(OP, call.guidance_index, "guidance_index", torch.int64, n, logits.device)
         if call.index is None and call.guidance_index is None and guidance.shape[0] != rows:
             raise ValueError(
                 f"{where}guidance has {guidance.shape[0]} rows, logits have {rows}; guidance_index says which to read"
@@ -216,29 +217,7 @@ def _check(call):
     elif call.cfg_scale != 0 or call.guidance_index is not None:
         name = "guidance_index" if call.cfg_scale == 0 else "cfg_scale"
         raise ValueError(f"{where}{name} is given without guidance, the second set of logits")
-    _check_vector(call.given, "given", torch.int64, n, logits.device)
-
-
-def _check_rows(x, name):
-    where = f"masked_softmax: {name}"
-    if x.dim() != 2:
-        raise ValueError(f"{where} has shape {tuple(x.shape)}, expected two dimensions (R, V)")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"{where} is {x.dtype}, expected float32, bfloat16 or float16")
-    if x.shape[1] > 1 and x.stride(1) != 1:
-        raise ValueError(f"{where} has strides {tuple(x.stride())}, expected a contiguous last dimension (stride 1)")
-
-
-def _check_vector(x, name, dtype, size, device):
-    if x is None:
-        return
-    where = f"masked_softmax: {name}"
-    if x.dim() != 1 or (size is not None and x.shape[0] != size):
-        raise ValueError(f"{where} has shape {tuple(x.shape)}, expected ({'any length' if size is None else size},)")
-    if x.dtype != dtype:
-        raise TypeError(f"{where} is {x.dtype}, expected {dtype}")
-    if x.device != device:
-        raise ValueError(f"{where} is on {x.device}, logits on {device}; expected the same")
+    check_vector(OP, call.given, "given", torch.int64, n, logits.device)
 
 
 def _check_values(call):
@@ -247,19 +226,15 @@ def _check_values(call):
         return
     rows, vocab = call.logits.shape
 
-    def inside(ids, bound, name, of):
-        bad = None if ids is None else ((ids < 0) | (ids >= bound)).nonzero()
-        if bad is not None and len(bad):
-            i = int(bad[0])
-            raise IndexError(f"masked_softmax: {name}[{i}] is {int(ids[i])}, expected 0 to {bound - 1} ({of})")
-
-    inside(call.index, rows, "index", "rows of logits")
-    inside(call.given, vocab, "given", "ids of the vocabulary")
+    check_inside(OP, call.index, rows, "index", "rows of logits")
+    check_inside(OP, call.given, vocab, "given", "ids of the vocabulary")
     if call.guidance is not None:
         if call.guidance_index is not None:
-            inside(call.guidance_index, call.guidance.shape[0], "guidance_index", "rows of guidance")
+            check_inside(OP, call.guidance_index, call.guidance.shape[0], "guidance_index", "rows of guidance")
         else:
-            inside(call.index, call.guidance.shape[0], "index", "rows of guidance, for want of guidance_index")
+            check_inside(
+                OP, call.index, call.guidance.shape[0], "index", "rows of guidance, for want of guidance_index"
+            )
     if call.forbid is not None and (call.forbid < 0).any():
         i = int((call.forbid < 0).nonzero()[0])
         raise IndexError(f"masked_softmax: forbid[{i}] is {int(call.forbid[i])}, expected an id, 0 or more")

@@ -1,42 +1,19 @@
-// Schemas and registration, through torch's stable ABI: one binary serves many torch versions and compiles in seconds.
-// Every check here guards memory; the friendly words for the same mistakes are in samplers/ops/masked_softmax.py.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
+// masked_softmax: its schema, its checks, and the way to the kernels.
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <tuple>
 #include <vector>
 
-#include "cpu/masked_softmax.h"
+#include "../cpu/masked_softmax.h"
+#include "args.h"
 
+namespace samplers {
 namespace {
 
-using samplers::cpu::Job;
-using samplers::cpu::Rows;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Maybe = std::optional<Tensor>;
+using cpu::Job;
+using cpu::Rows;
 
-template <typename T>
-const T* vector_of(const Maybe& t, ScalarType type, int64_t size, const char* name) {
-  if (!t) return nullptr;
-  STD_TORCH_CHECK(t->is_cpu() && t->dim() == 1 && t->scalar_type() == type && t->is_contiguous(),
-                  "masked_softmax: ", name, " must be a contiguous 1-D CPU tensor of the documented dtype");
-  STD_TORCH_CHECK(size < 0 || t->size(0) == size, "masked_softmax: ", name, " has ", t->size(0), " entries, expected ",
-                  size);
-  return static_cast<const T*>(t->const_data_ptr());
-}
-
-void check_ids(const int64_t* ids, int64_t n, int64_t bound, const char* name) {
-  for (int64_t i = 0; i < n; ++i)
-    STD_TORCH_CHECK(ids[i] >= 0 && ids[i] < bound, "masked_softmax: ", name, "[", i, "] = ", ids[i], " is outside [0, ",
-                    bound, ")");
-}
+constexpr char kOp[] = "masked_softmax";
 
 Rows rows_of(const Tensor& t, const int64_t* index) {
   return {static_cast<const char*>(t.const_data_ptr()), t.stride(0) * static_cast<int64_t>(t.element_size()), index};
@@ -51,16 +28,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
                   "masked_softmax: logits must be float32, bfloat16 or float16");
   Job job{};
-  job.type = type == ScalarType::Float      ? samplers::cpu::Type::kF32
-             : type == ScalarType::BFloat16 ? samplers::cpu::Type::kBF16
-                                            : samplers::cpu::Type::kF16;
+  job.type = type == ScalarType::Float      ? cpu::Type::kF32
+             : type == ScalarType::BFloat16 ? cpu::Type::kBF16
+                                            : cpu::Type::kF16;
   job.vocab = logits.size(1);
   STD_TORCH_CHECK(job.vocab > 0, "masked_softmax: logits have no columns");
   STD_TORCH_CHECK(job.vocab == 1 || logits.stride(1) == 1,
                   "masked_softmax: the last dimension of logits must be contiguous");
   job.n = index ? index->size(0) : logits.size(0);
-  const int64_t* rows = vector_of<int64_t>(index, ScalarType::Long, -1, "index");
-  if (rows) check_ids(rows, job.n, logits.size(0), "index");
+  const int64_t* rows = vector_of<int64_t>(kOp, index, ScalarType::Long, -1, "index");
+  if (rows) check_ids(kOp, rows, job.n, logits.size(0), "index");
   job.logits = rows_of(logits, rows);
 
   STD_TORCH_CHECK(temperature >= 0 && std::isfinite(temperature),
@@ -71,14 +48,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
   job.confidence_temperature = confidence_temperature;
   if (temperature > 0) {
     STD_TORCH_CHECK(uniform.has_value(), "masked_softmax: temperature > 0 needs uniform");
-    job.uniform = vector_of<double>(uniform, ScalarType::Double, job.n, "uniform");
+    job.uniform = vector_of<double>(kOp, uniform, ScalarType::Double, job.n, "uniform");
     for (int64_t i = 0; i < job.n; ++i)
       STD_TORCH_CHECK(job.uniform[i] >= 0 && job.uniform[i] < 1, "masked_softmax: uniform[", i, "] = ", job.uniform[i],
                       " is outside [0, 1)");
   }
 
   std::vector<int64_t> ids;
-  if (const int64_t* f = vector_of<int64_t>(forbid, ScalarType::Long, -1, "forbid")) {
+  if (const int64_t* f = vector_of<int64_t>(kOp, forbid, ScalarType::Long, -1, "forbid")) {
     for (int64_t i = 0; i < forbid->size(0); ++i) {
       STD_TORCH_CHECK(f[i] >= 0, "masked_softmax: forbid[", i, "] = ", f[i], " is negative");
       if (f[i] < job.vocab) ids.push_back(f[i]);
@@ -95,8 +72,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
             guidance->size(1) == job.vocab && (job.vocab == 1 || guidance->stride(1) == 1),
         "masked_softmax: guidance must be like logits: 2-D, same dtype, same columns, last dimension contiguous");
     const int64_t* from =
-        guidance_index ? vector_of<int64_t>(guidance_index, ScalarType::Long, job.n, "guidance_index") : rows;
-    if (from) check_ids(from, job.n, guidance->size(0), guidance_index ? "guidance_index" : "index (into guidance)");
+        guidance_index ? vector_of<int64_t>(kOp, guidance_index, ScalarType::Long, job.n, "guidance_index") : rows;
+    if (from)
+      check_ids(kOp, from, job.n, guidance->size(0), guidance_index ? "guidance_index" : "index (into guidance)");
     STD_TORCH_CHECK(from || guidance->size(0) == job.n, "masked_softmax: guidance has ", guidance->size(0),
                     " rows, expected ", job.n);
     job.guidance = rows_of(*guidance, from);
@@ -104,10 +82,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
   }
 
   job.want = want;
-  if (want & samplers::cpu::kGiven) {
+  if (want & cpu::kGiven) {
     STD_TORCH_CHECK(given.has_value(), "masked_softmax: want has 'given' but given is missing");
-    job.given = vector_of<int64_t>(given, ScalarType::Long, job.n, "given");
-    check_ids(job.given, job.n, job.vocab, "given");
+    job.given = vector_of<int64_t>(kOp, given, ScalarType::Long, job.n, "given");
+    check_ids(kOp, job.given, job.n, job.vocab, "given");
   }
 
   const auto make = [&](ScalarType t, bool wanted) { return torch::stable::empty({wanted ? job.n : 0}, t); };
@@ -119,18 +97,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
   Tensor token = make(ScalarType::Long, true), status = make(ScalarType::Int, true);
   job.token = static_cast<int64_t*>(token.mutable_data_ptr());
   job.status = static_cast<int32_t*>(status.mutable_data_ptr());
-  Tensor confidence = floats(samplers::cpu::kConfidence, job.confidence);
-  Tensor margin = floats(samplers::cpu::kMargin, job.margin);
-  Tensor entropy = floats(samplers::cpu::kEntropy, job.entropy);
-  Tensor lse = floats(samplers::cpu::kLse, job.lse);
-  Tensor given_out = floats(samplers::cpu::kGiven, job.given_out);
-  samplers::cpu::masked_softmax(job);
+  Tensor confidence = floats(cpu::kConfidence, job.confidence);
+  Tensor margin = floats(cpu::kMargin, job.margin);
+  Tensor entropy = floats(cpu::kEntropy, job.entropy);
+  Tensor lse = floats(cpu::kLse, job.lse);
+  Tensor given_out = floats(cpu::kGiven, job.given_out);
+  cpu::masked_softmax(job);
   return {token, confidence, margin, entropy, lse, given_out, status};
 }
 
 }  // namespace
+}  // namespace samplers
 
-STABLE_TORCH_LIBRARY(sampler_zoo, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(sampler_zoo, m) {
   m.def(
       "masked_softmax(Tensor logits, Tensor? index, Tensor? uniform, float temperature, float confidence_temperature, "
       "Tensor? forbid, Tensor? guidance, Tensor? guidance_index, float cfg_scale, Tensor? given, int want) -> "
@@ -138,4 +117,4 @@ STABLE_TORCH_LIBRARY(sampler_zoo, m) {
       "Tensor status)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(sampler_zoo, CPU, m) { m.impl("masked_softmax", TORCH_BOX(&masked_softmax)); }
+STABLE_TORCH_LIBRARY_IMPL(sampler_zoo, CPU, m) { m.impl("masked_softmax", TORCH_BOX(&samplers::masked_softmax)); }

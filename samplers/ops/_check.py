@@ -1,0 +1,37 @@
+"""Checks of arguments that several ops make, in the words that their users read."""
+
+import torch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_rows(op, x, name):
+    """(R, V) floats with a contiguous last dimension."""
+    where = f"{op}: {name}"
+    if x.dim() != 2:
+        raise ValueError(f"{where} has shape {tuple(x.shape)}, expected two dimensions (R, V)")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{where} is {x.dtype}, expected float32, bfloat16 or float16")
+    if x.shape[1] > 1 and x.stride(1) != 1:
+        raise ValueError(f"{where} has strides {tuple(x.stride())}, expected a contiguous last dimension (stride 1)")
+
+
+def check_vector(op, x, name, dtype, size, device):
+    """One dimension, of this dtype, length (None: any) and device; None passes."""
+    if x is None:
+        return
+    where = f"{op}: {name}"
+    if x.dim() != 1 or (size is not None and x.shape[0] != size):
+        raise ValueError(f"{where} has shape {tuple(x.shape)}, expected ({'any length' if size is None else size},)")
+    if x.dtype != dtype:
+        raise TypeError(f"{where} is {x.dtype}, expected {dtype}")
+    if x.device != device:
+        raise ValueError(f"{where} is on {x.device}, expected {device} like the rest")
+
+
+def check_inside(op, ids, bound, name, of):
+    """Every id in [0, bound). Looks at the data, so for CPU tensors only."""
+    bad = None if ids is None else ((ids < 0) | (ids >= bound)).nonzero()
+    if bad is not None and len(bad):
+        i = int(bad[0])
+        raise IndexError(f"{op}: {name}[{i}] is {int(ids[i])}, expected 0 to {bound - 1} ({of})")
