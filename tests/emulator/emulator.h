@@ -377,6 +377,9 @@ inline unsigned __float_as_uint(float x) {
   memcpy(&u, &x, sizeof u);
   return u;
 }
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned bits) {
+  return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (bits & 31));
+}
 inline float __uint_as_float(unsigned u) {
   float x;
   memcpy(&x, &u, sizeof x);
