@@ -2,6 +2,9 @@
 
     python bench/gpu.py [--json FILE]
 
+Shares: of masked_softmax, the bytes of its logits a second over that bandwidth; of headless_softmax, the time of cuBLAS's
+product over its own; of the cache's ops, the time of a copy of the same bytes; of commit_, the row loop's time.
+
 The exit status is 1 where a bar is missed: masked_softmax at [1024, 126464] bfloat16 reads its logits at 0.85 of the copy
 bandwidth or better (a copy's bytes are counted twice, read and written).
 """
@@ -63,11 +66,14 @@ def bench_softmax(floor):
             "top_p=0.9": {"temperature": 1.0, "uniform": uniform, "top_p": 0.9},
         }
         for name, kw in calls.items():
-            ms = median_ms(lambda: ops.masked_softmax(copies[next(turn) % n], **kw))
+
+            def call(copies=copies, turn=turn, n=n, kw=kw):
+                return ops.masked_softmax(copies[next(turn) % n], **kw)
+
+            ms = median_ms(call)
             share = rows * vocab * dtype.itemsize / (ms * 1e-3) / floor
             yield f"masked_softmax [{rows}, {vocab}] {str(dtype)[6:]} scale {scale:g} {name}", ms, share
-        x = copies[0]
-        ms = median_ms(lambda: torch.softmax(x.float(), -1).max(-1), repeats=10, warm=3)
+        ms = median_ms(lambda x=copies[0]: torch.softmax(x.float(), -1).max(-1), repeats=10, warm=3)
         yield f"torch softmax+max [{rows}, {vocab}] {str(dtype)[6:]} scale {scale:g}", ms, None
 
 
@@ -77,10 +83,56 @@ def bench_headless(_):
     for rows in (256, 1024):
         hidden = torch.randn(rows, 4096, dtype=torch.bfloat16, device="cuda")
         weight = torch.randn(126464, 4096, dtype=torch.bfloat16, device="cuda") * 0.02
-        product = median_ms(lambda: hidden @ weight.T)
+        product = median_ms(lambda a=hidden, b=weight: a @ b.T)
         yield f"cuBLAS product [{rows}, 4096] x [126464, 4096]", product, None
-        ms = median_ms(lambda: ops.headless_softmax(hidden, weight))
+        ms = median_ms(lambda a=hidden, b=weight: ops.headless_softmax(a, b))
         yield f"headless_softmax [{rows}, 4096] x [126464, 4096]", ms, product / ms
+
+
+def bench_kv(_):
+    """Against a copy of the same bytes."""
+    if not hasattr(ops, "kv_replace_"):
+        return
+    for batch, length, block in ((1, 4096, 32), (8, 4096, 32), (8, 4096, 1024)):
+        layers, heads, dim = 8, 8, 128
+        key = torch.zeros(layers, batch, heads, length, dim, dtype=torch.bfloat16, device="cuda")
+        value = torch.zeros_like(key)
+        new = torch.randn(layers, batch, heads, block, dim, device="cuda").bfloat16()
+        target, where = torch.empty_like(new), f"[{layers}, {batch}, {heads}, {length}, {dim}] {block} rows"
+        copy = 2 * median_ms(lambda a=target, b=new: a.copy_(b))  # key and value
+        yield f"two copies {where}", copy, None
+        start = torch.full((batch,), 64, device="cuda")
+        index = torch.stack([torch.randperm(length, device="cuda")[:block] for _ in range(batch)])
+        calls = {
+            "kv_replace_": lambda k=key, v=value, n=new, s=start: ops.kv_replace_(k, v, n, n, s),
+            "kv_scatter_": lambda k=key, v=value, n=new, i=index: ops.kv_scatter_(k, v, n, n, i),
+            "kv_gather": lambda k=key, v=value, i=index: ops.kv_gather(k, v, i),
+            "index_copy_": lambda k=key, v=value, n=new, i=index: [x.index_copy_(3, i[0], n) for x in (k, v)],
+        }
+        for name, call in calls.items():
+            ms = median_ms(call)
+            yield f"{name} {where}", ms, copy / ms
+
+
+def bench_remask(_):
+    """Against the row loop of LLaDA's generate, which waits for the device at every row."""
+    if not hasattr(ops, "commit_"):
+        return
+    for rows, length, most in ((8, 256, 16), (32, 1024, 64), (32, 4096, 256)):
+        x = torch.zeros(rows, length, dtype=torch.int64, device="cuda")
+        token, score = torch.ones_like(x), torch.rand(rows, length, device="cuda")
+        k = torch.randint(1, most + 1, (rows,), device="cuda")
+
+        def loop(x=x, token=token, score=score, k=k):
+            chosen = torch.zeros_like(x, dtype=torch.bool)
+            for row in range(len(k)):
+                chosen[row, torch.topk(score[row], k=int(k[row])).indices] = True
+            x[chosen] = token[chosen]
+
+        slow = median_ms(loop, repeats=10, warm=2)
+        yield f"LLaDA's loop [{rows}, {length}]", slow, None
+        ms = median_ms(lambda x=x, token=token, score=score, k=k: ops.commit_(x, token, score, k=k))
+        yield f"commit_ [{rows}, {length}]", ms, slow / ms
 
 
 def main():
@@ -93,7 +145,7 @@ def main():
     floor = copy_bandwidth()
     print(f"{torch.cuda.get_device_name()}: a copy moves {floor / 1e12:.2f} TB/s, read and written")
     results, missed = [], []
-    for suite in (bench_softmax, bench_headless):
+    for suite in (bench_softmax, bench_headless, bench_kv, bench_remask):
         for name, ms, share in suite(floor):
             results.append({"name": name, "median_ms": ms, "share": share})
             print(f"{name:70} {ms:9.4f} ms  {'' if share is None else f'{share:.2f}'}", flush=True)

@@ -379,6 +379,10 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
     constexpr bool kDeep = decltype(deep)::value;
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
+      if constexpr (kCareful) {
+#pragma unroll
+        for (int w = 0; w < 4; ++w) forget(words[b][w]);
+      }
       float x[L::kPer];
       block_of(b, x);
 #pragma unroll
