@@ -15,10 +15,13 @@ WISH = os.environ.get("SAMPLERS_NATIVE", "")
 SOURCES = [
     "csrc/module.cpp",
     "csrc/torch/masked_softmax.cpp",
+    "csrc/torch/remask.cpp",
     "csrc/cpu/masked_softmax.cpp",
     "csrc/cpu/masked_softmax_avx512.cpp",
     "csrc/cpu/masked_softmax_avx2.cpp",
     "csrc/cpu/masked_softmax_portable.cpp",
+    "csrc/cpu/remask.cpp",
+    "csrc/cpu/remask_passes.cpp",
 ]
 # A changed header must rebuild what includes it; setuptools does not look inside.
 HEADERS = [
