@@ -56,6 +56,13 @@ SAMPLERS_HD F key_score(Key<F> key) {
   return score;
 }
 
+// The keys above this one reach the threshold; none does where it is NaN.
+template <typename F>
+SAMPLERS_HD Key<F> threshold_bound(F level, bool lowest, bool strict) {
+  if (level != level) return ~KeyOf<F>::kSign;
+  return score_key(level, lowest ? KeyOf<F>::kSign : Key<F>{0}) - (strict ? 0 : 1);
+}
+
 // Costs and budgets in units of 2^-32: integers add up to the same whatever the order. 2^16 costs of at most 2^14 stay
 // below 2^62. NaN counts as the highest cost, and as no budget.
 constexpr int64_t kMostCosts = 1 << 16;
@@ -134,5 +141,52 @@ struct Acceptance {
   int64_t* accepted;              // (rows, slots)
   int64_t *prefix, *end, *count;  // (rows,)
 };
+
+// One slot of accept_slots_: its tokens that are candidates, and how many of them stand.
+struct SlotRun {
+  bool chosen;
+  int64_t first, size, accepted;
+};
+
+template <typename F>
+SAMPLERS_HD SlotRun run_of_slot(const Acceptance<F>& job, int64_t b, int64_t s) {
+  const int64_t start = job.start[b];
+  SlotRun run{false, start + s * job.slot, 0, 0};
+  if (start < 0 || run.first >= job.length || !job.chosen.at(b, s)) return run;
+  run.chosen = true;
+  const int64_t room = job.length - run.first < job.slot ? job.length - run.first : job.slot;
+  while (run.size < room && (!job.candidate.data || job.candidate.at(b, run.first + run.size))) ++run.size;
+  const F threshold = static_cast<F>(job.threshold[b]);
+  const int64_t head = job.head.data ? job.head.at(b, s) : job.head_all;
+  int64_t n = head < 0 ? 0 : head < run.size ? head : run.size;
+  for (; n < run.size; ++n) {
+    const F p = job.probability.at(b, run.first + n);
+    if (!(job.strict ? p > threshold : p >= threshold)) break;
+  }
+  run.accepted = n + job.extra < run.size ? n + job.extra : run.size;
+  return run;
+}
+
+// Where the first end of the sequence among the accepted tokens is; -1: none.
+template <typename F>
+SAMPLERS_HD int64_t end_in(const Acceptance<F>& job, int64_t b, const SlotRun& run) {
+  if (job.eos < 0) return -1;
+  for (int64_t i = run.first; i < run.first + run.accepted; ++i)
+    if (job.token.at(b, i) == job.eos) return i;
+  return -1;
+}
+
+// Writes what is to be written of a slot that the prefix reaches; `end`: the end of the sequence in it, or -1.
+struct SlotWrite {
+  int64_t prefix, written;
+};
+
+template <typename F>
+SAMPLERS_HD SlotWrite write_slot(const Acceptance<F>& job, int64_t b, const SlotRun& run, int64_t end) {
+  const int64_t prefix = end >= 0 ? end + 1 - run.first : run.accepted;
+  const int64_t written = end >= 0 || run.accepted == run.size || job.partial ? prefix : 0;
+  for (int64_t i = run.first; i < run.first + written; ++i) job.x.at(b, i) = job.token.at(b, i);
+  return {prefix, written};
+}
 
 }  // namespace samplers

@@ -1,10 +1,12 @@
-"""select, commit_, remask_ and the slot ops: native against twin, both against plain Python, and against bad input."""
+"""select, commit_, remask_ and the slot ops: the native kernels, their twin and the CUDA bodies in the block emulator, all
+against plain Python; and bad input."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from emulator import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,8 +107,60 @@ def cases(draw):
     return score, candidate, rule, level, cost, least, most, lowest
 
 
-def twin(op, *args):
-    return {"select": remask._twin_select, "commit_": remask._twin_commit}[op](*args)
+# ---- the CUDA bodies, called as the ops are -------------------------------------------------------------------------
+
+
+def plane(t):
+    return (0, 0, 0) if t is None else (t.data_ptr(), *t.stride())
+
+
+def per_row(number, rows):
+    return (0 if rows is None else rows.data_ptr(), number)
+
+
+def emulate(x, token, fill, score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest, *,
+            slot=1, start=0, start_rows=None, strict=False):  # fmt: skip
+    """commit_ (select where x is None) by the kernel."""
+    rows, limit = score.shape
+    length = -(-limit // slot)
+    chosen, count = torch.full((rows, length), 7, dtype=torch.uint8), torch.full((rows,), -7)
+    job = {
+        "rows": rows, "length": length, "limit": limit, "step": slot, "start": per_row(start, start_rows),
+        "score": plane(score), "cost": plane(cost), "candidate": plane(candidate), "rule": rule, "lowest": lowest,
+        "strict": strict, "level": per_row(float(level), level_rows), "least": per_row(least, least_rows),
+        "most": per_row(most, most_rows), "chosen": chosen.data_ptr(), "count": count.data_ptr(), "x": plane(x),
+        "token": plane(token), "fill": fill,
+    }  # fmt: skip
+    assert emulated("remask").choose(score.dtype == torch.float64, job) == 0
+    assert (chosen < 2).all()
+    return chosen.bool(), count
+
+
+def emulate_select_slots(score, candidate, slot, start, start_rows, threshold, threshold_rows, least, most, strict):
+    return emulate(
+        None, None, 0, score, candidate, None, 1, threshold, threshold_rows, least, None, most, None, False,
+        slot=slot, start=start, start_rows=start_rows, strict=strict,
+    )  # fmt: skip
+
+
+def emulate_accept(
+    x, token, probability, chosen, candidate, slot, start, start_rows, threshold, threshold_rows, head, head_slots,
+    extra, eos, strict, partial,
+):  # fmt: skip
+    rows, length = x.shape
+    outs = [torch.full(chosen.shape, -7), *(torch.full((rows,), -7) for _ in range(3))]
+    job = {
+        "rows": rows, "length": length, "slots": chosen.shape[1], "slot": slot, "start": per_row(start, start_rows),
+        "x": plane(x), "token": plane(token), "probability": plane(probability), "chosen": plane(chosen),
+        "candidate": plane(candidate), "threshold": per_row(float(threshold), threshold_rows), "head": plane(head_slots),
+        "head_all": head, "extra": extra, "eos": eos, "strict": strict, "partial": partial,
+        **{name: out.data_ptr() for name, out in zip(("accepted", "prefix", "end", "count"), outs)},
+    }  # fmt: skip
+    assert emulated("remask").accept(probability.dtype == torch.float64, job) == 0
+    return outs
+
+
+# ---- choosing positions ----------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=400, deadline=None)
@@ -123,16 +177,58 @@ def test_select_is_a_stable_sort(case):
     assert (out.chosen.tolist(), out.count.tolist()) == (chosen, count)
     rules = tuple(kw.get(name) for name in remask.RULES)
     args = remask._arguments("select", score, candidate, rules, cost, least, most, lowest)
-    for a, b in zip(out, twin("select", *args)):
-        assert torch.equal(a, b)
-
     token = torch.arange(score.numel()).view(score.shape) + 100
-    x, y = -token, (-token).t().contiguous().t()
-    wrote = ops.commit_(x, token, score, candidate, **kw)
-    twin("commit_", y, token, 0, *args)
-    assert torch.equal(wrote.chosen, out.chosen) and torch.equal(wrote.count, out.count)
-    assert torch.equal(x, torch.where(out.chosen, token, -token))
-    assert torch.equal(x, y)
+    written = torch.where(out.chosen, token, -token)
+    x = -token
+    assert equal(ops.commit_(x, token, score, candidate, **kw), out) and x.equal(written)
+    for other in (remask._twin_commit, emulate):
+        x = (-token).t().contiguous().t()
+        assert equal(other(x, token, 0, *args), out) and x.equal(written), other
+    assert equal(remask._twin_select(*args), out)
+    assert equal(emulate(None, None, 0, *args), out)
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(250, 1100), st.integers(0, 2**32), st.sampled_from(remask.RULES), st.booleans(), st.integers(0, 9))
+def test_cuda_bodies_on_rows_of_many_blocks(length, seed, rule, double, turns):
+    """More positions than threads, more ties than threads, and threads that take turns in other orders."""
+    g = torch.Generator().manual_seed(seed)
+    score = torch.rand(2, length, generator=g, dtype=torch.float64)
+    score[0] = (score[0] * 3).round() / 4 + 0.2
+    score = score if double else score.float()
+    candidate = torch.rand(2, length, generator=g) < 0.9
+    cost = torch.rand(2, length, generator=g).to(score.dtype) if rule == "budget" else None
+    level = {
+        "k": torch.randint(1, length, (2,), generator=g),
+        "threshold": 0.7,
+        "factor": length / 3,
+        "budget": length / 4,
+    }
+    kw = {rule: level[rule], "cost": cost, "least": 3}
+    args = remask._arguments(
+        "select", score, candidate, tuple(kw.get(name) for name in remask.RULES), cost, 3, None, False
+    )
+    module = emulated("remask")
+    try:
+        module.turns(turns)
+        assert equal(emulate(None, None, 0, *args), ops.select(score, candidate, **kw))
+    finally:
+        module.turns(0)
+
+
+@pytest.mark.parametrize("dtype", remask.FLOATS, ids=str)
+def test_cuda_bodies_beyond_their_memory(dtype):
+    """Rows whose keys do not all fit into shared memory."""
+    length = 32768 // dtype.itemsize + 500
+    score = (torch.rand(1, length, generator=torch.Generator().manual_seed(0)) * 999).round().to(dtype)
+    for kw in ({"k": 3000}, {"budget": 1e5, "lowest": True}):
+        rules = tuple(kw.get(name) for name in remask.RULES)
+        args = remask._arguments("select", score, None, rules, None, 0, None, kw.get("lowest", False))
+        assert equal(emulate(None, None, 0, *args), ops.select(score, **kw))
 
 
 @settings(max_examples=60, deadline=None)
@@ -343,8 +439,8 @@ def test_slots(batch, length, slot, seed, strict, partial, extra, tensors, holes
         "strict": strict,
     }
     chosen = plain_slots(score, candidate, slot, start, threshold, least, most, strict)
-    for native in (True, False):
-        call = ops.select_slots if native else as_twin(ops.select_slots, "_SELECT_SLOTS", remask._twin_select_slots)
+    for other in (None, remask._twin_select_slots, emulate_select_slots):
+        call = instead(ops.select_slots, "_SELECT_SLOTS", other)
         out = call(t(score), t(candidate), least=least, most=most, **kw)
         assert out.chosen.numpy().tolist() == chosen.tolist()
         assert out.count.tolist() == chosen.sum(1).tolist()
@@ -355,8 +451,8 @@ def test_slots(batch, length, slot, seed, strict, partial, extra, tensors, holes
     accepted, *rest = plain_accept(
         written, token, p, chosen, candidate, slot, start, threshold, head, extra, eos, strict, partial
     )
-    for native in (True, False):
-        call = ops.accept_slots_ if native else as_twin(ops.accept_slots_, "_ACCEPT_SLOTS", remask._twin_accept)
+    for other in (None, remask._twin_accept, emulate_accept):
+        call = instead(ops.accept_slots_, "_ACCEPT_SLOTS", other)
         y = t(x.copy())
         out = call(
             y, t(token), t(p), t(chosen), t(candidate), head=t(head) if tensors else 1, extra=extra, eos=eos,
@@ -367,16 +463,14 @@ def test_slots(batch, length, slot, seed, strict, partial, extra, tensors, holes
         assert y.numpy().tolist() == written.tolist()
 
 
-def as_twin(function, name, twin):
-    """The public function with the op behind it exchanged for its twin."""
+def instead(function, name, other):
+    """The public function with the op behind it exchanged, if there is another."""
 
     def call(*args, **kw):
-        before = getattr(remask, name)
-        setattr(remask, name, twin)
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            if other:
+                patch.setattr(remask, name, other)
             return function(*args, **kw)
-        finally:
-            setattr(remask, name, before)
 
     return call
 
@@ -441,7 +535,7 @@ BAD = {
     "x dtype": (TypeError, "commit_: x is torch.int32", lambda: ops.commit_(X.int(), X, S, k=1)),
     "x expanded": (ValueError, "x is written in place", lambda: ops.commit_(X[:1].expand(2, -1), X, S, k=1)),
     "token shape": (ValueError, r"token has shape \(1, 5\)", lambda: ops.commit_(X, X[:1], S, k=1)),
-    "remask x": (ValueError, r"remask_: x has shape \(5,\)", lambda: ops.remask_(X[0], S, None, 9, k=1)),
+    "remask x": (ValueError, r"x has shape \(5,\)", lambda: ops.remask_(X[0], S, None, 9, k=1)),
     "slot": (ValueError, "select_slots: slot is 0", lambda: ops.select_slots(S, slot=0, threshold=0.5)),
     "start": (TypeError, "start is torch.bool", lambda: ops.select_slots(S, slot=2, threshold=0.5, start=N.bool())),
     "slots threshold": (ValueError, "threshold has shape", lambda: ops.select_slots(S, slot=2, threshold=torch.zeros(5))),

@@ -153,9 +153,7 @@ void choose_row(const Choice<F>& job, int64_t b, Row<F>& row) {
   int64_t count = row.range.candidates;
   Key<F> bound = kBarred<F>;  // of the threshold
   if (job.rule == Rule::kThreshold) {
-    const F level = static_cast<F>(job.level[b]);
-    const Key<F> key = score_key(level, job.lowest ? KeyOf<F>::kSign : Key<F>{0});
-    bound = level == level ? key - !job.strict : kHighest<F>;
+    bound = threshold_bound(static_cast<F>(job.level[b]), job.lowest, job.strict);
     count = row.pass.count_above(row.keys.get(), row.length, bound);
   } else if (job.rule != Rule::kAll) {
     count = longest_prefix(job, b, row, chosen);
@@ -181,32 +179,17 @@ void over_rows(int64_t rows, int64_t work, const Body& body) {
 // One row of accept_slots_.
 template <typename F>
 void accept_row(const Acceptance<F>& job, int64_t b) {
-  const int64_t start = job.start[b];
-  const F threshold = static_cast<F>(job.threshold[b]);
   int64_t prefix = 0, count = 0, end = -1;
-  bool whole = true;  // every chosen slot so far was accepted to its end
+  bool reached = true;  // all chosen slots before this one were accepted to their ends
   for (int64_t s = 0; s < job.slots; ++s) {
-    int64_t& accepted = job.accepted[b * job.slots + s];
-    accepted = 0;
-    const int64_t first = start + s * job.slot, last = std::min(first + job.slot, job.length);
-    if (start < 0 || first >= last || !job.chosen.at(b, s)) continue;
-    int64_t size = 0;  // a slot may be cut short by the row's end
-    while (first + size < last && (!job.candidate.data || job.candidate.at(b, first + size))) ++size;
-    int64_t n = std::clamp<int64_t>(job.head.data ? job.head.at(b, s) : job.head_all, 0, size);
-    for (; n < size; ++n) {
-      const F p = job.probability.at(b, first + n);
-      if (!(job.strict ? p > threshold : p >= threshold)) break;
-    }
-    accepted = n = std::min(n + job.extra, size);
-    if (!whole || end >= 0) continue;
-    for (int64_t i = first; i < first + n && end < 0 && job.eos >= 0; ++i)
-      if (job.token.at(b, i) == job.eos) end = i;
-    whole = n == size;
-    const int64_t stop = end >= 0 ? end + 1 : first + n;
-    const int64_t upto = end >= 0 || whole || job.partial ? stop : first;
-    prefix += stop - first;
-    for (int64_t i = first; i < upto; ++i) job.x.at(b, i) = job.token.at(b, i);
-    count += upto - first;
+    const SlotRun run = run_of_slot(job, b, s);
+    job.accepted[b * job.slots + s] = run.accepted;
+    if (!run.chosen || !reached) continue;
+    end = end_in(job, b, run);
+    const SlotWrite put = write_slot(job, b, run, end);
+    prefix += put.prefix;
+    count += put.written;
+    reached = end < 0 && run.accepted == run.size;
   }
   job.prefix[b] = prefix;
   job.end[b] = end;

@@ -5,6 +5,11 @@
 #include "../cpu/remask.h"
 #include "args.h"
 
+#if defined(SAMPLERS_CUDA)
+#include "../cuda/remask.h"
+#include "cuda.h"
+#endif
+
 namespace samplers {
 namespace {
 
@@ -52,6 +57,24 @@ Tensor made(const Like& like, ScalarType type, int64_t rows, int64_t columns = -
       columns < 0 ? 1 : 2, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
       torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
   return Tensor(handle);
+}
+
+template <typename F>
+void run(const Like& like, const Choice<F>& job) {
+  if (like.first.is_cpu()) return cpu::choose(job);
+#if defined(SAMPLERS_CUDA)
+  const OnDevice device(like.first);
+  check_launch(like.op, cuda::choose(job, device.stream));
+#endif
+}
+
+template <typename F>
+void run(const Like& like, const Acceptance<F>& job) {
+  if (like.first.is_cpu()) return cpu::accept(job);
+#if defined(SAMPLERS_CUDA)
+  const OnDevice device(like.first);
+  check_launch(like.op, cuda::accept(job, device.stream));
+#endif
 }
 
 using Two = std::tuple<Tensor, Tensor>;
@@ -111,7 +134,7 @@ Two choose_as(const Like& like, const Shared& in, const Write* write) {
   Tensor count = made(like, ScalarType::Long, job.rows);
   job.chosen = static_cast<uint8_t*>(chosen.mutable_data_ptr());
   job.count = static_cast<int64_t*>(count.mutable_data_ptr());
-  cpu::choose(job);
+  run(like, job);
   return {chosen, count};
 }
 
@@ -163,7 +186,7 @@ Two select_slots_as(const Tensor& score, const Maybe& candidate, int64_t slot, i
   Tensor count = made(like, ScalarType::Long, job.rows);
   job.chosen = static_cast<uint8_t*>(chosen.mutable_data_ptr());
   job.count = static_cast<int64_t*>(count.mutable_data_ptr());
-  cpu::choose(job);
+  run(like, job);
   return {chosen, count};
 }
 
@@ -207,7 +230,7 @@ Four accept_slots_as(const Tensor& x, const Tensor& token, const Tensor& probabi
   job.prefix = static_cast<int64_t*>(prefix.mutable_data_ptr());
   job.end = static_cast<int64_t*>(end.mutable_data_ptr());
   job.count = static_cast<int64_t*>(count.mutable_data_ptr());
-  cpu::accept(job);
+  run(like, job);
   return {accepted, prefix, end, count};
 }
 
@@ -247,3 +270,12 @@ STABLE_TORCH_LIBRARY_IMPL(sampler_zoo, CPU, m) {
   m.impl("select_slots", TORCH_BOX(&samplers::select_slots));
   m.impl("accept_slots_", TORCH_BOX(&samplers::accept_slots_));
 }
+
+#if defined(SAMPLERS_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(sampler_zoo, CUDA, m) {
+  m.impl("select", TORCH_BOX(&samplers::select));
+  m.impl("commit_", TORCH_BOX(&samplers::commit_));
+  m.impl("select_slots", TORCH_BOX(&samplers::select_slots));
+  m.impl("accept_slots_", TORCH_BOX(&samplers::accept_slots_));
+}
+#endif
