@@ -2,8 +2,8 @@
 //
 // A row's keys are looked at eight bits at a time, highest first: a histogram over the 256 values of those bits, a scan
 // from its top, and the bin that the rule does not fit into whole is the next window. What a bin holds is summed as
-// integers, so the order of the atomics does not show, and a factor or a budget needs no sort. What is left in the end is
-// one key; those that have it go by position.
+// integers, so the order of the atomics does not show, and a factor or a budget needs no sort. What is left in the end
+// is one key; those that have it go by position.
 #pragma once
 
 #include "block.h"
@@ -229,7 +229,7 @@ __device__ __forceinline__ void write(const Row<F>& row, Key<F> bound, Word ties
 }
 
 template <typename F>
-__global__ void __launch_bounds__(kThreads) choose_rows(Choice<F> job) {
+__global__ void __launch_bounds__(kThreads, 2) choose_rows(Choice<F> job) {
   __shared__ Shared<F> shared;
   const int64_t b = blockIdx.x, start = job.start[b];
   int64_t there = start < 0 || start >= job.limit ? 0 : (job.limit - start + job.step - 1) / job.step;
@@ -272,7 +272,7 @@ __global__ void __launch_bounds__(kThreads) choose_rows(Choice<F> job) {
 }
 
 template <typename F>
-__global__ void __launch_bounds__(kThreads) accept_rows(Acceptance<F> job) {
+__global__ void __launch_bounds__(kThreads, 2) accept_rows(Acceptance<F> job) {
   __shared__ int first;
   __shared__ Word prefix, count;
   __shared__ int64_t end;
