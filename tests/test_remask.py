@@ -96,6 +96,8 @@ def cases(draw):
         "factor": lambda: number(-0.5, 4, torch.float64),
         "budget": lambda: number(-0.5, 4, torch.float64),
     }[rule]()
+    if rule == "threshold" and draw(st.booleans()):
+        level = torch.tensor(rng.choice([0.9, 0.5, 0.99, math.nan, -math.inf], rows), dtype=dtype)
     cost = None
     if rule == "budget" and draw(st.booleans()):
         cost = plane(

@@ -170,7 +170,7 @@ void choose_row(const Choice<F>& job, int64_t b, Row<F>& row) {
 // A serial loop where waking a thread would cost more than it brings.
 template <typename Body>
 void over_rows(int64_t rows, int64_t work, const Body& body) {
-  constexpr int64_t kSerial = 1 << 15;  // elements; some 50 us
+  constexpr int64_t kSerial = 1 << 15;  // elements; some 30 us
   const int64_t least = std::max<int64_t>(1, kSerial * rows / std::max<int64_t>(work, 1));
   if (rows <= least) return body(0, rows);
   torch::stable::parallel_for(0, rows, least, body);

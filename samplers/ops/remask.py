@@ -5,7 +5,7 @@ differ in how long the prefix is:
 
     k           k positions
     threshold   all with score >= threshold                                        Fast-dLLM, arXiv 2505.22618, 3.3
-    factor      while c_(n) >= 1 - factor / (n + 1), c_(n) the n-th best score      the same paper, algorithm 1's second form
+    factor      while c_(n) >= 1 - factor / (n + 1), c_(n) the n-th best score      the same paper, by its factor
     budget      while cost_(1) + … + cost_(n) - max <= budget                       EB-Sampler, arXiv 2505.24857, algorithm 1
 
 then `most` of it at most, but `least` at least (forced progress), and never more than there are candidates. Every number
@@ -176,7 +176,7 @@ def select_slots(
     threshold: Tensor | float,
     start: Tensor | int = 0,
     least: int = 1,
-    most: int = ALL,
+    most: int | None = None,
     strict: bool = True,
 ) -> Selection:
     """Slots by the score of their first token: ReFusion (arXiv 2512.13586), the plan of a step.
@@ -197,8 +197,9 @@ def select_slots(
     Returns:
         Selection(chosen (B, S) bool, count (B,) int64), S = ceil(L / slot).
     """
-    level, level_rows = _split(threshold)
+    level, level_rows = _level(threshold)
     begin, begin_rows = _split(start)
+    most = ALL if most is None else most
     args = (score, candidate, slot, begin, begin_rows, level, level_rows, least, most, strict)
     try:
         return Selection(*_SELECT_SLOTS(*args))
@@ -249,7 +250,7 @@ def accept_slots_(
     Returns:
         Accepted(accepted (B, S), prefix (B,), end (B,), count (B,)), all int64.
     """
-    level, level_rows = _split(threshold)
+    level, level_rows = _level(threshold)
     begin, begin_rows = _split(start)
     ahead, ahead_slots = (0, head) if isinstance(head, Tensor) else (head, None)
     args = (
@@ -274,6 +275,11 @@ def _split(value):
     return (0, value) if isinstance(value, Tensor) else (value, None)
 
 
+def _level(value):
+    """→ (number, None) or (0.0, float64 tensor)."""
+    return (0.0, value.double()) if isinstance(value, Tensor) else (value, None)
+
+
 def _arguments(op, score, candidate, rules, cost, least, most, lowest):
     """The shared arguments in the schema's order."""
     given = [i for i, level in enumerate(rules) if level is not None]
@@ -281,13 +287,11 @@ def _arguments(op, score, candidate, rules, cost, least, most, lowest):
         names = " and ".join(RULES[i] for i in given) or "no rule"
         raise ValueError(f"{op}: {names} given, expected one of {', '.join(RULES)}")
     rule = given[0]
-    level, level_rows = _split(rules[rule])
+    level, level_rows = (0.0, None) if rule == K else _level(rules[rule])
     if rule == K:
         if most is not None:
             raise ValueError(f"{op}: most is given beside k, which is itself the most")
-        most, level, level_rows = rules[K], 0.0, None
-    elif level_rows is not None:
-        level_rows = level_rows.double()
+        most = rules[K]
     if cost is not None and rule != BUDGET:
         raise ValueError(f"{op}: cost is given without budget")
     if lowest and rule == FACTOR:
