@@ -124,6 +124,14 @@ struct Choice {
   int64_t fill;
 };
 
+// How many places of a row there are.
+template <typename F>
+SAMPLERS_HD int64_t places(const Choice<F>& job, int64_t start) {
+  if (start < 0 || start >= job.limit) return 0;
+  const int64_t there = (job.limit - start - 1) / job.step + 1;
+  return there < job.length ? there : job.length;
+}
+
 // One call of accept_slots_.
 template <typename F>
 struct Acceptance {
@@ -151,9 +159,10 @@ struct SlotRun {
 template <typename F>
 SAMPLERS_HD SlotRun run_of_slot(const Acceptance<F>& job, int64_t b, int64_t s) {
   const int64_t start = job.start[b];
-  SlotRun run{false, start + s * job.slot, 0, 0};
-  if (start < 0 || run.first >= job.length || !job.chosen.at(b, s)) return run;
+  SlotRun run{false, 0, 0, 0};
+  if (start < 0 || start >= job.length || start + s * job.slot >= job.length || !job.chosen.at(b, s)) return run;
   run.chosen = true;
+  run.first = start + s * job.slot;
   const int64_t room = job.length - run.first < job.slot ? job.length - run.first : job.slot;
   while (run.size < room && (!job.candidate.data || job.candidate.at(b, run.first + run.size))) ++run.size;
   const F threshold = static_cast<F>(job.threshold[b]);
@@ -163,7 +172,7 @@ SAMPLERS_HD SlotRun run_of_slot(const Acceptance<F>& job, int64_t b, int64_t s) 
     const F p = job.probability.at(b, run.first + n);
     if (!(job.strict ? p > threshold : p >= threshold)) break;
   }
-  run.accepted = n + job.extra < run.size ? n + job.extra : run.size;
+  run.accepted = job.extra < run.size - n ? n + job.extra : run.size;
   return run;
 }
 

@@ -358,6 +358,27 @@ def test_edges():
     assert [ops.select(nan, k=k).chosen[0].tolist() for k in (1, 2, 3)] == [[0, 0, 1], [0, 1, 1], [1, 1, 1]]
 
 
+def test_numbers_of_any_size():
+    """What is out of all bounds neither overflows nor reads beyond a row."""
+    far, score, x = 2**62, torch.rand(2, 5), torch.zeros(2, 5, dtype=torch.int64)
+    for k, count in ((far, 5), (-far, 0), (torch.tensor([2**63 - 1, -(2**63)]), None)):
+        assert ops.select(score, k=k).count.tolist() == ([5, 0] if count is None else [count] * 2)
+    assert ops.select(score, threshold=-1e300, least=-far, most=far).count.tolist() == [5, 5]
+    assert ops.select(score, budget=1e300).count.tolist() == [5, 5]
+    assert ops.select(score, factor=1e300).count.tolist() == [5, 5]
+    starts = (far, -far, torch.tensor([2**63 - 1, -(2**63)]))
+    for slot in (1, 3, far):
+        for start in starts:
+            out = ops.select_slots(score, slot=slot, threshold=0.0, start=start)
+            assert out.chosen.shape == (2, -(-5 // slot)) and not out.chosen.any()
+            got = ops.accept_slots_(x, x + 1, score, ~out.chosen, slot=slot, threshold=0.0, start=start)
+            assert got.count.tolist() == [0, 0] and not x.any()
+    got = ops.accept_slots_(x, x + 1, score, torch.ones(2, 1, dtype=torch.bool), slot=far, threshold=2.0, extra=far)
+    assert got.accepted.tolist() == [[5], [5]]
+    got = ops.accept_slots_(x, x + 2, score, torch.ones(2, 1, dtype=torch.bool), slot=far, threshold=2.0, head=far)
+    assert x.tolist() == [[3] * 5] * 2, "x + 1, and x + 2 of that"
+
+
 def test_inputs_are_left_alone():
     score, candidate = torch.rand(3, 20).requires_grad_(), torch.rand(3, 20) < 0.5
     token = torch.randint(9, (3, 20))

@@ -34,9 +34,7 @@ struct Row {
 
 template <typename F>
 void load(const Choice<F>& job, int64_t b, Row<F>& row) {
-  const int64_t start = job.start[b];
-  const int64_t there =
-      start < 0 ? 0 : std::clamp<int64_t>((job.limit - start + job.step - 1) / job.step, 0, row.length);
+  const int64_t there = places(job, job.start[b]), start = there ? job.start[b] : 0;
   const F* score = job.score.data + b * job.score.row + start * job.score.column;
   if (const int64_t stride = job.score.column * job.step; stride != 1) {
     row.scores.resize(row.length);

@@ -232,8 +232,7 @@ template <typename F>
 __global__ void __launch_bounds__(kThreads, 2) choose_rows(Choice<F> job) {
   __shared__ Shared<F> shared;
   const int64_t b = blockIdx.x, start = job.start[b];
-  int64_t there = start < 0 || start >= job.limit ? 0 : (job.limit - start + job.step - 1) / job.step;
-  there = there < job.length ? there : job.length;
+  const int64_t there = places(job, start);
   const Row<F> row{job, shared, b, start, there};
 
   Key<F> bound = kBarred<F>;  // of the threshold

@@ -159,9 +159,10 @@ Two commit_(const Tensor& x, const Maybe& token, int64_t fill, const Tensor& sco
                 {score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest}, &write);
 }
 
-int64_t slots_of(const char* op, const Tensor& first, int64_t slot) {
+// Positions a slot, no more than a row has.
+int64_t checked_slot(const char* op, const Tensor& first, int64_t slot) {
   STD_TORCH_CHECK(slot >= 1, op, ": slot is ", slot, ", expected 1 or more");
-  return (first.size(1) + slot - 1) / slot;
+  return std::min(slot, std::max<int64_t>(first.size(1), 1));
 }
 
 template <typename F>
@@ -172,8 +173,8 @@ Two select_slots_as(const Tensor& score, const Maybe& candidate, int64_t slot, i
   Choice<F> job{};
   job.rows = score.size(0);
   job.limit = score.size(1);
-  job.length = slots_of(like.op, score, slot);
-  job.step = slot;
+  job.step = checked_slot(like.op, score, slot);
+  job.length = (job.limit + job.step - 1) / job.step;
   job.start = per_row(like, start_rows, start, ScalarType::Long, "start");
   job.score = plane_of<const F>(like, score, kType, job.limit, "score");
   job.candidate = plane_of<const uint8_t>(like, candidate, ScalarType::Bool, job.limit, "candidate");
@@ -207,8 +208,8 @@ Four accept_slots_as(const Tensor& x, const Tensor& token, const Tensor& probabi
   Acceptance<F> job{};
   job.rows = probability.size(0);
   job.length = probability.size(1);
-  job.slots = slots_of(like.op, probability, slot);
-  job.slot = slot;
+  job.slot = checked_slot(like.op, probability, slot);
+  job.slots = (job.length + job.slot - 1) / job.slot;
   job.start = per_row(like, start_rows, start, ScalarType::Long, "start");
   job.x = written(like, x, job.length);
   job.token = plane_of<const int64_t>(like, token, ScalarType::Long, job.length, "token");

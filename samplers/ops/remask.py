@@ -427,16 +427,17 @@ def _twin_commit(x, token, fill, *args):
 
 
 def _slots(first, slot, start, start_rows):
-    """→ (B, S) int64, where each slot begins; (B, S) bool, whether that is on the canvas."""
-    s = torch.arange(-(-first.shape[1] // slot), device=first.device)
+    """→ (B, S) int64, where each slot begins; (B, S) bool, whether that is on the canvas; positions a slot at most."""
+    length = first.shape[1]
+    slot = min(slot, max(length, 1))
     start = _each(start, start_rows, torch.int64, first)
-    begin = start + s * slot
-    return begin, (start >= 0) & (begin < first.shape[1])
+    begin = start.clamp(-1, length) + torch.arange(-(-length // slot), device=first.device) * slot
+    return begin, (start >= 0) & (begin < length), slot
 
 
 def _twin_select_slots(score, candidate, slot, start, start_rows, threshold, threshold_rows, least, most, strict):
     _check_select_slots(score, candidate, slot, start, start_rows, threshold, threshold_rows, least, most, strict)
-    begin, there = _slots(score, slot, start, start_rows)
+    begin, there, _ = _slots(score, slot, start, start_rows)
     at = torch.where(there, begin, 0)
     if candidate is not None:
         there = there & candidate.gather(1, at)
@@ -455,7 +456,7 @@ def _twin_accept(
         x, token, probability, chosen, candidate, slot, start, start_rows, threshold, threshold_rows, head, head_slots,
         extra, eos, strict, partial,
     )  # fmt: skip
-    begin, there = _slots(probability, slot, start, start_rows)
+    begin, there, slot = _slots(probability, slot, start, start_rows)
     (batch, length), count = x.shape, begin.shape[1]
     if length == 0:
         none = x.new_zeros(batch)
@@ -477,7 +478,7 @@ def _twin_accept(
     ahead = torch.full_like(size, head) if head_slots is None else head_slots
     stands = (p > bound if strict else p >= bound) | (place < ahead[:, :, None])
     accepted = (on & stands).to(torch.int64).cumprod(2).sum(2)
-    accepted = torch.minimum(accepted + extra, size)  # (B, S)
+    accepted = torch.minimum(accepted + min(extra, slot), size)  # (B, S)
 
     # In order of position: a slot is reached if all before it were accepted to the end.
     whole = accepted == size
