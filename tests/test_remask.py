@@ -555,6 +555,8 @@ BAD = {
     "threshold": (ValueError, r"threshold has shape \(3,\)", lambda: ops.select(S, threshold=torch.zeros(3))),
     "cost dtype": (TypeError, "cost is torch.float64, expected torch.float32", lambda: ops.select(S, budget=1.0, cost=S.double())),
     "budget length": (ValueError, "at most 65536 positions, score has 65537", lambda: ops.select(torch.zeros(1, 65537), budget=1.0)),
+    "token missing": (TypeError, "commit_: token is None, expected a tensor", lambda: ops.commit_(X, None, S, k=1)),
+    "score list": (TypeError, r"score is \[\[0.5\]\], expected a tensor", lambda: ops.select([[0.5]], k=1)),
     "x dtype": (TypeError, "commit_: x is torch.int32", lambda: ops.commit_(X.int(), X, S, k=1)),
     "x expanded": (ValueError, "x is written in place", lambda: ops.commit_(X[:1].expand(2, -1), X, S, k=1)),
     "token shape": (ValueError, r"token has shape \(1, 5\)", lambda: ops.commit_(X, X[:1], S, k=1)),

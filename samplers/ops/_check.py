@@ -37,11 +37,13 @@ def check_inside(op, ids, bound, name, of):
         raise IndexError(f"{op}: {name}[{i}] is {int(ids[i])}, expected 0 to {bound - 1} ({of})")
 
 
-def check_plane(op, t, name, dtypes, shape=None, device=None):
-    """(B, L), of one of these dtypes, of this shape and device (None: any); None passes."""
-    if t is None:
+def check_plane(op, t, name, dtypes, shape=None, device=None, optional=False):
+    """(B, L), of one of these dtypes, of this shape and device (None: any); None passes if it is optional."""
+    if t is None and optional:
         return
     where = f"{op}: {name}"
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"{where} is {t!r}, expected a tensor")
     if t.dim() != 2 or (shape is not None and tuple(t.shape) != shape):
         raise ValueError(f"{where} has shape {tuple(t.shape)}, expected {'(B, L)' if shape is None else shape}")
     if t.dtype not in dtypes:

@@ -134,6 +134,8 @@ def commit_(
         token: (B, L) int64.
         The others are those of `select`.
     """
+    if token is None:  # to the op below: write one id
+        raise TypeError("commit_: token is None, expected a tensor")
     args = _arguments("commit_", score, candidate, (k, threshold, factor, budget), cost, least, most, lowest)
     try:
         return Selection(*_COMMIT(x, token, 0, *args))
@@ -305,8 +307,8 @@ def _check(op, score, candidate, cost, rule, level, level_rows, least, least_row
     """What can be wrong with select and commit_, without looking at the data. write: x and token."""
     check_plane(op, score, "score", FLOATS)
     shape, device = tuple(score.shape), score.device
-    check_plane(op, candidate, "candidate", (torch.bool,), shape, device)
-    check_plane(op, cost, "cost", (score.dtype,), shape, device)
+    check_plane(op, candidate, "candidate", (torch.bool,), shape, device, optional=True)
+    check_plane(op, cost, "cost", (score.dtype,), shape, device, optional=True)
     if rule == BUDGET and shape[1] > MOST_COSTS:
         raise ValueError(f"{op}: a budget takes rows of at most {MOST_COSTS} positions, score has {shape[1]}")
     bounds = {"least": least, "k" if rule == K else "most": most}
@@ -317,7 +319,7 @@ def _check(op, score, candidate, cost, rule, level, level_rows, least, least_row
     for name, value in rows.items():
         check_vector(op, value, name, torch.float64 if value is level_rows else torch.int64, shape[0], device)
     for name, value in write.items():
-        check_plane(op, value, name, (torch.int64,), shape, device)
+        check_plane(op, value, name, (torch.int64,), shape, device, optional=name == "token")
     check_written(op, write.get("x"))
 
 
@@ -327,7 +329,7 @@ def _check_slots(op, first, name, candidate, slot, start_rows, threshold_rows):
     if slot < 1:
         raise ValueError(f"{op}: slot is {slot}, expected 1 or more")
     shape, device = tuple(first.shape), first.device
-    check_plane(op, candidate, "candidate", (torch.bool,), shape, device)
+    check_plane(op, candidate, "candidate", (torch.bool,), shape, device, optional=True)
     check_vector(op, start_rows, "start", torch.int64, shape[0], device)
     check_vector(op, threshold_rows, "threshold", torch.float64, shape[0], device)
 
@@ -348,7 +350,7 @@ def _check_accept_slots(
     check_written(op, x)
     check_plane(op, token, "token", (torch.int64,), shape, device)
     check_plane(op, chosen, "chosen", (torch.bool,), slots, device)
-    check_plane(op, head_slots, "head", (torch.int64,), slots, device)
+    check_plane(op, head_slots, "head", (torch.int64,), slots, device, optional=True)
     if extra < 0:
         raise ValueError(f"{op}: extra is {extra}, expected 0 or more")
 
