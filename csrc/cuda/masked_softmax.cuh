@@ -9,6 +9,8 @@
 
 #include <math.h>
 
+#include <type_traits>
+
 #include "masked_softmax.h"
 #include "numbers.h"
 
@@ -16,6 +18,10 @@ namespace samplers::cuda {
 namespace softmax {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+// Blocks a multiprocessor. Two leave 128 registers a thread: a chunk's entries stay in them, and the work on a chunk
+// takes longer than the loads of the next, so four warps a scheduler hide them. Guided rows hold two chunks.
+template <bool kGuided>
+constexpr int kResident = kGuided ? 1 : 2;
 constexpr int kMostChunks = static_cast<int>(kMostColumns / kChunk);
 constexpr int kBlocks = kChunk / kBlock;
 constexpr float kNone = -INFINITY;
@@ -48,11 +54,21 @@ struct Scratch {
 
 template <int kFormat>
 struct Layout {
-  static constexpr int kBytes = kFormat == kF32 ? 4 : 2;  // of an entry
-  static constexpr int kPer = 16 / kBytes;                // entries a load
-  static constexpr int kLanes = kBlock / kPer;            // lanes a group
-  static constexpr int kGroups = kWarp / kLanes;          // groups a warp
-  static constexpr int kHalves = 4 / kBytes;              // entries a word
+  using Entry = std::conditional_t<kFormat == kF32, uint32_t, uint16_t>;
+  static constexpr int kBytes = sizeof(Entry);
+  static constexpr int kPer = 16 / kBytes;        // entries a load
+  static constexpr int kLanes = kBlock / kPer;    // lanes a group
+  static constexpr int kGroups = kWarp / kLanes;  // groups a warp
+  static constexpr int kHalves = 4 / kBytes;      // entries a word
+};
+
+// What a block needs to fill tables: all zero before, and zero again after each chunk, are the marks of a group's
+// forbidden entries. At most two chunks of a row are staged, its last ones.
+template <int kFormat>
+struct Desk {
+  using L = Layout<kFormat>;
+  uint4 stage[2][kChunk / L::kPer];
+  uint32_t marks[kWarps * L::kGroups][kChunk / 32];
 };
 
 // ---- rows
@@ -96,29 +112,44 @@ __device__ __forceinline__ float load_guided(const Args& args, const Row& row, i
 // ---- one chunk
 // -------------------------------------------------------------------------------------------------------
 
-// The lane's entries of a chunk of `count` entries: words[b] are block b's. `filler` stands past the end.
+// The lane's entries of a chunk of `count` entries: words[b] are block b's; `filler` stands past the end. `room`: there
+// is more of the row behind the chunk, 16 bytes at least. `stage`: shared memory for a chunk, for this one alone.
 template <int kFormat>
 __device__ __forceinline__ void load_chunk(const char* row, int64_t begin, int count, bool room, int lane,
-                                           uint32_t filler, uint32_t (&words)[kBlocks][4]) {
+                                           uint32_t filler, uint4* stage, uint32_t (&words)[kBlocks][4]) {
   using L = Layout<kFormat>;
+  constexpr int kStride = kBlock * L::kBytes;
+  const unsigned group = (L::kLanes == kWarp ? kAllLanes : (1u << L::kLanes % kWarp) - 1)
+                         << (threadIdx.x % kWarp - static_cast<unsigned>(lane));
   const char* first = row + begin * L::kBytes + lane * 16;
   const unsigned shift = static_cast<unsigned>(reinterpret_cast<uintptr_t>(first) & 15u);
-  if (count == kChunk && shift == 0) {
+  const auto load_all = [&](const char* from) {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      const uint4 v = __ldg(reinterpret_cast<const uint4*>(first + b * kBlock * L::kBytes));
+      const uint4 v = *reinterpret_cast<const uint4*>(from + b * kStride);
       words[b][0] = v.x, words[b][1] = v.y, words[b][2] = v.z, words[b][3] = v.w;
     }
+  };
+  if (count == kChunk && shift == 0) {
+    load_all(first);
   } else if (count == kChunk && room) {
-    // The row is not aligned: two aligned loads (the second one hits the cache), put together. `room` says that the
-    // second one ends inside the row.
+    // The row is not aligned: a lane's entries lie in two aligned loads, its own and the one that the next lane (the
+    // first one's, of the next block) has made.
     first -= shift;
+    load_all(first);
+    const uint4 v = *reinterpret_cast<const uint4*>(first + kBlocks * kStride - lane * 16);  // the same for all
+    const uint32_t behind[4] = {v.x, v.y, v.z, v.w};
+    const int next = (lane + 1) % L::kLanes;
     const unsigned bits = shift % 4 * 8;
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      const uint4* at = reinterpret_cast<const uint4*>(first + b * kBlock * L::kBytes);
-      const uint4 p = __ldg(at), q = __ldg(at + 1);
-      uint32_t w[8] = {p.x, p.y, p.z, p.w, q.x, q.y, q.z, q.w};
+      uint32_t w[8];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t give = lane > 0 ? words[b][i] : b + 1 < kBlocks ? words[(b + 1) % kBlocks][i] : behind[i];
+        w[i] = words[b][i];
+        w[i + 4] = __shfl_sync(group, give, next, L::kLanes);
+      }
 #pragma unroll
       for (int i = 0; i < 6; ++i) w[i] = shift & 8u ? w[i + 2] : w[i];
 #pragma unroll
@@ -126,19 +157,19 @@ __device__ __forceinline__ void load_chunk(const char* row, int64_t begin, int c
 #pragma unroll
       for (int i = 0; i < 4; ++i) words[b][i] = __funnelshift_r(w[i], w[i + 1], bits);
     }
+  } else if (count > 0) {
+    using Entry = typename L::Entry;
+    Entry* entries = reinterpret_cast<Entry*>(stage);
+    for (int i = lane; i < kChunk; i += L::kLanes)
+      entries[i] = static_cast<Entry>(i < count ? load_one<kFormat>(row, begin + i) : filler);
+    __syncwarp(group);
+    load_all(reinterpret_cast<const char*>(stage + lane));
+    __syncwarp(group);  // the stage is free again
   } else {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        uint32_t word = 0;
-#pragma unroll
-        for (int h = 0; h < L::kHalves; ++h) {
-          const int i = b * kBlock + lane * L::kPer + w * L::kHalves + h;
-          word |= (i < count ? load_one<kFormat>(row, begin + i) : filler) << (16 * h);
-        }
-        words[b][w] = word;
-      }
+      for (int w = 0; w < 4; ++w) words[b][w] = L::kHalves == 1 ? filler : filler * 0x10001u;
     }
   }
 }
@@ -148,6 +179,7 @@ __device__ __forceinline__ void load_chunk(const char* row, int64_t begin, int c
 __device__ __forceinline__ bool mark_forbidden(const cpu::Job& job, int64_t begin, int count, int lane, int lanes,
                                                uint32_t* marks) {
   bool found = false;
+#pragma unroll 1
   for (int64_t f = lane; f < job.n_forbid; f += lanes) {
     const int64_t i = job.forbid[f] - begin;
     if (i < 0 || i >= count) continue;
@@ -216,13 +248,15 @@ __device__ __forceinline__ float halving_sum(float (&acc)[kPer], int lane) {
 // warp must call it, and all lanes of the group return the same. kMore: entropy and the second largest, too.
 template <int kFormat, int kSets, bool kMore, bool kGuided>
 __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, int64_t begin, int count, int lane,
-                                              uint32_t* marks) {
+                                              uint32_t* marks, uint4* stage) {
   using L = Layout<kFormat>;
   constexpr uint32_t kNoneWord = kFormat == kF32 ? 0xff800000u : kFormat == kBF16 ? 0xff80ff80u : 0xfc00fc00u;
   constexpr uint32_t kNoneOne = kFormat == kF32 ? kNoneWord : kNoneWord & 0xffffu;
   const bool room = args.job.vocab - begin - kChunk >= L::kPer;
   uint32_t words[kBlocks][4];
-  load_chunk<kFormat>(row.logits, begin, count, room, lane, kNoneOne, words);
+  load_chunk<kFormat>(row.logits, begin, count, room, lane, kNoneOne, stage, words);
+  uint32_t other[kBlocks][4];
+  if constexpr (kGuided) load_chunk<kFormat>(row.guidance, begin, count, room, lane, 0, stage, other);
   const uint64_t forbidden = forbidden_of<kFormat>(args.job, begin, count, lane, marks);
   if (!kGuided && forbidden) {
 #pragma unroll
@@ -237,25 +271,12 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
     }
   }
   const auto block_of = [&](int b, float (&x)[L::kPer]) {  // block b of the lane in fp32
-    uint32_t other[4];
-    if constexpr (kGuided) {
-      const int i = b * kBlock + lane * L::kPer;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        other[w] = 0;
-#pragma unroll
-        for (int h = 0; h < L::kHalves; ++h) {
-          const int at = i + w * L::kHalves + h;
-          if (at < count) other[w] |= load_one<kFormat>(row.guidance, begin + at) << (16 * h);
-        }
-      }
-    }
 #pragma unroll
     for (int e = 0; e < L::kPer; ++e) {
       const int w = e / L::kHalves, h = e % L::kHalves;
       x[e] = number<kFormat>(words[b][w], h);
       if constexpr (kGuided) {
-        x[e] = guided(x[e], number<kFormat>(other[w], h), args.job.cfg_scale);
+        x[e] = guided(x[e], number<kFormat>(other[b][w], h), args.job.cfg_scale);
         if (forbidden >> (b * L::kPer + e) & 1) x[e] = kNone;
       }
     }
@@ -345,6 +366,7 @@ __device__ __forceinline__ int first_lane(unsigned votes) { return __ffs(static_
 // The first i in [0, n) for which yes(i), and n if there is none.
 template <typename Yes>
 __device__ __forceinline__ int find_first(int n, int lane, const Yes& yes) {
+#pragma unroll 1
   for (int begin = 0; begin < n; begin += kWarp) {
     const unsigned votes = __ballot_sync(kAllLanes, begin + lane < n && yes(begin + lane));
     if (votes) return begin + first_lane(votes);
@@ -356,6 +378,7 @@ __device__ __forceinline__ int find_first(int n, int lane, const Yes& yes) {
 template <typename Yes>
 __device__ __forceinline__ int find_last(int n, int lane, const Yes& yes) {
   int last = 0;
+#pragma unroll 1
   for (int begin = 0; begin < n; begin += kWarp) {
     const unsigned votes = __ballot_sync(kAllLanes, begin + lane < n && yes(begin + lane));
     if (votes) last = begin + kWarp - 1 - __clz(static_cast<int>(votes));
@@ -370,8 +393,9 @@ __device__ __forceinline__ double scale_of(const Args& args, const Stats& chunk,
 // scratch.sums: the running sums of the chunks' weights and entropies, added up in chunk order.
 __device__ __forceinline__ void add_up(const Args& args, const Stats* table, double reference, Scratch& scratch,
                                        int lane) {
-  constexpr int kStep = 8;
+  constexpr int kStep = 4;
   const int padded = (args.chunks + kStep - 1) / kStep * kStep;
+#pragma unroll 1
   for (int c = lane; c < padded; c += kWarp) {
     double weight[2] = {0, 0}, entropy = 0;
     if (c < args.chunks) {
@@ -414,7 +438,7 @@ __device__ __forceinline__ int materialise(const Args& args, const Row& row, int
   __syncwarp();
   mark_forbidden(args.job, begin, count, lane, kWarp, scratch.forbidden);
   __syncwarp();
-#pragma unroll 8
+#pragma unroll 4
   for (int i = lane; i < kChunk; i += kWarp) {
     const float x = i < count ? load_guided<kFormat>(args, row, begin + i) : kNone;
     entry_at(scratch, i) = scratch.forbidden[i / 32] >> (i % 32) & 1 ? kNone : x;
@@ -426,10 +450,12 @@ __device__ __forceinline__ int materialise(const Args& args, const Row& row, int
 // The first of `count` entries whose running sum of weights exceeds share * (their total), the sums taken one by one.
 __device__ __forceinline__ int draw_in_order(double share, int count, Scratch& scratch) {
   double total = 0;
+#pragma unroll 4
   for (int i = 0; i < count; ++i) total += static_cast<double>(entry_at(scratch, i));
   const double goal = share * total;
   double sum = 0;
   int last = 0;
+#pragma unroll 1
   for (int i = 0; i < count; ++i) {
     const float w = entry_at(scratch, i);
     sum += static_cast<double>(w);
@@ -444,6 +470,7 @@ __device__ __forceinline__ int draw_in_order(double share, int count, Scratch& s
 __device__ __forceinline__ int draw_in_chunk(double share, int count, Scratch& scratch, int lane) {
   constexpr int kEach = kChunk / kWarp;
   double mine = 0;
+#pragma unroll 4
   for (int i = 0; i < kEach; ++i) mine += static_cast<double>(entry_at(scratch, lane * kEach + i));
   double upto = mine;
 #pragma unroll
@@ -458,6 +485,7 @@ __device__ __forceinline__ int draw_in_chunk(double share, int count, Scratch& s
   const int where = votes ? first_lane(votes) : 0;
   int found = -1;
   if (votes && lane == where) {
+#pragma unroll 1
     for (int i = 0; i < kEach; ++i) {
       const double below = sum;
       sum += static_cast<double>(entry_at(scratch, lane * kEach + i));
@@ -486,6 +514,7 @@ __device__ __forceinline__ int64_t draw(const Args& args, int64_t n, const Row& 
   const double share = (target - (c > 0 ? sums[c - 1] : 0)) / weight_of(c);
   const int count = materialise<kFormat>(args, row, c, scratch, lane);
   const float m = table[c].m, k = args.k[set];
+#pragma unroll 2
   for (int i = lane; i < kChunk; i += kWarp) {
     const float t = (entry_at(scratch, i) - m) * k;
     entry_at(scratch, i) = t < kFloor ? 0.f : fast_exp2(t);
@@ -508,6 +537,7 @@ __device__ __forceinline__ int64_t best(const Args& args, const Row& row, const 
 template <int kFormat>
 __device__ __forceinline__ float logit_of(const Args& args, const Row& row, int64_t id, int lane) {
   bool forbidden = false;
+#pragma unroll 1
   for (int64_t f = lane; f < args.job.n_forbid; f += kWarp) forbidden |= args.job.forbid[f] == id;
   return __any_sync(kAllLanes, forbidden) ? kNone : load_guided<kFormat>(args, row, id);
 }
@@ -532,6 +562,7 @@ __device__ __forceinline__ void finish(const Args& args, int64_t n, const Stats*
     return;
   }
   float highest = kNone, second = kNone, reference = kNone;
+#pragma unroll 1
   for (int c = lane; c < args.chunks; c += kWarp) {
     merge_two(highest, second, table[c].max, table[c].second);
     reference = fmaxf(reference, table[c].m);
@@ -575,29 +606,36 @@ __device__ __forceinline__ void finish(const Args& args, int64_t n, const Stats*
 // ---------------------------------------------------------------------------------------------------------
 
 template <int kFormat, int kSets, bool kMore, bool kGuided>
-__device__ __forceinline__ void survey_into(const Args& args, const Row& row, int first, int end, int lane,
-                                            uint32_t* marks, Stats* table) {
+__device__ __forceinline__ void survey_into(const Args& args, const Row& row, int first, int end, Desk<kFormat>& desk,
+                                            Stats* table) {
   using L = Layout<kFormat>;
-  const int group = lane / L::kLanes, c = first + group;
+  const int group = static_cast<int>(threadIdx.x) / L::kLanes, lane = static_cast<int>(threadIdx.x) % L::kLanes;
+  const int c = first + group % L::kGroups;
   const int64_t begin = static_cast<int64_t>(c) * kChunk, left = args.job.vocab - begin;
   const int count = c < end && row.in_range ? static_cast<int>(left < kChunk ? left : kChunk) : 0;
-  const Stats stats = survey_chunk<kFormat, kSets, kMore, kGuided>(args, row, begin, count, lane % L::kLanes,
-                                                                   marks + group * (kChunk / 32));
-  if (c < end && lane % L::kLanes == 0) table[c] = stats;
+  const Stats stats =
+      survey_chunk<kFormat, kSets, kMore, kGuided>(args, row, begin, count, lane, desk.marks[group], desk.stage[c % 2]);
+  if (c < end && lane == 0) table[c] = stats;
+}
+
+template <int kFormat>
+__device__ __forceinline__ void clear_marks(Desk<kFormat>& desk) {
+  for (int i = static_cast<int>(threadIdx.x); i < kWarps * Layout<kFormat>::kGroups * (kChunk / 32); i += kThreads)
+    desk.marks[i / (kChunk / 32)][i % (kChunk / 32)] = 0;
+  __syncthreads();
 }
 
 // Many rows: a block takes row after row.
 template <int kFormat, int kSets, bool kMore, bool kGuided>
-__global__ void __launch_bounds__(kThreads, kSets == 2 || kMore ? 2 : 3) whole_rows(Args args) {
+__global__ void __launch_bounds__(kThreads, kResident<kGuided>) whole_rows(Args args) {
   using L = Layout<kFormat>;
   __shared__ Stats table[2][kMostChunks];
   __shared__ Scratch scratch;
-  __shared__ uint32_t marks[kWarps][L::kGroups * (kChunk / 32)];
+  __shared__ Desk<kFormat> desk;
   __shared__ int next[2];  // the first chunk that no warp has taken
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int i = lane; i < L::kGroups * (kChunk / 32); i += kWarp) marks[warp][i] = 0;
   if (threadIdx.x < 2) next[threadIdx.x] = 0;
-  __syncthreads();
+  clear_marks(desk);
   int64_t before = -1;  // the row whose table is full but which is not finished
   int turn = 0;
   for (int64_t n = blockIdx.x;; n += gridDim.x, ++turn) {
@@ -610,7 +648,7 @@ __global__ void __launch_bounds__(kThreads, kSets == 2 || kMore ? 2 : 3) whole_r
       if (lane == 0) first = atomicAdd(&next[now], L::kGroups);
       first = __shfl_sync(kAllLanes, first, 0);
       if (first >= args.chunks) break;
-      survey_into<kFormat, kSets, kMore, kGuided>(args, row, first, args.chunks, lane, marks[warp], table[now]);
+      survey_into<kFormat, kSets, kMore, kGuided>(args, row, first, args.chunks, desk, table[now]);
     }
     // Behind the barrier this table is full and the other one, finished by now, is free.
     __syncthreads();
@@ -621,18 +659,17 @@ __global__ void __launch_bounds__(kThreads, kSets == 2 || kMore ? 2 : 3) whole_r
 
 // Few rows: block (part, row) fills its share of the row's table.
 template <int kFormat, int kSets, bool kMore, bool kGuided>
-__global__ void __launch_bounds__(kThreads, kSets == 2 || kMore ? 2 : 3) parts_of_rows(Args args) {
+__global__ void __launch_bounds__(kThreads, kResident<kGuided>) parts_of_rows(Args args) {
   using L = Layout<kFormat>;
-  __shared__ uint32_t marks[kWarps][L::kGroups * (kChunk / 32)];
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int i = lane; i < L::kGroups * (kChunk / 32); i += kWarp) marks[warp][i] = 0;
-  __syncwarp();
+  __shared__ Desk<kFormat> desk;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  clear_marks(desk);
   const int64_t n = blockIdx.y;
   const int part = static_cast<int>(blockIdx.x);
   const int begin = args.chunks * part / args.parts, end = args.chunks * (part + 1) / args.parts;
   const Row row = find_row(args, n);
   for (int first = begin + warp * L::kGroups; first < end; first += kWarps * L::kGroups)
-    survey_into<kFormat, kSets, kMore, kGuided>(args, row, first, end, lane, marks[warp], args.table + n * args.chunks);
+    survey_into<kFormat, kSets, kMore, kGuided>(args, row, first, end, desk, args.table + n * args.chunks);
 }
 
 template <int kFormat>
@@ -683,7 +720,7 @@ int start(const Args& args, int multiprocessors, void* stream) {
     if (error) return error;
     return launch(&ends_of_rows<kFormat>, dim3(static_cast<unsigned>(args.job.n)), kWarp, stream, args);
   }
-  const int64_t resident = static_cast<int64_t>(kSets == 2 || kMore ? 2 : 3) * multiprocessors;
+  const int64_t resident = static_cast<int64_t>(kResident<kGuided>) * multiprocessors;
   const dim3 grid(static_cast<unsigned>(args.job.n < resident ? args.job.n : resident));
   return launch(&whole_rows<kFormat, kSets, kMore, kGuided>, grid, kThreads, stream, args);
 }

@@ -44,7 +44,7 @@ template <int kFormat>
 __device__ __forceinline__ uint32_t max_word(uint32_t a, uint32_t b) {
   if constexpr (kFormat == kF32) return __float_as_uint(max_nan(float_from_bits(a), float_from_bits(b)));
 #if defined(__CUDA_ARCH__)
-  uint32_t r;
+  uint32_t r = 0;
   if constexpr (kFormat == kBF16) asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   if constexpr (kFormat == kF16) asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
@@ -62,7 +62,7 @@ template <int kFormat>
 __device__ __forceinline__ uint32_t min_word(uint32_t a, uint32_t b) {
   if constexpr (kFormat == kF32) return __float_as_uint(fminf(float_from_bits(a), float_from_bits(b)));
 #if defined(__CUDA_ARCH__)
-  uint32_t r;
+  uint32_t r = 0;
   if constexpr (kFormat == kBF16) asm("min.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   if constexpr (kFormat == kF16) asm("min.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
