@@ -22,7 +22,7 @@ struct Like {
 template <typename T>
 Plane<T> plane_of(const Like& like, const Tensor& t, ScalarType type, int64_t columns, const char* name) {
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == like.first.size(0) && t.size(1) == columns && t.scalar_type() == type &&
-                      t.device() == like.first.device(),
+                      same_device(t, like.first),
                   like.op, ": ", name, " must have the documented shape and dtype and be on the device of the rest");
   return {static_cast<T*>(const_cast<void*>(t.const_data_ptr())), t.stride(0), t.stride(1)};
 }
@@ -41,11 +41,7 @@ Plane<int64_t> written(const Like& like, const Tensor& x, int64_t columns) {
 
 template <typename T>
 PerRow<T> per_row(const Like& like, const Maybe& rows, T all, ScalarType type, const char* name) {
-  if (!rows) return {nullptr, all};
-  STD_TORCH_CHECK(rows->dim() == 1 && rows->size(0) == like.first.size(0) && rows->scalar_type() == type &&
-                      rows->is_contiguous() && rows->device() == like.first.device(),
-                  like.op, ": ", name, " must be a contiguous (B,) tensor of the documented dtype on the same device");
-  return {static_cast<const T*>(rows->const_data_ptr()), T{}};
+  return {vector_of<T>(like.op, rows, type, like.first.size(0), name, &like.first), all};
 }
 
 // By the shim: torch::stable::empty goes through the dispatcher, which takes as long as choosing from a short row.
