@@ -7,5 +7,17 @@ the same either way; `status()` says what is in use.
 
 from samplers.ops._native import status
 from samplers.ops.masked_softmax import MaskedSoftmax, masked_softmax
+from samplers.ops.remask import Accepted, Selection, accept_slots_, commit_, remask_, select, select_slots
 
-__all__ = ["MaskedSoftmax", "masked_softmax", "status"]
+__all__ = [
+    "Accepted",
+    "MaskedSoftmax",
+    "Selection",
+    "accept_slots_",
+    "commit_",
+    "masked_softmax",
+    "remask_",
+    "select",
+    "select_slots",
+    "status",
+]
