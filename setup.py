@@ -15,6 +15,8 @@ WISH = os.environ.get("SAMPLERS_NATIVE", "")
 SOURCES = [
     "csrc/module.cpp",
     "csrc/torch/masked_softmax.cpp",
+    "csrc/torch/cached_kv.cpp",
+    "csrc/cpu/cached_kv.cpp",
     "csrc/cpu/masked_softmax.cpp",
     "csrc/cpu/masked_softmax_avx512.cpp",
     "csrc/cpu/masked_softmax_avx2.cpp",

@@ -6,6 +6,26 @@ the same either way; `status()` says what is in use.
 """
 
 from samplers.ops._native import status
+from samplers.ops.cached_kv import (
+    kv_append_,
+    kv_compact_,
+    kv_gather,
+    kv_replace_,
+    kv_row_bytes,
+    kv_scatter_,
+    kv_select_rows_,
+)
 from samplers.ops.masked_softmax import MaskedSoftmax, masked_softmax
 
-__all__ = ["MaskedSoftmax", "masked_softmax", "status"]
+__all__ = [
+    "MaskedSoftmax",
+    "kv_append_",
+    "kv_compact_",
+    "kv_gather",
+    "kv_replace_",
+    "kv_row_bytes",
+    "kv_scatter_",
+    "kv_select_rows_",
+    "masked_softmax",
+    "status",
+]
