@@ -6,6 +6,7 @@ the same either way; `status()` says what is in use.
 """
 
 from samplers.ops._native import status
+from samplers.ops.cached_attention import cached_attention
 from samplers.ops.cached_kv import (
     kv_append_,
     kv_compact_,
@@ -19,6 +20,7 @@ from samplers.ops.masked_softmax import MaskedSoftmax, masked_softmax
 
 __all__ = [
     "MaskedSoftmax",
+    "cached_attention",
     "kv_append_",
     "kv_compact_",
     "kv_gather",
