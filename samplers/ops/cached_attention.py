@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from samplers.ops._check import DTYPES, check_inside, check_vector
+from samplers.ops._check import DTYPES, check_vector
 
 OP = "cached_attention"
 SCHEMA = (
@@ -149,7 +149,10 @@ def _twin(query, key, value, new_key, new_value, lengths, keep, block_length, sc
 
 
 def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, scale):
-    check_inside(OP, lengths, key.shape[2] + 1, "lengths", "rows of the cache")
+    filled = lengths.tolist()
+    for b, length in enumerate(filled):
+        if not 0 <= length <= key.shape[2]:
+            raise IndexError(f"{OP}: lengths[{b}] is {length}, expected 0 to {key.shape[2]}, the cache's capacity")
     if _flash is None or value.shape[3] != query.shape[3]:
         return _twin(query, key, value, new_key, new_value, lengths, keep, block_length, scale)
     batch, heads, n, width = query.shape
@@ -164,15 +167,15 @@ def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, 
         out, lse = _flash(q, new_key, new_value, attn_mask=mask, scale=scale)
     out = out.float()  # (B, H, g n, D), lse (B, H, g n) float32
 
-    for begin, end, length, ragged in _spans(lengths.tolist(), kv_heads * q.shape[2] * 4 * width):
+    for begin, end, length, ragged in _spans(filled, kv_heads * q.shape[2] * 4 * width):
         if length == 0:
             continue
-        here = slice(begin, end)
-        seen = None if keep is None else keep[here, :length]
+        here = slice(begin, end) if end - begin < batch else ...
+        seen = None if keep is None else keep[here][:, :length]
         if ragged:
-            within = torch.arange(length) < lengths[here, None]
+            within = torch.arange(length) < lengths[:, None]
             seen = within if seen is None else seen & within
-        k, v = key[here, :, :length], value[here, :, :length]
+        k, v = key[here][:, :, :length], value[here][:, :, :length]
         if seen is None:
             old, old_lse = _flash(q[here], k, v, scale=scale)
         else:
@@ -185,7 +188,7 @@ def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, 
         share = torch.sigmoid(old_lse - lse[here])  # (b, H, g n): of the cache's rows in the softmax's sum
         if seen is not None:
             share = share * seen.any(2)
-        out[here] = torch.lerp(out[here], old.float(), share[..., None])
+        out[here].lerp_(old.float(), share[..., None])
     return out.to(query.dtype).view(batch, heads, n, width)
 
 
