@@ -453,7 +453,7 @@ def _twin_compact(key, value, keep, lengths):
     length = key.shape[-2]
     i = torch.arange(length, device=key.device)
     keep = keep & (i < lengths[:, None])  # (B, L) bool
-    order = (~keep).long().argsort(1, stable=True)  # (B, L) int64
+    order = (~keep).long().argsort(dim=1, stable=True)  # (B, L) int64
     kept = keep.sum(1)  # (B,) int64
     rows = torch.arange(key.shape[-4], device=key.device)[:, None]
     for cache in (_bits(key), _bits(value)):
@@ -479,12 +479,12 @@ def _twin_select(key, value, source, lengths):
 
 FAST = _native.C is not None
 TWINS = {
-    APPEND: _twin_append,
-    REPLACE: _twin_replace,
-    SCATTER: _twin_scatter,
-    GATHER: _twin_gather,
-    COMPACT: _twin_compact,
-    SELECT: _twin_select,
+    APPEND: (_twin_append, _check_append),
+    REPLACE: (_twin_replace, _check_replace),
+    SCATTER: (_twin_scatter, _check_scatter),
+    GATHER: (_twin_gather, _check_gather),
+    COMPACT: (_twin_compact, _check_compact),
+    SELECT: (_twin_select, _check_select),
 }
 
 
@@ -496,19 +496,20 @@ def _fallback(twin):
     return run
 
 
-def _fake(*args):
-    """Nothing comes back: all results are written in place."""
+def _fake(check):
+    """Nothing comes back, all results are written in place; but a call with wrong shapes is found out."""
+    return lambda *args: check(*args, values=False)
 
 
 _library = torch.library.Library("sampler_zoo", "FRAGMENT")
-for _schema, _twin in TWINS.items():
+for _schema, (_twin, _check) in TWINS.items():
     _name = _schema.partition("(")[0]
     if _native.C is None:
         _library.define(_schema)
         _library.impl(_name, _fallback(_twin), "CPU")
     if not (_native.C and _native.C.build_facts()["cuda"]):
         _library.impl(_name, _twin, "CUDA")
-    torch.library.register_fake(f"sampler_zoo::{_name}", _fake, lib=_library)
+    torch.library.register_fake(f"sampler_zoo::{_name}", _fake(_check), lib=_library)
 
 _ops = torch.ops.sampler_zoo
 OPS = {
