@@ -124,8 +124,8 @@ def _among_new(n, groups, block, device):
 def _stacked(query, heads):
     """(B, Hq, n, D) → (B, H, Hq / H * n, D): the query heads that share a head of the cache become rows of one, so
     that head is read once and never repeated in memory."""
-    batch, _, _, width = query.shape
-    return query.reshape(batch, heads, -1, width)
+    batch, all_heads, n, width = query.shape
+    return query.reshape(batch, heads, all_heads // heads * n, width)
 
 
 def _twin(query, key, value, new_key, new_value, lengths, keep, block_length, scale):
@@ -153,7 +153,7 @@ def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, 
     for b, length in enumerate(filled):
         if not 0 <= length <= key.shape[2]:
             raise IndexError(f"{OP}: lengths[{b}] is {length}, expected 0 to {key.shape[2]}, the cache's capacity")
-    if _flash is None or value.shape[3] != query.shape[3]:
+    if _flash is None or value.shape[3] != query.shape[3] or not filled:
         return _twin(query, key, value, new_key, new_value, lengths, keep, block_length, scale)
     batch, heads, n, width = query.shape
     kv_heads = key.shape[1]
