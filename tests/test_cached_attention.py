@@ -49,14 +49,14 @@ def truth(query, key, value, new_key, new_value, lengths, attention="full", bloc
 
 
 def compare(tensors, **kw):
-    """The op and its twin against the truth."""
+    """The op, its twin, and what a device would run, against the truth."""
     expected = truth(*tensors, **kw)
     call = dict(kw)
     attention, block = call.pop("attention", "full"), call.pop("block_length", None)
     scale = call.get("scale") or tensors[0].shape[3] ** -0.5
     number = {"full": 0, "causal": 1}.get(attention, block)
-    twin = ca._twin(*tensors, call["lengths"], call.get("keep"), number, scale)
-    for out in (cached_attention(*tensors, **kw), twin):
+    args = (*tensors, call["lengths"], call.get("keep"), number, scale)
+    for out in (cached_attention(*tensors, **kw), ca._twin(*args), ca._on_device(*args)):
         assert out.dtype == tensors[0].dtype
         assert out.shape == expected.shape
         assert (out - expected).abs().max() <= TOLERANCE[out.dtype] * max(1.0, float(expected.abs().max()))

@@ -168,6 +168,26 @@ def test_gather(layout):
         assert same(out, expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu(name, layout):
+    """The ops as they are registered for a device, against the CPU's."""
+    for seed in range(6):
+        rng = random.Random(f"gpu {name} {layout} {seed}")
+        c = Cache(rng, layout, rng.choice(DTYPES), batch=rng.choice((1, 3)), length=300, width=rng.choice((3, 64)))
+        function, _, args, _ = CASES[name](rng, c)
+        moved, expected, copies = [], [], []
+        for device, kept in (("cpu", expected), ("cuda", moved)):
+            there = c.copy()
+            pair = [x.to(device) for x in there.pair()]
+            copies.append([x.to(device, copy=True) if isinstance(x, torch.Tensor) else x for x in args])
+            function(*pair, *copies[-1])
+            kept += [*pair, *(x for x in copies[-1] if isinstance(x, torch.Tensor))]
+        assert all(torch.equal(kv._bits(x), kv._bits(y.cpu())) if x.dim() > 3 else torch.equal(x, y.cpu())
+                   for x, y in zip(expected, moved))  # fmt: skip
+
+
 def test_words(module):
     """16 bytes a word where all allows it, less where an address or a stride does not."""
     for width, shift, expected in ((8, 0, 16), (8, 4, 4), (8, 1, 2), (6, 0, 4), (7, 0, 2)):

@@ -1,12 +1,15 @@
 """cached_attention: new rows attend to a KV cache and to each other, and are not stored.
 
 `_twin` below is the specification. On the CPU it is two calls of torch's fused attention, one over the cache where it
-lies and one over the new rows, joined by their log-sum-exps; so neither the cache nor its heads are copied.
+lies and one over the new rows, joined by their log-sum-exps; so neither the cache nor its heads are copied. On a device
+it is one call of it over a copy of the layer's cache and the new rows, under a mask: the lengths are the device's to
+know, and what it may not see there could be anything.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from samplers.ops._check import DTYPES, check_vector
@@ -121,6 +124,12 @@ def _among_new(n, groups, block, device):
     return (i[:, None] // block >= i // block).repeat(groups, 1)
 
 
+def _seen(key, lengths, keep):
+    """(B, L) bool: which rows of the cache are seen."""
+    seen = torch.arange(key.shape[2], device=key.device) < lengths[:, None]
+    return seen if keep is None else seen & keep
+
+
 def _stacked(query, heads):
     """(B, Hq, n, D) → (B, H, Hq / H * n, D): the query heads that share a head of the cache become rows of one, so
     that head is read once and never repeated in memory."""
@@ -134,10 +143,7 @@ def _twin(query, key, value, new_key, new_value, lengths, keep, block_length, sc
     batch, heads, n, _ = query.shape
     kv_heads, length = key.shape[1:3]
     q = _stacked(query, kv_heads).float()
-    seen = torch.arange(length, device=query.device) < lengths[:, None]  # (B, L) bool
-    if keep is not None:
-        seen = seen & keep
-    seen = seen[:, None, None]
+    seen = _seen(key, lengths, keep)[:, None, None]  # (B, 1, 1, L) bool
     old = torch.matmul(q, key.float().mT) * scale  # (B, H, g n, L) float32
     new = torch.matmul(q, new_key.float().mT) * scale  # (B, H, g n, n) float32
     new = new.masked_fill(~_among_new(n, heads // kv_heads, block_length, query.device), -math.inf)
@@ -192,6 +198,20 @@ def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, 
     return out.to(query.dtype).view(batch, heads, n, width)
 
 
+def _on_device(query, key, value, new_key, new_value, lengths, keep, block_length, scale):
+    batch, heads, n, _ = query.shape
+    kv_heads = key.shape[1]
+    seen = _seen(key, lengths, keep)
+    k, v = (
+        torch.cat([torch.where(seen[:, None, :, None], x, 0), y], 2) for x, y in ((key, new_key), (value, new_value))
+    )
+    new = _among_new(n, heads // kv_heads, block_length, query.device)
+    old = seen[:, None].expand(-1, new.shape[0], -1)
+    mask = torch.cat([old, new.expand(batch, -1, -1)], 2)[:, None]  # (B, 1, g n, L + n) bool
+    out = F.scaled_dot_product_attention(_stacked(query, kv_heads), k, v, attn_mask=mask, scale=scale)
+    return out.reshape(batch, heads, n, value.shape[3])
+
+
 def _bias(seen, dtype):
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
 
@@ -222,5 +242,5 @@ def _fake(query, key, value, new_key, new_value, lengths, keep, block_length, sc
 _library = torch.library.Library("sampler_zoo", "FRAGMENT")
 _library.define(SCHEMA)
 _library.impl("cached_attention", _on_cpu, "CPU")
-_library.impl("cached_attention", _twin, "CUDA")
+_library.impl("cached_attention", _on_device, "CUDA")
 torch.library.register_fake("sampler_zoo::cached_attention", _fake, lib=_library)
