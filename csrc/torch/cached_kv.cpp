@@ -290,7 +290,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sampler_zoo, m) {
       "kv_append_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor(c!) lengths, "
       "Tensor? count) -> ()");
   m.def(
-      "kv_replace_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor? start, SymInt at, "
+      "kv_replace_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor? start, int at, "
       "Tensor? count) -> ()");
   m.def("kv_scatter_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor index) -> ()");
   m.def(

@@ -28,7 +28,7 @@ APPEND = (
     "Tensor? count) -> ()"
 )
 REPLACE = (
-    "kv_replace_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor? start, SymInt at, "
+    "kv_replace_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor? start, int at, "
     "Tensor? count) -> ()"
 )
 SCATTER = "kv_scatter_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor index) -> ()"
@@ -78,6 +78,8 @@ def kv_replace_(
     Raises:
         As `kv_append_`.
     """
+    if torch.compiler.is_compiling() and not isinstance(start, Tensor):
+        start = torch.full(key.shape[-4:-3], start, device=key.device)  # so that one graph serves all numbers
     places, at = (start, 0) if isinstance(start, Tensor) else (None, start)
     _run(kv_replace_, _check_replace, key, value, _no_grad(new_key), _no_grad(new_value), places, at, count)
 
@@ -312,7 +314,7 @@ def _check_replace(key, value, new_key, new_value, start, at, count, values=True
     _check_rows(op, (new_key, new_value), (key, value), ("new_key", "new_value"))
     _check_vector(op, start, "start", key)
     _check_vector(op, count, "count", key)
-    if start is None and (isinstance(at, bool) or not isinstance(at, (int, torch.SymInt))):
+    if start is None and (isinstance(at, bool) or not isinstance(at, int)):
         raise TypeError(f"{op}: start is {at!r}, expected an int or a (B,) int64 tensor")
     if _seen(values, key):
         begin = torch.full(key.shape[-4:-3], at) if start is None else start
