@@ -14,7 +14,9 @@ WISH = os.environ.get("SAMPLERS_NATIVE", "")
 
 SOURCES = [
     "csrc/module.cpp",
+    "csrc/torch/headless.cpp",
     "csrc/torch/masked_softmax.cpp",
+    "csrc/cpu/headless.cpp",
     "csrc/cpu/masked_softmax.cpp",
     "csrc/cpu/masked_softmax_avx512.cpp",
     "csrc/cpu/masked_softmax_avx2.cpp",

@@ -6,6 +6,7 @@ the same either way; `status()` says what is in use.
 """
 
 from samplers.ops._native import status
+from samplers.ops.headless import headless_softmax
 from samplers.ops.masked_softmax import MaskedSoftmax, masked_softmax
 
-__all__ = ["MaskedSoftmax", "masked_softmax", "status"]
+__all__ = ["MaskedSoftmax", "headless_softmax", "masked_softmax", "status"]

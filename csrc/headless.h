@@ -1,0 +1,115 @@
+// The running state of one row of headless sampling, for every kernel and mirrored by the torch twin in
+// samplers/ops/headless.py: chunks of logits come one after another, are joined to the state and forgotten.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#include "hd.h"
+#include "philox.h"
+#include "softmax_math.h"
+
+namespace samplers {
+
+// A row's reals: the highest reference M so far; sums of weights for two temperatures and of weight * t, relative to M;
+// the two best logits; the logits of the drawn and of the given id.
+enum HeadlessReal : int { kReference, kSum0, kSum1, kEntropySum, kFirst, kSecond, kDrawnLogit, kGivenLogit, kReals };
+// A row's whole numbers: the best id, the drawn id, whether a NaN or +inf was met. No id yet: -1.
+enum HeadlessWhole : int { kBestId, kDrawnId, kBad, kWholes };
+
+// What a call says of all its rows.
+struct HeadlessPlan {
+  double k[2];     // log2(e) / temperature, by weight set
+  int draw_set;    // the set that the draw reads, -1: no draw
+  bool entropy;
+  double confidence_temperature;
+};
+
+SAMPLERS_HD HeadlessPlan headless_plan(double temperature, double confidence_temperature, bool statistics,
+                                       bool entropy) {
+  const bool draw = temperature > 0, own = draw && statistics && temperature != confidence_temperature;
+  HeadlessPlan plan;
+  plan.k[0] = kLog2e / (statistics ? confidence_temperature : draw ? temperature : 1.0);
+  plan.k[1] = own ? kLog2e / temperature : plan.k[0];
+  plan.draw_set = draw ? (own ? 1 : 0) : -1;
+  plan.entropy = entropy;
+  plan.confidence_temperature = confidence_temperature;
+  return plan;
+}
+
+SAMPLERS_HD void headless_start(double* real, int64_t* whole) {
+  for (int i = 0; i < kReals; ++i) real[i] = i >= kSum0 && i <= kEntropySum ? 0.0 : -INFINITY;
+  whole[kBestId] = whole[kDrawnId] = -1;
+  whole[kBad] = 0;
+}
+
+// The two uniforms of a row and a chunk: whether the chunk takes the draw over, and where in it. The key is the row's
+// own uniform, all 53 bits of it, the counter is the chunk, so they do not depend on how chunks come.
+struct HeadlessDraws {
+  double take, place;
+};
+SAMPLERS_HD HeadlessDraws headless_draws(double uniform, int64_t chunk) {
+  const uint64_t key = static_cast<uint64_t>(uniform * 9007199254740992.0);  // 2^53
+  const Philox4 r = philox4x32(static_cast<uint32_t>(chunk), 0, 0, 0, static_cast<uint32_t>(key),
+                               static_cast<uint32_t>(key >> 32));
+  return {unit_interval(r.r0, r.r1), unit_interval(r.r2, r.r3)};
+}
+
+// Joins a chunk with reference m, sums of weights and of weight * t relative to m. True if the chunk takes the draw
+// over, which it does with probability (its weight) / (all weight so far).
+SAMPLERS_HD bool headless_join(const HeadlessPlan& plan, double* real, int64_t* whole, double m, float sum0, float sum1,
+                               float entropy, double uniform, int64_t chunk) {
+  if (m == -INFINITY) return false;
+  const double distance = m - real[kReference];
+  double weight[2] = {sum0, sum1}, entropy_sum = entropy;
+  if (distance > 0) {  // the sums so far sink
+    for (int s = 0; s < 2; ++s) {
+      const double scale = exp2_scale(-distance * plan.k[s]);
+      if (s == 0 && plan.entropy)
+        real[kEntropySum] = scale == 0 ? 0.0 : scale * (real[kEntropySum] - real[kSum0] * (distance * plan.k[0]));
+      real[kSum0 + s] *= scale;
+    }
+    real[kReference] = m;
+  } else {
+    for (int s = 0; s < 2; ++s) {
+      const double scale = exp2_scale(distance * plan.k[s]);
+      if (s == 0 && plan.entropy)
+        entropy_sum = scale == 0 ? 0.0 : scale * (entropy_sum + weight[0] * (distance * plan.k[0]));
+      weight[s] *= scale;
+    }
+  }
+  for (int s = 0; s < 2; ++s) real[kSum0 + s] += weight[s];
+  real[kEntropySum] += entropy_sum;
+  if (plan.draw_set < 0) return false;
+  const double mine = weight[plan.draw_set];
+  if (!(mine > 0)) return false;
+  return whole[kDrawnId] < 0 || headless_draws(uniform, chunk).take * real[kSum0 + plan.draw_set] < mine;
+}
+
+// What the state says when all chunks are in. 0: fine, 1: a NaN or +inf was met, 2: no token is possible.
+SAMPLERS_HD int32_t headless_status(const double* real, const int64_t* whole) {
+  return whole[kBad] ? 1 : real[kFirst] == -INFINITY ? 2 : 0;
+}
+
+SAMPLERS_HD double headless_probability(const HeadlessPlan& plan, const double* real, double logit) {
+  const double p = exp2_scale((logit - real[kReference]) * plan.k[0]) / real[kSum0];
+  return p < 1.0 ? p : 1.0;  // the sums are rounded to fp32, so the quotient may come out just above 1
+}
+
+SAMPLERS_HD double headless_margin(const HeadlessPlan& plan, const double* real) {
+  const double first = exp2_scale((real[kFirst] - real[kReference]) * plan.k[0]);
+  const double second = exp2_scale((real[kSecond] - real[kReference]) * plan.k[0]);
+  const double p = (first - second) / real[kSum0];
+  return p < 1.0 ? p : 1.0;
+}
+
+SAMPLERS_HD double headless_entropy(const double* real) {
+  const double h = log(real[kSum0]) - kLn2 * real[kEntropySum] / real[kSum0];
+  return h > 0.0 ? h : 0.0;
+}
+
+SAMPLERS_HD double headless_lse(const HeadlessPlan& plan, const double* real) {
+  return real[kReference] / plan.confidence_temperature + log(real[kSum0]);
+}
+
+}  // namespace samplers
