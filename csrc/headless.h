@@ -19,8 +19,8 @@ enum HeadlessWhole : int { kBestId, kDrawnId, kBad, kWholes };
 
 // What a call says of all its rows.
 struct HeadlessPlan {
-  double k[2];     // log2(e) / temperature, by weight set
-  int draw_set;    // the set that the draw reads, -1: no draw
+  double k[2];   // log2(e) / temperature, by weight set
+  int draw_set;  // the set that the draw reads, -1: no draw
   bool entropy;
   double confidence_temperature;
 };
@@ -50,8 +50,8 @@ struct HeadlessDraws {
 };
 SAMPLERS_HD HeadlessDraws headless_draws(double uniform, int64_t chunk) {
   const uint64_t key = static_cast<uint64_t>(uniform * 9007199254740992.0);  // 2^53
-  const Philox4 r = philox4x32(static_cast<uint32_t>(chunk), 0, 0, 0, static_cast<uint32_t>(key),
-                               static_cast<uint32_t>(key >> 32));
+  const Philox4 r =
+      philox4x32(static_cast<uint32_t>(chunk), 0, 0, 0, static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32));
   return {unit_interval(r.r0, r.r1), unit_interval(r.r2, r.r3)};
 }
 

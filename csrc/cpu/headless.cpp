@@ -115,7 +115,8 @@ void fold_row(const Tile& tile, int64_t n, Bench& bench) {
     if (chunk.max > real[kFirst]) {
       real[kFirst] = chunk.max;
       materialise(tile, n, c, bench.values, bench.scratch);
-      whole[kBestId] = job.offset + c * kChunk + (std::find(bench.values, bench.values + kChunk, chunk.max) - bench.values);
+      whole[kBestId] =
+          job.offset + c * kChunk + (std::find(bench.values, bench.values + kChunk, chunk.max) - bench.values);
     }
     if (headless_join(tile.plan, real, whole, chunk.m, chunk.sum[0], chunk.sum[1], chunk.entropy, uniform,
                       job.offset / kChunk + c)) {
@@ -125,7 +126,8 @@ void fold_row(const Tile& tile, int64_t n, Bench& bench) {
     }
   }
   if (drawn >= 0)
-    draw(tile, n, drawn, drawn_reference, headless_draws(uniform, job.offset / kChunk + drawn).place, real, whole, bench);
+    draw(tile, n, drawn, drawn_reference, headless_draws(uniform, job.offset / kChunk + drawn).place, real, whole,
+         bench);
   if (tile.top2) {
     float first = kNone, second = kNone;
     for (int i = 0; i < kLanes; ++i)

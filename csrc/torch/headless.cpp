@@ -1,5 +1,5 @@
-// Headless sampling: the schemas of its two ops, their checks, and the way to the kernels. The loop over tiles, with the
-// product of each, is samplers/ops/headless.py.
+// Headless sampling: the schemas of its two ops, their checks, and the way to the kernels. The loop over tiles, with
+// the product of each, is samplers/ops/headless.py.
 #include <algorithm>
 #include <cmath>
 #include <tuple>
@@ -84,11 +84,10 @@ void headless_fold(const Tensor& logits, int64_t offset, Tensor real, Tensor who
   job.forbid = ids.data();
   job.n_forbid = static_cast<int64_t>(ids.size());
   if (guidance && cfg_scale != 0) {
-    STD_TORCH_CHECK(
-        guidance->is_cpu() && guidance->dim() == 2 && guidance->scalar_type() == logits.scalar_type() &&
-            guidance->size(0) == job.n && guidance->size(1) == job.width &&
-            (job.width == 1 || guidance->stride(1) == 1),
-        "headless_fold_: guidance must be like logits: same shape, same dtype, last dimension contiguous");
+    STD_TORCH_CHECK(guidance->is_cpu() && guidance->dim() == 2 && guidance->scalar_type() == logits.scalar_type() &&
+                        guidance->size(0) == job.n && guidance->size(1) == job.width &&
+                        (job.width == 1 || guidance->stride(1) == 1),
+                    "headless_fold_: guidance must be like logits: same shape, same dtype, last dimension contiguous");
     job.guidance = rows_of(*guidance);
     job.cfg_scale = static_cast<float>(cfg_scale);
   }
@@ -102,11 +101,8 @@ void headless_fold(const Tensor& logits, int64_t offset, Tensor real, Tensor who
   if (job.n && job.width) cpu::headless_fold(job);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> headless_finish(const Tensor& real,
-                                                                                   const Tensor& whole,
-                                                                                   double temperature,
-                                                                                   double confidence_temperature,
-                                                                                   int64_t want) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> headless_finish(
+    const Tensor& real, const Tensor& whole, double temperature, double confidence_temperature, int64_t want) {
   cpu::HeadlessFinish job{};
   job.n = real.dim() == 2 ? real.size(0) : -1;
   check_state(kFinishOp, real, whole, job.n);

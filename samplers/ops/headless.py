@@ -316,7 +316,8 @@ def _survey(cells, last, ks, entropy, needed):
     m = torch.where((highest - head) * max(f32) <= HEADROOM, head, highest)
     empty = m == -math.inf
     centred = cells - m[:, :, None, None]
-    sums, entropies = [], torch.zeros_like(m)
+    sums: list[Tensor] = []
+    entropies = torch.zeros_like(m)
     for which, k in enumerate(f32):
         if which == 1 and k == f32[0]:
             sums.append(sums[0])
@@ -409,19 +410,19 @@ def _twin_fold(
     first = torch.maximum(first, top)
     if draw_set is not None:
         k = float(np.float32(ks[draw_set]))
-        rows, c = torch.arange(n, device=x.device), taken.clamp(min=0)
-        values = cells.flatten(2)[rows, c]  # (n, 1024) float32
-        t = (values - m[rows, c][:, None]) * k
+        rows, held = torch.arange(n, device=x.device), taken.clamp(min=0)
+        values = cells.flatten(2)[rows, held]  # (n, 1024) float32
+        t = (values - m[rows, held][:, None]) * k
         w = torch.where(t < FLOOR, 0.0, _exp2(t.clamp(min=FLOOR)))
         inside = w.double().cumsum(1)
-        _, place = _draws(uniform, offset // CHUNK + c)
+        _, place = _draws(uniform, offset // CHUNK + held)
         i = _first_above(inside, place * inside[:, -1], w > 0)
-        drawn = torch.where(taken >= 0, offset + c * CHUNK + i, drawn)
+        drawn = torch.where(taken >= 0, offset + held * CHUNK + i, drawn)
         drawn_logit = torch.where(taken >= 0, values.gather(1, i[:, None])[:, 0].double(), drawn_logit)
     if given is not None and want & WANT["given"]:
-        inside = (given >= offset) & (given < offset + width)
+        within = (given >= offset) & (given < offset + width)
         value = x.gather(1, (given - offset).clamp(0, width - 1)[:, None])[:, 0].double()
-        given_logit = torch.where(inside, value, given_logit)
+        given_logit = torch.where(within, value, given_logit)
     spoilt = torch.where(bad.any(1), 1, spoilt)
     real.copy_(torch.stack([reference, *total, entropy, first, second, drawn_logit, given_logit], 1))
     whole.copy_(torch.stack([best, drawn, spoilt], 1))
