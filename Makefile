@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*) setup.py
+CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/* tests/emulator/*.h tests/emulator/*.cpp)
 
 .PHONY: help setup native test lint format bench bench-kernels clean
 
@@ -42,12 +43,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.h csrc/*.cpp csrc/*/*)
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 bench: setup
 	$(BIN)/samplers bench --demo

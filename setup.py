@@ -2,15 +2,22 @@
 
 The extension is a bonus: without a compiler or without torch at build time the package installs all the same and runs
 on the torch twins. SAMPLERS_NATIVE=0 leaves it out on purpose, SAMPLERS_NATIVE=1 makes a failure to build it an error.
+Where nvcc is found the extension has CUDA kernels too, whatever torch is installed and whether or not there is a GPU;
+SAMPLERS_CUDA=0 and =1 are to them what SAMPLERS_NATIVE is to the whole. SAMPLERS_CUDA_ARCHS names other architectures.
 """
 
+import concurrent.futures
+import glob
 import os
 import shutil
+import subprocess
 import sys
 
 from setuptools import Extension, setup
 
 WISH = os.environ.get("SAMPLERS_NATIVE", "")
+CUDA_WISH = os.environ.get("SAMPLERS_CUDA", "")
+CUDA_ARCHS = os.environ.get("SAMPLERS_CUDA_ARCHS", "80;90").split(";")
 
 SOURCES = [
     "csrc/module.cpp",
@@ -37,6 +44,54 @@ def without(reason):
         raise SystemExit(f"sampler-zoo: SAMPLERS_NATIVE=1, but the native extension cannot be built: {reason}")
     print(f"sampler-zoo: installing without the native extension: {reason}", file=sys.stderr)
     return {}
+
+
+class NoCuda(Exception):
+    """Why there are no CUDA kernels in this build."""
+
+
+def find_cuda():
+    """→ (nvcc, folder of the static runtime)."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    found = [shutil.which("nvcc"), *(os.path.join(home, "bin", "nvcc") for home in homes if home)]
+    nvccs = [path for path in found if path and os.path.isfile(path)]
+    if not nvccs:
+        raise NoCuda("nvcc is not found (PATH, CUDA_HOME, /usr/local/cuda)")
+    homes += [os.path.dirname(os.path.dirname(os.path.realpath(path))) for path in nvccs]
+    for home in filter(None, homes):
+        for pattern in ("lib64", "lib", "targets/*/lib"):
+            for folder in glob.glob(os.path.join(home, pattern)):
+                if os.path.isfile(os.path.join(folder, "libcudart_static.a")):
+                    return nvccs[0], folder
+    raise NoCuda("libcudart_static.a is not found beside nvcc")
+
+
+def compile_cuda(folder):
+    """Objects of csrc/cuda/*.cu, compiled by nvcc itself: torch's CUDAExtension refuses to work with a torch without
+    CUDA, and these files include no torch header. → (objects, folder of the static runtime)."""
+    nvcc, runtime = find_cuda()
+    archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
+    archs.append(f"-gencode=arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}")  # for what comes after
+    flags = ["-std=c++17", "-O3", "-fmad=false", "--threads=2", *archs, "-Xcompiler=-fPIC,-fvisibility=hidden"]
+    folder = os.path.join(folder, "cuda-" + "-".join(CUDA_ARCHS))
+    os.makedirs(folder, exist_ok=True)
+    newest = max(map(os.path.getmtime, ["setup.py", *HEADERS]))
+
+    def one(source):
+        target = os.path.join(folder, os.path.basename(source)[:-3] + ".o")
+        if os.path.exists(target) and os.path.getmtime(target) > max(newest, os.path.getmtime(source)):
+            return target
+        # Under another name first: what a broken run leaves behind is not taken for an object.
+        done = subprocess.run([nvcc, *flags, "-c", source, "-o", target + ".part"], capture_output=True, text=True)
+        if done.returncode != 0:
+            print(done.stdout + done.stderr, file=sys.stderr)
+            errors = [line for line in done.stderr.splitlines() if "error" in line]
+            raise NoCuda(f"nvcc failed on {source}: {(errors or ['no message'])[0]}")
+        os.replace(target + ".part", target)
+        return target
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(one, sorted(glob.glob("csrc/cuda/*.cu")))), runtime
 
 
 def with_extension():
@@ -66,6 +121,25 @@ def with_extension():
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 without(f"building it failed ({lines[0]}); SAMPLERS_NATIVE=1 shows the whole error")
                 self.extensions = self.distribution.ext_modules = []
+
+        def build_extensions(self):
+            try:
+                if CUDA_WISH == "0":
+                    raise NoCuda("SAMPLERS_CUDA=0")
+                if sys.platform != "linux":
+                    raise NoCuda(f"they are for Linux, this is {sys.platform}")
+                objects, runtime = compile_cuda(self.build_temp)
+                extension.extra_objects += objects
+                extension.library_dirs.append(runtime)
+                extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
+                extension.extra_link_args += ["-Wl,--exclude-libs,ALL"]
+                archs = " ".join(f"sm_{arch}" for arch in CUDA_ARCHS) + f" compute_{CUDA_ARCHS[-1]}"
+                extension.define_macros += [("SAMPLERS_CUDA", "1"), ("SAMPLERS_BUILD_CUDA_ARCHS", f'"{archs}"')]
+            except NoCuda as error:
+                if CUDA_WISH == "1":
+                    raise SystemExit(f"SAMPLERS_CUDA=1, but there can be no CUDA kernels: {error}") from error
+                print(f"sampler-zoo: building without CUDA kernels: {error}", file=sys.stderr)
+            super().build_extensions()
 
     windows = sys.platform == "win32"
     flags = ["/O2", "/std:c++20"] if windows else [

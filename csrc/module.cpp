@@ -22,7 +22,12 @@ PYBIND11_MODULE(_C, m) {
     d["compiler"] = __VERSION__;
     d["cxx"] = static_cast<long>(__cplusplus);
     d["torch_built_with"] = SAMPLERS_BUILD_TORCH;
+#if defined(SAMPLERS_CUDA)
+    d["cuda"] = true;
+#else
     d["cuda"] = false;
+#endif
+    d["cuda_archs"] = SAMPLERS_BUILD_CUDA_ARCHS;
     return d;
   });
   m.def("isa", [] { return samplers::cpu::kernels().name; }, "The instruction set in use.");

@@ -20,14 +20,16 @@ constexpr double kLog2e = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
 
 // 2^r on [-1/2, 1/2]: minimax in relative error (9.3e-8) with the constant held at 1, so that 2^0 is exactly 1.
-constexpr float kExp2[6] = {1.f, 0x1.62e42ap-1f, 0x1.ebf9c2p-3f, 0x1.c6b6d8p-5f, 0x1.3ce8acp-7f, 0x1.5bda40p-10f};
+// (The lists are macros since device code cannot read an array that lies outside its functions.)
+#define SAMPLERS_EXP2 1.f, 0x1.62e42ap-1f, 0x1.ebf9c2p-3f, 0x1.c6b6d8p-5f, 0x1.3ce8acp-7f, 0x1.5bda40p-10f
+constexpr float kExp2[6] = {SAMPLERS_EXP2};
 
 // The same in double (1.6e-16), by interpolation in Chebyshev nodes. Evaluated with separate multiplications and
 // additions: torch has no double FMA, and this is the twin's arithmetic too.
-constexpr double kExp2d[12] = {0x1.0000000000000p+0,  0x1.62e42fefa39efp-1,  0x1.ebfbdff82c5aep-3,
-                               0x1.c6b08d704a0c6p-5,  0x1.3b2ab6fb9f1a5p-7,  0x1.5d87fe78a3f9cp-10,
-                               0x1.430913112c61bp-13, 0x1.ffcbfc6da6ed1p-17, 0x1.62bfc2c86d700p-20,
-                               0x1.b524ebd13a55fp-24, 0x1.e6228acd1c6e5p-28, 0x1.e9ec1fcb69a7fp-32};
+#define SAMPLERS_EXP2D                                                                                          \
+  0x1.0000000000000p+0, 0x1.62e42fefa39efp-1, 0x1.ebfbdff82c5aep-3, 0x1.c6b08d704a0c6p-5, 0x1.3b2ab6fb9f1a5p-7, \
+      0x1.5d87fe78a3f9cp-10, 0x1.430913112c61bp-13, 0x1.ffcbfc6da6ed1p-17, 0x1.62bfc2c86d700p-20,               \
+      0x1.b524ebd13a55fp-24, 0x1.e6228acd1c6e5p-28, 0x1.e9ec1fcb69a7fp-32
 
 SAMPLERS_HD float float_from_bits(uint32_t bits) {
   float x;
@@ -49,20 +51,22 @@ SAMPLERS_HD uint64_t bits_from_double(double x) {
 
 // 2^t for t in [-126, 127); a NaN stays one.
 SAMPLERS_HD float exp2_weight(float t) {
+  constexpr float c[6] = {SAMPLERS_EXP2};
   const float n = rintf(t), r = t - n;
-  float p = kExp2[5];
-  for (int i = 4; i >= 0; --i) p = fmaf(p, r, kExp2[i]);
+  float p = c[5];
+  for (int i = 4; i >= 0; --i) p = fmaf(p, r, c[i]);
   const int32_t e = n == n ? static_cast<int32_t>(n) : 0;
   return p * float_from_bits(static_cast<uint32_t>(e + 127) << 23);
 }
 
 // 2^x in double for x <= 1000; below -1000 it is 0 (so is 2^-inf), a NaN stays one.
 SAMPLERS_HD double exp2_scale(double x) {
+  constexpr double c[12] = {SAMPLERS_EXP2D};
   const double clamped = x < -1000.0 ? -1000.0 : x;
   const double shifted = clamped + 6755399441055744.0;  // 1.5 * 2^52: the low bits now hold x, rounded half to even
   const double n = shifted - 6755399441055744.0, r = clamped - n;
-  double p = kExp2d[11];
-  for (int i = 10; i >= 0; --i) p = p * r + kExp2d[i];
+  double p = c[11];
+  for (int i = 10; i >= 0; --i) p = p * r + c[i];
   const double power = double_from_bits((bits_from_double(shifted) + 1023) << 52);
   return x < -1000.0 ? 0.0 : p * power;
 }

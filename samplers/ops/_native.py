@@ -46,7 +46,7 @@ def status() -> dict:
 
     Keys: `native` (bool), `reason` (str: "loaded", or why the twins run), `isa` (str, or None on the twins), `torch`
     (version), `threads` (torch's intra-op threads) and, with the extension, its build facts: `compiler`, `cxx`,
-    `torch_built_with`, `cuda`.
+    `torch_built_with`, `cuda` (bool: CUDA kernels are in the binary), `cuda_archs` (the architectures they are for).
     """
     facts = {
         "native": C is not None,
