@@ -55,35 +55,39 @@ SAMPLERS_HD HeadlessDraws headless_draws(double uniform, int64_t chunk) {
   return {unit_interval(r.r0, r.r1), unit_interval(r.r2, r.r3)};
 }
 
-// Joins a chunk with reference m, sums of weights and of weight * t relative to m. True if the chunk takes the draw
-// over, which it does with probability (its weight) / (all weight so far).
-SAMPLERS_HD bool headless_join(const HeadlessPlan& plan, double* real, int64_t* whole, double m, float sum0, float sum1,
-                               float entropy, double uniform, int64_t chunk) {
-  if (m == -INFINITY) return false;
-  const double distance = m - real[kReference];
-  double weight[2] = {sum0, sum1}, entropy_sum = entropy;
-  if (distance > 0) {  // the sums so far sink
-    for (int s = 0; s < 2; ++s) {
-      const double scale = exp2_scale(-distance * plan.k[s]);
-      if (s == 0 && plan.entropy)
-        real[kEntropySum] = scale == 0 ? 0.0 : scale * (real[kEntropySum] - real[kSum0] * (distance * plan.k[0]));
-      real[kSum0 + s] *= scale;
-    }
-    real[kReference] = m;
-  } else {
-    for (int s = 0; s < 2; ++s) {
-      const double scale = exp2_scale(distance * plan.k[s]);
-      if (s == 0 && plan.entropy)
-        entropy_sum = scale == 0 ? 0.0 : scale * (entropy_sum + weight[0] * (distance * plan.k[0]));
-      weight[s] *= scale;
-    }
+// A chunk with reference m, as it joins sums that are relative to `before`. The higher of the two references is the new
+// one: the sums sink to it, or the chunk's own do.
+struct HeadlessChunk {
+  double distance, scale[2], weight[2], entropy;
+};
+SAMPLERS_HD HeadlessChunk headless_chunk(const HeadlessPlan& plan, double before, double m, float sum0, float sum1,
+                                         float entropy) {
+  HeadlessChunk c{m - before, {}, {sum0, sum1}, entropy};
+  const bool sinks = c.distance > 0;
+  for (int s = 0; s < 2; ++s) {
+    c.scale[s] = exp2_scale((sinks ? -c.distance : c.distance) * plan.k[s]);
+    if (s == 0 && plan.entropy && !sinks)
+      c.entropy = c.scale[0] == 0 ? 0.0 : c.scale[0] * (c.entropy + c.weight[0] * (c.distance * plan.k[0]));
+    if (!sinks) c.weight[s] *= c.scale[s];
   }
-  for (int s = 0; s < 2; ++s) real[kSum0 + s] += weight[s];
-  real[kEntropySum] += entropy_sum;
-  if (plan.draw_set < 0) return false;
-  const double mine = weight[plan.draw_set];
-  if (!(mine > 0)) return false;
-  return whole[kDrawnId] < 0 || headless_draws(uniform, chunk).take * real[kSum0 + plan.draw_set] < mine;
+  return c;
+}
+
+// total: the two sums of weights and that of weight * t.
+SAMPLERS_HD void headless_add(const HeadlessPlan& plan, const HeadlessChunk& c, double* total) {
+  if (c.distance > 0) {
+    if (plan.entropy)
+      total[2] = c.scale[0] == 0 ? 0.0 : c.scale[0] * (total[2] - total[0] * (c.distance * plan.k[0]));
+    for (int s = 0; s < 2; ++s) total[s] *= c.scale[s];
+  }
+  for (int s = 0; s < 2; ++s) total[s] += c.weight[s];
+  total[2] += c.entropy;
+}
+
+// Whether a chunk takes the draw over: with probability (its weight) / (all weight so far). The first one always does,
+// since u <= 1 - 2^-53 and so u * weight rounds to less than the weight.
+SAMPLERS_HD bool headless_takes(double uniform, int64_t chunk, double weight, double total) {
+  return weight > 0 && headless_draws(uniform, chunk).take * total < weight;
 }
 
 // What the state says when all chunks are in. 0: fine, 1: a NaN or +inf was met, 2: no token is possible.

@@ -7,7 +7,8 @@ import textwrap
 
 import pytest
 import torch
-from hypothesis import given, settings
+from emulator import emulated
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -173,23 +174,23 @@ SHAPES = {
 }
 
 
-@needs_native
-@settings(max_examples=120, deadline=None, derandomize=True)
-@given(
-    seed=st.integers(0, 10**6),
-    n=st.integers(1, 5),
-    vocab=st.sampled_from([1, 5, 127, 128, 300, 1023, 1024, 1025, 2048, 3333, 5200]),
-    tile=st.sampled_from([1024, 2048, 8192]),
-    dtype=st.sampled_from(DTYPES),
-    shape=st.sampled_from(list(SHAPES)),
-    scale=st.sampled_from([0.0, 1.0, 5.0, 30.0]),
-    temperature=st.sampled_from([0.0, 0.05, 0.7, 1.0, 2.0]),
-    T=st.sampled_from([0.3, 1.0]),
-    want=st.sampled_from([(), ("confidence",), ("margin",), ("entropy",), ("lse", "given"), ALL]),
-    forbids=st.integers(0, 3),
-    guided=st.booleans(),
-)
-def test_twin(seed, n, vocab, tile, dtype, shape, scale, temperature, T, want, forbids, guided):
+CASES = {
+    "seed": st.integers(0, 10**6),
+    "n": st.integers(1, 5),
+    "vocab": st.sampled_from([1, 5, 127, 128, 300, 1023, 1024, 1025, 2048, 3333, 5200]),
+    "tile": st.sampled_from([1024, 2048, 8192]),
+    "dtype": st.sampled_from(DTYPES),
+    "shape": st.sampled_from(list(SHAPES)),
+    "scale": st.sampled_from([0.0, 1.0, 5.0, 30.0]),
+    "temperature": st.sampled_from([0.0, 0.05, 0.7, 1.0, 2.0]),
+    "T": st.sampled_from([0.3, 1.0]),
+    "want": st.sampled_from([(), ("confidence",), ("margin",), ("entropy",), ("lse", "given"), ALL]),
+    "forbids": st.integers(0, 3),
+    "guided": st.booleans(),
+}
+
+
+def of_case(seed, n, vocab, tile, dtype, shape, scale, temperature, T, want, forbids, guided):
     g = torch.Generator().manual_seed(seed)
     logits = SHAPES[shape](torch.randn(n, vocab, generator=g) * scale).to(dtype)
     kw = {"temperature": temperature, "confidence_temperature": T, "want": want}
@@ -197,6 +198,14 @@ def test_twin(seed, n, vocab, tile, dtype, shape, scale, temperature, T, want, f
     kw |= {"given": ids(n, vocab, seed)} if "given" in want else {}
     kw |= {"forbid": ids(forbids, vocab + 3, seed)} if forbids else {}
     kw |= {"guidance": torch.randn(n, vocab, generator=g).to(dtype), "cfg_scale": 0.7} if guided else {}
+    return logits, tile, kw
+
+
+@needs_native
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(**CASES)
+def test_twin(**case):
+    logits, tile, kw = of_case(**case)
     expected = twin(logits, tile, **kw)
     for _ in isas():
         assert_same(native(logits, tile, **kw), expected, 1.2e-7)
@@ -210,6 +219,55 @@ def test_twin_at_size():
         expected = twin(logits.to(dtype), 65536, **kw)
         for _ in isas():
             assert_same(native(logits.to(dtype), 8192, **kw), expected, 1.2e-7)
+
+
+# ---- the CUDA bodies, under the block emulator -----------------------------------------------------------------------
+
+
+def address(x):
+    return 0 if x is None else x.data_ptr()
+
+
+def emulated_fold(
+    logits, offset, real, whole, uniform, temperature, confidence_temperature, forbid, guidance, cfg_scale, given, want
+):
+    call = {
+        "type": DTYPES.index(logits.dtype), "n": len(logits), "offset": offset, "width": logits.shape[1],
+        "logits": address(logits), "stride": logits.stride(0) * logits.element_size(), "guidance": address(guidance),
+        "guidance_stride": 0 if guidance is None else guidance.stride(0) * guidance.element_size(),
+        "cfg_scale": cfg_scale, "uniform": address(uniform), "temperature": temperature,
+        "confidence_temperature": confidence_temperature, "forbid": address(forbid),
+        "n_forbid": 0 if forbid is None else forbid.numel(), "given": address(given), "want": want,
+        "real": address(real), "whole": address(whole),
+    }  # fmt: skip
+    assert emulated("headless").fold(call) == 0
+
+
+def emulated_finish(real, whole, temperature, confidence_temperature, want):
+    out = hs._empty(len(real), want, torch.device("cpu"))
+    names = ("token", *ALL, "status")
+    wanted = {name: address(x) if x.numel() else 0 for name, x in zip(names, out)}
+    call = {"n": len(real), "real": address(real), "whole": address(whole), "temperature": temperature, "want": want}
+    assert emulated("headless").finish({**call, **wanted, "confidence_temperature": confidence_temperature}) == 0
+    return out
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(**CASES, turns=st.integers(0, 2))
+def test_emulated(turns, **case):
+    logits, tile, kw = of_case(**case)
+    emulated("headless").turns(turns)
+    assert_same(folded(logits, tile, emulated_fold, emulated_finish, **kw), twin(logits, tile, **kw), 1.2e-7)
+
+
+def test_emulated_many_chunks():
+    """More than one batch of 32 chunks in a tile, and every row at another alignment."""
+    logits = torch.randn(2, 70001, generator=torch.Generator().manual_seed(0)) * 3
+    kw = {"uniform": uniforms(2), "temperature": 0.7, "given": ids(2, 70001), "forbid": torch.tensor([69000, 3])}
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = twin(logits.to(dtype), 1 << 20, **kw)
+        assert_same(folded(logits.to(dtype), 1 << 20, emulated_fold, emulated_finish, **kw), expected, 1.2e-7)
+        assert_same(folded(logits.to(dtype), 36864, emulated_fold, emulated_finish, **kw), expected, 1.2e-7)
 
 
 # ---- nothing depends on how it is shared out -------------------------------------------------------------------------

@@ -118,11 +118,15 @@ void fold_row(const Tile& tile, int64_t n, Bench& bench) {
       whole[kBestId] =
           job.offset + c * kChunk + (std::find(bench.values, bench.values + kChunk, chunk.max) - bench.values);
     }
-    if (headless_join(tile.plan, real, whole, chunk.m, chunk.sum[0], chunk.sum[1], chunk.entropy, uniform,
-                      job.offset / kChunk + c)) {
+    if (chunk.m == kNone) continue;
+    const HeadlessChunk joins =
+        headless_chunk(tile.plan, real[kReference], chunk.m, chunk.sum[0], chunk.sum[1], chunk.entropy);
+    headless_add(tile.plan, joins, real + kSum0);
+    real[kReference] = std::max<double>(real[kReference], chunk.m);
+    const int set = tile.plan.draw_set;
+    if (set >= 0 && headless_takes(uniform, job.offset / kChunk + c, joins.weight[set], real[kSum0 + set])) {
       drawn = c;
       drawn_reference = chunk.m;
-      whole[kDrawnId] = job.offset + c * kChunk;  // of this chunk; the entry follows
     }
   }
   if (drawn >= 0)

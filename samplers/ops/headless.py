@@ -397,9 +397,7 @@ def _twin_fold(
         if draw_set is not None:
             take, _ = _draws(uniform, offset // CHUNK + c)
             mine = weight[draw_set]
-            takes = ok & (mine > 0) & ((drawn < 0) | (take * total[draw_set] < mine))
-            taken = torch.where(takes, c, taken)
-            drawn = torch.where(takes, offset + c * CHUNK, drawn)  # the entry follows
+            taken = torch.where(ok & (mine > 0) & (take * total[draw_set] < mine), c, taken)
     top = highest.masked_fill(bad, -math.inf).amax(1).double()
     columns = torch.arange(width, device=x.device)
     at = torch.where((x == top[:, None]) & (x > -math.inf), columns, width).amin(1)

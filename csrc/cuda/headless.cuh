@@ -1,0 +1,265 @@
+// Headless sampling on the device: the specification of samplers/ops/headless.py, bit for bit.
+//
+// A block folds one row of a tile. Its warps survey the chunks as masked_softmax's do, 32 chunks at a time; then one
+// warp joins them to the row's state, a chunk a lane: references, scales and uniforms are made side by side, and only
+// the sums, a few additions a chunk, go one by one in order.
+#pragma once
+
+#include "../headless.h"
+#include "headless.h"
+#include "masked_softmax.cuh"
+
+namespace samplers::cuda {
+namespace headless {
+
+using softmax::kNone;
+using softmax::Layout;
+using softmax::Row;
+using softmax::Scratch;
+using softmax::Stats;
+
+constexpr int kBatch = kWarp;  // chunks that are joined at once
+
+struct FoldArgs {
+  softmax::Args tile;  // its rows begin `offset` entries before the tile does, so that ids are the vocabulary's
+  HeadlessPlan plan;
+  int64_t offset;
+  double* real;
+  int64_t* whole;
+};
+
+// What the joining warp keeps of a row between batches, in shared memory: registers are the survey's.
+struct State {
+  double reference, total[3];
+  float first, second;
+  int64_t drawn, best;  // chunks of this tile that hold them, -1: none does
+  float drawn_reference;
+  bool bad;
+};
+
+// One batch of chunks, `first` the number of its first.
+__device__ __forceinline__ void join(const FoldArgs& args, const Stats* table, int64_t first, int count, double uniform,
+                                     HeadlessChunk* joins, double* totals, State& kept, int lane) {
+  State state = kept;
+  Stats stats{kNone, kNone, kNone, {0.f, 0.f}, 0.f};
+  if (lane < count) stats = table[lane];
+  const bool bad = stats.max != stats.max || stats.max == INFINITY;
+  if (bad) stats.m = stats.max = stats.second = kNone;
+  state.bad |= __any_sync(kAllLanes, bad) != 0;
+
+  const double m = stats.m;
+  double upto = m;  // the highest reference of this lane and those before it
+#pragma unroll
+  for (int by = 1; by < kWarp; by *= 2) {
+    const double other = __shfl_up_sync(kAllLanes, upto, by);
+    if (lane >= by && other > upto) upto = other;
+  }
+  double before = __shfl_up_sync(kAllLanes, upto, 1);
+  if (lane == 0 || before < state.reference) before = state.reference;
+  const bool there = stats.m != kNone;
+  if (there) joins[lane] = headless_chunk(args.plan, before, m, stats.sum[0], stats.sum[1], stats.entropy);
+  const unsigned all = __ballot_sync(kAllLanes, there);
+  __syncwarp();
+  const int set = args.plan.draw_set;
+  if (lane == 0) {
+    for (int c = 0; c < count; ++c) {
+      if (all >> c & 1) headless_add(args.plan, joins[c], state.total);
+      totals[c] = set == 1 ? state.total[1] : state.total[0];
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 3; ++i) state.total[i] = __shfl_sync(kAllLanes, state.total[i], 0);
+  const double highest = __shfl_sync(kAllLanes, upto, kWarp - 1);
+  if (highest > state.reference) state.reference = highest;
+
+  if (set >= 0) {
+    const bool takes =
+        there && headless_takes(uniform, first + lane, set ? joins[lane].weight[1] : joins[lane].weight[0], totals[lane]);
+    const unsigned votes = __ballot_sync(kAllLanes, takes);
+    if (votes) {
+      const int last = kWarp - 1 - __clz(static_cast<int>(votes));
+      state.drawn = first + last;
+      state.drawn_reference = __shfl_sync(kAllLanes, stats.m, last);
+    }
+  }
+  float top = stats.max, next = stats.second;
+#pragma unroll
+  for (int by = kWarp / 2; by > 0; by /= 2) {
+    const float other = __shfl_xor_sync(kAllLanes, top, by), below = __shfl_xor_sync(kAllLanes, next, by);
+    softmax::merge_two(top, next, other, below);
+  }
+  const unsigned holders = __ballot_sync(kAllLanes, stats.max == top);
+  if (top > state.first) state.best = first + softmax::first_lane(holders);
+  softmax::merge_two(state.first, state.second, top, next);
+  __syncwarp();
+  if (lane == 0) kept = state;
+  __syncwarp();
+}
+
+template <int kFormat>
+__device__ __forceinline__ void finish_tile(const FoldArgs& args, int64_t n, const Row& row, const State& state,
+                                            double uniform, Scratch& scratch, int lane) {
+  const softmax::Args& tile = args.tile;
+  double* real = args.real + n * kReals;
+  int64_t* whole = args.whole + n * kWholes;
+  int64_t best = -1, drawn = -1;
+  float drawn_logit = kNone;
+  if (state.best >= 0) {
+    const int count = softmax::materialise<kFormat>(tile, row, static_cast<int>(state.best), scratch, lane);
+    best = state.best * kChunk + softmax::find_first(count, lane, [&](int i) {
+             return softmax::entry_at(scratch, i) == state.first;
+           });
+    __syncwarp();
+  }
+  if (state.drawn >= 0) {
+    const int count = softmax::materialise<kFormat>(tile, row, static_cast<int>(state.drawn), scratch, lane);
+    const float k = args.plan.draw_set == 1 ? tile.k[1] : tile.k[0];
+    for (int i = lane; i < kChunk; i += kWarp) {
+      const float t = (softmax::entry_at(scratch, i) - state.drawn_reference) * k;
+      softmax::entry_at(scratch, i) = t < kFloor ? 0.f : fast_exp2(t);
+    }
+    __syncwarp();
+    const double place = headless_draws(uniform, state.drawn).place;
+    drawn = state.drawn * kChunk + softmax::draw_in_chunk(place, count, scratch, lane);
+    drawn_logit = softmax::logit_of<kFormat>(tile, row, drawn, lane);
+  }
+  float given_logit = kNone;
+  bool given_here = false;
+  if (tile.job.want & cpu::kGiven) {
+    const int64_t given = tile.job.given[n];
+    given_here = given >= args.offset && given < tile.job.vocab;
+    if (given_here) given_logit = softmax::logit_of<kFormat>(tile, row, given, lane);
+  }
+  if (lane != 0) return;
+  real[kReference] = state.reference;
+  for (int i = 0; i < 3; ++i) real[kSum0 + i] = state.total[i];
+  real[kFirst] = state.first;
+  real[kSecond] = state.second;
+  if (state.bad) whole[kBad] = 1;
+  if (state.best >= 0) whole[kBestId] = best;
+  if (state.drawn >= 0) {
+    whole[kDrawnId] = drawn;
+    real[kDrawnLogit] = drawn_logit;
+  }
+  if (given_here) real[kGivenLogit] = given_logit;
+}
+
+// Block n folds row n.
+template <int kFormat, int kSets, bool kMore, bool kGuided>
+__global__ void __launch_bounds__(softmax::kThreads, kGuided ? 1 : 2) fold_rows(FoldArgs args) {
+  using L = Layout<kFormat>;
+  __shared__ Stats table[kBatch];
+  __shared__ HeadlessChunk joins[kBatch];
+  __shared__ double totals[kBatch];
+  __shared__ State state;
+  __shared__ Scratch scratch;
+  __shared__ uint32_t marks[softmax::kWarps][L::kGroups * (kChunk / 32)];
+  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  for (int i = lane; i < L::kGroups * (kChunk / 32); i += kWarp) marks[warp][i] = 0;
+  __syncwarp();
+  const int64_t n = blockIdx.x;
+  const Row row = softmax::find_row(args.tile, n);
+  double* real = args.real + n * kReals;
+  if (threadIdx.x == 0) {
+    if (args.offset == 0) headless_start(real, args.whole + n * kWholes);
+    state = {real[kReference], {real[kSum0], real[kSum1], real[kEntropySum]},
+             static_cast<float>(real[kFirst]), static_cast<float>(real[kSecond]), -1, -1, 0.f, false};
+  }
+  const double uniform = args.plan.draw_set >= 0 ? args.tile.job.uniform[n] : 0.0;
+  const int begin = static_cast<int>(args.offset / kChunk);
+  for (int first = begin; first < args.tile.chunks; first += kBatch) {
+    const int left = args.tile.chunks - first, count = left < kBatch ? left : kBatch;
+    for (int c = warp * L::kGroups; c < count; c += warps * L::kGroups)
+      softmax::survey_into<kFormat, kSets, kMore, kGuided>(args.tile, row, first + c, first + count, lane, marks[warp],
+                                                           table - first);
+    __syncthreads();
+    if (warp == 0) join(args, table, first, count, uniform, joins, totals, state, lane);
+    __syncthreads();
+  }
+  if (warp == 0) finish_tile<kFormat>(args, n, row, state, uniform, scratch, lane);
+}
+
+// A thread reads one row's state out.
+__global__ void __launch_bounds__(softmax::kThreads) finish_rows(cpu::HeadlessFinish job) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (n >= job.n) return;
+  const HeadlessPlan plan =
+      headless_plan(job.temperature, job.confidence_temperature, job.want != 0, (job.want & cpu::kEntropy) != 0);
+  const double* real = job.real + n * kReals;
+  const int64_t* whole = job.whole + n * kWholes;
+  const int32_t status = headless_status(real, whole);
+  const bool draws = plan.draw_set >= 0;
+  job.status[n] = status;
+  job.token[n] = status ? -1 : whole[draws ? kDrawnId : kBestId];
+  const auto put = [&](float* out, double value) {
+    if (out) out[n] = status ? NAN : static_cast<float>(value);
+  };
+  put(job.confidence, headless_probability(plan, real, real[draws ? kDrawnLogit : kFirst]));
+  put(job.margin, headless_margin(plan, real));
+  put(job.entropy, headless_entropy(real));
+  put(job.lse, headless_lse(plan, real));
+  put(job.given, headless_probability(plan, real, real[kGivenLogit]));
+}
+
+template <int kFormat, int kSets, bool kMore, bool kGuided>
+int start(const FoldArgs& args, void* stream) {
+  // No more warps than there are chunks for.
+  const int64_t chunks = args.tile.chunks - args.offset / kChunk, a_warp = Layout<kFormat>::kGroups;
+  const int64_t warps = (chunks + a_warp - 1) / a_warp;
+  const int threads = static_cast<int>(warps < softmax::kWarps ? warps : softmax::kWarps) * kWarp;
+  return launch(&fold_rows<kFormat, kSets, kMore, kGuided>, dim3(static_cast<unsigned>(args.tile.job.n)), threads,
+                stream, args);
+}
+
+inline FoldArgs plan(const cpu::HeadlessFold& job) {
+  FoldArgs args{};
+  args.plan = headless_plan(job.temperature, job.confidence_temperature, job.want != 0, (job.want & cpu::kEntropy) != 0);
+  args.offset = job.offset;
+  args.real = job.real;
+  args.whole = job.whole;
+  softmax::Args& tile = args.tile;
+  const int64_t back = job.offset * (job.type == cpu::Type::kF32 ? 4 : 2);
+  tile.job.type = job.type;
+  tile.job.n = job.n;
+  tile.job.vocab = job.offset + job.width;
+  tile.job.logits = job.logits;
+  tile.job.logits.data -= back;
+  tile.job.guidance = job.guidance;
+  if (job.guidance.data) tile.job.guidance.data -= back;
+  tile.job.cfg_scale = job.cfg_scale;
+  tile.job.uniform = job.uniform;
+  tile.job.forbid = job.forbid;
+  tile.job.n_forbid = job.n_forbid;
+  tile.job.given = job.given;
+  tile.job.want = job.want;
+  tile.rows = tile.guidance_rows = job.n;
+  tile.chunks = static_cast<int>((tile.job.vocab + kChunk - 1) / kChunk);
+  tile.sets = args.plan.draw_set == 1 ? 2 : (job.want != 0 || args.plan.draw_set == 0) ? 1 : 0;
+  for (int s = 0; s < 2; ++s) tile.k[s] = static_cast<float>(args.plan.k[s]);
+  tile.kmax = tile.k[0] > tile.k[1] ? tile.k[0] : tile.k[1];
+  return args;
+}
+
+// The kernel for one format, by what is wanted, as in masked_softmax.cuh.
+template <int kFormat>
+int run(const cpu::HeadlessFold& job, void* stream) {
+  const FoldArgs args = plan(job);
+  const bool more = (job.want & (cpu::kMargin | cpu::kEntropy)) != 0;
+  if (job.guidance.data)
+    return args.tile.sets == 2 ? start<kFormat, 2, true, true>(args, stream)
+                               : start<kFormat, 1, true, true>(args, stream);
+  if (args.tile.sets == 0) return start<kFormat, 0, false, false>(args, stream);
+  if (args.tile.sets == 1)
+    return more ? start<kFormat, 1, true, false>(args, stream) : start<kFormat, 1, false, false>(args, stream);
+  return more ? start<kFormat, 2, true, false>(args, stream) : start<kFormat, 2, false, false>(args, stream);
+}
+
+inline int run_finish(const cpu::HeadlessFinish& job, void* stream) {
+  const int64_t blocks = (job.n + softmax::kThreads - 1) / softmax::kThreads;
+  return launch(&finish_rows, dim3(static_cast<unsigned>(blocks)), softmax::kThreads, stream, job);
+}
+
+}  // namespace headless
+}  // namespace samplers::cuda
