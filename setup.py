@@ -28,6 +28,7 @@ SOURCES = [
     "csrc/cpu/masked_softmax_avx512.cpp",
     "csrc/cpu/masked_softmax_avx2.cpp",
     "csrc/cpu/masked_softmax_portable.cpp",
+    "csrc/cpu/truncate.cpp",
 ]
 # A changed header must rebuild what includes it; setuptools does not look inside.
 HEADERS = [

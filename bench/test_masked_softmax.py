@@ -81,7 +81,7 @@ def test_twin(benchmark, case):
 
     x, temperature = case
     u = uniform() if temperature > 0 else None
-    args = (x, None, u, temperature, 1.0, None, None, None, 0.0, None, 1)
+    args = (x, None, u, temperature, 1.0, None, None, None, 0.0, 0, 1.0, None, 1)
     benchmark.pedantic(_twin, args, rounds=3, iterations=1, warmup_rounds=1)
 
 

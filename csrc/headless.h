@@ -11,16 +11,17 @@
 
 namespace samplers {
 
-// A row's reals: the highest reference M so far; sums of weights for two temperatures and of weight * t, relative to M;
-// the two best logits; the logits of the drawn and of the given id.
-enum HeadlessReal : int { kReference, kSum0, kSum1, kEntropySum, kFirst, kSecond, kDrawnLogit, kGivenLogit, kReals };
+// A row's reals: sums of weights for two temperatures and of weight * t, relative to the best logit so far; that and
+// the second best; the logits of the drawn and of the given id.
+enum HeadlessReal : int { kSum0, kSum1, kEntropySum, kFirst, kSecond, kDrawnLogit, kGivenLogit, kReals };
 // A row's whole numbers: the best id, the drawn id, whether a NaN or +inf was met. No id yet: -1.
 enum HeadlessWhole : int { kBestId, kDrawnId, kBad, kWholes };
 
 // What a call says of all its rows.
 struct HeadlessPlan {
-  double k[2];   // log2(e) / temperature, by weight set
-  int draw_set;  // the set that the draw reads, -1: no draw
+  int sets;      // of weights: the confidence's first, the draw's last; equal temperatures share one
+  int draw_set;  // which of them the draw reads, -1: no draw
+  double k[2];   // log2(e) / temperature, by set
   bool entropy;
   double confidence_temperature;
 };
@@ -29,6 +30,7 @@ SAMPLERS_HD HeadlessPlan headless_plan(double temperature, double confidence_tem
                                        bool entropy) {
   const bool draw = temperature > 0, own = draw && statistics && temperature != confidence_temperature;
   HeadlessPlan plan;
+  plan.sets = own ? 2 : statistics || draw ? 1 : 0;
   plan.k[0] = kLog2e / (statistics ? confidence_temperature : draw ? temperature : 1.0);
   plan.k[1] = own ? kLog2e / temperature : plan.k[0];
   plan.draw_set = draw ? (own ? 1 : 0) : -1;
@@ -38,7 +40,7 @@ SAMPLERS_HD HeadlessPlan headless_plan(double temperature, double confidence_tem
 }
 
 SAMPLERS_HD void headless_start(double* real, int64_t* whole) {
-  for (int i = 0; i < kReals; ++i) real[i] = i >= kSum0 && i <= kEntropySum ? 0.0 : -INFINITY;
+  for (int i = 0; i < kReals; ++i) real[i] = i <= kEntropySum ? 0.0 : -INFINITY;
   whole[kBestId] = whole[kDrawnId] = -1;
   whole[kBad] = 0;
 }
@@ -55,20 +57,27 @@ SAMPLERS_HD HeadlessDraws headless_draws(double uniform, int64_t chunk) {
   return {unit_interval(r.r0, r.r1), unit_interval(r.r2, r.r3)};
 }
 
-// A chunk with reference m, as it joins sums that are relative to `before`. The higher of the two references is the new
-// one: the sums sink to it, or the chunk's own do.
+// Is a chunk with this maximum left out of a set, beside this best logit?
+SAMPLERS_HD bool headless_drops(const HeadlessPlan& plan, int set, double max, double best) {
+  return (max - best) * plan.k[set] <= -kDrop;
+}
+
+// A chunk, as it joins sums that are relative to `before`, the best logit of the chunks before it. The higher of the
+// two is the new reference: the sums sink to it, or the chunk's own do, and 42 powers of two down they vanish.
 struct HeadlessChunk {
   double distance, scale[2], weight[2], entropy;
 };
-SAMPLERS_HD HeadlessChunk headless_chunk(const HeadlessPlan& plan, double before, double m, float sum0, float sum1,
+SAMPLERS_HD HeadlessChunk headless_chunk(const HeadlessPlan& plan, double before, double max, float sum0, float sum1,
                                          float entropy) {
-  HeadlessChunk c{m - before, {}, {sum0, sum1}, entropy};
+  HeadlessChunk c{max - before, {0, 0}, {sum0, sum1}, entropy};
   const bool sinks = c.distance > 0;
-  for (int s = 0; s < 2; ++s) {
-    c.scale[s] = exp2_scale((sinks ? -c.distance : c.distance) * plan.k[s]);
-    if (s == 0 && plan.entropy && !sinks)
+  for (int s = 0; s < plan.sets; ++s) {
+    const double down = (sinks ? -c.distance : c.distance) * plan.k[s];
+    c.scale[s] = down <= -kDrop ? 0.0 : exp2_scale(down);
+    if (sinks) continue;
+    if (s == 0 && plan.entropy)
       c.entropy = c.scale[0] == 0 ? 0.0 : c.scale[0] * (c.entropy + c.weight[0] * (c.distance * plan.k[0]));
-    if (!sinks) c.weight[s] *= c.scale[s];
+    c.weight[s] *= c.scale[s];
   }
   return c;
 }
@@ -76,12 +85,11 @@ SAMPLERS_HD HeadlessChunk headless_chunk(const HeadlessPlan& plan, double before
 // total: the two sums of weights and that of weight * t.
 SAMPLERS_HD void headless_add(const HeadlessPlan& plan, const HeadlessChunk& c, double* total) {
   if (c.distance > 0) {
-    if (plan.entropy)
-      total[2] = c.scale[0] == 0 ? 0.0 : c.scale[0] * (total[2] - total[0] * (c.distance * plan.k[0]));
-    for (int s = 0; s < 2; ++s) total[s] *= c.scale[s];
+    if (plan.entropy) total[2] = c.scale[0] == 0 ? 0.0 : c.scale[0] * (total[2] - total[0] * (c.distance * plan.k[0]));
+    for (int s = 0; s < plan.sets; ++s) total[s] *= c.scale[s];
   }
-  for (int s = 0; s < 2; ++s) total[s] += c.weight[s];
-  total[2] += c.entropy;
+  for (int s = 0; s < plan.sets; ++s) total[s] += c.weight[s];
+  if (plan.entropy) total[2] += c.entropy;
 }
 
 // Whether a chunk takes the draw over: with probability (its weight) / (all weight so far). The first one always does,
@@ -96,14 +104,12 @@ SAMPLERS_HD int32_t headless_status(const double* real, const int64_t* whole) {
 }
 
 SAMPLERS_HD double headless_probability(const HeadlessPlan& plan, const double* real, double logit) {
-  const double p = exp2_scale((logit - real[kReference]) * plan.k[0]) / real[kSum0];
+  const double p = exp2_scale((logit - real[kFirst]) * plan.k[0]) / real[kSum0];
   return p < 1.0 ? p : 1.0;  // the sums are rounded to fp32, so the quotient may come out just above 1
 }
 
 SAMPLERS_HD double headless_margin(const HeadlessPlan& plan, const double* real) {
-  const double first = exp2_scale((real[kFirst] - real[kReference]) * plan.k[0]);
-  const double second = exp2_scale((real[kSecond] - real[kReference]) * plan.k[0]);
-  const double p = (first - second) / real[kSum0];
+  const double p = (1.0 - exp2_scale((real[kSecond] - real[kFirst]) * plan.k[0])) / real[kSum0];
   return p < 1.0 ? p : 1.0;
 }
 
@@ -113,7 +119,7 @@ SAMPLERS_HD double headless_entropy(const double* real) {
 }
 
 SAMPLERS_HD double headless_lse(const HeadlessPlan& plan, const double* real) {
-  return real[kReference] / plan.confidence_temperature + log(real[kSum0]);
+  return real[kFirst] / plan.confidence_temperature + log(real[kSum0]);
 }
 
 }  // namespace samplers

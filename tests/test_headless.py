@@ -63,7 +63,7 @@ def folded(logits, tile, fold, finish, guidance=None, **kw):
     temperature, T = kw.get("temperature", 0.0), kw.get("confidence_temperature", 1.0)
     want = hs._want(kw.get("want", ALL), kw.get("given"))
     n, vocab = logits.shape
-    real, whole = torch.empty(n, 8, dtype=torch.float64), torch.empty(n, 3, dtype=torch.int64)
+    real, whole = torch.empty(n, 7, dtype=torch.float64), torch.empty(n, 3, dtype=torch.int64)
     real.fill_(7.0)  # what the state held before is nobody's business
     for begin in range(0, vocab, tile):
         here = slice(begin, begin + tile)
@@ -474,7 +474,7 @@ def test_bad_input(name):
 
 @needs_native
 def test_kernels_guard_memory_by_themselves():
-    logits, real, whole = torch.zeros(4, 1024), torch.zeros(4, 8).double(), torch.zeros(4, 3).long()
+    logits, real, whole = torch.zeros(4, 1024), torch.zeros(4, 7).double(), torch.zeros(4, 3).long()
     good = (logits, 0, real, whole, None, 0.0, 1.0, None, None, 0.0, None, 1)
     OPS.headless_fold_(*good)
     for at, wrong in (
@@ -485,7 +485,7 @@ def test_kernels_guard_memory_by_themselves():
         (1, -1024),
         (2, real[:3]),
         (2, real.float()),
-        (2, torch.zeros(4, 16).double()[:, ::2]),
+        (2, torch.zeros(4, 14).double()[:, ::2]),
         (3, whole[:, :2]),
         (3, whole.int()),
         (5, math.nan),
@@ -517,7 +517,7 @@ def test_opcheck():
     hidden, weight = exact(4, 2100)
     u, some, bits = uniforms(4), ids(4, 2100), sum(hs.WANT.values())
     logits, forbid = hidden @ weight.T, torch.tensor([3])
-    real, whole = torch.zeros(4, 8, dtype=torch.float64), torch.zeros(4, 3, dtype=torch.int64)
+    real, whole = torch.zeros(4, 7, dtype=torch.float64), torch.zeros(4, 3, dtype=torch.int64)
     fold = (logits[:, :1024].contiguous(), 0, real, whole, u, 0.7, 1.0, forbid, logits[:, :1024].neg(), 0.5, some, bits)
     torch.library.opcheck(OPS.headless_fold_.default, fold)
     torch.library.opcheck(OPS.headless_fold_.default, (*fold[:4], None, 0.0, 1.0, None, None, 0.0, None, 1))

@@ -54,7 +54,7 @@ def twin(logits, index=None, **kw):
     """masked_softmax on the twin, whatever is registered."""
     want, given = kw.pop("want", ("confidence",)), kw.pop("given", None)
     defaults = {"uniform": None, "temperature": 0.0, "confidence_temperature": 1.0, "forbid": None}
-    defaults.update(guidance=None, guidance_index=None, cfg_scale=0.0)
+    defaults.update(guidance=None, guidance_index=None, cfg_scale=0.0, top_k=0, top_p=1.0)
     bits = ms._want(want, given)
     call = ms._Call(logits=logits, index=index, given=given, want=bits, **{**defaults, **kw})
     threads = torch.get_num_threads()
@@ -347,6 +347,103 @@ def test_status(want, temperature, vocab):
     assert nothing.status.item() == 2
 
 
+# ---- top-k and top-p ------------------------------------------------------------------------------------------------
+
+
+def kept(x, top_k, top_p, temperature):
+    """Which ids survive, by sorting in float64: an independent formulation. Rows x (N, V)."""
+    out = torch.zeros_like(x, dtype=torch.bool)
+    for row, mine in zip(x.double(), out):
+        order = sorted(range(len(row)), key=lambda i: (-row[i].item(), i))
+        order = order[: top_k or len(row)]
+        p = torch.softmax(row[order] / temperature, 0)
+        through = 0.0
+        for i, share in zip(order, p.tolist()):
+            mine[i] = through < top_p - 1e-9
+            through += share
+    return out & (x > -math.inf)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (7, 1.0), (40, 0.8), (0, 0.35), (0, 0.95), (3000, 0.999)])
+@pytest.mark.parametrize("vocab", [5, 130, 2500])
+def test_truncation_keeps_what_sorting_keeps(vocab, top_k, top_p, dtype):
+    x, temperature = randn(6, vocab, 3, dtype=dtype), 0.7
+    x[0, ::3] = -math.inf
+    alive = kept(x.float(), top_k, top_p, temperature)
+    one = masked_softmax(x, top_k=top_k, top_p=top_p, uniform=uniforms(6), temperature=temperature, want=("lse",))
+    for row in range(6):
+        lse = torch.logsumexp(x[row].double()[alive[row]], 0).item()
+        assert one.lse[row].item() == pytest.approx(lse, rel=1e-5, abs=1e-5), row
+        assert alive[row, one.token[row]]
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_truncation_twin(dtype, one_thread):
+    x = randn(40, 3300, 9, dtype=dtype)
+    x[3, 5] = math.nan
+    x[4] = -math.inf
+    x[5] = 1.0
+    x[6, :7] = math.inf
+    forbid, g = torch.tensor([0, 17, 3299]), randn(40, 3300, 10, dtype=dtype)
+    for top_k, top_p in [(1, 1.0), (50, 1.0), (2900, 0.99), (0, 0.1), (0, 0.9), (0, 1e-9), (5000, 0.5)]:
+        for T in (0.0, 0.3, 1.0, 5.0):
+            for extra in ({}, {"forbid": forbid}, {"guidance": g, "cfg_scale": 1.5}):
+                compare(
+                    x,
+                    uniform=uniforms(40),
+                    temperature=T,
+                    top_k=top_k,
+                    top_p=top_p,
+                    want=("confidence", "entropy", "margin"),
+                    **extra,
+                )
+
+
+def test_truncation_and_ties():
+    x = torch.zeros(1, 2000)
+    x[0, 100:1500] = 1.0  # 1,400 equals: the lowest ids stay
+    many = masked_softmax(x.expand(3000, -1), uniform=uniforms(3000), temperature=1.0, top_k=10)
+    assert set(many.token.tolist()) == set(range(100, 110))
+    assert many.confidence.tolist() == pytest.approx([0.1] * 3000)
+    half = masked_softmax(x[:, 100:1500].expand(9000, -1), uniform=uniforms(9000), temperature=1.0, top_p=0.5)
+    assert half.token.max() < 700 and half.token.unique().numel() == 700
+
+
+# ---- what cannot matter is left out ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_left_out_is_less_than_rounding(dtype):
+    """A row with one high peak: whole chunks are left out, and float64 sees no difference."""
+    x = randn(8, 20000, 5, scale=3.0, dtype=dtype)
+    for row, peak in enumerate([10, 20, 28, 33, 38, 45, 60, 100]):
+        x[row, 137 * (row + 1)] = peak
+    out = masked_softmax(x, want=ALL, given=torch.full((8,), 77), uniform=uniforms(8), temperature=0.9)
+    p = torch.log_softmax(x.double(), 1)
+    assert torch.allclose(out.lse.double(), torch.logsumexp(x.double(), 1), rtol=1e-7, atol=1e-6)
+    assert torch.allclose(out.confidence.double().log(), p.gather(1, out.token[:, None])[:, 0], rtol=0, atol=1e-6)
+    assert torch.allclose(out.given.double(), p[:, 77].exp(), rtol=1e-5, atol=1e-44)  # the last are denormal
+    assert torch.allclose(out.entropy.double(), -(p.exp() * p).sum(1), rtol=1e-5, atol=1e-6)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_left_out_in_any_order(dtype, one_thread):
+    """Whether a chunk was skipped, weighed and dropped, or found droppable first never shows: rows peaked and flat in
+    turn make the kernel change its way through a row."""
+    g = torch.Generator().manual_seed(3)
+    x = randn(96, 9000, 8, scale=2.0, dtype=dtype)
+    x[torch.arange(96), torch.randint(9000, (96,), generator=g)] = torch.randint(15, 60, (96,), generator=g).to(dtype)
+    for T in (0.0, 0.5, 1.0, 2.0):
+        compare(x, uniform=uniforms(96), temperature=T, want=("confidence", "margin", "entropy", "lse"))
+    order = torch.randperm(96, generator=g)
+    a = masked_softmax(x, uniform=uniforms(96), temperature=0.5)
+    b = masked_softmax(x, order, uniform=uniforms(96)[order], temperature=0.5)
+    assert torch.equal(a.token[order], b.token) and torch.equal(a.confidence[order], b.confidence)
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 X = torch.zeros(4, 10)
@@ -386,6 +483,10 @@ BAD = {
         r"guidance_index\[3\] is 3, expected 0 to 2",
         {"guidance": X[:3], "guidance_index": I, "cfg_scale": 1.0},
     ),
+    "top_k": (ValueError, "top_k is -1, expected a whole number", {"top_k": -1}),
+    "top_p": (ValueError, "top_p is 0.0, expected a number above 0", {"top_p": 0.0}),
+    "top_p nan": (ValueError, "top_p is nan", {"top_p": math.nan}),
+    "top_p wide": (ValueError, "at most 262144 columns", {"logits": torch.zeros(1, 262145), "top_p": 0.5}),
     "cfg without guidance": (ValueError, "cfg_scale is given without guidance", {"cfg_scale": 1.0}),
     "cfg nan": (ValueError, "cfg_scale is nan", {"guidance": X, "cfg_scale": math.nan}),
 }
@@ -404,7 +505,7 @@ def test_kernel_guards_memory_by_itself():
     op = torch.ops.sampler_zoo.masked_softmax
     for index, uniform in ((I + 1, U), (I, U + 1), (I, U[:2]), (I[::2], U), (I.int(), U)):
         with pytest.raises(RuntimeError, match="masked_softmax"):
-            op(X, index, uniform, 1.0, 1.0, None, None, None, 0.0, None, 1)
+            op(X, index, uniform, 1.0, 1.0, None, None, None, 0.0, 0, 1.0, None, 1)
 
 
 def test_no_rows():
@@ -430,7 +531,7 @@ def test_schema_is_one():
 def test_opcheck():
     x, n = randn(6, 300), 6
     op = torch.ops.sampler_zoo.masked_softmax.default
-    torch.library.opcheck(op, (x, None, None, 0.0, 1.0, None, None, None, 0.0, None, 1))
+    torch.library.opcheck(op, (x, None, None, 0.0, 1.0, None, None, None, 0.0, 0, 1.0, None, 1))
     args = (
         x,
         ids(n, 6),
@@ -441,6 +542,8 @@ def test_opcheck():
         randn(6, 300, 1),
         ids(n, 6, 1),
         0.5,
+        250,
+        0.9,
         ids(n, 300),
         31,
     )
@@ -487,10 +590,11 @@ def test_uniform_contract():
 
 @needs_native
 def test_exponentials():
-    t = torch.linspace(-126, 24, 20001)
+    t = torch.cat([torch.linspace(-126, 0, 20001), -torch.logspace(-40, 0, 2000), torch.tensor([-126.1, -math.inf])])
     native = torch.tensor(C.exp2_weight(t.tolist()))
     assert torch.equal(native, ms._exp2(t))
-    assert (native.double() / torch.exp2(t.double()) - 1).abs().max() < 2e-7
+    assert (native.double() / torch.exp2(t.double()) - 1)[t >= -126].abs().max() < 1.5e-7
+    assert (native[t < -126] == 0).all() and C.exp2_weight([0.0]) == [1.0]
     x = torch.cat(
         [torch.linspace(-1100, 100, 20001, dtype=torch.float64), torch.tensor([-math.inf, -1e300, 0.0]).double()]
     )

@@ -19,7 +19,6 @@ struct Tile {
   const HeadlessFold& job;
   const Kernels& isa;
   HeadlessPlan plan;
-  Kernels::Pass on_logits, on_floats;
   float k[2], kmax;
   bool top2;
   int64_t bytes;  // of one logit
@@ -28,12 +27,9 @@ struct Tile {
       : job(j),
         isa(kernels()),
         plan(headless_plan(j.temperature, j.confidence_temperature, j.want != 0, (j.want & kEntropy) != 0)) {
-    const int sets = plan.draw_set == 1 ? 2 : (j.want != 0 || plan.draw_set == 0) ? 1 : 0;
     for (int s = 0; s < 2; ++s) k[s] = static_cast<float>(plan.k[s]);
     kmax = std::max(k[0], k[1]);
     top2 = (j.want & kMargin) != 0;
-    on_logits = isa.pass[static_cast<int>(j.type)][sets][plan.entropy][top2];
-    on_floats = isa.pass[static_cast<int>(Type::kF32)][sets][plan.entropy][top2];
     bytes = j.type == Type::kF32 ? 4 : 2;
   }
 };
@@ -62,20 +58,33 @@ void materialise(const Tile& tile, int64_t n, int64_t c, float* out, float* scra
     out[*f - first] = kNone;
 }
 
-void survey(const Tile& tile, int64_t n, int64_t c, Chunk& out, Lanes& lanes, Bench& bench) {
+// Chunk c: its best and second best, and its sums beside `best`, the best logit of the chunks before it.
+void survey(const Tile& tile, int64_t n, int64_t c, double best, Chunk& out, Lanes& lanes, Bench& bench) {
   const HeadlessFold& job = tile.job;
   const int64_t first = job.offset + c * kChunk;
   const int count = entries(tile, c), blocks = (count + kBlock - 1) / kBlock;
-  const char* here = job.logits.row(n) + c * kChunk * tile.bytes;
-  const char* ahead = here + count * tile.bytes;
+  const void* x = job.logits.row(n) + c * kChunk * tile.bytes;
+  const char* ahead = static_cast<const char*>(x) + count * tile.bytes;
+  Type type = job.type;
   const int64_t* last = job.forbid + job.n_forbid;
   const int64_t* f = std::lower_bound(job.forbid, last, first);
   if ((f != last && *f < first + count) || job.guidance.data || count % kBlock != 0) {
     materialise(tile, n, c, bench.values, bench.scratch);
-    tile.on_floats(bench.values, blocks, tile.k, tile.kmax, ahead, out, lanes);
-  } else {
-    tile.on_logits(here, blocks, tile.k, tile.kmax, ahead, out, lanes);
+    x = bench.values;
+    type = Type::kF32;
   }
+  tile.isa.peak[static_cast<int>(type)][tile.top2](x, blocks, ahead, out, lanes);
+  out.sum[0] = out.sum[1] = out.entropy = 0;
+  if (tile.plan.sets == 0 || out.bad || out.max == kNone) return;
+  best = std::max<double>(best, out.max);
+  const bool one = !headless_drops(tile.plan, 0, out.max, best);
+  const bool two = tile.plan.sets == 2 && !headless_drops(tile.plan, 1, out.max, best);
+  const bool deep = !((out.min - out.max) * tile.kmax >= kFloor);
+  const auto& sums = tile.isa.sums[static_cast<int>(type)];
+  if (one)
+    sums[two][tile.plan.entropy][deep](x, blocks, out.max, tile.k, ahead, out.sum, &out.entropy);
+  else if (two)
+    sums[false][false][deep](x, blocks, out.max, tile.k + 1, ahead, out.sum + 1, nullptr);
 }
 
 // One entry of chunk c by inverse CDF.
@@ -107,26 +116,22 @@ void fold_row(const Tile& tile, int64_t n, Bench& bench) {
   float drawn_reference = 0;
   for (int64_t c = 0; c * kChunk < job.width; ++c) {
     Chunk chunk;
-    survey(tile, n, c, chunk, lanes, bench);
-    if (chunk.bad) {
-      whole[kBad] = 1;
-      continue;
-    }
-    if (chunk.max > real[kFirst]) {
+    survey(tile, n, c, real[kFirst], chunk, lanes, bench);
+    if (chunk.bad) whole[kBad] = 1;
+    if (chunk.bad || chunk.max == kNone) continue;
+    const HeadlessChunk joins =
+        headless_chunk(tile.plan, real[kFirst], chunk.max, chunk.sum[0], chunk.sum[1], chunk.entropy);
+    headless_add(tile.plan, joins, real + kSum0);
+    if (joins.distance > 0) {
       real[kFirst] = chunk.max;
       materialise(tile, n, c, bench.values, bench.scratch);
       whole[kBestId] =
           job.offset + c * kChunk + (std::find(bench.values, bench.values + kChunk, chunk.max) - bench.values);
     }
-    if (chunk.m == kNone) continue;
-    const HeadlessChunk joins =
-        headless_chunk(tile.plan, real[kReference], chunk.m, chunk.sum[0], chunk.sum[1], chunk.entropy);
-    headless_add(tile.plan, joins, real + kSum0);
-    real[kReference] = std::max<double>(real[kReference], chunk.m);
     const int set = tile.plan.draw_set;
     if (set >= 0 && headless_takes(uniform, job.offset / kChunk + c, joins.weight[set], real[kSum0 + set])) {
       drawn = c;
-      drawn_reference = chunk.m;
+      drawn_reference = chunk.max;
     }
   }
   if (drawn >= 0)

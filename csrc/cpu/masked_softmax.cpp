@@ -48,18 +48,15 @@ std::atomic<const Kernels*>& current() {
 struct Plan {
   const Job& job;
   const Kernels& isa;
-  Kernels::Pass on_logits, on_floats;
   int64_t chunks;
-  int sets;        // how many sets of weights the pass accumulates
+  int sets;        // how many sets of weights there are
   int sample_set;  // which of them the draw reads
-  bool statistics, top2;
+  bool top2, entropy, truncated;
   float k[2], kmax;
   double k64[2];
-  int64_t bytes;  // of one logit
 
   explicit Plan(const Job& j) : job(j), isa(kernels()) {
-    const bool draw = j.temperature > 0;
-    statistics = j.want != 0;
+    const bool draw = j.temperature > 0, statistics = j.want != 0;
     const bool shared = draw && statistics && j.temperature == j.confidence_temperature;
     sets = (draw ? 1 : 0) + (statistics ? 1 : 0) - (shared ? 1 : 0);
     sample_set = sets == 2 ? 1 : 0;
@@ -68,39 +65,11 @@ struct Plan {
     for (int s = 0; s < 2; ++s) k[s] = static_cast<float>(k64[s]);
     kmax = std::max(k[0], k[1]);
     top2 = (j.want & kMargin) != 0;
-    const bool entropy = (j.want & kEntropy) != 0;
-    on_logits = isa.pass[static_cast<int>(j.type)][sets][entropy][top2];
-    on_floats = isa.pass[static_cast<int>(Type::kF32)][sets][entropy][top2];
-    bytes = j.type == Type::kF32 ? 4 : 2;
+    entropy = (j.want & kEntropy) != 0;
+    truncated = j.top_k > 0 || j.top_p < 1;
     chunks = (j.vocab + kChunk - 1) / kChunk;
   }
-
-  // Chunk c of row n in fp32, guided; forbidden entries, and those between the end and its block's end, at -inf.
-  void materialise(int64_t n, int64_t c, float* out, float* scratch) const {
-    const int64_t begin = c * kChunk;
-    const int count = static_cast<int>(std::min<int64_t>(kChunk, job.vocab - begin));
-    isa.widen(job.type, job.logits.row(n) + begin * bytes, count, out);
-    if (job.guidance.data) {
-      isa.widen(job.type, job.guidance.row(n) + begin * bytes, count, scratch);
-      isa.guide(out, scratch, job.cfg_scale, count);
-    }
-    const int64_t* last = job.forbid + job.n_forbid;
-    for (const int64_t* f = std::lower_bound(job.forbid, last, begin); f != last && *f < begin + count; ++f)
-      out[*f - begin] = kNone;
-  }
-
-  // One guided logit, a forbidden one at -inf.
-  float value(int64_t n, int64_t id) const {
-    if (std::binary_search(job.forbid, job.forbid + job.n_forbid, id)) return kNone;
-    const float a = one(job.logits.row(n), id);
-    return job.guidance.data ? guided(a, one(job.guidance.row(n), id), job.cfg_scale) : a;
-  }
-
-  float one(const char* row, int64_t id) const {
-    if (job.type == Type::kF32) return reinterpret_cast<const float*>(row)[id];
-    const uint16_t h = reinterpret_cast<const uint16_t*>(row)[id];
-    return job.type == Type::kBF16 ? float_from_bf16(h) : float_from_fp16(h);
-  }
+  int count(int64_t c) const { return static_cast<int>(std::min<int64_t>(kChunk, job.vocab - c * kChunk)); }
 };
 
 // What one thread needs, made once.
@@ -108,9 +77,69 @@ struct Bench {
   alignas(64) float values[kChunk], scratch[kChunk];
   alignas(64) double cumulative[kChunk];
   std::vector<double> exponent, scale[2];
+  std::vector<float> row;  // a truncated row, whole
+  bool peaked = false;     // most of the last row was left out: look for the next one's peak first
   explicit Bench(int64_t chunks) : exponent(chunks) {
     scale[0].resize(chunks);
     scale[1].resize(chunks);
+  }
+};
+
+// One row as its passes see it: where it lies, and what has to be done to an entry before it counts.
+struct View {
+  const Plan& plan;
+  Type type;
+  const char *a, *b;  // b: guidance, or null
+  const int64_t *forbid, *last;
+
+  View(const Plan& p, int64_t n)
+      : plan(p),
+        type(p.job.type),
+        a(p.job.logits.row(n)),
+        b(p.job.guidance.data ? p.job.guidance.row(n) : nullptr),
+        forbid(p.job.forbid),
+        last(p.job.forbid + p.job.n_forbid) {}
+
+  int64_t bytes() const { return type == Type::kF32 ? 4 : 2; }
+  const int64_t* forbidden_from(int64_t id) const { return std::lower_bound(forbid, last, id); }
+
+  // Chunk c in fp32, guided; forbidden entries, and those between the end and its block's end, at -inf.
+  void materialise(int64_t c, float* out, float* scratch) const {
+    const int64_t begin = c * kChunk;
+    const int count = plan.count(c);
+    plan.isa.widen(type, a + begin * bytes(), count, out);
+    if (b) {
+      plan.isa.widen(type, b + begin * bytes(), count, scratch);
+      plan.isa.guide(out, scratch, plan.job.cfg_scale, count);
+    }
+    for (const int64_t* f = forbidden_from(begin); f != last && *f < begin + count; ++f) out[*f - begin] = kNone;
+  }
+
+  // One guided logit, a forbidden one at -inf.
+  float value(int64_t id) const {
+    const int64_t* f = forbidden_from(id);
+    if (f != last && *f == id) return kNone;
+    return b ? guided(one(a, id), one(b, id), plan.job.cfg_scale) : one(a, id);
+  }
+
+  float one(const char* row, int64_t id) const {
+    if (type == Type::kF32) return reinterpret_cast<const float*>(row)[id];
+    const uint16_t h = reinterpret_cast<const uint16_t*>(row)[id];
+    return type == Type::kBF16 ? float_from_bf16(h) : float_from_fp16(h);
+  }
+
+  // Chunk c as the passes read it: where it lies, or a copy.
+  struct Source {
+    const void* x;
+    Type type;
+  };
+  Source source(int64_t c, Bench& bench) const {
+    const int64_t begin = c * kChunk;
+    const int count = plan.count(c);
+    const int64_t* f = forbidden_from(begin);
+    if (!b && count % kBlock == 0 && (f == last || *f >= begin + count)) return {a + begin * bytes(), type};
+    materialise(c, bench.values, bench.scratch);
+    return {bench.values, Type::kF32};
   }
 };
 
@@ -118,41 +147,75 @@ void clear(Lanes& lanes) {
   for (int i = 0; i < kLanes; ++i) lanes.first[i] = lanes.second[i] = kNone;
 }
 
-// Fills table[begin, end) of row n.
-void survey(const Plan& plan, int64_t n, int64_t begin, int64_t end, Chunk* table, Lanes& lanes, Bench& bench) {
-  const Job& job = plan.job;
-  const char* row = job.logits.row(n);
-  const int64_t* last = job.forbid + job.n_forbid;
-  const int64_t* forbid = std::lower_bound(job.forbid, last, begin * kChunk);
-  for (int64_t c = begin; c < end; ++c) {
-    const int64_t from = c * kChunk, count = std::min<int64_t>(kChunk, job.vocab - from);
-    const char* here = row + from * plan.bytes;
-    const char* ahead = here + kChunk * plan.bytes;
-    const int blocks = static_cast<int>((count + kBlock - 1) / kBlock);
-    const bool forbidden = forbid != last && *forbid < from + count;
-    while (forbid != last && *forbid < from + count) ++forbid;
-    if (forbidden || job.guidance.data || count % kBlock != 0) {
-      plan.materialise(n, c, bench.values, bench.scratch);
-      plan.on_floats(bench.values, blocks, plan.k, plan.kmax, ahead, table[c], lanes);
-    } else {
-      plan.on_logits(here, blocks, plan.k, plan.kmax, ahead, table[c], lanes);
+int blocks_of(const Plan& plan, int64_t c) { return (plan.count(c) + kBlock - 1) / kBlock; }
+
+const char* after(const View& view, int64_t c) { return view.a + (c + 3) * kChunk * view.bytes(); }
+
+void peak(const View& view, const View::Source& from, int64_t c, const char* ahead, Chunk& out, Lanes& lanes) {
+  const Plan& plan = view.plan;
+  plan.isa.peak[static_cast<int>(from.type)][plan.top2](from.x, blocks_of(plan, c), ahead, out, lanes);
+}
+
+// Is a chunk with this maximum left out of a set, in a row with this one? What a running maximum leaves out, the row's
+// own does too: rounding keeps order.
+bool dropped(const Plan& plan, int set, float max, float highest) {
+  return (static_cast<double>(max) - static_cast<double>(highest)) * plan.k64[set] <= -kDrop;
+}
+
+// The sums of chunk c, of those sets that may matter in a row that reaches `highest`.
+void weigh(const View& view, const View::Source& from, int64_t c, float highest, Chunk& out) {
+  const Plan& plan = view.plan;
+  out.sum[0] = out.sum[1] = out.entropy = 0;
+  if (plan.sets == 0 || out.bad || out.max == kNone) return;
+  const bool first = !dropped(plan, 0, out.max, highest);
+  const bool second = plan.sets == 2 && !dropped(plan, 1, out.max, highest);
+  const bool deep = !((out.min - out.max) * plan.kmax >= kFloor);
+  const auto& sums = plan.isa.sums[static_cast<int>(from.type)];
+  const int blocks = blocks_of(plan, c);
+  if (first)
+    sums[second][plan.entropy][deep](from.x, blocks, out.max, plan.k, after(view, c), out.sum, &out.entropy);
+  else if (second)
+    sums[false][false][deep](from.x, blocks, out.max, plan.k + 1, after(view, c), out.sum + 1, nullptr);
+}
+
+// Fills table[begin, end) of a row.
+void survey(const View& view, int64_t begin, int64_t end, Chunk* table, Lanes& lanes, Bench& bench) {
+  float highest = kNone;
+  if (bench.peaked && !view.b) {  // a row's maxima first: reading it again from the cache beats weighing it all
+    for (int64_t c = begin; c < end; ++c) {
+      peak(view, view.source(c, bench), c, after(view, c + 1), table[c], lanes);
+      highest = std::max(highest, table[c].max);
     }
+    for (int64_t c = begin; c < end; ++c) weigh(view, view.source(c, bench), c, highest, table[c]);
+    return;
+  }
+  for (int64_t c = begin; c < end; ++c) {
+    const View::Source from = view.source(c, bench);
+    // The sums take longer, so it is they that fetch what comes next.
+    const char* ahead = view.plan.sets ? static_cast<const char*>(from.x) : after(view, c + 1);
+    peak(view, from, c, ahead, table[c], lanes);
+    highest = std::max(highest, table[c].max);
+    weigh(view, from, c, highest, table[c]);
   }
 }
 
-// scale[c] = 2^((m_c - M) k), and the row's total weight, summed in chunk order.
-double weigh(const Plan& plan, const Chunk* table, int set, double reference, Bench& bench) {
+// scale[c] = 2^((m_c - M) k), 0 for what is left out, and the row's total weight, summed in chunk order.
+double total_of(const Plan& plan, const Chunk* table, int set, double highest, Bench& bench) {
   const int64_t n = plan.chunks;
-  for (int64_t c = 0; c < n; ++c) bench.exponent[c] = (static_cast<double>(table[c].m) - reference) * plan.k64[set];
+  for (int64_t c = 0; c < n; ++c) {
+    const double x = (static_cast<double>(table[c].max) - highest) * plan.k64[set];
+    bench.exponent[c] = x <= -kDrop ? -INFINITY : x;
+  }
   plan.isa.scales(bench.exponent.data(), static_cast<int>(n), bench.scale[set].data());
   double total = 0;
   for (int64_t c = 0; c < n; ++c) total += static_cast<double>(table[c].sum[set]) * bench.scale[set][c];
   return total;
 }
 
-int64_t draw(const Plan& plan, int64_t n, const Chunk* table, double total, Bench& bench) {
+int64_t draw(const View& view, double uniform, const Chunk* table, double total, Bench& bench) {
+  const Plan& plan = view.plan;
   const int set = plan.sample_set;
-  const double target = plan.job.uniform[n] * total;
+  const double target = uniform * total;
   double before = 0, weight = 0, sum = 0;
   int64_t chosen = -1;
   for (int64_t c = 0; c < plan.chunks; ++c) {
@@ -165,9 +228,9 @@ int64_t draw(const Plan& plan, int64_t n, const Chunk* table, double total, Benc
     sum += w;
     if (sum > target) break;
   }
-  plan.materialise(n, chosen, bench.values, bench.scratch);
-  const int count = static_cast<int>(std::min<int64_t>(kChunk, plan.job.vocab - chosen * kChunk));
-  plan.isa.weights(bench.values, count, table[chosen].m, plan.k[set], bench.scratch);
+  view.materialise(chosen, bench.values, bench.scratch);
+  const int count = plan.count(chosen);
+  plan.isa.weights(bench.values, count, table[chosen].max, plan.k[set], bench.scratch);
   double s = 0;
   for (int i = 0; i < count; ++i) bench.cumulative[i] = s += static_cast<double>(bench.scratch[i]);
   const double goal = (target - before) / weight * s;
@@ -178,23 +241,23 @@ int64_t draw(const Plan& plan, int64_t n, const Chunk* table, double total, Benc
   return chosen * kChunk + i;
 }
 
-int64_t best(const Plan& plan, int64_t n, const Chunk* table, float highest, Bench& bench) {
+int64_t best(const View& view, const Chunk* table, float highest, Bench& bench) {
   int64_t c = 0;
   while (table[c].max != highest) ++c;
-  plan.materialise(n, c, bench.values, bench.scratch);
+  view.materialise(c, bench.values, bench.scratch);
   int64_t i = 0;
   while (bench.values[i] != highest) ++i;
   return c * kChunk + i;
 }
 
-void finish(const Plan& plan, int64_t n, const Chunk* table, const Lanes& lanes, Bench& bench) {
+void finish(const View& view, int64_t n, const Chunk* table, const Lanes& lanes, Bench& bench) {
+  const Plan& plan = view.plan;
   const Job& job = plan.job;
-  float highest = kNone, reference = kNone;
+  float highest = kNone;
   bool bad = false;
   for (int64_t c = 0; c < plan.chunks; ++c) {
     bad |= table[c].bad;
     highest = std::max(highest, table[c].max);
-    reference = std::max(reference, table[c].m);
   }
   const int32_t status = bad ? 1 : highest == kNone ? 2 : 0;
   job.status[n] = status;
@@ -204,16 +267,23 @@ void finish(const Plan& plan, int64_t n, const Chunk* table, const Lanes& lanes,
       if (out) out[n] = kNaN;
     return;
   }
-  const double m = reference;
-  const double w0 = plan.sets ? weigh(plan, table, 0, m, bench) : 0;
-  const double w1 = plan.sets == 2 ? weigh(plan, table, 1, m, bench) : w0;
-  const int64_t token = job.temperature > 0 ? draw(plan, n, table, w1, bench) : best(plan, n, table, highest, bench);
+  const double m = highest;
+  const double w0 = plan.sets ? total_of(plan, table, 0, m, bench) : 0;
+  const double w1 = plan.sets == 2 ? total_of(plan, table, 1, m, bench) : w0;
+  if (plan.sets) {
+    const int64_t kept = std::count_if(table, table + plan.chunks,
+                                       [&](const Chunk& chunk) { return !dropped(plan, 0, chunk.max, highest); });
+    bench.peaked = 4 * kept <= plan.chunks;
+  }
+  const int64_t token =
+      job.temperature > 0 ? draw(view, job.uniform[n], table, w1, bench) : best(view, table, highest, bench);
   job.token[n] = token;
-  const auto probability = [&](float logit) {  // the pass rounds to fp32, so the quotient may come out just above 1
-    return std::min(exp2_scale((static_cast<double>(logit) - m) * plan.k64[0]) / w0, 1.0);
-  };
-  if (job.confidence) job.confidence[n] = static_cast<float>(probability(plan.value(n, token)));
-  if (job.given_out) job.given_out[n] = static_cast<float>(probability(plan.value(n, job.given[n])));
+  const auto probability =
+      [&](float logit) {  // the sums are rounded to fp32, so the quotient may come out just above 1
+        return std::min(exp2_scale((static_cast<double>(logit) - m) * plan.k64[0]) / w0, 1.0);
+      };
+  if (job.confidence) job.confidence[n] = static_cast<float>(probability(view.value(token)));
+  if (job.given_out) job.given_out[n] = static_cast<float>(probability(view.value(job.given[n])));
   if (job.margin) {
     float first = kNone, second = kNone;
     for (int i = 0; i < kLanes; ++i)
@@ -231,12 +301,37 @@ void finish(const Plan& plan, int64_t n, const Chunk* table, const Lanes& lanes,
     double e = 0;
     for (int64_t c = 0; c < plan.chunks; ++c) {
       const double scale = bench.scale[0][c];
-      if (scale == 0) continue;  // 0 * (m_c - M) with m_c = -inf
-      const double s = table[c].sum[0], t = (static_cast<double>(table[c].m) - m) * plan.k64[0];
+      if (scale == 0) continue;  // left out; its exponent may be -inf
+      const double s = table[c].sum[0], t = (static_cast<double>(table[c].max) - m) * plan.k64[0];
       e += scale * (static_cast<double>(table[c].entropy) + s * t);
     }
     job.entropy[n] = static_cast<float>(std::max(log_weight - kLn2 * e / w0, 0.0));
   }
+}
+
+// A row of its own: what top-k and top-p leave of it, in fp32.
+void truncate_row(View& view, Chunk* table, Bench& bench) {
+  const Plan& plan = view.plan;
+  bench.row.resize(plan.chunks * kChunk);
+  float highest = kNone;
+  bool bad = false;
+  Lanes ignored;
+  clear(ignored);
+  for (int64_t c = 0; c < plan.chunks; ++c) {
+    float* x = bench.row.data() + c * kChunk;
+    view.materialise(c, x, bench.scratch);
+    plan.isa.peak[static_cast<int>(Type::kF32)][false](x, blocks_of(plan, c), after(view, c + 1), table[c], ignored);
+    bad |= table[c].bad;
+    highest = std::max(highest, table[c].max);
+  }
+  if (!bad && highest != kNone) {
+    const int64_t n = (plan.chunks - 1) * kChunk + blocks_of(plan, plan.chunks - 1) * kBlock;
+    truncate(plan.isa, {plan.job.top_k, plan.job.top_p, plan.k[plan.sample_set]}, highest, bench.row.data(), n);
+  }
+  view.type = Type::kF32;
+  view.a = reinterpret_cast<const char*>(bench.row.data());
+  view.b = nullptr;
+  view.forbid = view.last;
 }
 
 }  // namespace
@@ -258,7 +353,7 @@ void masked_softmax(const Job& job) {
   constexpr double kSerial = 1 << 17;  // below about 50 us, waking a thread costs more than it brings
   const int64_t workers = work < kSerial ? 1 : threads;
 
-  if (job.n >= 2 * workers || plan.chunks == 1) {
+  if (job.n >= 2 * workers || plan.chunks == 1 || plan.truncated) {
     // Rows are handed out one by one: a thread that the machine holds up takes fewer.
     std::atomic<int64_t> next{0};
     const auto run = [&] {
@@ -267,8 +362,10 @@ void masked_softmax(const Job& job) {
       Lanes lanes;
       for (int64_t n; (n = next.fetch_add(1, std::memory_order_relaxed)) < job.n;) {
         clear(lanes);
-        survey(plan, n, 0, plan.chunks, table.data(), lanes, bench);
-        finish(plan, n, table.data(), lanes, bench);
+        View view(plan, n);
+        if (plan.truncated) truncate_row(view, table.data(), bench);
+        survey(view, 0, plan.chunks, table.data(), lanes, bench);
+        finish(view, n, table.data(), lanes, bench);
       }
     };
     if (workers == 1) return run();
@@ -286,8 +383,8 @@ void masked_softmax(const Job& job) {
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       const int64_t n = task / parts, part = task % parts;
       clear(lanes[task]);
-      survey(plan, n, plan.chunks * part / parts, plan.chunks * (part + 1) / parts, table.data() + n * plan.chunks,
-             lanes[task], bench);
+      survey(View(plan, n), plan.chunks * part / parts, plan.chunks * (part + 1) / parts,
+             table.data() + n * plan.chunks, lanes[task], bench);
     }
   });
   Bench bench(plan.chunks);
@@ -301,7 +398,7 @@ void masked_softmax(const Job& job) {
           all.first[i] = std::max(all.first[i], v);
         }
     }
-    finish(plan, n, table.data() + n * plan.chunks, all, bench);
+    finish(View(plan, n), n, table.data() + n * plan.chunks, all, bench);
   }
 }
 

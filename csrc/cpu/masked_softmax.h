@@ -10,13 +10,12 @@ enum class Type : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
 // What the caller asked for, as bits; the Python side builds the same mask.
 enum Want : int64_t { kConfidence = 1, kMargin = 2, kEntropy = 4, kLse = 8, kGiven = 16 };
 
-// One chunk of one row after the pass.
+// One chunk of one row after its passes.
 struct Chunk {
-  float m;        // reference: t = (x - m) * k
-  float max;      // largest entry
-  float sum[2];   // sum of weights, by weight set
-  float entropy;  // sum of weight * t, of the first set
-  bool bad;       // a NaN or +inf was met
+  float max, min;  // largest and smallest entry
+  float sum[2];    // sum of weights, by weight set
+  float entropy;   // sum of weight * t, of the first set
+  bool bad;        // a NaN or +inf was met
 };
 
 // Best and second best value seen so far, lane by lane: which lane saw what does not matter for the two best values.
@@ -25,18 +24,21 @@ struct alignas(64) Lanes {
   float first[kLanes], second[kLanes];
 };
 
-// What one instruction set offers.
+// What one instruction set offers. Passes run over `blocks` * 128 entries of a type.
 struct Kernels {
   const char* name;
-  // One pass over `blocks` * 128 entries: reference, maximum, sums for `sets` temperatures. `ahead` is memory that will
-  // be wanted next; it is prefetched, never read.
-  using Pass = void (*)(const void* x, int blocks, const float* k, float kmax, const char* ahead, Chunk& out,
-                        Lanes& lanes);
-  Pass pass[3][3][2][2];  // [type][sets][entropy][top2]
+  // `ahead` is memory that will be wanted next: it is prefetched, never read.
+  // Fills max, min and bad; lanes take in the two best values if kTop2.
+  using Peak = void (*)(const void* x, int blocks, const char* ahead, Chunk& out, Lanes& lanes);
+  Peak peak[3][2];  // [type][top2]
+  // Sums the weights of entries below the reference m, for one or two temperatures. Not deep: no t is below the floor.
+  using Sums = void (*)(const void* x, int blocks, float m, const float* k, const char* ahead, float* sum,
+                        float* entropy);
+  Sums sums[3][2][2][2];  // [type][two sets][entropy][deep]
   // n entries to fp32, the rest of their last block of 128 filled with -inf.
   void (*widen)(Type type, const void* x, int n, float* out);
   void (*guide)(float* a, const float* b, float w, int n);
-  // Weights of n fp32 entries (whole vectors are read and written) for a draw: those below the floor weigh exactly 0.
+  // The weights of n fp32 entries, whole vectors read and written.
   void (*weights)(const float* x, int n, float m, float k, float* out);
   // out[i] = 2^x[i] in double.
   void (*scales)(const double* x, int n, double* out);
@@ -65,6 +67,8 @@ struct Job {
   int64_t n_forbid;
   Rows guidance;  // data null: none
   float cfg_scale;
+  int64_t top_k;  // 0: all
+  double top_p;   // 1: all
   const int64_t* given;
   int64_t want;
   int64_t* token;
@@ -73,5 +77,14 @@ struct Job {
 };
 
 void masked_softmax(const Job& job);
+
+// Of x[0, n), n a multiple of 128, keeps the top_k largest and of those the fewest, largest first, that hold top_p of
+// the weight 2^((x - max) k); the rest becomes -inf. Equals go by the lower id. `highest` is the largest entry, finite.
+struct Truncation {
+  int64_t top_k;
+  double top_p;
+  float k;
+};
+void truncate(const Kernels& isa, const Truncation& how, float highest, float* x, int64_t n);
 
 }  // namespace samplers::cpu

@@ -30,10 +30,10 @@ struct FoldArgs {
 
 // What the joining warp keeps of a row between batches, in shared memory: registers are the survey's.
 struct State {
-  double reference, total[3];
+  double total[3];
   float first, second;
-  int64_t drawn, best;  // chunks of this tile that hold them, -1: none does
   float drawn_reference;
+  int64_t drawn, best;  // chunks of this tile that hold them, -1: none does
   bool bad;
 };
 
@@ -41,23 +41,21 @@ struct State {
 __device__ __forceinline__ void join(const FoldArgs& args, const Stats* table, int64_t first, int count, double uniform,
                                      HeadlessChunk* joins, double* totals, State& kept, int lane) {
   State state = kept;
-  Stats stats{kNone, kNone, kNone, {0.f, 0.f}, 0.f};
-  if (lane < count) stats = table[lane];
+  Stats stats = table[lane < count ? lane : 0];
   const bool bad = stats.max != stats.max || stats.max == INFINITY;
-  if (bad) stats.m = stats.max = stats.second = kNone;
   state.bad |= __any_sync(kAllLanes, bad) != 0;
+  if (bad || lane >= count) stats.max = stats.second = kNone;
 
-  const double m = stats.m;
-  double upto = m;  // the highest reference of this lane and those before it
+  float upto = stats.max;  // the best of this lane and those before it
 #pragma unroll
   for (int by = 1; by < kWarp; by *= 2) {
-    const double other = __shfl_up_sync(kAllLanes, upto, by);
-    if (lane >= by && other > upto) upto = other;
+    const float other = __shfl_up_sync(kAllLanes, upto, by);
+    if (lane >= by) upto = fmaxf(upto, other);
   }
-  double before = __shfl_up_sync(kAllLanes, upto, 1);
-  if (lane == 0 || before < state.reference) before = state.reference;
-  const bool there = stats.m != kNone;
-  if (there) joins[lane] = headless_chunk(args.plan, before, m, stats.sum[0], stats.sum[1], stats.entropy);
+  float before = __shfl_up_sync(kAllLanes, upto, 1);
+  before = lane == 0 ? state.first : fmaxf(before, state.first);
+  const bool there = stats.max != kNone;
+  if (there) joins[lane] = headless_chunk(args.plan, before, stats.max, stats.sum[0], stats.sum[1], stats.entropy);
   const unsigned all = __ballot_sync(kAllLanes, there);
   __syncwarp();
   const int set = args.plan.draw_set;
@@ -70,28 +68,26 @@ __device__ __forceinline__ void join(const FoldArgs& args, const Stats* table, i
   __syncwarp();
 #pragma unroll
   for (int i = 0; i < 3; ++i) state.total[i] = __shfl_sync(kAllLanes, state.total[i], 0);
-  const double highest = __shfl_sync(kAllLanes, upto, kWarp - 1);
-  if (highest > state.reference) state.reference = highest;
 
   if (set >= 0) {
-    const bool takes =
-        there && headless_takes(uniform, first + lane, set ? joins[lane].weight[1] : joins[lane].weight[0], totals[lane]);
+    const double weight = set ? joins[lane].weight[1] : joins[lane].weight[0];
+    const bool takes = there && headless_takes(uniform, first + lane, weight, totals[lane]);
     const unsigned votes = __ballot_sync(kAllLanes, takes);
     if (votes) {
       const int last = kWarp - 1 - __clz(static_cast<int>(votes));
       state.drawn = first + last;
-      state.drawn_reference = __shfl_sync(kAllLanes, stats.m, last);
+      state.drawn_reference = __shfl_sync(kAllLanes, stats.max, last);
     }
   }
-  float top = stats.max, next = stats.second;
+  const float top = __shfl_sync(kAllLanes, upto, kWarp - 1);
+  if (top > state.first) state.best = first + softmax::first_lane(__ballot_sync(kAllLanes, stats.max == top));
+  float high = stats.max, next = stats.second;
 #pragma unroll
   for (int by = kWarp / 2; by > 0; by /= 2) {
-    const float other = __shfl_xor_sync(kAllLanes, top, by), below = __shfl_xor_sync(kAllLanes, next, by);
-    softmax::merge_two(top, next, other, below);
+    const float other = __shfl_xor_sync(kAllLanes, high, by), below = __shfl_xor_sync(kAllLanes, next, by);
+    softmax::merge_two(high, next, other, below);
   }
-  const unsigned holders = __ballot_sync(kAllLanes, stats.max == top);
-  if (top > state.first) state.best = first + softmax::first_lane(holders);
-  softmax::merge_two(state.first, state.second, top, next);
+  softmax::merge_two(state.first, state.second, high, next);
   __syncwarp();
   if (lane == 0) kept = state;
   __syncwarp();
@@ -107,9 +103,8 @@ __device__ __forceinline__ void finish_tile(const FoldArgs& args, int64_t n, con
   float drawn_logit = kNone;
   if (state.best >= 0) {
     const int count = softmax::materialise<kFormat>(tile, row, static_cast<int>(state.best), scratch, lane);
-    best = state.best * kChunk + softmax::find_first(count, lane, [&](int i) {
-             return softmax::entry_at(scratch, i) == state.first;
-           });
+    best = state.best * kChunk +
+           softmax::find_first(count, lane, [&](int i) { return softmax::entry_at(scratch, i) == state.first; });
     __syncwarp();
   }
   if (state.drawn >= 0) {
@@ -132,7 +127,6 @@ __device__ __forceinline__ void finish_tile(const FoldArgs& args, int64_t n, con
     if (given_here) given_logit = softmax::logit_of<kFormat>(tile, row, given, lane);
   }
   if (lane != 0) return;
-  real[kReference] = state.reference;
   for (int i = 0; i < 3; ++i) real[kSum0 + i] = state.total[i];
   real[kFirst] = state.first;
   real[kSecond] = state.second;
@@ -164,8 +158,13 @@ __global__ void __launch_bounds__(softmax::kThreads, kGuided ? 1 : 2) fold_rows(
   double* real = args.real + n * kReals;
   if (threadIdx.x == 0) {
     if (args.offset == 0) headless_start(real, args.whole + n * kWholes);
-    state = {real[kReference], {real[kSum0], real[kSum1], real[kEntropySum]},
-             static_cast<float>(real[kFirst]), static_cast<float>(real[kSecond]), -1, -1, 0.f, false};
+    state = {{real[kSum0], real[kSum1], real[kEntropySum]},
+             static_cast<float>(real[kFirst]),
+             static_cast<float>(real[kSecond]),
+             0.f,
+             -1,
+             -1,
+             false};
   }
   const double uniform = args.plan.draw_set >= 0 ? args.tile.job.uniform[n] : 0.0;
   const int begin = static_cast<int>(args.offset / kChunk);
@@ -215,7 +214,8 @@ int start(const FoldArgs& args, void* stream) {
 
 inline FoldArgs plan(const cpu::HeadlessFold& job) {
   FoldArgs args{};
-  args.plan = headless_plan(job.temperature, job.confidence_temperature, job.want != 0, (job.want & cpu::kEntropy) != 0);
+  args.plan =
+      headless_plan(job.temperature, job.confidence_temperature, job.want != 0, (job.want & cpu::kEntropy) != 0);
   args.offset = job.offset;
   args.real = job.real;
   args.whole = job.whole;
@@ -236,7 +236,7 @@ inline FoldArgs plan(const cpu::HeadlessFold& job) {
   tile.job.want = job.want;
   tile.rows = tile.guidance_rows = job.n;
   tile.chunks = static_cast<int>((tile.job.vocab + kChunk - 1) / kChunk);
-  tile.sets = args.plan.draw_set == 1 ? 2 : (job.want != 0 || args.plan.draw_set == 0) ? 1 : 0;
+  tile.sets = args.plan.sets;
   for (int s = 0; s < 2; ++s) tile.k[s] = static_cast<float>(args.plan.k[s]);
   tile.kmax = tile.k[0] > tile.k[1] ? tile.k[0] : tile.k[1];
   return args;

@@ -14,6 +14,7 @@ using cpu::Job;
 using cpu::Rows;
 
 constexpr char kOp[] = "masked_softmax";
+constexpr int64_t kMaxTruncated = 1 << 18;  // the integer masses of so many entries fit in 63 bits
 
 Rows rows_of(const Tensor& t, const int64_t* index) {
   return {static_cast<const char*>(t.const_data_ptr()), t.stride(0) * static_cast<int64_t>(t.element_size()), index};
@@ -21,8 +22,8 @@ Rows rows_of(const Tensor& t, const int64_t* index) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softmax(
     const Tensor& logits, const Maybe& index, const Maybe& uniform, double temperature, double confidence_temperature,
-    const Maybe& forbid, const Maybe& guidance, const Maybe& guidance_index, double cfg_scale, const Maybe& given,
-    int64_t want) {
+    const Maybe& forbid, const Maybe& guidance, const Maybe& guidance_index, double cfg_scale, int64_t top_k,
+    double top_p, const Maybe& given, int64_t want) {
   STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2, "masked_softmax: logits must be a 2-D CPU tensor");
   const ScalarType type = logits.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
@@ -81,6 +82,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
     job.cfg_scale = static_cast<float>(cfg_scale);
   }
 
+  STD_TORCH_CHECK(top_k >= 0, "masked_softmax: top_k must be >= 0");
+  STD_TORCH_CHECK(top_p > 0 && top_p <= 1, "masked_softmax: top_p must be in (0, 1]");
+  STD_TORCH_CHECK(job.vocab <= kMaxTruncated || (top_k == 0 && top_p == 1),
+                  "masked_softmax: top_k and top_p take at most ", kMaxTruncated, " columns");
+  job.top_k = top_k;
+  job.top_p = top_p;
   job.want = want;
   if (want & cpu::kGiven) {
     STD_TORCH_CHECK(given.has_value(), "masked_softmax: want has 'given' but given is missing");
@@ -112,7 +119,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
 STABLE_TORCH_LIBRARY_FRAGMENT(sampler_zoo, m) {
   m.def(
       "masked_softmax(Tensor logits, Tensor? index, Tensor? uniform, float temperature, float confidence_temperature, "
-      "Tensor? forbid, Tensor? guidance, Tensor? guidance_index, float cfg_scale, Tensor? given, int want) -> "
+      "Tensor? forbid, Tensor? guidance, Tensor? guidance_index, float cfg_scale, int top_k, "
+      "float top_p, Tensor? given, int want) -> "
       "(Tensor token, Tensor confidence, Tensor margin, Tensor entropy, Tensor lse, Tensor given_probability, "
       "Tensor status)");
 }

@@ -1,6 +1,6 @@
 """headless_softmax: what masked_softmax gives, from hidden rows and the head's weight; the logits are never stored.
 
-The vocabulary is cut into tiles. torch multiplies a tile, `headless_fold_` joins its logits to a running state of 88
+The vocabulary is cut into tiles. torch multiplies a tile, `headless_fold_` joins its logits to a running state of 80
 bytes a row, and the next tile overwrites it; `headless_finish` reads the state out. So memory is one tile and O(N).
 
 `_twin_fold` and `_twin_finish` below are the specification of the two; the native kernels (csrc/headless.h,
@@ -20,8 +20,8 @@ from samplers.ops.masked_softmax import (
     BLOCK,
     CHUNK,
     COLDEST,
+    DROP,
     FLOOR,
-    HEADROOM,
     HOTTEST,
     LN2,
     LOG2E,
@@ -43,7 +43,7 @@ OP = "headless_softmax"
 TILE_CPU, TILE_DEVICE = 1 << 18, 1 << 22
 
 # A row's state: csrc/headless.h has the same order.
-REALS = ("reference", "sum0", "sum1", "entropy", "first", "second", "drawn_logit", "given_logit")  # float64
+REALS = ("sum0", "sum1", "entropy", "first", "second", "drawn_logit", "given_logit")  # float64
 WHOLES = ("best", "drawn", "bad")  # int64
 
 _OUT = (
@@ -294,47 +294,34 @@ def _tiles(*args):
 
 
 def _plan(temperature, confidence_temperature, want):
-    """→ (log2(e) / temperature of the two weight sets, the set that the draw reads or None, whether any is needed)."""
-    draw, statistics = temperature > 0, want != 0
-    own = draw and statistics and temperature != confidence_temperature
-    k = LOG2E / (confidence_temperature if statistics else temperature if draw else 1.0)
-    return (k, LOG2E / temperature if own else k), (int(own) if draw else None), draw or statistics
+    """→ (log2(e) / temperature by weight set, the set that the draw reads or None). Equal temperatures share a set."""
+    temperatures = [confidence_temperature] if want else []
+    if temperature > 0 and temperature not in temperatures:
+        temperatures.append(temperature)
+    return [LOG2E / T for T in temperatures], len(temperatures) - 1 if temperature > 0 else None
 
 
-def _survey(cells, last, ks, entropy, needed):
-    """Chunks (n, C, blocks, 128) float32 → reference, maximum, sums of weights by set, sum of weight * t, bad.
+def _survey(cells, m, last, ks, entropy):
+    """Chunks (n, C, blocks, 128) float32 with maxima m → sums of weights by set, sum of weight * t; all (n, C).
 
-    All (n, C); as masked_softmax's specification has it. `last`: blocks of the last chunk that are there.
+    As masked_softmax's specification has it. `last`: blocks of the last chunk that are there.
     """
-    highest = cells.amax((2, 3))
-    bad = (cells.isnan() | (cells == math.inf)).flatten(2).any(2)
-    if not needed:
-        zero = torch.zeros_like(highest)
-        return highest, highest, [zero, zero], zero, bad
-    head = cells[:, :, 0].amax(2)
-    f32 = [float(np.float32(k)) for k in ks]
-    m = torch.where((highest - head) * max(f32) <= HEADROOM, head, highest)
-    empty = m == -math.inf
-    centred = cells - m[:, :, None, None]
-    sums: list[Tensor] = []
-    entropies = torch.zeros_like(m)
-    for which, k in enumerate(f32):
-        if which == 1 and k == f32[0]:
-            sums.append(sums[0])
-            break
-        t = (centred * k).clamp(min=FLOOR)
+    sums, entropies = [], torch.zeros_like(m)
+    centred = cells - m.masked_fill(m == -math.inf, 0.0)[:, :, None, None]
+    for which, k in enumerate(ks):
+        t = centred * float(np.float32(k))
         w = _exp2(t)
-        w[:, -1, last:] = 0.0
         acc = w[:, :, 0]
         for j in range(1, cells.shape[2]):
             acc = acc + w[:, :, j]
-        sums.append(_halving_sum(acc).masked_fill(empty, 0.0))
+        sums.append(_halving_sum(acc))
         if which == 0 and entropy:
+            t = t.clamp(min=FLOOR)
             acc = w[:, :, 0] * t[:, :, 0]
             for j in range(1, cells.shape[2]):
                 acc = _fma(w[:, :, j], t[:, :, j], acc)
-            entropies = _halving_sum(acc).masked_fill(empty, 0.0)
-    return m, highest, sums, entropies, bad
+            entropies = _halving_sum(acc)
+    return sums, entropies
 
 
 def _draws(uniform, chunk):
@@ -349,8 +336,9 @@ def _twin_fold(
 ):
     """Joins columns [offset, offset + width) of the logits to the rows' state; at offset 0 the state starts anew.
 
-    Chunks of 1024 ids have references and sums as in masked_softmax. They are joined in order: M is the highest
-    reference so far, sums in double are relative to it and sink by 2^((M - m) k) when a chunk's reference m tops it.
+    Chunks of 1024 ids have maxima m and sums as in masked_softmax. They are joined in order, in double: with M the best
+    logit so far, a chunk's sums are scaled by 2^((m - M) k) or, where m tops M, those so far by 2^((M - m) k); from 42
+    powers of two down the scale is 0.
     """
     n, width = logits.shape
     if n == 0 or width == 0:
@@ -367,16 +355,19 @@ def _twin_fold(
     blocks = last if chunks == 1 else CHUNK // BLOCK
     cells = torch.nn.functional.pad(x, (0, chunks * blocks * BLOCK - width), value=-math.inf)
     cells = cells.view(n, chunks, blocks, BLOCK)
-    ks, draw_set, needed = _plan(temperature, confidence_temperature, want)
-    m, highest, sums, entropies, bad = _survey(cells, last, ks, want & WANT["entropy"], needed)
+    ks, draw_set = _plan(temperature, confidence_temperature, want)
+    m = cells.amax((2, 3))  # (n, C) float32
+    bad = (cells.isnan() | (cells == math.inf)).flatten(2).any(2)  # (n, C) bool
+    sums, entropies = _survey(cells, m, last, ks, want & WANT["entropy"])
 
     if offset == 0:
         real.fill_(-math.inf)
-        real[:, 1:4] = 0.0
+        real[:, :3] = 0.0
         whole.fill_(-1)
         whole[:, 2] = 0
-    reference, *total, entropy, first, second, drawn_logit, given_logit = real.unbind(1)
+    *total, entropy, first, second, drawn_logit, given_logit = real.unbind(1)
     best, drawn, spoilt = whole.unbind(1)
+    reference = first
     taken = torch.full_like(drawn, -1)  # (n,) int64, the chunk of this tile that holds the draw now
     for c in range(chunks):
         ok = (m[:, c] != -math.inf) & ~bad[:, c]
@@ -384,7 +375,8 @@ def _twin_fold(
         sinks = distance > 0
         weight = []
         for s, k in enumerate(ks):
-            scale = _exp2_double(-distance.abs() * k)
+            down = -distance.abs() * k
+            scale = torch.where(down <= -DROP, 0.0, _exp2_double(down))
             w = sums[s][:, c].double()
             if s == 0 and want & WANT["entropy"]:
                 e = entropies[:, c].double()
@@ -398,7 +390,7 @@ def _twin_fold(
             take, _ = _draws(uniform, offset // CHUNK + c)
             mine = weight[draw_set]
             taken = torch.where(ok & (mine > 0) & (take * total[draw_set] < mine), c, taken)
-    top = highest.masked_fill(bad, -math.inf).amax(1).double()
+    top = m.masked_fill(bad, -math.inf).amax(1).double()
     columns = torch.arange(width, device=x.device)
     at = torch.where((x == top[:, None]) & (x > -math.inf), columns, width).amin(1)
     best = torch.where((top > first) & (at < width), offset + at, best)
@@ -410,8 +402,7 @@ def _twin_fold(
         k = float(np.float32(ks[draw_set]))
         rows, held = torch.arange(n, device=x.device), taken.clamp(min=0)
         values = cells.flatten(2)[rows, held]  # (n, 1024) float32
-        t = (values - m[rows, held][:, None]) * k
-        w = torch.where(t < FLOOR, 0.0, _exp2(t.clamp(min=FLOOR)))
+        w = _exp2((values - m[rows, held][:, None]) * k)
         inside = w.double().cumsum(1)
         _, place = _draws(uniform, offset // CHUNK + held)
         i = _first_above(inside, place * inside[:, -1], w > 0)
@@ -422,33 +413,33 @@ def _twin_fold(
         value = x.gather(1, (given - offset).clamp(0, width - 1)[:, None])[:, 0].double()
         given_logit = torch.where(within, value, given_logit)
     spoilt = torch.where(bad.any(1), 1, spoilt)
-    real.copy_(torch.stack([reference, *total, entropy, first, second, drawn_logit, given_logit], 1))
+    real.copy_(torch.stack([*total, entropy, first, second, drawn_logit, given_logit], 1))
     whole.copy_(torch.stack([best, drawn, spoilt], 1))
 
 
 def _twin_finish(real, whole, temperature, confidence_temperature, want):
     """What the state says when all chunks are in: masked_softmax's outputs."""
-    reference, total, _, entropy_sum, first, second, drawn_logit, given_logit = real.unbind(1)
+    total, _, entropy_sum, first, second, drawn_logit, given_logit = real.unbind(1)
     best, drawn, spoilt = whole.unbind(1)
-    (k, _), draw_set, _ = _plan(temperature, confidence_temperature, want)
+    ks, draw_set = _plan(temperature, confidence_temperature, want)
     status = torch.where(spoilt != 0, 1, torch.where(first == -math.inf, 2, 0)).to(torch.int32)
 
     def finish(value):
         return torch.where(status == 0, value, math.nan).float()
 
     def weight(logit):
-        return _exp2_double((logit - reference) * k)
+        return _exp2_double((logit - first) * ks[0])
 
     token, logit = (best, first) if draw_set is None else (drawn, drawn_logit)
     confidence, margin, entropy, lse, given = _empty(len(real), 0, real.device)[1:6]
     if want & WANT["confidence"]:
         confidence = finish((weight(logit) / total).clamp(max=1.0))
     if want & WANT["margin"]:
-        margin = finish(((weight(first) - weight(second)) / total).clamp(max=1.0))
+        margin = finish(((1.0 - weight(second)) / total).clamp(max=1.0))
     if want & WANT["entropy"]:
         entropy = finish((total.log() - LN2 * entropy_sum / total).clamp(min=0.0))
     if want & WANT["lse"]:
-        lse = finish(reference / confidence_temperature + total.log())
+        lse = finish(first / confidence_temperature + total.log())
     if want & WANT["given"]:
         given = finish((weight(given_logit) / total).clamp(max=1.0))
     return torch.where(status == 0, token, -1), confidence, margin, entropy, lse, given, status
