@@ -106,7 +106,11 @@ class Belief:
 
 
 _ELSEWHERE = {"confidence": -torch.inf, "margin": -torch.inf, "entropy": torch.inf, "lse": -torch.inf}
-_STATUS = {1: "a NaN or +inf among its logits", 2: "only -inf logits: no token is possible"}
+_STATUS = {
+    1: "a NaN or +inf among its logits",
+    2: "only -inf logits: no token is possible",
+    3: "a row of logits that is not there",
+}
 
 
 class _Asked:

@@ -68,8 +68,8 @@ def folded(logits, tile, fold, finish, guidance=None, **kw):
     for begin in range(0, vocab, tile):
         here = slice(begin, begin + tile)
         fold(
-            logits[:, here].contiguous(), begin, real, whole, kw.get("uniform"), temperature, T, kw.get("forbid"),
-            None if guidance is None else guidance[:, here].contiguous(), kw.get("cfg_scale", 0.0), kw.get("given"),
+            logits[:, here], begin, real, whole, kw.get("uniform"), temperature, T, kw.get("forbid"),
+            None if guidance is None else guidance[:, here], kw.get("cfg_scale", 0.0), kw.get("given"),
             want,
         )  # fmt: skip
     return finish(real, whole, temperature, T, want)
@@ -311,11 +311,27 @@ def test_inputs_are_left_alone_and_may_need_gradients():
 # ---- the draw --------------------------------------------------------------------------------------------------------
 
 
+def check_law(token, p):
+    """Drawn ids against the probabilities (V,): each id with enough draws by itself, the tail in bins."""
+    n = len(token)
+    count = torch.bincount(token, minlength=len(p))
+    assert (count[p == 0] == 0).all()
+    order = p.argsort(descending=True)
+    order = order[p[order] > 0]
+    edge = (p[order].cumsum(0) * n / 12).floor().long()  # bins of about 12 expected draws, more for likelier ids
+    bins = torch.zeros(2, int(edge.max()) + 1, dtype=torch.float64)
+    bins[0].index_add_(0, edge, count[order].double())
+    bins[1].index_add_(0, edge, p[order] * n)
+    bins = bins[:, bins[1] > 0]
+    bins = torch.cat([bins[:, :-2], bins[:, -2:].sum(1, keepdim=True)], 1)  # the last one may be all but empty
+    assert stats.chisquare(bins[0], bins[1] * (bins[0].sum() / bins[1].sum())).pvalue > 1e-3
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.6])
 @pytest.mark.parametrize("shape", ["flat", "steep", "last chunk", "first chunk"])
 def test_draws_follow_the_law(shape, temperature):
     """Every id against softmax, rare ones in bins; ids without probability never."""
-    vocab, n = 3300, 60000
+    vocab, n = 3300, 60000 if C else 3000
     logits = torch.randn(vocab, generator=torch.Generator().manual_seed(1))
     logits += {
         "flat": torch.zeros(vocab),
@@ -330,22 +346,20 @@ def test_draws_follow_the_law(shape, temperature):
     )
     truth = logits.double()
     truth[forbid] = -math.inf
-    p = torch.softmax(truth / temperature, 0)
-    count = torch.bincount(got.token, minlength=vocab)
-    assert (count[p == 0] == 0).all()
-    order = p.argsort(descending=True)  # the tail in bins of 12 expected draws or more
-    order = order[p[order] > 0]
-    edge = (p[order].cumsum(0) * n / 12).floor().long()
-    bins = torch.stack([torch.zeros(int(edge.max()) + 1, dtype=torch.float64) for _ in range(2)])
-    bins[0].index_add_(0, edge, count[order].double())
-    bins[1].index_add_(0, edge, p[order] * n)
-    keep = bins[1] > 0
-    head, tail = (
-        bins[:, keep][:, :-1],
-        bins[:, keep][:, -1:],
-    )  # the last bin may be all but empty: joined to the one before
-    head[:, -1:] += tail
-    assert stats.chisquare(head[0], head[1] * (head[0].sum() / head[1].sum())).pvalue > 1e-3
+    check_law(got.token, torch.softmax(truth / temperature, 0))
+
+
+@needs_native
+def test_draws_at_a_real_size():
+    """124 chunks in 124 tiles; peaked and with a long tail, as a model's logits are."""
+    vocab, n = 126464, 12000
+    g = torch.Generator().manual_seed(5)
+    logits = torch.randn(vocab, generator=g) * 1.5
+    logits[torch.randint(vocab, (12,), generator=g)] += 9.0
+    token = native(logits.expand(n, vocab), 1024, uniform=uniforms(n, 7), temperature=1.0, want=())[0]
+    check_law(token, torch.softmax(logits.double(), 0))
+    chunk = torch.nn.functional.pad(torch.softmax(logits.double(), 0), (0, 512)).view(-1, 1024).sum(1)
+    assert stats.chisquare(torch.bincount(token // 1024, minlength=124), chunk * n).pvalue > 1e-3
 
 
 def test_neighbouring_uniforms_are_unrelated_and_equal_ones_agree():

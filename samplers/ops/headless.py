@@ -341,6 +341,14 @@ def _twin_fold(
     powers of two down the scale is 0.
     """
     n, width = logits.shape
+    # Slabs of rows, as in masked_softmax's twin: their many temporaries stay small.
+    step = max(1, (1 << (18 if logits.device.type == "cpu" else 25)) // (-(-width // CHUNK) * CHUNK or 1))
+    if n > step:
+        each = (logits, real, whole, uniform, guidance, given)
+        for begin in range(0, n, step):
+            l, r, w, u, b, g = (None if x is None else x[begin : begin + step] for x in each)
+            _twin_fold(l, offset, r, w, u, temperature, confidence_temperature, forbid, b, cfg_scale, g, want)
+        return
     if n == 0 or width == 0:
         return
     x = logits.float()
