@@ -54,8 +54,8 @@ SAMPLERS_HD uint64_t bits_from_double(double x) {
 
 // The weight 2^t of an entry t <= 0 powers of two below its chunk's largest; a NaN stays one.
 SAMPLERS_HD float exp2_weight(float t) {
-  if (t < kFloor) return 0.f;
   constexpr float c[6] = {SAMPLERS_EXP2};
+  if (t < kFloor) return 0.f;
   const float n = floorf(t), r = t - n;
   float p = c[5];
   for (int i = 4; i >= 0; --i) p = fmaf(p, r, c[i]);

@@ -111,8 +111,9 @@ __device__ __forceinline__ void finish_tile(const FoldArgs& args, int64_t n, con
     const int count = softmax::materialise<kFormat>(tile, row, static_cast<int>(state.drawn), scratch, lane);
     const float k = args.plan.draw_set == 1 ? tile.k[1] : tile.k[0];
     for (int i = lane; i < kChunk; i += kWarp) {
-      const float t = (softmax::entry_at(scratch, i) - state.drawn_reference) * k;
-      softmax::entry_at(scratch, i) = t < kFloor ? 0.f : fast_exp2(t);
+      float ignored;
+      softmax::entry_at(scratch, i) =
+          softmax::weight_of<true>(softmax::entry_at(scratch, i) - state.drawn_reference, k, ignored);
     }
     __syncwarp();
     const double place = headless_draws(uniform, state.drawn).place;
@@ -140,23 +141,23 @@ __device__ __forceinline__ void finish_tile(const FoldArgs& args, int64_t n, con
 }
 
 // Block n folds row n.
-template <int kFormat, int kSets, bool kMore, bool kGuided>
-__global__ void __launch_bounds__(softmax::kThreads, kGuided ? 1 : 2) fold_rows(FoldArgs args) {
+template <int kFormat, int kSets, bool kMore, bool kCareful>
+__global__ void __launch_bounds__(softmax::kThreads, kCareful ? 1 : 2) fold_rows(FoldArgs args) {
   using L = Layout<kFormat>;
   __shared__ Stats table[kBatch];
   __shared__ HeadlessChunk joins[kBatch];
   __shared__ double totals[kBatch];
   __shared__ State state;
   __shared__ Scratch scratch;
-  __shared__ uint32_t marks[softmax::kWarps][L::kGroups * (kChunk / 32)];
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warps = static_cast<int>(blockDim.x) / kWarp;
-  for (int i = lane; i < L::kGroups * (kChunk / 32); i += kWarp) marks[warp][i] = 0;
-  __syncwarp();
+  __shared__ softmax::Desk<kFormat> desk;
+  __shared__ int
+      peak[softmax::kWarps * L::kGroups];  // by group: the largest entry of its chunks, and of the tiles before
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int group = thread / L::kLanes, groups = threads / L::kLanes;
   const int64_t n = blockIdx.x;
   const Row row = softmax::find_row(args.tile, n);
   double* real = args.real + n * kReals;
-  if (threadIdx.x == 0) {
+  if (thread == 0) {
     if (args.offset == 0) headless_start(real, args.whole + n * kWholes);
     state = {{real[kSum0], real[kSum1], real[kEntropySum]},
              static_cast<float>(real[kFirst]),
@@ -166,18 +167,28 @@ __global__ void __launch_bounds__(softmax::kThreads, kGuided ? 1 : 2) fold_rows(
              -1,
              false};
   }
+  for (int i = thread; i < groups * (kChunk / 32); i += threads) desk.marks[i / (kChunk / 32)][i % (kChunk / 32)] = 0;
+  __syncthreads();
+  if (thread < groups) peak[thread] = softmax::ordered(state.first);
+  __syncthreads();
   const double uniform = args.plan.draw_set >= 0 ? args.tile.job.uniform[n] : 0.0;
-  const int begin = static_cast<int>(args.offset / kChunk);
-  for (int first = begin; first < args.tile.chunks; first += kBatch) {
+  for (int first = static_cast<int>(args.offset / kChunk); first < args.tile.chunks; first += kBatch) {
     const int left = args.tile.chunks - first, count = left < kBatch ? left : kBatch;
-    for (int c = warp * L::kGroups; c < count; c += warps * L::kGroups)
-      softmax::survey_into<kFormat, kSets, kMore, kGuided>(args.tile, row, first + c, first + count, lane, marks[warp],
-                                                           table - first);
+    // A warp's groups go together, those without a chunk too.
+    for (int begin = 0; begin < count; begin += groups) {
+      if (begin + thread / kWarp * L::kGroups >= count) break;
+      const int c = begin + group;
+      const int64_t from = static_cast<int64_t>(first + c) * kChunk, there = args.tile.job.vocab - from;
+      const int entries = c < count ? static_cast<int>(there < kChunk ? there : kChunk) : 0;
+      const Stats stats = softmax::survey_chunk<kFormat, kSets, kMore, kCareful>(
+          args.tile, row, from, entries, thread % L::kLanes, desk.marks[group], desk.stage[c % 2], peak + group);
+      if (c < count && thread % L::kLanes == 0) table[c] = stats;
+    }
     __syncthreads();
-    if (warp == 0) join(args, table, first, count, uniform, joins, totals, state, lane);
+    if (thread < kWarp) join(args, table, first, count, uniform, joins, totals, state, thread);
     __syncthreads();
   }
-  if (warp == 0) finish_tile<kFormat>(args, n, row, state, uniform, scratch, lane);
+  if (thread < kWarp) finish_tile<kFormat>(args, n, row, state, uniform, scratch, thread);
 }
 
 // A thread reads one row's state out.
@@ -202,13 +213,13 @@ __global__ void __launch_bounds__(softmax::kThreads) finish_rows(cpu::HeadlessFi
   put(job.given, headless_probability(plan, real, real[kGivenLogit]));
 }
 
-template <int kFormat, int kSets, bool kMore, bool kGuided>
+template <int kFormat, int kSets, bool kMore, bool kCareful>
 int start(const FoldArgs& args, void* stream) {
   // No more warps than there are chunks for.
   const int64_t chunks = args.tile.chunks - args.offset / kChunk, a_warp = Layout<kFormat>::kGroups;
   const int64_t warps = (chunks + a_warp - 1) / a_warp;
   const int threads = static_cast<int>(warps < softmax::kWarps ? warps : softmax::kWarps) * kWarp;
-  return launch(&fold_rows<kFormat, kSets, kMore, kGuided>, dim3(static_cast<unsigned>(args.tile.job.n)), threads,
+  return launch(&fold_rows<kFormat, kSets, kMore, kCareful>, dim3(static_cast<unsigned>(args.tile.job.n)), threads,
                 stream, args);
 }
 
@@ -229,6 +240,7 @@ inline FoldArgs plan(const cpu::HeadlessFold& job) {
   tile.job.guidance = job.guidance;
   if (job.guidance.data) tile.job.guidance.data -= back;
   tile.job.cfg_scale = job.cfg_scale;
+  tile.job.top_p = 1;
   tile.job.uniform = job.uniform;
   tile.job.forbid = job.forbid;
   tile.job.n_forbid = job.n_forbid;
@@ -237,7 +249,10 @@ inline FoldArgs plan(const cpu::HeadlessFold& job) {
   tile.rows = tile.guidance_rows = job.n;
   tile.chunks = static_cast<int>((tile.job.vocab + kChunk - 1) / kChunk);
   tile.sets = args.plan.sets;
-  for (int s = 0; s < 2; ++s) tile.k[s] = static_cast<float>(args.plan.k[s]);
+  for (int s = 0; s < 2; ++s) {
+    tile.k64[s] = args.plan.k[s];
+    tile.k[s] = static_cast<float>(args.plan.k[s]);
+  }
   tile.kmax = tile.k[0] > tile.k[1] ? tile.k[0] : tile.k[1];
   return args;
 }

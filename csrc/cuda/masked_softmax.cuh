@@ -9,6 +9,8 @@
 
 #include <math.h>
 
+#include <type_traits>
+
 #include "masked_softmax.h"
 #include "numbers.h"
 
@@ -16,6 +18,10 @@ namespace samplers::cuda {
 namespace softmax {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
+// Blocks a multiprocessor. Two leave 128 registers a thread: a chunk's entries stay in them, and the work on a chunk
+// takes longer than the loads of the next, so four warps a scheduler hide them. Guided rows hold two chunks.
+template <bool kCareful>
+constexpr int kResident = kCareful ? 1 : 2;
 constexpr int kMostChunks = static_cast<int>(kMostColumns / kChunk);
 constexpr int kBlocks = kChunk / kBlock;
 constexpr float kNone = -INFINITY;
@@ -23,10 +29,25 @@ constexpr int32_t kOutOfRange = 3;  // a status: besides 0, 1, 2 of the CPU, whe
 
 // One chunk of one row.
 struct Stats {
-  float m;            // reference: t = (x - m) * k
   float max, second;  // the two largest entries; max is a NaN if the chunk holds one
-  float sum[2];       // sum of weights, by weight set
+  float sum[2];       // sum of weights 2^((x - max) k), by weight set
   float entropy;      // sum of weight * t, of the first set
+};
+
+// What top-k and top-p leave of a row: entries above `key`, and of those at it the ones up to `last`. Keys are floats
+// as integers in the same order, less `shift` low bits that say nothing in the row's format.
+struct Cut {
+  uint32_t key;
+  int32_t shift, last;
+
+  __device__ __forceinline__ static uint32_t key_of(float x) {
+    const uint32_t bits = __float_as_uint(x + 0.f);  // zeros are equal
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  }
+  __device__ __forceinline__ bool off(float x, int64_t id) const {
+    const uint32_t k = key_of(x) >> shift;
+    return k < key || (k == key && id > last);
+  }
 };
 
 struct Args {
@@ -37,6 +58,7 @@ struct Args {
   float k[2], kmax;
   double k64[2];
   Stats* table;  // (n, chunks) where blocks share rows
+  Cut* cuts;     // (n,) with top-k or top-p, else null
 };
 
 // What one warp needs to finish a row.
@@ -48,11 +70,21 @@ struct Scratch {
 
 template <int kFormat>
 struct Layout {
-  static constexpr int kBytes = kFormat == kF32 ? 4 : 2;  // of an entry
-  static constexpr int kPer = 16 / kBytes;                // entries a load
-  static constexpr int kLanes = kBlock / kPer;            // lanes a group
-  static constexpr int kGroups = kWarp / kLanes;          // groups a warp
-  static constexpr int kHalves = 4 / kBytes;              // entries a word
+  using Entry = std::conditional_t<kFormat == kF32, uint32_t, uint16_t>;
+  static constexpr int kBytes = sizeof(Entry);
+  static constexpr int kPer = 16 / kBytes;        // entries a load
+  static constexpr int kLanes = kBlock / kPer;    // lanes a group
+  static constexpr int kGroups = kWarp / kLanes;  // groups a warp
+  static constexpr int kHalves = 4 / kBytes;      // entries a word
+};
+
+// What a block needs to fill tables: all zero before, and zero again after each chunk, are the marks of a group's
+// forbidden entries. At most two chunks of a row are staged, its last ones.
+template <int kFormat>
+struct Desk {
+  using L = Layout<kFormat>;
+  uint4 stage[2][kChunk / L::kPer];
+  uint32_t marks[kWarps * L::kGroups][kChunk / 32];
 };
 
 // ---- rows
@@ -67,15 +99,22 @@ __device__ __forceinline__ const char* row_of(const cpu::Rows& rows, int64_t n, 
 struct Row {
   const char *logits, *guidance;  // guidance null: none
   bool in_range;
+  Cut cut;
 };
 
 __device__ __forceinline__ Row find_row(const Args& args, int64_t n) {
-  Row row{row_of(args.job.logits, n, args.rows), nullptr, true};
+  Row row{row_of(args.job.logits, n, args.rows), nullptr, true, Cut{0, 0, INT32_MAX}};
   row.in_range = row.logits != nullptr;
   if (args.job.guidance.data) {
     row.guidance = row_of(args.job.guidance, n, args.guidance_rows);
     row.in_range &= row.guidance != nullptr;
   }
+  return row;
+}
+
+__device__ __forceinline__ Row find_cut_row(const Args& args, int64_t n) {
+  Row row = find_row(args, n);
+  if (args.cuts) row.cut = args.cuts[n];
   return row;
 }
 
@@ -96,29 +135,44 @@ __device__ __forceinline__ float load_guided(const Args& args, const Row& row, i
 // ---- one chunk
 // -------------------------------------------------------------------------------------------------------
 
-// The lane's entries of a chunk of `count` entries: words[b] are block b's. `filler` stands past the end.
+// The lane's entries of a chunk of `count` entries: words[b] are block b's; `filler` stands past the end. `room`: there
+// is more of the row behind the chunk, 16 bytes at least. `stage`: shared memory for a chunk, for this one alone.
 template <int kFormat>
 __device__ __forceinline__ void load_chunk(const char* row, int64_t begin, int count, bool room, int lane,
-                                           uint32_t filler, uint32_t (&words)[kBlocks][4]) {
+                                           uint32_t filler, uint4* stage, uint32_t (&words)[kBlocks][4]) {
   using L = Layout<kFormat>;
+  constexpr int kStride = kBlock * L::kBytes;
+  const unsigned group = (L::kLanes == kWarp ? kAllLanes : (1u << L::kLanes % kWarp) - 1)
+                         << (threadIdx.x % kWarp - static_cast<unsigned>(lane));
   const char* first = row + begin * L::kBytes + lane * 16;
   const unsigned shift = static_cast<unsigned>(reinterpret_cast<uintptr_t>(first) & 15u);
-  if (count == kChunk && shift == 0) {
+  const auto load_all = [&](const char* from) {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      const uint4 v = __ldg(reinterpret_cast<const uint4*>(first + b * kBlock * L::kBytes));
+      const uint4 v = *reinterpret_cast<const uint4*>(from + b * kStride);
       words[b][0] = v.x, words[b][1] = v.y, words[b][2] = v.z, words[b][3] = v.w;
     }
+  };
+  if (count == kChunk && shift == 0) {
+    load_all(first);
   } else if (count == kChunk && room) {
-    // The row is not aligned: two aligned loads (the second one hits the cache), put together. `room` says that the
-    // second one ends inside the row.
+    // The row is not aligned: a lane's entries lie in two aligned loads, its own and the one that the next lane (the
+    // first one's, of the next block) has made.
     first -= shift;
+    load_all(first);
+    const uint4 v = *reinterpret_cast<const uint4*>(first + kBlocks * kStride - lane * 16);  // the same for all
+    const uint32_t behind[4] = {v.x, v.y, v.z, v.w};
+    const int next = (lane + 1) % L::kLanes;
     const unsigned bits = shift % 4 * 8;
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      const uint4* at = reinterpret_cast<const uint4*>(first + b * kBlock * L::kBytes);
-      const uint4 p = __ldg(at), q = __ldg(at + 1);
-      uint32_t w[8] = {p.x, p.y, p.z, p.w, q.x, q.y, q.z, q.w};
+      uint32_t w[8];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t give = lane > 0 ? words[b][i] : b + 1 < kBlocks ? words[(b + 1) % kBlocks][i] : behind[i];
+        w[i] = words[b][i];
+        w[i + 4] = __shfl_sync(group, give, next, L::kLanes);
+      }
 #pragma unroll
       for (int i = 0; i < 6; ++i) w[i] = shift & 8u ? w[i + 2] : w[i];
 #pragma unroll
@@ -126,19 +180,19 @@ __device__ __forceinline__ void load_chunk(const char* row, int64_t begin, int c
 #pragma unroll
       for (int i = 0; i < 4; ++i) words[b][i] = __funnelshift_r(w[i], w[i + 1], bits);
     }
+  } else if (count > 0) {
+    using Entry = typename L::Entry;
+    Entry* entries = reinterpret_cast<Entry*>(stage);
+    for (int i = lane; i < kChunk; i += L::kLanes)
+      entries[i] = static_cast<Entry>(i < count ? load_one<kFormat>(row, begin + i) : filler);
+    __syncwarp(group);
+    load_all(reinterpret_cast<const char*>(stage + lane));
+    __syncwarp(group);  // the stage is free again
   } else {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        uint32_t word = 0;
-#pragma unroll
-        for (int h = 0; h < L::kHalves; ++h) {
-          const int i = b * kBlock + lane * L::kPer + w * L::kHalves + h;
-          word |= (i < count ? load_one<kFormat>(row, begin + i) : filler) << (16 * h);
-        }
-        words[b][w] = word;
-      }
+      for (int w = 0; w < 4; ++w) words[b][w] = L::kHalves == 1 ? filler : filler * 0x10001u;
     }
   }
 }
@@ -148,6 +202,7 @@ __device__ __forceinline__ void load_chunk(const char* row, int64_t begin, int c
 __device__ __forceinline__ bool mark_forbidden(const cpu::Job& job, int64_t begin, int count, int lane, int lanes,
                                                uint32_t* marks) {
   bool found = false;
+#pragma unroll 1
   for (int64_t f = lane; f < job.n_forbid; f += lanes) {
     const int64_t i = job.forbid[f] - begin;
     if (i < 0 || i >= count) continue;
@@ -175,13 +230,6 @@ __device__ __forceinline__ uint64_t forbidden_of(const cpu::Job& job, int64_t be
   for (int i = lane; i < kChunk / 32; i += L::kLanes) marks[i] = 0;
   __syncwarp();
   return mine;
-}
-
-template <int kLanes>
-__device__ __forceinline__ float group_max(float x) {
-#pragma unroll
-  for (int by = kLanes / 2; by > 0; by /= 2) x = max_nan(x, __shfl_xor_sync(kAllLanes, x, by));
-  return x;
 }
 
 __device__ __forceinline__ void merge_two(float& first, float& second, float other_first, float other_second) {
@@ -212,19 +260,47 @@ __device__ __forceinline__ float halving_sum(float (&acc)[kPer], int lane) {
   return sum;
 }
 
+// Floats as integers in the same order, for atomicMax.
+__device__ __forceinline__ int ordered(float x) {
+  const int i = static_cast<int>(__float_as_uint(x));
+  return i >= 0 ? i : i ^ 0x7fffffff;
+}
+__device__ __forceinline__ float from_ordered(int i) {
+  return float_from_bits(static_cast<uint32_t>(i >= 0 ? i : i ^ 0x7fffffff));
+}
+
+// Is a chunk with this maximum left out of all sets, in a row with that one? What a running maximum leaves out, the
+// row's own does too: rounding keeps order. So which warp came first does not show.
+__device__ __forceinline__ bool dropped(const Args& args, float max, float highest) {
+  const double below = static_cast<double>(max) - static_cast<double>(highest);
+  return below * args.k64[0] <= -kDrop && below * args.k64[1] <= -kDrop;
+}
+
+// The weight of an entry d below its chunk's largest. Not deep: t is known to be in [-126, 0].
+template <bool kDeep>
+__device__ __forceinline__ float weight_of(float d, float k, float& t) {
+  const float exact = d * k;
+  t = kDeep ? fmaxf(kFloor, exact) : exact;
+  const float w = fast_exp2(t);
+  return kDeep && exact < kFloor ? 0.f : w;
+}
+
 // The whole of a chunk's work, by a group; a group without a chunk of its own comes with count 0. Every lane of the
-// warp must call it, and all lanes of the group return the same. kMore: entropy and the second largest, too.
-template <int kFormat, int kSets, bool kMore, bool kGuided>
+// warp must call it, and all lanes of the group return the same. kMore: entropy and the second largest, too. kCareful:
+// entries are guided or cut off. `peak`: the largest entry of the row so far, ordered.
+template <int kFormat, int kSets, bool kMore, bool kCareful>
 __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, int64_t begin, int count, int lane,
-                                              uint32_t* marks) {
+                                              uint32_t* marks, uint4* stage, int* peak) {
   using L = Layout<kFormat>;
   constexpr uint32_t kNoneWord = kFormat == kF32 ? 0xff800000u : kFormat == kBF16 ? 0xff80ff80u : 0xfc00fc00u;
   constexpr uint32_t kNoneOne = kFormat == kF32 ? kNoneWord : kNoneWord & 0xffffu;
   const bool room = args.job.vocab - begin - kChunk >= L::kPer;
   uint32_t words[kBlocks][4];
-  load_chunk<kFormat>(row.logits, begin, count, room, lane, kNoneOne, words);
+  load_chunk<kFormat>(row.logits, begin, count, room, lane, kNoneOne, stage, words);
+  uint32_t other[kBlocks][4];
+  if (kCareful && row.guidance) load_chunk<kFormat>(row.guidance, begin, count, room, lane, 0, stage, other);
   const uint64_t forbidden = forbidden_of<kFormat>(args.job, begin, count, lane, marks);
-  if (!kGuided && forbidden) {
+  if (!kCareful && forbidden) {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
@@ -237,103 +313,96 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
     }
   }
   const auto block_of = [&](int b, float (&x)[L::kPer]) {  // block b of the lane in fp32
-    uint32_t other[4];
-    if constexpr (kGuided) {
-      const int i = b * kBlock + lane * L::kPer;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        other[w] = 0;
-#pragma unroll
-        for (int h = 0; h < L::kHalves; ++h) {
-          const int at = i + w * L::kHalves + h;
-          if (at < count) other[w] |= load_one<kFormat>(row.guidance, begin + at) << (16 * h);
-        }
-      }
-    }
 #pragma unroll
     for (int e = 0; e < L::kPer; ++e) {
       const int w = e / L::kHalves, h = e % L::kHalves;
       x[e] = number<kFormat>(words[b][w], h);
-      if constexpr (kGuided) {
-        x[e] = guided(x[e], number<kFormat>(other[w], h), args.job.cfg_scale);
+      if constexpr (kCareful) {
+        if (row.guidance) x[e] = guided(x[e], number<kFormat>(other[b][w], h), args.job.cfg_scale);
         if (forbidden >> (b * L::kPer + e) & 1) x[e] = kNone;
+        if (row.cut.off(x[e], begin + b * kBlock + lane * L::kPer + e)) x[e] = kNone;
       }
     }
   };
 
-  Stats out;
-  float first = kNone, head = kNone, second = kNone;
-  if constexpr (kGuided) {
+  Stats out{kNone, kNone, {0.f, 0.f}, 0.f};
+  float least = INFINITY;  // the lane's own
+  if constexpr (kCareful) {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
       float x[L::kPer];
       block_of(b, x);
 #pragma unroll
-      for (int e = 0; e < L::kPer; ++e) merge_two(first, second, x[e], kNone);
-      if (b == 0) head = first;
+      for (int e = 0; e < L::kPer; ++e) merge_two(out.max, out.second, x[e], kNone);
     }
+    least = kNone;  // not looked at: the weights are on their guard
   } else {
-    uint32_t high[4] = {kNoneWord, kNoneWord, kNoneWord, kNoneWord},
-             low[4] = {kNoneWord, kNoneWord, kNoneWord, kNoneWord};
-    const auto join = [&](float& best, float& next) {
+    uint32_t high[4], next[4], low[4];
+#pragma unroll
+    for (int w = 0; w < 4; ++w) high[w] = low[w] = words[0][w], next[w] = kNoneWord;
+#pragma unroll
+    for (int b = 1; b < kBlocks; ++b) {
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-#pragma unroll
-        for (int h = 0; h < L::kHalves; ++h)
-          merge_two(best, next, number<kFormat>(high[w], h), kMore ? number<kFormat>(low[w], h) : kNone);
-      }
-    };
-#pragma unroll
-    for (int b = 0; b < kBlocks; ++b) {
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        if (kMore) low[w] = max_word<kFormat>(low[w], min_word<kFormat>(high[w], words[b][w]));
+        if (kMore) next[w] = max_word<kFormat>(next[w], min_word<kFormat>(high[w], words[b][w]));
         high[w] = max_word<kFormat>(high[w], words[b][w]);
-      }
-      if (b == 0) {
-        float ignored = kNone;
-        join(head, ignored);
+        if (kSets) low[w] = min_word<kFormat>(low[w], words[b][w]);
       }
     }
-    join(first, second);
-  }
-  if (kMore) {
 #pragma unroll
-    for (int by = L::kLanes / 2; by > 0; by /= 2) {
-      const float other = __shfl_xor_sync(kAllLanes, first, by), next = __shfl_xor_sync(kAllLanes, second, by);
-      merge_two(first, second, other, next);
+    for (int w = 0; w < 4; ++w) {
+#pragma unroll
+      for (int h = 0; h < L::kHalves; ++h) {
+        merge_two(out.max, out.second, number<kFormat>(high[w], h), kMore ? number<kFormat>(next[w], h) : kNone);
+        least = fminf(least, number<kFormat>(low[w], h));
+      }
     }
-  } else {
-    first = group_max<L::kLanes>(first);
   }
-  out.max = first;
-  out.second = second;
-  out.m = first;
-  out.sum[0] = out.sum[1] = out.entropy = 0.f;
+#pragma unroll
+  for (int by = L::kLanes / 2; by > 0; by /= 2) {
+    const float other_max = __shfl_xor_sync(kAllLanes, out.max, by);
+    const float other_second = kMore ? __shfl_xor_sync(kAllLanes, out.second, by) : kNone;
+    merge_two(out.max, out.second, other_max, other_second);
+  }
   if (kSets == 0) return out;
 
-  head = group_max<L::kLanes>(head);
-  if ((first - head) * args.kmax <= kHeadroom) out.m = head;
-  const int blocks = (count + kBlock - 1) / kBlock;
+  int highest = ordered(out.max);
+  if (lane == 0) {
+    const int before = atomicMax(peak, highest);
+    highest = before > highest ? before : highest;
+  }
+  highest = __shfl_sync(kAllLanes, highest, 0, L::kLanes);
+  const bool needed = out.max != kNone && !dropped(args, out.max, from_ordered(highest));
+  if (!__any_sync(kAllLanes, needed)) return out;
+
   float acc[L::kPer] = {}, more[L::kPer] = {}, entropy[L::kPer] = {};
+  const auto weigh = [&](auto deep) {
+    constexpr bool kDeep = decltype(deep)::value;
 #pragma unroll
-  for (int b = 0; b < kBlocks; ++b) {
-    if (b >= blocks) continue;  // a block past the end is not there
-    float x[L::kPer];
-    block_of(b, x);
+    for (int b = 0; b < kBlocks; ++b) {
+      float x[L::kPer];
+      block_of(b, x);
 #pragma unroll
-    for (int e = 0; e < L::kPer; ++e) {
-      const float d = x[e] - out.m;
-      const float t = fmaxf(kFloor, d * args.k[0]), w = fast_exp2(t);
-      acc[e] += w;
-      if (kMore) entropy[e] = fmaf(w, t, entropy[e]);
-      if (kSets == 2) more[e] += fast_exp2(fmaxf(kFloor, d * args.k[1]));
+      for (int e = 0; e < L::kPer; ++e) {
+        const float d = x[e] - out.max;
+        float t, ignored;
+        const float w = weight_of<kDeep>(d, args.k[0], t);
+        acc[e] += w;
+        if (kMore) entropy[e] = fmaf(w, t, entropy[e]);
+        if (kSets == 2) more[e] += weight_of<kDeep>(d, args.k[1], ignored);
+      }
     }
+  };
+  // One test for the warp: its lanes stay together.
+  if (__any_sync(kAllLanes, needed && !((least - out.max) * args.kmax >= kFloor))) {
+    weigh(std::true_type{});
+  } else {
+    weigh(std::false_type{});
   }
   out.sum[0] = halving_sum<L::kLanes>(acc, lane);
   out.sum[1] = kSets == 2 ? halving_sum<L::kLanes>(more, lane) : out.sum[0];
   if (kMore) out.entropy = halving_sum<L::kLanes>(entropy, lane);
-  if (out.m == kNone) out.sum[0] = out.sum[1] = out.entropy = 0.f;  // nothing to weigh
+  if (!needed) out.sum[0] = out.sum[1] = out.entropy = 0.f;  // the other group of the warp asked for it
   return out;
 }
 
@@ -345,6 +414,7 @@ __device__ __forceinline__ int first_lane(unsigned votes) { return __ffs(static_
 // The first i in [0, n) for which yes(i), and n if there is none.
 template <typename Yes>
 __device__ __forceinline__ int find_first(int n, int lane, const Yes& yes) {
+#pragma unroll 1
   for (int begin = 0; begin < n; begin += kWarp) {
     const unsigned votes = __ballot_sync(kAllLanes, begin + lane < n && yes(begin + lane));
     if (votes) return begin + first_lane(votes);
@@ -356,6 +426,7 @@ __device__ __forceinline__ int find_first(int n, int lane, const Yes& yes) {
 template <typename Yes>
 __device__ __forceinline__ int find_last(int n, int lane, const Yes& yes) {
   int last = 0;
+#pragma unroll 1
   for (int begin = 0; begin < n; begin += kWarp) {
     const unsigned votes = __ballot_sync(kAllLanes, begin + lane < n && yes(begin + lane));
     if (votes) last = begin + kWarp - 1 - __clz(static_cast<int>(votes));
@@ -363,15 +434,18 @@ __device__ __forceinline__ int find_last(int n, int lane, const Yes& yes) {
   return last;
 }
 
+// 2^((m_c - M) k), 0 for what is left out.
 __device__ __forceinline__ double scale_of(const Args& args, const Stats& chunk, double reference, int set) {
-  return exp2_scale((static_cast<double>(chunk.m) - reference) * args.k64[set]);
+  const double x = (static_cast<double>(chunk.max) - reference) * args.k64[set];
+  return x <= -kDrop ? 0.0 : exp2_scale(x);
 }
 
 // scratch.sums: the running sums of the chunks' weights and entropies, added up in chunk order.
 __device__ __forceinline__ void add_up(const Args& args, const Stats* table, double reference, Scratch& scratch,
                                        int lane) {
-  constexpr int kStep = 8;
+  constexpr int kStep = 4;
   const int padded = (args.chunks + kStep - 1) / kStep * kStep;
+#pragma unroll 1
   for (int c = lane; c < padded; c += kWarp) {
     double weight[2] = {0, 0}, entropy = 0;
     if (c < args.chunks) {
@@ -379,8 +453,8 @@ __device__ __forceinline__ void add_up(const Args& args, const Stats* table, dou
       const double scale = scale_of(args, chunk, reference, 0);
       weight[0] = static_cast<double>(chunk.sum[0]) * scale;
       if (args.sets == 2) weight[1] = static_cast<double>(chunk.sum[1]) * scale_of(args, chunk, reference, 1);
-      if (scale != 0) {  // 0 * (m_c - M) with m_c = -inf
-        const double s = chunk.sum[0], t = (static_cast<double>(chunk.m) - reference) * args.k64[0];
+      if (scale != 0) {  // left out; its exponent may be -inf
+        const double s = chunk.sum[0], t = (static_cast<double>(chunk.max) - reference) * args.k64[0];
         entropy = scale * (static_cast<double>(chunk.entropy) + s * t);
       }
     }
@@ -414,10 +488,11 @@ __device__ __forceinline__ int materialise(const Args& args, const Row& row, int
   __syncwarp();
   mark_forbidden(args.job, begin, count, lane, kWarp, scratch.forbidden);
   __syncwarp();
-#pragma unroll 8
+#pragma unroll 4
   for (int i = lane; i < kChunk; i += kWarp) {
-    const float x = i < count ? load_guided<kFormat>(args, row, begin + i) : kNone;
-    entry_at(scratch, i) = scratch.forbidden[i / 32] >> (i % 32) & 1 ? kNone : x;
+    float x = i < count ? load_guided<kFormat>(args, row, begin + i) : kNone;
+    if (scratch.forbidden[i / 32] >> (i % 32) & 1 || row.cut.off(x, begin + i)) x = kNone;
+    entry_at(scratch, i) = x;
   }
   __syncwarp();
   return count;
@@ -426,10 +501,12 @@ __device__ __forceinline__ int materialise(const Args& args, const Row& row, int
 // The first of `count` entries whose running sum of weights exceeds share * (their total), the sums taken one by one.
 __device__ __forceinline__ int draw_in_order(double share, int count, Scratch& scratch) {
   double total = 0;
+#pragma unroll 4
   for (int i = 0; i < count; ++i) total += static_cast<double>(entry_at(scratch, i));
   const double goal = share * total;
   double sum = 0;
   int last = 0;
+#pragma unroll 1
   for (int i = 0; i < count; ++i) {
     const float w = entry_at(scratch, i);
     sum += static_cast<double>(w);
@@ -444,6 +521,7 @@ __device__ __forceinline__ int draw_in_order(double share, int count, Scratch& s
 __device__ __forceinline__ int draw_in_chunk(double share, int count, Scratch& scratch, int lane) {
   constexpr int kEach = kChunk / kWarp;
   double mine = 0;
+#pragma unroll 4
   for (int i = 0; i < kEach; ++i) mine += static_cast<double>(entry_at(scratch, lane * kEach + i));
   double upto = mine;
 #pragma unroll
@@ -458,6 +536,7 @@ __device__ __forceinline__ int draw_in_chunk(double share, int count, Scratch& s
   const int where = votes ? first_lane(votes) : 0;
   int found = -1;
   if (votes && lane == where) {
+#pragma unroll 1
     for (int i = 0; i < kEach; ++i) {
       const double below = sum;
       sum += static_cast<double>(entry_at(scratch, lane * kEach + i));
@@ -477,18 +556,19 @@ __device__ __forceinline__ int64_t draw(const Args& args, int64_t n, const Row& 
   const int set = args.sample_set;
   const double* sums = scratch.sums[set];
   const double target = args.job.uniform[n] * sums[args.chunks - 1];
-  const auto weight_of = [&](int c) {
+  const auto weight = [&](int c) {
     return static_cast<double>(table[c].sum[set]) * scale_of(args, table[c], reference, set);
   };
   int c = find_first(args.chunks, lane, [&](int i) { return sums[i] > target; });
   if (c == args.chunks)  // rounding carried the target past the end: the last one with weight
-    c = find_last(args.chunks, lane, [&](int i) { return weight_of(i) > 0; });
-  const double share = (target - (c > 0 ? sums[c - 1] : 0)) / weight_of(c);
+    c = find_last(args.chunks, lane, [&](int i) { return weight(i) > 0; });
+  const double share = (target - (c > 0 ? sums[c - 1] : 0)) / weight(c);
   const int count = materialise<kFormat>(args, row, c, scratch, lane);
-  const float m = table[c].m, k = args.k[set];
+  const float m = table[c].max, k = args.k[set];
+#pragma unroll 2
   for (int i = lane; i < kChunk; i += kWarp) {
-    const float t = (entry_at(scratch, i) - m) * k;
-    entry_at(scratch, i) = t < kFloor ? 0.f : fast_exp2(t);
+    float ignored;
+    entry_at(scratch, i) = weight_of<true>(entry_at(scratch, i) - m, k, ignored);
   }
   __syncwarp();
   return static_cast<int64_t>(c) * kChunk + draw_in_chunk(share, count, scratch, lane);
@@ -504,12 +584,15 @@ __device__ __forceinline__ int64_t best(const Args& args, const Row& row, const 
          find_first(count, lane, [&](int i) { return entry_at(scratch, i) == highest; });
 }
 
-// One guided logit, a forbidden one at -inf; the same in all lanes.
+// One guided logit, at -inf where it is forbidden or cut off; the same in all lanes.
 template <int kFormat>
 __device__ __forceinline__ float logit_of(const Args& args, const Row& row, int64_t id, int lane) {
   bool forbidden = false;
+#pragma unroll 1
   for (int64_t f = lane; f < args.job.n_forbid; f += kWarp) forbidden |= args.job.forbid[f] == id;
-  return __any_sync(kAllLanes, forbidden) ? kNone : load_guided<kFormat>(args, row, id);
+  if (__any_sync(kAllLanes, forbidden)) return kNone;
+  const float x = load_guided<kFormat>(args, row, id);
+  return row.cut.off(x, id) ? kNone : x;
 }
 
 __device__ __forceinline__ void spoil(const cpu::Job& job, int64_t n, int32_t status) {
@@ -525,29 +608,28 @@ __device__ __forceinline__ void spoil(const cpu::Job& job, int64_t n, int32_t st
 template <int kFormat>
 __device__ __forceinline__ void finish(const Args& args, int64_t n, const Stats* table, Scratch& scratch, int lane) {
   const cpu::Job& job = args.job;
-  const Row row = find_row(args, n);
+  const Row row = find_cut_row(args, n);
   const int64_t given = job.given_out ? job.given[n] : 0;
   if (!row.in_range || given < 0 || given >= job.vocab) {
     if (lane == 0) spoil(job, n, kOutOfRange);
     return;
   }
-  float highest = kNone, second = kNone, reference = kNone;
+  float highest = kNone, second = kNone;
+#pragma unroll 1
   for (int c = lane; c < args.chunks; c += kWarp) {
     merge_two(highest, second, table[c].max, table[c].second);
-    reference = fmaxf(reference, table[c].m);
   }
 #pragma unroll
   for (int by = kWarp / 2; by > 0; by /= 2) {
     const float other = __shfl_xor_sync(kAllLanes, highest, by), next = __shfl_xor_sync(kAllLanes, second, by);
     merge_two(highest, second, other, next);
-    reference = fmaxf(reference, __shfl_xor_sync(kAllLanes, reference, by));
   }
   const int32_t status = highest != highest || highest == INFINITY ? 1 : highest == kNone ? 2 : 0;
   if (status) {
     if (lane == 0) spoil(job, n, status);
     return;
   }
-  const double m = reference;
+  const double m = highest;
   if (args.sets) add_up(args, table, m, scratch, lane);
   const int64_t token = job.temperature > 0 ? draw<kFormat>(args, n, row, table, m, scratch, lane)
                                             : best<kFormat>(args, row, table, highest, scratch, lane);
@@ -558,11 +640,11 @@ __device__ __forceinline__ void finish(const Args& args, int64_t n, const Stats*
   job.token[n] = token;
   if (job.want == 0) return;
   const double total = scratch.sums[0][args.chunks - 1];
-  const auto weight_of = [&](float logit) { return exp2_scale((static_cast<double>(logit) - m) * args.k64[0]); };
+  const auto relative = [&](float logit) { return exp2_scale((static_cast<double>(logit) - m) * args.k64[0]); };
   const auto at_most_one = [](double p) { return static_cast<float>(p < 1.0 ? p : 1.0); };
-  if (job.confidence) job.confidence[n] = at_most_one(weight_of(chosen) / total);
-  if (job.given_out) job.given_out[n] = at_most_one(weight_of(asked) / total);
-  if (job.margin) job.margin[n] = at_most_one((weight_of(highest) - weight_of(second)) / total);
+  if (job.confidence) job.confidence[n] = at_most_one(relative(chosen) / total);
+  if (job.given_out) job.given_out[n] = at_most_one(relative(asked) / total);
+  if (job.margin) job.margin[n] = at_most_one((relative(highest) - relative(second)) / total);
   const double log_weight = log(total);
   if (job.lse) job.lse[n] = static_cast<float>(m / job.confidence_temperature + log_weight);
   if (job.entropy) {
@@ -574,65 +656,73 @@ __device__ __forceinline__ void finish(const Args& args, int64_t n, const Stats*
 // ---- kernels
 // ---------------------------------------------------------------------------------------------------------
 
-template <int kFormat, int kSets, bool kMore, bool kGuided>
-__device__ __forceinline__ void survey_into(const Args& args, const Row& row, int first, int end, int lane,
-                                            uint32_t* marks, Stats* table) {
+template <int kFormat, int kSets, bool kMore, bool kCareful>
+__device__ __forceinline__ void survey_into(const Args& args, const Row& row, int first, int end, Desk<kFormat>& desk,
+                                            Stats* table, int* peak) {
   using L = Layout<kFormat>;
-  const int group = lane / L::kLanes, c = first + group;
+  const int group = static_cast<int>(threadIdx.x) / L::kLanes, lane = static_cast<int>(threadIdx.x) % L::kLanes;
+  const int c = first + group % L::kGroups;
   const int64_t begin = static_cast<int64_t>(c) * kChunk, left = args.job.vocab - begin;
   const int count = c < end && row.in_range ? static_cast<int>(left < kChunk ? left : kChunk) : 0;
-  const Stats stats = survey_chunk<kFormat, kSets, kMore, kGuided>(args, row, begin, count, lane % L::kLanes,
-                                                                   marks + group * (kChunk / 32));
-  if (c < end && lane % L::kLanes == 0) table[c] = stats;
+  const Stats stats = survey_chunk<kFormat, kSets, kMore, kCareful>(args, row, begin, count, lane, desk.marks[group],
+                                                                    desk.stage[c % 2], peak);
+  if (c < end && lane == 0) table[c] = stats;
+}
+
+template <int kFormat>
+__device__ __forceinline__ void clear_marks(Desk<kFormat>& desk) {
+  for (int i = static_cast<int>(threadIdx.x); i < kWarps * Layout<kFormat>::kGroups * (kChunk / 32); i += kThreads)
+    desk.marks[i / (kChunk / 32)][i % (kChunk / 32)] = 0;
+  __syncthreads();
 }
 
 // Many rows: a block takes row after row.
-template <int kFormat, int kSets, bool kMore, bool kGuided>
-__global__ void __launch_bounds__(kThreads, kSets == 2 || kMore ? 2 : 3) whole_rows(Args args) {
+template <int kFormat, int kSets, bool kMore, bool kCareful>
+__global__ void __launch_bounds__(kThreads, kResident<kCareful>) whole_rows(Args args) {
   using L = Layout<kFormat>;
   __shared__ Stats table[2][kMostChunks];
   __shared__ Scratch scratch;
-  __shared__ uint32_t marks[kWarps][L::kGroups * (kChunk / 32)];
-  __shared__ int next[2];  // the first chunk that no warp has taken
+  __shared__ Desk<kFormat> desk;
+  __shared__ int next[2], peak[2];  // the first chunk that no warp has taken; the row's largest entry so far
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int i = lane; i < L::kGroups * (kChunk / 32); i += kWarp) marks[warp][i] = 0;
-  if (threadIdx.x < 2) next[threadIdx.x] = 0;
-  __syncthreads();
+  if (threadIdx.x < 2) next[threadIdx.x] = 0, peak[threadIdx.x] = INT32_MIN;
+  clear_marks(desk);
   int64_t before = -1;  // the row whose table is full but which is not finished
   int turn = 0;
   for (int64_t n = blockIdx.x;; n += gridDim.x, ++turn) {
     const int now = turn % 2;
     if (before >= 0 && warp == turn % kWarps) finish<kFormat>(args, before, table[1 - now], scratch, lane);
     if (n >= args.job.n) return;
-    const Row row = find_row(args, n);
+    const Row row = find_cut_row(args, n);
     for (;;) {
       int first = 0;
       if (lane == 0) first = atomicAdd(&next[now], L::kGroups);
       first = __shfl_sync(kAllLanes, first, 0);
       if (first >= args.chunks) break;
-      survey_into<kFormat, kSets, kMore, kGuided>(args, row, first, args.chunks, lane, marks[warp], table[now]);
+      survey_into<kFormat, kSets, kMore, kCareful>(args, row, first, args.chunks, desk, table[now], peak + now);
     }
     // Behind the barrier this table is full and the other one, finished by now, is free.
     __syncthreads();
-    if (threadIdx.x == 0) next[now] = 0;
+    if (threadIdx.x == 0) next[now] = 0, peak[now] = INT32_MIN;
     before = n;
   }
 }
 
 // Few rows: block (part, row) fills its share of the row's table.
-template <int kFormat, int kSets, bool kMore, bool kGuided>
-__global__ void __launch_bounds__(kThreads, kSets == 2 || kMore ? 2 : 3) parts_of_rows(Args args) {
+template <int kFormat, int kSets, bool kMore, bool kCareful>
+__global__ void __launch_bounds__(kThreads, kResident<kCareful>) parts_of_rows(Args args) {
   using L = Layout<kFormat>;
-  __shared__ uint32_t marks[kWarps][L::kGroups * (kChunk / 32)];
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int i = lane; i < L::kGroups * (kChunk / 32); i += kWarp) marks[warp][i] = 0;
-  __syncwarp();
+  __shared__ Desk<kFormat> desk;
+  __shared__ int peak;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  if (threadIdx.x == 0) peak = INT32_MIN;
+  clear_marks(desk);
   const int64_t n = blockIdx.y;
   const int part = static_cast<int>(blockIdx.x);
   const int begin = args.chunks * part / args.parts, end = args.chunks * (part + 1) / args.parts;
-  const Row row = find_row(args, n);
+  const Row row = find_cut_row(args, n);
   for (int first = begin + warp * L::kGroups; first < end; first += kWarps * L::kGroups)
-    survey_into<kFormat, kSets, kMore, kGuided>(args, row, first, end, lane, marks[warp], args.table + n * args.chunks);
+    survey_into<kFormat, kSets, kMore, kCareful>(args, row, first, end, desk, args.table + n * args.chunks, &peak);
 }
 
 template <int kFormat>
@@ -640,6 +730,173 @@ __global__ void __launch_bounds__(kWarp) ends_of_rows(Args args) {
   __shared__ Scratch scratch;
   const int64_t n = blockIdx.x;
   finish<kFormat>(args, n, args.table + n * args.chunks, scratch, static_cast<int>(threadIdx.x));
+}
+
+// ---- top-k and top-p
+// -------------------------------------------------------------------------------------------------
+
+constexpr int kCutThreads = 512, kCutWarps = kCutThreads / kWarp;
+constexpr int kPivots = 7;  // tried at a time: three bits of a key a pass
+
+struct CutDesk {
+  uint32_t forbidden[kMostColumns / 32];
+  uint64_t parts[kCutWarps][kPivots];
+  uint64_t sums[kPivots];
+  float highest[kCutWarps];
+  int32_t last;
+};
+
+// One row's cut, by a block that reads it once for three bits of the key it looks for. Sums are of integers, so their
+// order does not show.
+template <int kFormat>
+struct Cutter {
+  const Args& args;
+  const Row& row;
+  CutDesk& desk;
+  float highest = kNone;
+
+  __device__ __forceinline__ float value(int64_t i) const {
+    return desk.forbidden[i / 32] >> (i % 32) & 1 ? kNone : load_guided<kFormat>(args, row, i);
+  }
+
+  // add(x, i, sums) for every entry; → the sums over the block, until the next call.
+  template <typename Add>
+  __device__ __forceinline__ const uint64_t* sum(const Add& add) {
+    uint64_t mine[kPivots] = {};
+#pragma unroll 1
+    for (int64_t i = threadIdx.x; i < args.job.vocab; i += kCutThreads) add(value(i), i, mine);
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+#pragma unroll
+    for (int j = 0; j < kPivots; ++j) {
+#pragma unroll
+      for (int by = kWarp / 2; by > 0; by /= 2) mine[j] += __shfl_xor_sync(kAllLanes, mine[j], by);
+      if (threadIdx.x % kWarp == 0) desk.parts[warp][j] = mine[j];
+    }
+    __syncthreads();
+    if (threadIdx.x < kPivots) {
+      uint64_t total = 0;
+      for (int w = 0; w < kCutWarps; ++w) total += desk.parts[w][threadIdx.x];
+      desk.sums[threadIdx.x] = total;
+    }
+    __syncthreads();
+    return desk.sums;
+  }
+
+  // Whether the row holds a best entry to measure by.
+  __device__ __forceinline__ bool find_highest() {
+    for (int64_t i = threadIdx.x; i < args.job.vocab; i += kCutThreads) highest = max_nan(highest, value(i));
+#pragma unroll
+    for (int by = kWarp / 2; by > 0; by /= 2) highest = max_nan(highest, __shfl_xor_sync(kAllLanes, highest, by));
+    if (threadIdx.x % kWarp == 0) desk.highest[threadIdx.x / kWarp] = highest;
+    __syncthreads();
+    for (int w = 0; w < kCutWarps; ++w) highest = max_nan(highest, desk.highest[w]);
+    __syncthreads();
+    return highest == highest && highest != INFINITY && highest != kNone;
+  }
+
+  // The weight of an entry in units of 2^-44.
+  __device__ __forceinline__ uint64_t mass_of(float x) const {
+    float ignored;
+    return static_cast<uint64_t>(weight_of<true>(x - highest, args.k[args.sample_set], ignored) * 0x1p44f);
+  }
+
+  // The cut that leaves the fewest entries, best first, whose measures reach the target; all together do.
+  template <typename Measure>
+  __device__ __forceinline__ Cut least(uint64_t target, const Measure& measure) {
+    // A 16-bit format's keys are told apart by their upper bits, unless they are guided.
+    const int shift = row.guidance || kFormat == kF32 ? 0 : kFormat == kBF16 ? 15 : 12;
+    uint64_t key = 0;
+    for (int bit = (31 - shift) / 3 * 3; bit >= 0; bit -= 3) {
+      const uint64_t* sums = sum([&](float x, int64_t i, uint64_t (&mine)[kPivots]) {
+        const uint64_t k = Cut::key_of(x) >> shift;
+        if (k < key + (uint64_t{1} << bit)) return;
+        const uint64_t m = measure(x, i);
+#pragma unroll
+        for (int j = 0; j < kPivots; ++j) mine[j] += k >= key + (static_cast<uint64_t>(j + 1) << bit) ? m : 0;
+      });
+      int digit = 0;
+      while (digit < kPivots && sums[digit] >= target) ++digit;
+      key += static_cast<uint64_t>(digit) << bit;
+      __syncthreads();
+    }
+    const uint64_t* sums = sum([&](float x, int64_t i, uint64_t (&mine)[kPivots]) {
+      const uint64_t k = Cut::key_of(x) >> shift;
+      if (k < key) return;
+      const uint64_t m = measure(x, i);
+      mine[0] += k > key ? m : 0;
+      mine[1] += k == key ? m : 0;
+      mine[2] += k == key && m > 0 ? 1 : 0;
+    });
+    const uint64_t above = sums[0], equal = sums[1], ties = sums[2];
+    __syncthreads();
+    Cut cut{static_cast<uint32_t>(key), shift, INT32_MAX};
+    const uint64_t each = equal / ties, wanted = (target - above + each - 1) / each;
+    if (wanted < ties)
+      cut.last =
+          find_tie(wanted, [&](float x, int64_t i) { return Cut::key_of(x) >> shift == key && measure(x, i) > 0; });
+    return cut;
+  }
+
+  // The id of tie number `wanted`, from 1, by id: warps count their shares of the row, and the one that has it looks.
+  template <typename Tie>
+  __device__ __forceinline__ int32_t find_tie(uint64_t wanted, const Tie& tie) {
+    const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
+    const int64_t vocab = args.job.vocab, share = (vocab + kCutThreads - 1) / kCutThreads * kWarp;
+    const int64_t begin = warp * share, end = begin + share < vocab ? begin + share : vocab;
+    const auto votes = [&](int64_t i) {
+      return __ballot_sync(kAllLanes, i + lane < end && tie(value(i + lane), i + lane));
+    };
+    uint64_t count = 0;
+    for (int64_t i = begin; i < end; i += kWarp) count += __popc(votes(i));
+    if (lane == 0) desk.parts[warp][0] = count;
+    __syncthreads();
+    uint64_t before = 0;
+    for (int w = 0; w < warp; ++w) before += desk.parts[w][0];
+    if (before < wanted && wanted <= before + count) {
+      for (int64_t i = begin; before < wanted; i += kWarp) {
+        unsigned found = votes(i);
+        for (; found != 0 && before < wanted; found &= found - 1)
+          if (++before == wanted && lane == 0) desk.last = static_cast<int32_t>(i + __ffs(static_cast<int>(found)) - 1);
+      }
+    }
+    __syncthreads();
+    const int32_t last = desk.last;
+    __syncthreads();
+    return last;
+  }
+
+  __device__ __forceinline__ Cut find() {
+    Cut cut = row.cut;  // keeps all
+    if (!row.in_range || !find_highest()) return cut;
+    const cpu::Job& job = args.job;
+    if (job.top_k > 0 && job.top_k < job.vocab)
+      cut = least(static_cast<uint64_t>(job.top_k), [](float, int64_t) { return uint64_t{1}; });
+    if (job.top_p >= 1) return cut;
+    const auto measure = [&](float x, int64_t i) { return cut.off(x, i) ? uint64_t{0} : mass_of(x); };
+    const uint64_t total = sum([&](float x, int64_t i, uint64_t (&mine)[kPivots]) { mine[0] += measure(x, i); })[0];
+    __syncthreads();
+    const uint64_t share = static_cast<uint64_t>(ceil(static_cast<double>(total) * job.top_p));
+    return least(share < 1 ? 1 : share < total ? share : total, measure);
+  }
+};
+
+template <int kFormat>
+__global__ void __launch_bounds__(kCutThreads, 2) cuts_of_rows(Args args) {
+  __shared__ CutDesk desk;
+  const int words = static_cast<int>((args.job.vocab + 31) / 32);
+  for (int i = static_cast<int>(threadIdx.x); i < words; i += kCutThreads) desk.forbidden[i] = 0;
+  __syncthreads();
+  for (int64_t f = threadIdx.x; f < args.job.n_forbid; f += kCutThreads) {
+    const int64_t id = args.job.forbid[f];
+    if (id >= 0 && id < args.job.vocab) atomicOr(desk.forbidden + id / 32, 1u << (id % 32));
+  }
+  __syncthreads();
+  for (int64_t n = blockIdx.x; n < args.job.n; n += gridDim.x) {
+    const Row row = find_row(args, n);
+    Cutter<kFormat> cutter{args, row, desk};
+    const Cut cut = cutter.find();
+    if (threadIdx.x == 0) args.cuts[n] = cut;
+  }
 }
 
 // ---- launch
@@ -654,6 +911,11 @@ inline int parts_of(const cpu::Job& job, int multiprocessors) {
   const int64_t most = (chunks + a_block - 1) / a_block, wanted = (4 * multiprocessors + job.n - 1) / job.n;
   return static_cast<int>(most < wanted ? most : wanted);
 }
+
+inline bool truncated(const cpu::Job& job) { return job.top_k > 0 || job.top_p < 1; }
+
+// The chunks of all rows, where blocks share rows.
+inline int64_t tables_of(const cpu::Job& job, int parts) { return parts > 1 ? job.n * chunks_of(job) : 0; }
 
 inline Args plan(const SoftmaxCall& call) {
   const cpu::Job& job = call.job;
@@ -672,20 +934,21 @@ inline Args plan(const SoftmaxCall& call) {
   for (int s = 0; s < 2; ++s) args.k[s] = static_cast<float>(args.k64[s]);
   args.kmax = args.k[0] > args.k[1] ? args.k[0] : args.k[1];
   args.table = static_cast<Stats*>(call.workspace);
+  if (truncated(job)) args.cuts = reinterpret_cast<Cut*>(args.table + tables_of(job, args.parts));
   return args;
 }
 
-template <int kFormat, int kSets, bool kMore, bool kGuided>
+template <int kFormat, int kSets, bool kMore, bool kCareful>
 int start(const Args& args, int multiprocessors, void* stream) {
   if (args.parts > 1) {
     const dim3 grid(static_cast<unsigned>(args.parts), static_cast<unsigned>(args.job.n));
-    const int error = launch(&parts_of_rows<kFormat, kSets, kMore, kGuided>, grid, kThreads, stream, args);
+    const int error = launch(&parts_of_rows<kFormat, kSets, kMore, kCareful>, grid, kThreads, stream, args);
     if (error) return error;
     return launch(&ends_of_rows<kFormat>, dim3(static_cast<unsigned>(args.job.n)), kWarp, stream, args);
   }
-  const int64_t resident = static_cast<int64_t>(kSets == 2 || kMore ? 2 : 3) * multiprocessors;
+  const int64_t resident = static_cast<int64_t>(kResident<kCareful>) * multiprocessors;
   const dim3 grid(static_cast<unsigned>(args.job.n < resident ? args.job.n : resident));
-  return launch(&whole_rows<kFormat, kSets, kMore, kGuided>, grid, kThreads, stream, args);
+  return launch(&whole_rows<kFormat, kSets, kMore, kCareful>, grid, kThreads, stream, args);
 }
 
 // The kernel for one format, by what is wanted. Guided rows are rarer: they have fewer kernels, each of which does
@@ -695,7 +958,13 @@ int run(const SoftmaxCall& call, void* stream) {
   const Args args = plan(call);
   const int sms = call.multiprocessors;
   const bool more = (call.job.want & (cpu::kMargin | cpu::kEntropy)) != 0;
-  if (call.job.guidance.data)
+  if (args.cuts) {
+    const int64_t resident = 2 * static_cast<int64_t>(sms);
+    const dim3 grid(static_cast<unsigned>(args.job.n < resident ? args.job.n : resident));
+    const int error = launch(&cuts_of_rows<kFormat>, grid, kCutThreads, stream, args);
+    if (error) return error;
+  }
+  if (call.job.guidance.data || args.cuts)
     return args.sets == 2 ? start<kFormat, 2, true, true>(args, sms, stream)
                           : start<kFormat, 1, true, true>(args, sms, stream);
   if (args.sets == 0) return start<kFormat, 0, false, false>(args, sms, stream);
@@ -706,7 +975,8 @@ int run(const SoftmaxCall& call, void* stream) {
 }
 
 inline int64_t workspace_bytes(const cpu::Job& job, int multiprocessors) {
-  return parts_of(job, multiprocessors) > 1 ? job.n * chunks_of(job) * static_cast<int64_t>(sizeof(Stats)) : 0;
+  const int64_t tables = tables_of(job, parts_of(job, multiprocessors)) * static_cast<int64_t>(sizeof(Stats));
+  return tables + (truncated(job) ? job.n * static_cast<int64_t>(sizeof(Cut)) : 0);
 }
 
 }  // namespace softmax

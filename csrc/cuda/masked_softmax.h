@@ -7,7 +7,7 @@
 
 namespace samplers::cuda {
 
-// More columns than this take the torch twin: a row's table of chunks is kept in shared memory.
+// A row has at most so many columns: its table of chunks is kept in shared memory.
 constexpr int64_t kMostColumns = 262144;
 
 // What the kernels need to know beyond the job, whose pointers are of the device here. Its indices have not been looked

@@ -44,7 +44,7 @@ template <int kFormat>
 __device__ __forceinline__ uint32_t max_word(uint32_t a, uint32_t b) {
   if constexpr (kFormat == kF32) return __float_as_uint(max_nan(float_from_bits(a), float_from_bits(b)));
 #if defined(__CUDA_ARCH__)
-  uint32_t r;
+  uint32_t r = 0;
   if constexpr (kFormat == kBF16) asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   if constexpr (kFormat == kF16) asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
@@ -62,7 +62,7 @@ template <int kFormat>
 __device__ __forceinline__ uint32_t min_word(uint32_t a, uint32_t b) {
   if constexpr (kFormat == kF32) return __float_as_uint(fminf(float_from_bits(a), float_from_bits(b)));
 #if defined(__CUDA_ARCH__)
-  uint32_t r;
+  uint32_t r = 0;
   if constexpr (kFormat == kBF16) asm("min.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   if constexpr (kFormat == kF16) asm("min.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
   return r;
@@ -76,11 +76,10 @@ __device__ __forceinline__ uint32_t min_word(uint32_t a, uint32_t b) {
 #endif
 }
 
-// exp2_weight for t in [-126, 127), bit for bit, in fewer instructions: the sum with 1.5 * 2^23 rounds t half to even
-// and holds the integer in its low bits, which go to the exponent by an addition. 2^t is normal there, so that is
-// exact.
+// exp2_weight for t in [-126, 0], bit for bit, in fewer instructions: the sum with 1.5 * 2^23, rounded down, holds
+// floor(t) in its low bits, which go to the exponent by an addition. 2^t is normal there, so that is exact.
 __device__ __forceinline__ float fast_exp2(float t) {
-  const float shifted = t + 12582912.f, r = t - (shifted - 12582912.f);
+  const float shifted = __fadd_rd(t, 12582912.f), r = t - (shifted - 12582912.f);
   constexpr float c[6] = {SAMPLERS_EXP2};
   float p = c[5];
 #pragma unroll

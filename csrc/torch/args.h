@@ -18,12 +18,19 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Maybe = std::optional<Tensor>;
 
-// The data of an optional vector, nullptr where it is not given; size < 0: any.
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cpu() == b.is_cpu() && a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+// The data of an optional vector, nullptr where it is not given; size < 0: any. It lies where `like` does, else on the
+// CPU.
 template <typename T>
-const T* vector_of(const char* op, const Maybe& t, ScalarType type, int64_t size, const char* name) {
+const T* vector_of(const char* op, const Maybe& t, ScalarType type, int64_t size, const char* name,
+                   const Tensor* like = nullptr) {
   if (!t) return nullptr;
-  STD_TORCH_CHECK(t->is_cpu() && t->dim() == 1 && t->scalar_type() == type && t->is_contiguous(), op, ": ", name,
-                  " must be a contiguous 1-D CPU tensor of the documented dtype");
+  STD_TORCH_CHECK(
+      (like ? same_device(*t, *like) : t->is_cpu()) && t->dim() == 1 && t->scalar_type() == type && t->is_contiguous(),
+      op, ": ", name, " must be a contiguous 1-D tensor of the documented dtype on the device of the others");
   STD_TORCH_CHECK(size < 0 || t->size(0) == size, op, ": ", name, " has ", t->size(0), " entries, expected ", size);
   return static_cast<const T*>(t->const_data_ptr());
 }

@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "../cpu/masked_softmax.h"
+#include "../cuda/masked_softmax.h"
 #include "args.h"
+#include "cuda.h"
 
 namespace samplers {
 namespace {
@@ -20,11 +22,31 @@ Rows rows_of(const Tensor& t, const int64_t* index) {
   return {static_cast<const char*>(t.const_data_ptr()), t.stride(0) * static_cast<int64_t>(t.element_size()), index};
 }
 
+void compute(const Job& job, const Tensor& logits, const Maybe& guidance, bool cuda) {
+  if (!cuda) return cpu::masked_softmax(job);
+#if defined(SAMPLERS_CUDA)
+  STD_TORCH_CHECK(job.vocab <= cuda::kMostColumns, "masked_softmax: logits have ", job.vocab,
+                  " columns, the CUDA kernel takes at most ", cuda::kMostColumns);
+  const OnDevice device(logits);
+  cuda::SoftmaxCall call{job, logits.size(0), guidance ? guidance->size(0) : 0, device.multiprocessors(), nullptr};
+  const int64_t bytes = cuda::softmax_workspace_bytes(job, call.multiprocessors);
+  const Tensor workspace = torch::stable::new_empty(logits, {bytes}, ScalarType::Byte);
+  call.workspace = workspace.mutable_data_ptr();
+  check_launch(kOp, cuda::masked_softmax(call, device.stream));
+#else
+  (void)logits, (void)guidance;
+#endif
+}
+
+// On the CPU the data of index, uniform, forbid, guidance_index and given are looked at; a device is not waited for,
+// and its kernels see to it that no value reads memory that is not the op's.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softmax(
     const Tensor& logits, const Maybe& index, const Maybe& uniform, double temperature, double confidence_temperature,
     const Maybe& forbid, const Maybe& guidance, const Maybe& guidance_index, double cfg_scale, int64_t top_k,
     double top_p, const Maybe& given, int64_t want) {
-  STD_TORCH_CHECK(logits.is_cpu() && logits.dim() == 2, "masked_softmax: logits must be a 2-D CPU tensor");
+  STD_TORCH_CHECK((logits.is_cpu() || logits.is_cuda()) && logits.dim() == 2,
+                  "masked_softmax: logits must be a 2-D tensor on the CPU or a CUDA device");
+  const bool cuda = logits.is_cuda();
   const ScalarType type = logits.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
                   "masked_softmax: logits must be float32, bfloat16 or float16");
@@ -37,8 +59,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
   STD_TORCH_CHECK(job.vocab == 1 || logits.stride(1) == 1,
                   "masked_softmax: the last dimension of logits must be contiguous");
   job.n = index ? index->size(0) : logits.size(0);
-  const int64_t* rows = vector_of<int64_t>(kOp, index, ScalarType::Long, -1, "index");
-  if (rows) check_ids(kOp, rows, job.n, logits.size(0), "index");
+  const int64_t* rows = vector_of<int64_t>(kOp, index, ScalarType::Long, -1, "index", &logits);
+  if (rows && !cuda) check_ids(kOp, rows, job.n, logits.size(0), "index");
   job.logits = rows_of(logits, rows);
 
   STD_TORCH_CHECK(temperature >= 0 && std::isfinite(temperature),
@@ -49,14 +71,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
   job.confidence_temperature = confidence_temperature;
   if (temperature > 0) {
     STD_TORCH_CHECK(uniform.has_value(), "masked_softmax: temperature > 0 needs uniform");
-    job.uniform = vector_of<double>(kOp, uniform, ScalarType::Double, job.n, "uniform");
-    for (int64_t i = 0; i < job.n; ++i)
+    job.uniform = vector_of<double>(kOp, uniform, ScalarType::Double, job.n, "uniform", &logits);
+    for (int64_t i = 0; i < job.n && !cuda; ++i)
       STD_TORCH_CHECK(job.uniform[i] >= 0 && job.uniform[i] < 1, "masked_softmax: uniform[", i, "] = ", job.uniform[i],
                       " is outside [0, 1)");
   }
 
   std::vector<int64_t> ids;
-  if (const int64_t* f = vector_of<int64_t>(kOp, forbid, ScalarType::Long, -1, "forbid")) {
+  const int64_t* f = vector_of<int64_t>(kOp, forbid, ScalarType::Long, -1, "forbid", &logits);
+  if (f && !cuda) {
     for (int64_t i = 0; i < forbid->size(0); ++i) {
       STD_TORCH_CHECK(f[i] >= 0, "masked_softmax: forbid[", i, "] = ", f[i], " is negative");
       if (f[i] < job.vocab) ids.push_back(f[i]);
@@ -64,17 +87,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
     std::sort(ids.begin(), ids.end());
     ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
   }
-  job.forbid = ids.data();
-  job.n_forbid = static_cast<int64_t>(ids.size());
+  job.forbid = cuda ? f : ids.data();  // the CUDA kernels take them in any order
+  job.n_forbid = cuda ? (f ? forbid->size(0) : 0) : static_cast<int64_t>(ids.size());
 
   if (guidance && cfg_scale != 0) {
     STD_TORCH_CHECK(
-        guidance->is_cpu() && guidance->dim() == 2 && guidance->scalar_type() == type &&
+        same_device(*guidance, logits) && guidance->dim() == 2 && guidance->scalar_type() == type &&
             guidance->size(1) == job.vocab && (job.vocab == 1 || guidance->stride(1) == 1),
         "masked_softmax: guidance must be like logits: 2-D, same dtype, same columns, last dimension contiguous");
     const int64_t* from =
-        guidance_index ? vector_of<int64_t>(kOp, guidance_index, ScalarType::Long, job.n, "guidance_index") : rows;
-    if (from)
+        guidance_index ? vector_of<int64_t>(kOp, guidance_index, ScalarType::Long, job.n, "guidance_index", &logits)
+                       : rows;
+    if (from && !cuda)
       check_ids(kOp, from, job.n, guidance->size(0), guidance_index ? "guidance_index" : "index (into guidance)");
     STD_TORCH_CHECK(from || guidance->size(0) == job.n, "masked_softmax: guidance has ", guidance->size(0),
                     " rows, expected ", job.n);
@@ -91,11 +115,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
   job.want = want;
   if (want & cpu::kGiven) {
     STD_TORCH_CHECK(given.has_value(), "masked_softmax: want has 'given' but given is missing");
-    job.given = vector_of<int64_t>(kOp, given, ScalarType::Long, job.n, "given");
-    check_ids(kOp, job.given, job.n, job.vocab, "given");
+    job.given = vector_of<int64_t>(kOp, given, ScalarType::Long, job.n, "given", &logits);
+    if (!cuda) check_ids(kOp, job.given, job.n, job.vocab, "given");
   }
 
-  const auto make = [&](ScalarType t, bool wanted) { return torch::stable::empty({wanted ? job.n : 0}, t); };
+  const auto make = [&](ScalarType t, bool wanted) {
+    return torch::stable::new_empty(logits, {wanted ? job.n : 0}, t);
+  };
   const auto floats = [&](int64_t bit, float*& data) {
     Tensor t = make(ScalarType::Float, want & bit);
     data = want & bit ? static_cast<float*>(t.mutable_data_ptr()) : nullptr;
@@ -109,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
   Tensor entropy = floats(cpu::kEntropy, job.entropy);
   Tensor lse = floats(cpu::kLse, job.lse);
   Tensor given_out = floats(cpu::kGiven, job.given_out);
-  cpu::masked_softmax(job);
+  compute(job, logits, guidance, cuda);
   return {token, confidence, margin, entropy, lse, given_out, status};
 }
 
@@ -126,3 +152,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sampler_zoo, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sampler_zoo, CPU, m) { m.impl("masked_softmax", TORCH_BOX(&samplers::masked_softmax)); }
+#if defined(SAMPLERS_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(sampler_zoo, CUDA, m) { m.impl("masked_softmax", TORCH_BOX(&samplers::masked_softmax)); }
+#endif

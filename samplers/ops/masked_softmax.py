@@ -69,8 +69,9 @@ class _Call(NamedTuple):
 class MaskedSoftmax(NamedTuple):
     """What `masked_softmax` returns: a value a row, None where it was not wanted.
 
-    `status` is 0 where the row is fine, 1 where it holds a NaN or +inf, 2 where no token is possible; where it is not
-    0, `token` is -1 and the floats are NaN.
+    `status` is 0 where the row is fine, 1 where it holds a NaN or +inf, 2 where no token is possible, and on a CUDA
+    device 3 where its `index`, `guidance_index` or `given` is out of range; where it is not 0, `token` is -1 and the
+    floats are NaN.
     """
 
     token: Tensor  # (N,) int64
@@ -519,5 +520,6 @@ _library = torch.library.Library("sampler_zoo", "FRAGMENT")
 if _native.C is None:
     _library.define(SCHEMA)
     _library.impl("masked_softmax", _fallback, "CPU")
-_library.impl("masked_softmax", _twin, "CUDA")
+if not (_native.C and _native.C.build_facts()["cuda"]):
+    _library.impl("masked_softmax", _twin, "CUDA")
 torch.library.register_fake("sampler_zoo::masked_softmax", _fake, lib=_library)

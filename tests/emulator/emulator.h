@@ -4,6 +4,7 @@
 // the device's memory, and what a warp does in lockstep it does not.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -376,6 +377,10 @@ inline unsigned __float_as_uint(float x) {
   unsigned u;
   memcpy(&u, &x, sizeof u);
   return u;
+}
+inline float __fadd_rd(float a, float b) {  // the sum rounded down
+  const float s = a + b, part = s - a, error = (a - (s - part)) + (b - part);
+  return error < 0 ? nextafterf(s, -INFINITY) : s;
 }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned bits) {
   return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (bits & 31));

@@ -31,6 +31,8 @@ cuda::SoftmaxCall call_of(const py::dict& d) {
   job.forbid = pointer<const int64_t>(d, "forbid");
   job.n_forbid = d["n_forbid"].cast<int64_t>();
   job.cfg_scale = d["cfg_scale"].cast<float>();
+  job.top_k = d["top_k"].cast<int64_t>();
+  job.top_p = d["top_p"].cast<double>();
   job.given = pointer<const int64_t>(d, "given");
   job.want = d["want"].cast<int64_t>();
   job.token = pointer<int64_t>(d, "token");
