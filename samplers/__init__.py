@@ -9,7 +9,7 @@ from .hookspecs import hookimpl
 if TYPE_CHECKING:
     from . import ops, problems
     from .canvas import PAD, Canvas
-    from .denoiser import Denoiser, GaussianDenoiser, TokenDenoiser
+    from .denoiser import Denoiser, GaussianDenoiser, Head, TokenDenoiser
     from .driver import Belief, Sample, sample, stream
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
     from .sampler import Sampler, State, create, list_samplers, option
@@ -24,6 +24,7 @@ _WHERE = {
     "Canvas": "canvas",
     "Denoiser": "denoiser",
     "GaussianDenoiser": "denoiser",
+    "Head": "denoiser",
     "TokenDenoiser": "denoiser",
     "Belief": "driver",
     "Sample": "driver",

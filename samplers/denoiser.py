@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +21,35 @@ from torch import Tensor
 from .errors import DenoiserError, OptionError, did_you_mean
 from .schedule import NoiseSchedule, noise_schedule
 
-__all__ = ["Counter", "Denoiser", "GaussianDenoiser", "TokenDenoiser"]
+__all__ = ["Counter", "Denoiser", "GaussianDenoiser", "Head", "TokenDenoiser"]
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A model's last layer, from hidden rows to logits: softcap * tanh((hidden @ weight.T + bias) / softcap).
+
+    Attributes:
+        weight: (V, D) float32, bfloat16 or float16; a tied embedding's weight as it is.
+        bias: (V,), or None.
+        softcap: the bound of a soft-capped head, or None.
+    """
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None = None  # (V,)
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight.dim() != 2:
+            raise OptionError(f"a head's weight is (V, D); this one has shape {tuple(self.weight.shape)}")
+        if self.bias is not None and tuple(self.bias.shape) != (len(self.weight),):
+            raise OptionError(f"a head's bias is (V,) = {(len(self.weight),)}; this one has {tuple(self.bias.shape)}")
+        if self.softcap is not None and not 0 < self.softcap < math.inf:
+            raise OptionError(f"a head's softcap is a finite number above 0 or None, not {self.softcap!r}")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)."""
+        out = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        return out if self.softcap is None else (out / self.softcap).tanh() * self.softcap
 
 
 class Denoiser:
@@ -40,7 +69,10 @@ class Denoiser:
 
 
 class TokenDenoiser(Denoiser):
-    """Base of denoisers over tokens. Subclasses set the attributes and write `predict`.
+    """Base of denoisers over tokens. Subclasses set the attributes and write `predict`, or `hidden` and set `head`.
+
+    With a head the driver asks for hidden rows alone and makes tokens of them tile by tile (ops.headless_softmax): the
+    logits are never stored.
 
     Attributes:
         vocab_size: V, the width of the logits.
@@ -48,6 +80,7 @@ class TokenDenoiser(Denoiser):
         attention: full, causal or block_causal: what a position's prediction may depend on.
         length: the only canvas length it takes, or None for any.
         caches: the kinds of cache that `predict` understands.
+        head: the last layer, of a denoiser that has `hidden`; None: it has logits only.
     """
 
     vocab_size: int
@@ -55,6 +88,7 @@ class TokenDenoiser(Denoiser):
     attention: str = "full"
     length: int | None = None
     caches: tuple[str, ...] = ()
+    head: Head | None = None
 
     @property
     def family(self) -> str:  # type: ignore[override]
@@ -72,7 +106,17 @@ class TokenDenoiser(Denoiser):
         Returns:
             (B, L, V), or (N, V) packed in row-major order of `rows`. float32, bfloat16 or float16.
         """
-        raise NotImplementedError
+        if self.head is None:
+            raise NotImplementedError(f"denoiser {self.name!r} has neither predict() nor a head")
+        out = self.head.logits(self.hidden(x, t, rows=rows, cache=cache))
+        return out if rows is not None else out.view(*x.shape, -1)
+
+    def hidden(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
+        """What `head` is applied to, of the positions in `rows` (None: all), packed in row-major order: (N, D).
+
+        Arguments as in `predict`; dtype and device of the head's weight. Only denoisers with a head have it.
+        """
+        raise NotImplementedError(f"denoiser {self.name!r} has a head but no hidden()")
 
     def logits(self, x: Tensor, t: Tensor | None, rows: Tensor, cache: Any = None) -> tuple[Tensor, Tensor | None]:
         """As `predict`, for the driver: (logits (R, V), index (N,) of the needed rows or None when R = N, in order).
@@ -92,20 +136,22 @@ class TokenDenoiser(Denoiser):
         length: int | None = None,
         device: torch.device | str = "cpu",
         name: str | None = None,
+        head: Head | None = None,
     ) -> TokenDenoiser:
         """A denoiser of a plain callable `fn(ids (B, L) int64) -> logits (B, L, V)`; fn(ids, t) if `time_conditioned`.
 
+        With `head` the callable gives what the head is applied to, (B, L, D), and the logits are never stored.
         Its rows must not depend on each other: then row i of a batch is what that row is alone.
 
         Raises:
             OptionError: vocab_size < 1, a negative mask_id, an unknown attention.
-            DenoiserError: (when called) the callable returned something other than (B, L, V) floats.
+            DenoiserError: (when called) the callable returned something other than (B, L, V) floats, or (B, L, D).
         """
-        return _WrappedTokens(fn, vocab_size, mask_id, time_conditioned, attention, length, device, name)
+        return _WrappedTokens(fn, vocab_size, mask_id, time_conditioned, attention, length, device, name, head)
 
 
 class _WrappedTokens(TokenDenoiser):
-    def __init__(self, fn, vocab_size, mask_id, time_conditioned, attention, length, device, name):
+    def __init__(self, fn, vocab_size, mask_id, time_conditioned, attention, length, device, name, head):
         if not callable(fn):
             raise OptionError(f"TokenDenoiser.wrap takes a callable fn(ids) -> logits, not {type(fn).__name__}")
         if not isinstance(vocab_size, int) or vocab_size < 1:
@@ -115,32 +161,43 @@ class _WrappedTokens(TokenDenoiser):
         if attention not in ("full", "causal", "block_causal"):
             raise OptionError(f"attention must be full, causal or block_causal, not {attention!r}")
         self.fn, self.vocab_size, self.mask_id = fn, vocab_size, mask_id
-        self.time_conditioned, self.attention, self.length = time_conditioned, attention, length
+        self.time_conditioned, self.attention, self.length, self.head = time_conditioned, attention, length, head
         self.device = torch.device(device)
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
 
     def _call(self, x: Tensor, t: Tensor | None) -> Tensor:
         out = self.fn(x, t) if self.time_conditioned else self.fn(x)
+        what, width = "logits (B, L, V)", self.vocab_size
+        if self.head is not None:
+            what, width = "hidden rows (B, L, D)", self.head.weight.shape[1]
         if not isinstance(out, Tensor):
             raise DenoiserError(
-                f"denoiser {self.name!r} returned {type(out).__name__}; a tensor of logits (B, L, V) is needed "
+                f"denoiser {self.name!r} returned {type(out).__name__}; a tensor of {what} is needed "
                 "(for a transformers model, wrap lambda ids: model(ids).logits)"
             )
-        expected = (*x.shape, self.vocab_size)
+        expected = (*x.shape, width)
         if tuple(out.shape) != expected:
             raise DenoiserError(
                 f"denoiser {self.name!r} returned shape {tuple(out.shape)} for ids of shape {tuple(x.shape)}; "
-                f"logits (B, L, V) = {expected} are needed"
+                f"{what} = {expected} are needed"
             )
         if not out.is_floating_point():
-            raise DenoiserError(f"denoiser {self.name!r} returned {out.dtype} logits; a floating dtype is needed")
+            raise DenoiserError(f"denoiser {self.name!r} returned {out.dtype}; a floating dtype is needed")
         return out
 
+    def hidden(self, x, t=None, *, rows=None, cache=None):
+        out = self._call(x, t)
+        return out.flatten(0, 1) if rows is None else out[rows]
+
     def predict(self, x, t=None, *, rows=None, cache=None):
+        if self.head is not None:
+            return super().predict(x, t, rows=rows, cache=cache)
         out = self._call(x, t)
         return out if rows is None else out[rows]
 
     def logits(self, x, t, rows, cache=None):
+        if self.head is not None:
+            return super().logits(x, t, rows, cache)
         # The callable made all (B, L, V) already: hand them over with the needed rows' numbers, not a copy.
         return self._call(x, t).flatten(0, 1), rows.flatten().nonzero().squeeze(1)
 
@@ -233,7 +290,7 @@ class Counter:
         row_evals: rows over all forwards (a guided forward has two rows for each).
         token_evals: positions over all forwards.
         head_rows: positions for which logits were asked.
-        seconds: time inside the model; on CUDA from events, read when `seconds` is.
+        seconds: time inside the model, its head included; on CUDA from events, read when `seconds` is.
     """
 
     def __init__(self, denoiser: Denoiser):
@@ -267,10 +324,7 @@ class Counter:
     def tokens(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, cache: Any = None):
         """One forward of a token denoiser: (logits (R, V), index or None). `needed` is the count of True in rows."""
         denoiser: TokenDenoiser = self.denoiser  # type: ignore[assignment]
-        self.nfe += 1
-        self.row_evals += len(x)
-        self.token_evals += x.numel()
-        self.head_rows += needed
+        self._forward(x, needed)
         logits, index = self._timed(lambda: denoiser.logits(x, t, rows, cache))
         if index is None and tuple(logits.shape) != (needed, denoiser.vocab_size):
             raise DenoiserError(
@@ -278,6 +332,30 @@ class Counter:
                 f"packed logits (N, V) = {(needed, denoiser.vocab_size)} are needed"
             )
         return logits, index
+
+    def hidden(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, cache: Any = None) -> Tensor:
+        """One forward of a token denoiser with a head: hidden rows (needed, D). Counted as `tokens` counts."""
+        denoiser: TokenDenoiser = self.denoiser  # type: ignore[assignment]
+        assert denoiser.head is not None
+        self._forward(x, needed)
+        out = self._timed(lambda: denoiser.hidden(x, t, rows=rows, cache=cache))
+        expected = (needed, denoiser.head.weight.shape[1])
+        if tuple(out.shape) != expected:
+            raise DenoiserError(
+                f"denoiser {denoiser.name!r} returned hidden rows of shape {tuple(out.shape)} for {needed} needed "
+                f"positions; packed rows (N, D) = {expected} are needed"
+            )
+        return out
+
+    def head(self, call: Callable[[], Any]) -> Any:
+        """The head's product, fused with what is made of the logits: time of the denoiser, no forward."""
+        return self._timed(call)
+
+    def _forward(self, x: Tensor, needed: int) -> None:
+        self.nfe += 1
+        self.row_evals += len(x)
+        self.token_evals += x.numel()
+        self.head_rows += needed
 
     def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
         """One forward of a Gaussian denoiser."""

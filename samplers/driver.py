@@ -106,34 +106,51 @@ class Belief:
 
 
 _ELSEWHERE = {"confidence": -torch.inf, "margin": -torch.inf, "entropy": torch.inf, "lse": -torch.inf}
-_STATUS = {1: "a NaN or +inf among its logits", 2: "only -inf logits: no token is possible"}
+_STATUS = {
+    1: "a NaN or +inf among its logits",
+    2: "only -inf logits: no token is possible",
+    3: "a row of logits that is not there",
+}
 
 
 class _Asked:
-    """What both kinds of `believe` keep: the counter, each row's forwards, and what a GPU has still to be asked about."""
+    """What both kinds of `believe` keep: the counter, each row's forwards, and what was found wrong with an answer.
+
+    On a CPU an answer is looked at when it comes. On a device a look would wait for it in every step: the first thing
+    found wrong stays there, in one small tensor, until the driver reads something back anyway.
+    """
 
     def __init__(self, denoiser: Denoiser, batch: int, sampler: str):
         self.counter = Counter(denoiser)
         self.sampler = sampler
         self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=denoiser.device)  # (B,)
-        # On a GPU a look at the findings would wait for the device in every step: they are kept and looked at in the end.
-        self._late: list[tuple[Tensor, ...]] = []
+        self.looks_at_once = denoiser.device.type == "cpu"
+        self._finding = torch.zeros(4, dtype=torch.int64, device=denoiser.device)  # status, row, position, forward
 
-    def _found(self, *found: Tensor) -> None:
-        if found[0].device.type == "cpu":
-            self._check(*found)
-        else:
-            self._late.append(found)
-
-    def _check(self, *found: Tensor) -> None:
-        """DenoiserError if the findings are bad."""
-        raise NotImplementedError
+    def _found(self, status: Tensor, row: Tensor, position: Tensor) -> None:
+        """Take note of the statuses of an answer, 0 where it is fine; with each its row and position. All (N,)."""
+        if self.looks_at_once and not bool(status.any()):
+            return
+        first = status.ne(0).to(torch.uint8).argmax().view(1)  # the first of equals
+        what = [x.index_select(0, first).to(torch.int64) for x in (status, row, position)]
+        finding = torch.cat([*what, torch.full_like(what[0], self.counter.nfe)])  # (4,)
+        self._finding = torch.where(self._finding[0] == 0, finding, self._finding)
+        if self.looks_at_once:
+            self.check()
 
     def check(self) -> None:
-        """Raise what a GPU run found wrong with the model's answers; called before a result is handed out."""
-        for found in self._late:
-            self._check(*found)
-        self._late.clear()
+        """DenoiserError if an answer of the model was bad; called before a result is handed out."""
+        self._judge(*self._finding.tolist())
+
+    def _judge(self, status: int, row: int, position: int, forward: int) -> None:
+        if status:
+            raise DenoiserError(
+                f"denoiser {self.counter.denoiser.name!r} gave row {row}{self._what(status, position)} "
+                f"(forward {forward}, sampler {self.sampler!r})"
+            )
+
+    def _what(self, status: int, position: int) -> str:
+        raise NotImplementedError
 
 
 class Believe(_Asked):
@@ -154,6 +171,11 @@ class Believe(_Asked):
     ):
         super().__init__(denoiser, batch, sampler)
         self.denoiser, self.temperature, self.cfg_scale = denoiser, temperature, cfg_scale
+        if denoiser.head is not None and len(denoiser.head.weight) != denoiser.vocab_size:
+            raise DenoiserError(
+                f"denoiser {denoiser.name!r} has vocab_size {denoiser.vocab_size} and a head of "
+                f"{len(denoiser.head.weight)} ids; they must agree"
+            )
         self._forbid = torch.tensor([denoiser.mask_id], device=denoiser.device)
 
     def __call__(
@@ -187,7 +209,9 @@ class Believe(_Asked):
         counts = torch.zeros(len(canvas.group_lengths), 2, dtype=torch.int64, device=rows.device)
         assert canvas.group is not None
         counts.index_add_(0, canvas.group, torch.stack([active.to(torch.int64), needed], 1))
-        for g, (n_rows, n_needed) in enumerate(counts.tolist()):
+        look = torch.cat([self._finding, counts.flatten()]).tolist()
+        self._judge(*look[:4])  # of the forwards before this one, where they were not looked at at once
+        for g, (n_rows, n_needed) in enumerate(zip(look[4::2], look[5::2])):
             if n_rows:
                 who = torch.nonzero_static(active & (canvas.group == g), size=n_rows).squeeze(1)  # (A,)
                 self._forward(
@@ -204,43 +228,56 @@ class Believe(_Asked):
         if guided:
             # Unsupervised guidance (Nie et al. 2024, SMDM): the unconditional rows are the same with the prompt masked.
             blind = torch.where(canvas.prompt_mask[who, :length], canvas.mask_id, x)
-            both = torch.cat([x, blind])
-            doubled = torch.cat([time_of, time_of]) if time_of is not None else None
-            logits, index = self.counter.tokens(both, doubled, torch.cat([asked, asked]), 2 * needed)
-            if index is None:
-                index = torch.arange(2 * needed, device=logits.device)
-            guide = {"guidance": logits, "guidance_index": index[needed:], "cfg_scale": self.cfg_scale}
-            index = index[:needed]
+            x, asked_of = torch.cat([x, blind]), torch.cat([asked, asked])
+            time_of = torch.cat([time_of, time_of]) if time_of is not None else None
         else:
-            logits, index = self.counter.tokens(x, time_of, asked, needed)
-            guide = {}
-        self.nfe_rows[who] += 1
+            asked_of = asked
         flat = torch.nonzero_static(asked, size=needed)  # (N, 2): known size, so no wait
         row, position = who[flat[:, 0]], flat[:, 1]
-        uniform = state.rng.at(row, position, state.step, DRAW_TOKEN) if self.temperature > 0 else None
-        out = ops.masked_softmax(
-            logits,
-            index,
-            uniform=uniform,
+        made_of = self._with_head if self.denoiser.head is not None else self._with_logits
+        out = made_of(
+            x,
+            time_of,
+            asked_of,
+            needed,
+            guided,
+            uniform=state.rng.at(row, position, state.step, DRAW_TOKEN) if self.temperature > 0 else None,
             temperature=self.temperature,
             confidence_temperature=confidence_temperature,
             forbid=self._forbid,
             want=want,
-            **guide,
         )
+        self.nfe_rows[who] += 1
         self._found(out.status, row, position)
-        made["token"][row, position] = out.token
+        # A row that is not fine has token -1, which no model may see; until it is looked at, it stays undecided.
+        token = out.token if self.looks_at_once else torch.where(out.status == 0, out.token, canvas.mask_id)
+        made["token"][row, position] = token
         for name in want:
             made[name][row, position] = getattr(out, name)
 
-    def _check(self, status: Tensor, row: Tensor, position: Tensor) -> None:  # type: ignore[override]
-        if not bool(status.any()):
-            return
-        first = int(status.ne(0).nonzero()[0])
-        raise DenoiserError(
-            f"denoiser {self.denoiser.name!r} gave row {int(row[first])}, position {int(position[first])} "
-            f"{_STATUS[int(status[first])]} (forward {self.counter.nfe}, sampler {self.sampler!r})"
+    def _with_logits(self, x, t, asked, needed, guided, **kw) -> ops.MaskedSoftmax:
+        """A forward and what the fused op makes of its logits. Guided: the second half of x is the unconditional one."""
+        logits, index = self.counter.tokens(x, t, asked, (1 + guided) * needed)
+        if guided:
+            index = torch.arange(2 * needed, device=logits.device) if index is None else index
+            kw |= {"guidance": logits, "guidance_index": index[needed:], "cfg_scale": self.cfg_scale}
+            index = index[:needed]
+        return ops.masked_softmax(logits, index, **kw)
+
+    def _with_head(self, x, t, asked, needed, guided, **kw) -> ops.MaskedSoftmax:
+        """The same of hidden rows and the head: logits are never stored."""
+        head = self.denoiser.head
+        assert head is not None
+        hidden = self.counter.hidden(x, t, asked, (1 + guided) * needed)
+        if guided:
+            kw |= {"guidance": hidden[needed:], "cfg_scale": self.cfg_scale}
+            hidden = hidden[:needed]
+        return self.counter.head(
+            lambda: ops.headless_softmax(hidden, head.weight, bias=head.bias, softcap=head.softcap, **kw)
         )
+
+    def _what(self, status: int, position: int) -> str:
+        return f", position {position} {_STATUS[status]}"
 
 
 class NoiseBelieve(_Asked):
@@ -254,15 +291,12 @@ class NoiseBelieve(_Asked):
         """The denoised x_0 of every row at the schedule's time t."""
         out = self.counter.gaussian(x, torch.full((len(x),), t, dtype=torch.float64, device=x.device))
         self.nfe_rows += 1
-        self._found(torch.isfinite(out).flatten(1).all(1))
+        rows = torch.arange(len(x), device=x.device)
+        self._found(~torch.isfinite(out).flatten(1).all(1), rows, rows)
         return out
 
-    def _check(self, fine: Tensor) -> None:  # type: ignore[override]
-        if not bool(fine.all()):
-            raise DenoiserError(
-                f"denoiser {self.denoiser.name!r} gave row {int((~fine).nonzero()[0])} a value that is not finite "
-                f"(forward {self.counter.nfe}, sampler {self.sampler!r})"
-            )
+    def _what(self, status: int, position: int) -> str:
+        return " a value that is not finite"
 
 
 @dataclass(eq=False)
@@ -314,6 +348,7 @@ class Stream(Iterator[State]):
         self.steps += 1
         self.wall += time.perf_counter() - start
         if self.steps > self.limit:
+            self.believe.check()
             raise SamplersError(
                 f"sampler {self.sampler.name!r} is not done after {self.steps} steps: a step must commit at least one "
                 "position in the last of its block's steps, or move on"

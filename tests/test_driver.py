@@ -1,13 +1,24 @@
 """The driver: what it promises to users, and what it says to bad input. (What every sampler promises is in the kit.)"""
 
 import math
+import os
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import samplers
-from samplers import Canvas, DenoiserError, FamilyError, GaussianDenoiser, OptionError, TokenDenoiser, UnknownNameError
+from samplers import (
+    Canvas,
+    DenoiserError,
+    FamilyError,
+    GaussianDenoiser,
+    OptionError,
+    TokenDenoiser,
+    UnknownNameError,
+    driver,
+)
 from samplers.driver import Believe
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet
 
@@ -281,6 +292,31 @@ def test_threshold_extremes():
     assert samplers.sample(TinyNet(), "threshold", gen_length=20, threshold=1e-9).nfe == 1
 
 
+@pytest.mark.parametrize(
+    "rule", [{"k": torch.tensor([2, 0, 9])}, {"threshold": 0.6, "least": 1}, {"k": 1, "lowest": True}]
+)
+def test_commit_best_is_select_and_commit(rule):
+    states = []
+
+    class Keeps(samplers.Sampler):
+        name, family = "keeps", "masked"
+
+        def step(self, believe, state):
+            states.append(state)
+            return state.commit(state.open, believe(state).token)
+
+    samplers.sample(TinyNet(), Keeps(), prompt=[1, 2], gen_length=6, batch=3, block_length=3, temperature=1.0)
+    state = states[0]
+    before = state.x.clone()
+    score, token = torch.rand(3, 8), torch.zeros(3, 8, dtype=torch.int64)
+    best = state.commit_best(score, token, **rule)
+    chosen = samplers.ops.select(score, state.open, **rule).chosen
+    assert torch.equal(state.x, before), "states are immutable"
+    for name in ("x", "open", "step", "block_step", "count", "done"):
+        assert torch.equal(getattr(best, name), getattr(state.commit(chosen, token), name)), name
+    assert torch.equal(best.x[:, :2], before[:, :2])
+
+
 def test_stop_phrase_and_padding():
     # A model that writes 0 1 2 3 4 5 6 7 0 1 ... by position; the phrase 3 4 stops a row behind position 4.
     def fn(ids):
@@ -385,3 +421,199 @@ def test_tiny_joint_is_a_law():
         for i, v in enumerate(string):
             by_hand[i, v] += p
     torch.testing.assert_close(marginal, by_hand, rtol=1e-6, atol=1e-7)
+
+
+# ---------------------------------------------------------------------------------------------- a denoiser with a head
+
+_g = torch.Generator().manual_seed(3)
+EMBED = torch.randint(-2, 3, (V, 16), generator=_g).float()
+HEAD = samplers.Head(
+    torch.randint(-2, 3, (V, 16), generator=_g).float() / 8, bias=torch.arange(V) / 8.0, softcap=4.0
+)  # eighths: no product rounds, so logits are the same whatever is multiplied together
+
+
+def body(ids):
+    """(B, L) -> (B, L, 16): a position sees its neighbours and the row's first token."""
+    e = EMBED[ids] + torch.arange(ids.shape[1])[:, None] % 3
+    return e + EMBED[ids].roll(1, 1) - EMBED[ids].roll(-1, 1) + EMBED[ids[:, :1]]
+
+
+class WithHead(TokenDenoiser):
+    vocab_size, mask_id, head, name = V, MASK, HEAD, "with_head"
+
+    def __init__(self):
+        self.asked = []
+
+    def hidden(self, x, t=None, *, rows=None, cache=None):
+        self.asked.append(None if rows is None else int(rows.sum()))
+        out = body(x)
+        return out.flatten(0, 1) if rows is None else out[rows]
+
+
+def test_predict_of_a_head_is_its_logits():
+    ids = torch.tensor([[0, 8, 8, 3], [8, 8, 1, 2]])
+    expected = 4.0 * torch.tanh((body(ids) @ HEAD.weight.T + HEAD.bias) / 4.0)
+    rows = ids == MASK
+    for denoiser in (WithHead(), wrap(body, head=HEAD)):
+        assert torch.allclose(denoiser.predict(ids), expected)
+        assert torch.allclose(denoiser.predict(ids, rows=rows), expected[rows])
+
+
+@pytest.mark.parametrize("sampler", samplers.list_samplers(family="masked"))
+@pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
+def test_a_head_changes_nothing_but_memory(sampler, cfg_scale, monkeypatch):
+    kw = {"prompt": [[1, 2], [3]], "gen_length": 6, "steps": 4, "temperature": 0.0, "cfg_scale": cfg_scale, "seed": 5}
+    with_logits = samplers.sample(wrap(lambda ids: HEAD.logits(body(ids))), sampler, **kw)
+
+    def no_logits(*args, **kw):
+        raise AssertionError("logits were stored")
+
+    monkeypatch.setattr(samplers.Head, "logits", no_logits)
+    monkeypatch.setattr(samplers.ops, "masked_softmax", no_logits)
+    denoiser = WithHead()
+    for d in (denoiser, wrap(body, head=HEAD)):
+        with_head = samplers.sample(d, sampler, **kw)
+        assert torch.equal(with_head.x, with_logits.x)
+        for fact in ("nfe", "row_evals", "token_evals", "head_rows", "steps"):
+            assert getattr(with_head, fact) == getattr(with_logits, fact), fact
+        assert torch.equal(with_head.nfe_rows, with_logits.nfe_rows)
+    assert sum(denoiser.asked) == with_logits.head_rows
+
+
+def test_a_head_draws_the_same_rows_in_any_batch():
+    kw = {"gen_length": 6, "steps": 3, "temperature": 1.0, "seed": 1}
+    together = samplers.sample(WithHead(), "low_confidence", batch=5, **kw)
+    assert len({tuple(r) for r in together.x.tolist()}) > 1
+    for i in range(5):
+        alone = samplers.sample(WithHead(), "low_confidence", first_row=i, **kw)
+        assert torch.equal(alone.x[0], together.x[i])
+
+
+def test_bad_heads():
+    denoiser = WithHead()
+    denoiser.hidden = lambda x, t, rows, cache: body(x)[0]
+    with pytest.raises(DenoiserError, match=r"hidden rows of shape \(6, 16\) for 2 needed"):
+        samplers.sample(denoiser, "radd", prompt=[1, 2, 3, 4], gen_length=2)
+    with pytest.raises(DenoiserError, match=r"hidden rows \(B, L, D\) = \(1, 2, 16\) are needed"):
+        samplers.sample(wrap(lambda ids: torch.zeros(*ids.shape, V), head=HEAD), "radd", gen_length=2)
+    with pytest.raises(DenoiserError, match="vocab_size 12 and a head of 9 ids"):
+        samplers.sample(wrap(body, vocab_size=12, head=HEAD), "radd", gen_length=2)
+    with pytest.raises(NotImplementedError, match="neither predict"):
+        TokenDenoiser().predict(torch.zeros(1, 2, dtype=torch.long))
+    for wrong, says in (
+        ({"weight": torch.zeros(3)}, r"weight is \(V, D\)"),
+        ({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)}, r"bias is \(V,\) = \(3,\)"),
+        ({"weight": torch.zeros(3, 2), "softcap": 0.0}, "softcap is a finite number above 0"),
+    ):
+        with pytest.raises(OptionError, match=says):
+            samplers.Head(**wrong)
+
+
+# ---------------------------------------------------------------------------------------------- found late
+
+# On a device nothing is looked at when it comes. The same path, on the CPU:
+
+
+def late_init(monkeypatch):
+    before = driver._Asked.__init__
+
+    def init(self, *args):
+        before(self, *args)
+        self.looks_at_once = False
+
+    monkeypatch.setattr(driver._Asked, "__init__", init)
+
+
+@pytest.fixture
+def late(monkeypatch):
+    late_init(monkeypatch)
+
+
+def spoilt_from(forward, head=False):
+    """A denoiser whose row that begins with a 2 is NaN from this forward on; it refuses ids that are none."""
+    seen = []
+
+    def fn(ids):
+        assert ids.min() >= 0 and ids.max() <= MASK, "a token that is none reached the model"
+        spoilt = ids[:, 0] == 2
+        seen.append(bool(spoilt.any()) and len(seen) + 1 >= forward)
+        out = body(ids) if head else HEAD.logits(body(ids))
+        return torch.where(spoilt[:, None, None] & seen[-1], math.nan, out)
+
+    return wrap(fn, head=HEAD if head else None), seen
+
+
+PROMPT = [[0], [1], [2], [3]]
+
+
+@pytest.mark.parametrize("head", [False, True], ids=["logits", "head"])
+@pytest.mark.parametrize("sampler", samplers.list_samplers(family="masked"))
+def test_found_late_names_row_position_and_forward(late, sampler, head):
+    denoiser, seen = spoilt_from(1, head)
+    with pytest.raises(DenoiserError, match=r"row 2, position \d a NaN or \+inf among its logits") as caught:
+        samplers.sample(denoiser, sampler, prompt=PROMPT, gen_length=6, steps=4, temperature=0.7)
+    assert f"(forward {seen.index(True) + 1}, sampler {sampler!r})" in str(caught.value)
+    assert seen.index(True) == len(seen) - 1, "the next step looks at the device anyway, and must not go on"
+
+
+def test_found_late_in_the_last_forward(late):
+    denoiser, _ = spoilt_from(3)
+    run = samplers.stream(denoiser, "random_order", prompt=PROMPT, gen_length=6, steps=3)
+    least = (int(state.x.min()) for state in run)  # states are not waited for; no token in them is none
+    with pytest.raises(DenoiserError, match=r"row 2, position \d .*forward 3"):
+        assert all(token >= 0 for token in least)
+    with pytest.raises(DenoiserError, match="forward 3"):
+        run.result()
+
+
+def test_found_late_before_a_run_that_never_ends(late):
+    class Stuck(samplers.Sampler):
+        name, family = "stuck", "masked"
+
+        def step(self, believe, state):
+            if not bool(believe.nfe_rows.any()):
+                believe(state)
+            return state.commit(torch.zeros_like(state.open), state.x)
+
+    with pytest.raises(DenoiserError, match="row 2, position 1"):
+        samplers.sample(spoilt_from(1)[0], Stuck(), prompt=PROMPT, gen_length=6)
+
+
+def test_found_late_costs_no_look_a_step(monkeypatch):
+    """What is not looked at at once is not looked at in another way each step. (Ops look at values on a CPU only.)"""
+    looks = []
+
+    def counted(before):
+        def look(self, *args, **kw):
+            looks.append(sys._getframe(1).f_code.co_filename)
+            return before(self, *args, **kw)
+
+        return look
+
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+
+    def looks_of_a_step():
+        counts = []
+        for steps in (4, 6):
+            looks.clear()
+            assert samplers.sample(WithHead(), "random_order", gen_length=6, batch=4, steps=steps).nfe == steps
+            counts.append(sum(os.path.join("samplers", "ops") not in name and name != __file__ for name in looks))
+        return (counts[1] - counts[0]) / 2
+
+    at_once = looks_of_a_step()
+    late_init(monkeypatch)
+    assert looks_of_a_step() == at_once - 1
+
+
+def test_gaussian_found_late(late):
+    def fn(x, t):
+        calls.append(1)
+        out = x.clone()
+        if len(calls) >= 3:
+            out[1] = math.nan
+        return out
+
+    calls = []
+    with pytest.raises(DenoiserError, match=r"row 1 a value that is not finite \(forward 3,"):
+        samplers.sample(GaussianDenoiser.wrap(fn, shape=(2,)), "ddim", batch=3, steps=6)

@@ -79,22 +79,28 @@ struct Peak16 {
     using H = Simd::H;
     constexpr int kW = Simd::kHalves;
     constexpr int16_t kInf = Load<kType>::kInfinity;
-    H first = Simd::set16(INT16_MIN), second = first, low = Simd::set16(INT16_MAX);
-    for (int i = 0; i < blocks * kBlock; i += kW) {
-      for (int line = 0; line < 2 * kW; line += 64)
-        if ((i * 2 + line) % 64 == 0) __builtin_prefetch(ahead + i * 2 + line);
-      const H v = Simd::load_ordered(static_cast<const uint16_t*>(x) + i);
-      low = Simd::min16(low, v);
-      if (kTop2) second = Simd::max16(second, Simd::min16(first, v));
-      first = Simd::max16(first, v);
+    // Two of each, so that an entry need not wait for the one before it.
+    H first[2], low[2], second = Simd::set16(INT16_MIN);
+    first[0] = first[1] = second;
+    low[0] = low[1] = Simd::set16(INT16_MAX);
+    for (int i = 0; i < blocks * kBlock; i += 2 * kW) {
+      for (int line = 0; line < 4 * kW; line += 64) __builtin_prefetch(ahead + i * 2 + line);
+      for (int half = 0; half < 2; ++half) {
+        const H v = Simd::load_ordered(static_cast<const uint16_t*>(x) + i + half * kW);
+        H& best = first[kTop2 ? 0 : half];
+        low[half] = Simd::min16(low[half], v);
+        if (kTop2) second = Simd::max16(second, Simd::min16(best, v));
+        best = Simd::max16(best, v);
+      }
     }
-    const int16_t highest = Simd::highest16(first), lowest = Simd::lowest16(low);
+    const int16_t highest = Simd::highest16(Simd::max16(first[0], first[1])),
+                  lowest = Simd::lowest16(Simd::min16(low[0], low[1]));
     out.max = from_half<kType>(Simd::ordered(highest));
     out.min = from_half<kType>(Simd::ordered(lowest));
     out.bad = highest >= kInf || lowest < -kInf - 1;  // -inf is -kInf - 1 in this order
     if (kTop2) {
       alignas(64) int16_t a[kW], b[kW];
-      memcpy(a, &first, sizeof a);
+      memcpy(a, &first[0], sizeof a);
       memcpy(b, &second, sizeof b);
       for (int i = 0; i < kW; i += kLanes) {
         Lanes here;
