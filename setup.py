@@ -19,17 +19,7 @@ WISH = os.environ.get("SAMPLERS_NATIVE", "")
 CUDA_WISH = os.environ.get("SAMPLERS_CUDA", "")
 CUDA_ARCHS = os.environ.get("SAMPLERS_CUDA_ARCHS", "80;90").split(";")
 
-SOURCES = [
-    "csrc/module.cpp",
-    "csrc/torch/headless.cpp",
-    "csrc/torch/masked_softmax.cpp",
-    "csrc/cpu/headless.cpp",
-    "csrc/cpu/masked_softmax.cpp",
-    "csrc/cpu/masked_softmax_avx512.cpp",
-    "csrc/cpu/masked_softmax_avx2.cpp",
-    "csrc/cpu/masked_softmax_portable.cpp",
-    "csrc/cpu/truncate.cpp",
-]
+SOURCES = sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/*/*.cpp"))
 # A changed header must rebuild what includes it; setuptools does not look inside.
 HEADERS = [
     os.path.join(folder, name)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from . import ops
 from .denoiser import GaussianDenoiser, TokenDenoiser
 from .errors import OptionError
 from .random import Rng
@@ -241,6 +242,18 @@ class TokenState(State):
             changes: new values of a subclass's own fields.
         """
         return self._moved(torch.where(where & self.open, token, self.x), self._block(self.open), **changes)
+
+    def commit_best(self: S, score: Tensor, token: Tensor, **rule: Any) -> S:
+        """The next state: `token` written at the open positions of the best scores, one step taken as by `commit`.
+
+        Args:
+            score: (B, L) floats; the higher first, equal ones by position.
+            token: (B, L) int64.
+            rule: how many, as in `samplers.ops.select`: k=, threshold=, factor= or budget=; least=, most=, lowest=.
+        """
+        x = self.x.clone()  # states are immutable
+        ops.commit_(x, token, score, self.open, **rule)
+        return self._moved(x, self._block(self.open))
 
     def _block(self, masked: Tensor) -> Tensor:
         """(B,): each row's lowest block with a masked position; _FAR where there is none."""

@@ -11,7 +11,7 @@ first state and `step` the next one. All the state there is lives in the State, 
 
         def step(self, believe, state):
             belief = believe(state, want="confidence")
-            return state.commit(select_top(belief.confidence, 1), belief.token)
+            return state.commit_best(belief.confidence, belief.token, k=1)
 """
 
 from __future__ import annotations

@@ -292,6 +292,31 @@ def test_threshold_extremes():
     assert samplers.sample(TinyNet(), "threshold", gen_length=20, threshold=1e-9).nfe == 1
 
 
+@pytest.mark.parametrize(
+    "rule", [{"k": torch.tensor([2, 0, 9])}, {"threshold": 0.6, "least": 1}, {"k": 1, "lowest": True}]
+)
+def test_commit_best_is_select_and_commit(rule):
+    states = []
+
+    class Keeps(samplers.Sampler):
+        name, family = "keeps", "masked"
+
+        def step(self, believe, state):
+            states.append(state)
+            return state.commit(state.open, believe(state).token)
+
+    samplers.sample(TinyNet(), Keeps(), prompt=[1, 2], gen_length=6, batch=3, block_length=3, temperature=1.0)
+    state = states[0]
+    before = state.x.clone()
+    score, token = torch.rand(3, 8), torch.zeros(3, 8, dtype=torch.int64)
+    best = state.commit_best(score, token, **rule)
+    chosen = samplers.ops.select(score, state.open, **rule).chosen
+    assert torch.equal(state.x, before), "states are immutable"
+    for name in ("x", "open", "step", "block_step", "count", "done"):
+        assert torch.equal(getattr(best, name), getattr(state.commit(chosen, token), name)), name
+    assert torch.equal(best.x[:, :2], before[:, :2])
+
+
 def test_stop_phrase_and_padding():
     # A model that writes 0 1 2 3 4 5 6 7 0 1 ... by position; the phrase 3 4 stops a row behind position 4.
     def fn(ids):

@@ -224,8 +224,7 @@ def test_the_kit_finds_a_sampler_that_is_wrong(tmp_path, monkeypatch):
         "batch_count": ("belief.confidence.flatten().argsort().argsort().view_as(state.x).float()", "row_of"),
         "peeks": ("belief.confidence", "law and one"),
     }
-    code = "import torch\nfrom samplers.masked.parts import select_top\n"
-    code += "from dataclasses import dataclass\nfrom samplers import Sampler\n"
+    code = "import torch\nfrom dataclasses import dataclass\nfrom samplers import Sampler\n"
     for name, (score, _) in mistakes.items():
         k = "len(state.x)" if name == "batch_count" else 1
         code += f"""
@@ -236,8 +235,7 @@ class {name.title().replace("_", "")}(Sampler):
 
     def step(self, believe, state):
         belief = believe(state, want="confidence")
-        score = torch.where(state.open, {score}, -torch.inf)
-        return state.commit(select_top(score, {k}), belief.token)
+        return state.commit_best({score}, belief.token, k={k})
 """
     (tmp_path / "wrong_ones.py").write_text(code)
     info = tmp_path / "wrong_ones-1.0.dist-info"

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from .. import ops
 from ..canvas import Canvas
 from ..sampler import Sampler, option
 from ..schedule import mask_schedule
-from .parts import TimedState, select_top, timed
+from .parts import TimedState, timed
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class BetaEnergy(Sampler):
         target = torch.where(totals > have, totals, torch.inf).amin(1, keepdim=True)
         count = (target.clamp(max=2**30).to(torch.int64) - have).squeeze(1)
         if self.rank == "random":
-            chosen = select_top(torch.where(state.open, -state.time, -torch.inf), count)
+            chosen = ops.select(state.time, state.open, k=count, lowest=True).chosen
             return state.commit(chosen, believe(state, chosen).token)
         belief = believe(state, want="confidence")
-        return state.commit(select_top(belief.confidence, count), belief.token)
+        return state.commit_best(belief.confidence, belief.token, k=count)
 
     def expected_nfe(self, length: int, steps: int) -> float:
         """The number of steps that commit something."""

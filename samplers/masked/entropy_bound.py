@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ..sampler import Sampler, option
-from .parts import at_least, select_top
+from .parts import at_least
 
 
 @dataclass(frozen=True)
@@ -36,13 +34,10 @@ class EntropyBound(Sampler):
     proxy: str = option("entropy", "what positions are sorted by", choices=("entropy", "confidence", "margin"))
 
     def step(self, believe, state):
-        want = ("entropy",) if self.proxy == "entropy" else ("entropy", self.proxy)
-        belief = believe(state, want=want)
-        score = -belief.entropy if self.proxy == "entropy" else getattr(belief, self.proxy)  # (B, L) high: certain
-        order = torch.sort(score, dim=1, descending=True, stable=True).indices
-        # Beyond the open positions entropies are infinite: zero there, and cut off by the count of open ones.
-        entropy = torch.where(state.open, belief.entropy, 0.0).double().gather(1, order)
-        lost = entropy.cumsum(1) - entropy.cummax(1).values
-        # `lost` never falls, so these are a prefix. Entropies come from float32 sums: below 1e-7 is certain.
-        count = torch.minimum((lost <= self.bound + 1e-7).sum(1), state.count)
-        return state.commit(select_top(score, torch.maximum(count, at_least(state))), belief.token)
+        # Entropies come from float32 sums: below 1e-7 is certain.
+        rule = {"budget": self.bound + 1e-7, "least": at_least(state)}
+        if self.proxy == "entropy":
+            belief = believe(state, want="entropy")
+            return state.commit_best(belief.entropy, belief.token, lowest=True, **rule)
+        belief = believe(state, want=("entropy", self.proxy))
+        return state.commit_best(getattr(belief, self.proxy), belief.token, cost=belief.entropy, **rule)

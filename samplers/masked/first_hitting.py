@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from .. import ops
 from ..canvas import Canvas
 from ..sampler import Sampler, option
 from ..schedule import mask_schedule
-from .parts import TimedState, even_plan, select_top, timed
+from .parts import TimedState, even_plan, timed
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,9 @@ class FirstHitting(Sampler):
         return timed(canvas, self.schedule)
 
     def step(self, believe, state: TimedState) -> TimedState:
-        due = torch.where(state.open, -state.time, -torch.inf)  # (B, L) the earliest has the highest score
-        chosen = select_top(due, even_plan(state))
+        chosen = ops.select(state.time, state.open, k=even_plan(state), lowest=True).chosen  # (B, L) the earliest
         # `time` is a visible fraction: at the hit, 1 - time of the block's positions are expected masked.
-        hit = torch.where(chosen, -due, 1.0).amin(1)  # (B,)
+        hit = torch.where(chosen, state.time, 1.0).amin(1)  # (B,)
         later = state.masked.sum(1) - state.count
         t = (later + state.block_size * (1 - hit)) / state.canvas.fill.sum(1)
         belief = believe(state, chosen, t=t)

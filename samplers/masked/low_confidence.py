@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..sampler import Sampler
-from .parts import even_plan, select_top
+from .parts import even_plan
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LowConfidence(Sampler):
     def step(self, believe, state):
         count = even_plan(state)
         belief = believe(state, state.open & (count > 0)[:, None], want="confidence")
-        return state.commit(select_top(belief.confidence, count), belief.token)
+        return state.commit_best(belief.confidence, belief.token, k=count)
 
     def expected_nfe(self, length: int, steps: int) -> float:
         return min(length, steps)

@@ -1,4 +1,4 @@
-"""What several masked samplers share: choosing positions, and the counts and times that schedules prescribe."""
+"""What several masked samplers share: the counts and times that schedules prescribe."""
 
 from __future__ import annotations
 
@@ -11,21 +11,7 @@ from ..canvas import Canvas, TokenState
 from ..random import DRAW_POSITION
 from ..schedule import MaskSchedule, mask_schedule
 
-__all__ = ["TimedState", "at_least", "even_plan", "select_top", "timed"]
-
-
-def select_top(score: Tensor, k: Tensor | int) -> Tensor:
-    """(B, L) bool: each row's k highest scores; equal scores go to the lower position; -inf is never chosen.
-
-    Args:
-        score: (B, L) floats.
-        k: (B,) int64, or one number for all rows.
-    """
-    order = torch.sort(score, dim=1, descending=True, stable=True).indices  # stable: equals stay in position order
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(score.shape[1], device=score.device).expand_as(order)
-    )
-    return (rank < (k[:, None] if isinstance(k, Tensor) else k)) & (score > -torch.inf)
+__all__ = ["TimedState", "at_least", "even_plan", "timed"]
 
 
 def even_plan(state: TokenState) -> Tensor:

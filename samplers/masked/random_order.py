@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
+from .. import ops
 from ..canvas import Canvas
 from ..sampler import Sampler
-from .parts import TimedState, even_plan, select_top, timed
+from .parts import TimedState, even_plan, timed
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class RandomOrder(Sampler):
         return timed(canvas, "linear")
 
     def step(self, believe, state: TimedState) -> TimedState:
-        chosen = select_top(torch.where(state.open, -state.time, -torch.inf), even_plan(state))
+        chosen = ops.select(state.time, state.open, k=even_plan(state), lowest=True).chosen
         return state.commit(chosen, believe(state, chosen).token)
 
     def expected_nfe(self, length: int, steps: int) -> float:

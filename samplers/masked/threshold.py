@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from ..sampler import Sampler, option
-from .parts import at_least, select_top
+from .parts import at_least
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,4 @@ class Threshold(Sampler):
 
     def step(self, believe, state):
         belief = believe(state, want="confidence")
-        sure = (belief.confidence >= self.threshold).sum(1)
-        count = torch.maximum(sure, at_least(state))
-        return state.commit(select_top(belief.confidence, count), belief.token)
+        return state.commit_best(belief.confidence, belief.token, threshold=self.threshold, least=at_least(state))

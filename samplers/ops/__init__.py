@@ -6,7 +6,38 @@ the same either way; `status()` says what is in use.
 """
 
 from samplers.ops._native import status
+from samplers.ops.cached_attention import cached_attention
+from samplers.ops.cached_kv import (
+    kv_append_,
+    kv_compact_,
+    kv_gather,
+    kv_replace_,
+    kv_row_bytes,
+    kv_scatter_,
+    kv_select_rows_,
+)
 from samplers.ops.headless import headless_softmax
 from samplers.ops.masked_softmax import MaskedSoftmax, masked_softmax
+from samplers.ops.remask import Accepted, Selection, accept_slots_, commit_, remask_, select, select_slots
 
-__all__ = ["MaskedSoftmax", "headless_softmax", "masked_softmax", "status"]
+__all__ = [
+    "Accepted",
+    "MaskedSoftmax",
+    "Selection",
+    "accept_slots_",
+    "cached_attention",
+    "commit_",
+    "headless_softmax",
+    "kv_append_",
+    "kv_compact_",
+    "kv_gather",
+    "kv_replace_",
+    "kv_row_bytes",
+    "kv_scatter_",
+    "kv_select_rows_",
+    "masked_softmax",
+    "remask_",
+    "select",
+    "select_slots",
+    "status",
+]

@@ -35,3 +35,24 @@ def check_inside(op, ids, bound, name, of):
     if bad is not None and len(bad):
         i = int(bad[0])
         raise IndexError(f"{op}: {name}[{i}] is {int(ids[i])}, expected 0 to {bound - 1} ({of})")
+
+
+def check_plane(op, t, name, dtypes, shape=None, device=None, optional=False):
+    """(B, L), of one of these dtypes, of this shape and device (None: any); None passes if it is optional."""
+    if t is None and optional:
+        return
+    where = f"{op}: {name}"
+    if not isinstance(t, torch.Tensor):
+        raise TypeError(f"{where} is {t!r}, expected a tensor")
+    if t.dim() != 2 or (shape is not None and tuple(t.shape) != shape):
+        raise ValueError(f"{where} has shape {tuple(t.shape)}, expected {'(B, L)' if shape is None else shape}")
+    if t.dtype not in dtypes:
+        raise TypeError(f"{where} is {t.dtype}, expected {' or '.join(map(str, dtypes))}")
+    if device is not None and t.device != device:
+        raise ValueError(f"{where} is on {t.device}, expected {device} like the rest")
+
+
+def check_written(op, x):
+    """Not an expanded tensor, whose rows or columns are one memory; None passes."""
+    if x is not None and x.numel() > 0 and any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride())):
+        raise ValueError(f"{op}: x is written in place and must not be an expanded tensor")

@@ -1,0 +1,127 @@
+"""Cache operations, at the sizes of LLaDA-8B (32 heads) and Qwen3-8B (36 layers, 8 heads), bfloat16.
+
+    pytest bench/test_cached_kv.py --benchmark-enable
+
+One group a case: ours, what published code does, and the floor, a contiguous copy of the same bytes. A block of 32 rows
+is replaced or appended, 256 random rows are scattered or gathered; the capacity is part of a group's name, and no time
+of ours may depend on it. index_copy_ runs over the layers in a Python loop, as models hold a cache a layer.
+cached_attention stands against torch's attention over keys that are put together first. `python bench/trim.py out.json
+bench/results/MACHINE/cached_kv.json` saves a run.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from samplers import ops
+
+WIDTH, BLOCK, SOME = 128, 32, 256
+CASES = {  # layers, heads, capacity
+    "one layer, 32 heads, 1024": (1, 32, 1024),
+    "one layer, 32 heads, 4096": (1, 32, 4096),
+    "8 layers, 32 heads, 4096": (8, 32, 4096),
+    "36 layers, 8 heads, 4096": (36, 8, 4096),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def cache(request):
+    layers, heads, length = CASES[request.param]
+    key = torch.zeros(layers, 1, heads, length, WIDTH, dtype=torch.bfloat16)  # (layers, B, H, L, D)
+    return request.param, key, torch.zeros_like(key)
+
+
+def new_rows(key, n):
+    g = torch.Generator().manual_seed(0)
+    shape = (*key.shape[:3], n, WIDTH)
+    return [torch.randn(shape, generator=g).to(key.dtype) for _ in range(2)]
+
+
+def index_copy(key, value, new_key, new_value, index):
+    for layer in range(key.shape[0]):
+        key[layer].index_copy_(2, index, new_key[layer])
+        value[layer].index_copy_(2, index, new_value[layer])
+
+
+def slice_copy(key, value, new_key, new_value, start):
+    key[:, :, :, start : start + new_key.shape[3]].copy_(new_key)
+    value[:, :, :, start : start + new_key.shape[3]].copy_(new_value)
+
+
+def copy(to, new):
+    for x, y in zip(to, new):
+        x.copy_(y)
+
+
+def append(key, value, new_key, new_value, lengths):
+    lengths.fill_(100)
+    ops.kv_append_(key, value, new_key, new_value, lengths)
+
+
+def measure(benchmark, group, key, value, rows, function, *args):
+    benchmark.group = group
+    benchmark.extra_info.update(bytes=rows * ops.kv_row_bytes(key, value), **ops.status())
+    benchmark.pedantic(function, args, rounds=50, iterations=10, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("what", ["copy", "replace", "append", "slice copy_", "index_copy_"])
+def test_block(benchmark, cache, what):
+    name, key, value = cache
+    new = new_rows(key, BLOCK)
+    calls = {
+        "copy": (copy, [torch.empty_like(x) for x in new], new),
+        "replace": (ops.kv_replace_, key, value, *new, 100),
+        "append": (append, key, value, *new, torch.tensor([100])),
+        "slice copy_": (slice_copy, key, value, *new, 100),
+        "index_copy_": (index_copy, key, value, *new, torch.arange(100, 100 + BLOCK)),
+    }
+    measure(benchmark, f"block of {BLOCK}; {name}", key, value, BLOCK, *calls[what])
+
+
+@pytest.mark.parametrize("what", ["copy", "scatter", "index_copy_", "gather", "index_select"])
+def test_random_rows(benchmark, cache, what):
+    name, key, value = cache
+    new = new_rows(key, SOME)
+    index = torch.randperm(key.shape[3], generator=torch.Generator().manual_seed(1))[:SOME]
+    out = [torch.empty_like(x) for x in new]
+
+    def index_select():
+        for x, y in zip((key, value), out):
+            torch.index_select(x, 3, index, out=y)
+
+    calls = {
+        "copy": (copy, out, new),
+        "scatter": (ops.kv_scatter_, key, value, *new, index),
+        "index_copy_": (index_copy, key, value, *new, index),
+        "gather": (lambda: ops.kv_gather(key, value, index, out=out),),
+        "index_select": (index_select,),
+    }
+    measure(benchmark, f"{SOME} random rows; {name}", key, value, SOME, *calls[what])
+
+
+@pytest.mark.parametrize("what", ["ours", "put together", "cache alone"])
+@pytest.mark.parametrize("heads", [32, 8], ids=["32 heads", "8 of 32 heads"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_attention(benchmark, dtype, heads, what):
+    """32 new rows over 1024 stored of 4096; "cache alone" is less than the work that is asked for."""
+    g = torch.Generator().manual_seed(0)
+
+    def randn(heads, n):
+        return torch.randn(1, heads, n, WIDTH, generator=g).to(dtype)
+
+    query, key, value = randn(32, BLOCK), randn(heads, 4096), randn(heads, 4096)
+    new_key, new_value, lengths = randn(heads, BLOCK), randn(heads, BLOCK), torch.tensor([1024])
+    old = [x[:, :, :1024] for x in (key, value)]
+
+    def together():
+        k, v = (torch.cat([x, y], 2) for x, y in zip(old, (new_key, new_value)))
+        return F.scaled_dot_product_attention(query, k, v, enable_gqa=True)
+
+    calls = {
+        "ours": lambda: ops.cached_attention(query, key, value, new_key, new_value, lengths=lengths),
+        "put together": together,
+        "cache alone": lambda: F.scaled_dot_product_attention(query, *old, enable_gqa=True),
+    }
+    benchmark.group = f"attention {str(dtype)[6:]}, {heads} heads of keys"
+    benchmark.extra_info.update(**ops.status())
+    benchmark.pedantic(calls[what], rounds=9, iterations=3, warmup_rounds=1)
