@@ -335,7 +335,6 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
 #pragma unroll
       for (int e = 0; e < L::kPer; ++e) merge_two(out.max, out.second, x[e], kNone);
     }
-    least = kNone;  // not looked at: the weights are on their guard
   } else {
     uint32_t high[4], next[4], low[4];
 #pragma unroll
@@ -380,6 +379,10 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
     constexpr bool kDeep = decltype(deep)::value;
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
+      if constexpr (kCareful) {
+#pragma unroll
+        for (int w = 0; w < 4; ++w) forget(words[b][w]);
+      }
       float x[L::kPer];
       block_of(b, x);
 #pragma unroll
@@ -393,8 +396,9 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
       }
     }
   };
-  // One test for the warp: its lanes stay together.
-  if (__any_sync(kAllLanes, needed && !((least - out.max) * args.kmax >= kFloor))) {
+  if constexpr (kCareful) {
+    weigh(std::true_type{});
+  } else if (__any_sync(kAllLanes, needed && !((least - out.max) * args.kmax >= kFloor))) {  // the warp stays together
     weigh(std::true_type{});
   } else {
     weigh(std::false_type{});
@@ -881,7 +885,7 @@ struct Cutter {
 };
 
 template <int kFormat>
-__global__ void __launch_bounds__(kCutThreads, 2) cuts_of_rows(Args args) {
+__global__ void __launch_bounds__(kCutThreads, 1) cuts_of_rows(Args args) {
   __shared__ CutDesk desk;
   const int words = static_cast<int>((args.job.vocab + 31) / 32);
   for (int i = static_cast<int>(threadIdx.x); i < words; i += kCutThreads) desk.forbidden[i] = 0;
@@ -959,8 +963,7 @@ int run(const SoftmaxCall& call, void* stream) {
   const int sms = call.multiprocessors;
   const bool more = (call.job.want & (cpu::kMargin | cpu::kEntropy)) != 0;
   if (args.cuts) {
-    const int64_t resident = 2 * static_cast<int64_t>(sms);
-    const dim3 grid(static_cast<unsigned>(args.job.n < resident ? args.job.n : resident));
+    const dim3 grid(static_cast<unsigned>(args.job.n < sms ? args.job.n : sms));
     const int error = launch(&cuts_of_rows<kFormat>, grid, kCutThreads, stream, args);
     if (error) return error;
   }

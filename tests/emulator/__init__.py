@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 FLAGS = (
     "-std=c++20",
-    "-O2",
+    "-O1",
     "-fPIC",
     "-shared",
     "-fvisibility=hidden",

@@ -1,0 +1,85 @@
+"""What nvcc makes of the kernels, where it is found: they compile for every architecture, and the softmax kernels keep
+what they work on in registers."""
+
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from samplers.ops import _native
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+ARCHS = (80, 90)
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="nvcc is not found")
+KERNEL = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\d+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers",
+    re.DOTALL,
+)
+
+
+def compile_one(source, folder):
+    """→ (return code, what nvcc printed)."""
+    archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS]
+    command = [NVCC, "-std=c++17", "-O3", "-fmad=false", "--threads=2", *archs, "--ptxas-options=-v", "-c", str(source)]
+    done = subprocess.run([*command, "-o", str(folder / f"{source.stem}.o")], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """Every kernel of every file: name, architecture, registers, spilled bytes."""
+    folder = tmp_path_factory.mktemp("cuda")
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        results = dict(zip(SOURCES, pool.map(lambda source: compile_one(source, folder), SOURCES)))
+    found = []
+    for source, (code, text) in results.items():
+        assert code == 0, f"{source.name}:\n{text}"
+        assert "error" not in text and "warning" not in text, f"{source.name}:\n{text}"
+        found += [(source.stem, {k: v if k == "name" else int(v) for k, v in m.groupdict().items()})
+                  for m in KERNEL.finditer(text)]  # fmt: skip
+    return found
+
+
+@needs_nvcc
+def test_softmax_kernels_stay_in_registers(kernels):
+    softmax = [kernel for family, kernel in kernels if family.startswith("masked_softmax")]
+    for kind in ("whole_rows", "parts_of_rows", "ends_of_rows", "cuts_of_rows"):
+        for arch in ARCHS:
+            assert sum(kind in k["name"] and k["arch"] == arch for k in softmax) >= 3, (kind, arch)  # one a format
+    for k in softmax:
+        assert (k["stack"], k["stores"], k["loads"]) == (0, 0, 0), k
+        # Two blocks of 256 threads share 65,536 registers; guided and cut rows have a multiprocessor's to themselves.
+        careful = re.search(r"Lb[01]ELb1E", k["name"])
+        assert k["registers"] <= (255 if careful else 128), k
+
+
+@needs_nvcc
+def test_the_module_has_them():
+    if _native.C is None:
+        pytest.skip(f"no native extension: {_native.REASON}")
+    if os.environ.get("SAMPLERS_CUDA") == "0":
+        pytest.skip("SAMPLERS_CUDA=0")
+    facts = _native.C.build_facts()
+    assert facts["cuda"] is True
+    assert {f"sm_{a}" for a in ARCHS} <= set(facts["cuda_archs"].split()) or os.environ.get("SAMPLERS_CUDA_ARCHS")
+    assert any(word.startswith("compute_") for word in facts["cuda_archs"].split())
+
+
+def test_without_cuda_the_facts_say_so():
+    if _native.C is None or _native.C.build_facts()["cuda"]:
+        pytest.skip("this build has CUDA kernels, or none at all")
+    assert _native.C.build_facts()["cuda_archs"] == ""
+
+
+def test_the_sources_travel():
+    """A source distribution has what the build needs."""
+    text = (ROOT / "MANIFEST.in").read_text()
+    assert {path.suffix for path in (ROOT / "csrc").rglob("*.*")} <= {s[1:] for s in text.split() if s.startswith("*.")}
