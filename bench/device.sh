@@ -58,7 +58,7 @@ export PYTHON arch
 pytest=("$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= -p samplers.testing.plugin)
 ops=()
 for file in tests/test_*.py; do
-  grep -lqE 'samplers\.ops|from samplers import ops' "$file" && [ "$file" != tests/test_on_gpu.py ] && ops+=("$file")
+  grep -lqE 'samplers\.ops|from samplers import ops|emulator' "$file" && [ "$file" != tests/test_on_gpu.py ] && ops+=("$file")
 done
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 

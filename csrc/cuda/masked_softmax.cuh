@@ -312,28 +312,28 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
       }
     }
   }
-  const auto block_of = [&](int b, float (&x)[L::kPer]) {  // block b of the lane in fp32
+  float values[kCareful ? kBlocks : 1][L::kPer];  // guided and cut entries, once for all, in fp32
+  if constexpr (kCareful) {
 #pragma unroll
-    for (int e = 0; e < L::kPer; ++e) {
-      const int w = e / L::kHalves, h = e % L::kHalves;
-      x[e] = number<kFormat>(words[b][w], h);
-      if constexpr (kCareful) {
-        if (row.guidance) x[e] = guided(x[e], number<kFormat>(other[b][w], h), args.job.cfg_scale);
-        if (forbidden >> (b * L::kPer + e) & 1) x[e] = kNone;
-        if (row.cut.off(x[e], begin + b * kBlock + lane * L::kPer + e)) x[e] = kNone;
+    for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+      for (int e = 0; e < L::kPer; ++e) {
+        const int w = e / L::kHalves, h = e % L::kHalves;
+        float x = number<kFormat>(words[b][w], h);
+        if (row.guidance) x = guided(x, number<kFormat>(other[b][w], h), args.job.cfg_scale);
+        if (forbidden >> (b * L::kPer + e) & 1) x = kNone;
+        values[b][e] = row.cut.off(x, begin + b * kBlock + lane * L::kPer + e) ? kNone : x;
       }
     }
-  };
+  }
 
   Stats out{kNone, kNone, {0.f, 0.f}, 0.f};
   float least = INFINITY;  // the lane's own
   if constexpr (kCareful) {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      float x[L::kPer];
-      block_of(b, x);
 #pragma unroll
-      for (int e = 0; e < L::kPer; ++e) merge_two(out.max, out.second, x[e], kNone);
+      for (int e = 0; e < L::kPer; ++e) merge_two(out.max, out.second, values[b][e], kNone);
     }
   } else {
     uint32_t high[4], next[4], low[4];
@@ -379,15 +379,15 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
     constexpr bool kDeep = decltype(deep)::value;
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      if constexpr (kCareful) {
-#pragma unroll
-        for (int w = 0; w < 4; ++w) forget(words[b][w]);
-      }
-      float x[L::kPer];
-      block_of(b, x);
 #pragma unroll
       for (int e = 0; e < L::kPer; ++e) {
-        const float d = x[e] - out.max;
+        float x;
+        if constexpr (kCareful) {
+          x = values[b][e];
+        } else {
+          x = number<kFormat>(words[b][e / L::kHalves], e % L::kHalves);
+        }
+        const float d = x - out.max;
         float t, ignored;
         const float w = weight_of<kDeep>(d, args.k[0], t);
         acc[e] += w;

@@ -26,16 +26,6 @@ __device__ __forceinline__ float max_nan(float a, float b) {
 #endif
 }
 
-// Makes the compiler forget what it has computed from a word: it would rather keep 64 numbers than compute them again,
-// and run out of registers.
-__device__ __forceinline__ void forget(uint32_t& word) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(word));
-#else
-  (void)word;
-#endif
-}
-
 // Half `which` of a word that holds two 16-bit numbers, or the word itself, as fp32.
 template <int kFormat>
 __device__ __forceinline__ float number(uint32_t word, int which) {
