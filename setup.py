@@ -2,6 +2,7 @@
 
 The extension is a bonus: without a compiler or without torch at build time the package installs all the same and runs
 on the torch twins. SAMPLERS_NATIVE=0 leaves it out on purpose, SAMPLERS_NATIVE=1 makes a failure to build it an error.
+SAMPLERS_SANITIZE=1 builds it with address and undefined-behaviour checks, for `make sanitize`.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 from setuptools import Extension, setup
 
 WISH = os.environ.get("SAMPLERS_NATIVE", "")
+SANITIZE = os.environ.get("SAMPLERS_SANITIZE", "") == "1"
 
 SOURCES = [
     "csrc/module.cpp",
@@ -73,6 +75,10 @@ def with_extension():
         "-ffp-contract=off",
         "-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized",  # the latter two: gcc 12, of its own intrinsics
     ]  # fmt: skip
+    checks = []
+    if SANITIZE:
+        checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        flags += [*checks, "-O1", "-g", "-fno-omit-frame-pointer"]  # the last -O and -g win
     extension = Extension(
         "samplers._C",
         SOURCES,
@@ -85,6 +91,7 @@ def with_extension():
             ("SAMPLERS_BUILD_TORCH", f'"{torch.__version__}"'),
         ],
         extra_compile_args=flags,
+        extra_link_args=checks,
         depends=HEADERS,
         language="c++",
     )

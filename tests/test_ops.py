@@ -451,6 +451,11 @@ U = torch.zeros(4, dtype=torch.float64)
 I = torch.arange(4)
 
 BAD = {
+    "no tensor": (TypeError, r"logits is \[\[1.0\]\], expected Tensor", {"logits": [[1.0]]}),
+    "index no tensor": (TypeError, r"index is 3, expected Tensor or None", {"index": 3}),
+    "temperature no number": (TypeError, "temperature is 'hot', expected float", {"temperature": "hot"}),
+    "sparse": (ValueError, "logits is torch.sparse_coo, expected a dense tensor", {"logits": X.to_sparse()}),
+    "top_k huge": (ValueError, "top_k is 9223372036854775808, expected a number that fits", {"top_k": 2**63}),
     "dims": (ValueError, r"logits has shape \(4,\)", {"logits": torch.zeros(4)}),
     "empty vocabulary": (ValueError, "no columns", {"logits": torch.zeros(4, 0)}),
     "dtype": (TypeError, "logits is torch.float64, expected float32", {"logits": X.double()}),
@@ -511,6 +516,8 @@ def test_kernel_guards_memory_by_itself():
 def test_no_rows():
     out = masked_softmax(X, torch.empty(0, dtype=torch.int64), want=("confidence", "lse"))
     assert [v.shape if v is not None else None for v in out] == [(0,), (0,), None, None, (0,), None, (0,)]
+    none = masked_softmax(X, torch.empty(0, dtype=torch.int64), guidance=X[:3], cfg_scale=1.0)
+    assert none.token.shape == (0,)
 
 
 def test_inputs_are_left_alone():

@@ -76,7 +76,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
         guidance_index ? vector_of<int64_t>(kOp, guidance_index, ScalarType::Long, job.n, "guidance_index") : rows;
     if (from)
       check_ids(kOp, from, job.n, guidance->size(0), guidance_index ? "guidance_index" : "index (into guidance)");
-    STD_TORCH_CHECK(from || guidance->size(0) == job.n, "masked_softmax: guidance has ", guidance->size(0),
+    // An empty index has no address either.
+    STD_TORCH_CHECK(from || job.n == 0 || guidance->size(0) == job.n, "masked_softmax: guidance has ", guidance->size(0),
                     " rows, expected ", job.n);
     job.guidance = rows_of(*guidance, from);
     job.cfg_scale = static_cast<float>(cfg_scale);
