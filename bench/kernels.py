@@ -78,7 +78,7 @@ def is_floor(row):
 
 
 def is_ours(row):
-    return row["extra_info"].get("ours", "ours" in re.split(r"[\[\]\s_-]", row["name"]))
+    return row["extra_info"].get("ours", "ours" in re.split(r"[][,\s_-]", row["name"]))
 
 
 def number(x):

@@ -454,7 +454,7 @@ BAD = {
     "no tensor": (TypeError, r"logits is \[\[1.0\]\], expected Tensor", {"logits": [[1.0]]}),
     "index no tensor": (TypeError, r"index is 3, expected Tensor or None", {"index": 3}),
     "temperature no number": (TypeError, "temperature is 'hot', expected float", {"temperature": "hot"}),
-    "sparse": (ValueError, "logits is torch.sparse_coo, expected a dense tensor", {"logits": X.to_sparse()}),
+    "sparse": (ValueError, "index is torch.sparse_coo, expected a dense tensor", {"index": I.to_sparse()}),
     "top_k huge": (ValueError, "top_k is 9223372036854775808, expected a number that fits", {"top_k": 2**63}),
     "dims": (ValueError, r"logits has shape \(4,\)", {"logits": torch.zeros(4)}),
     "empty vocabulary": (ValueError, "no columns", {"logits": torch.zeros(4, 0)}),

@@ -23,8 +23,9 @@ def explained(function):
             return function(*args, **kw)
         try:
             return function(*args, **kw)
-        except (AttributeError, RuntimeError, TypeError):
-            _check_kinds(function.__name__, signature.bind(*args, **kw).arguments, hints)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            if not str(error).startswith(f"{function.__name__}: "):  # what the op says itself is better
+                _check_kinds(function.__name__, signature.bind(*args, **kw).arguments, hints)
             raise
 
     return op
