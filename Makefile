@@ -70,10 +70,11 @@ CHECKS := $(foreach lib,asan ubsan stdc++,$(shell $${CXX:-c++} -print-file-name=
 OP_TESTS := $(wildcard $(addprefix tests/test_,ops.py ops_generated.py cached_kv.py remask.py headless.py))
 
 sanitize: setup
-	SAMPLERS_NATIVE=1 SAMPLERS_CUDA=0 SAMPLERS_SANITIZE=1 $(BIN)/python setup.py --quiet build \
-	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects > $(SANITIZED).log
+	@mkdir -p build
+	@SAMPLERS_NATIVE=1 SAMPLERS_CUDA=0 SAMPLERS_SANITIZE=1 $(BIN)/python setup.py --quiet build \
+	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects > $(SANITIZED).log 2>&1 || { cat $(SANITIZED).log; exit 1; }
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$(CHECKS)" UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	  ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0:handle_segv=1 \
+	  ASAN_OPTIONS=detect_leaks=0 \
 	  $(BIN)/python -P -m pytest -p no:cacheprovider $(OP_TESTS)
 
 clean:

@@ -5,6 +5,8 @@ Where the extension is not built, the tests that compare the two are skipped and
 
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -533,6 +535,16 @@ def test_inputs_are_left_alone():
 
 def test_schema_is_one():
     assert str(torch.ops.sampler_zoo.masked_softmax.default._schema) == f"sampler_zoo::{ms.SCHEMA}"
+
+
+@needs_native
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not here")
+def test_binary_needs_torchs_c_functions_only():
+    """So that one binary serves many versions of torch: nothing of its C++ interface, which changes with each."""
+    lines = subprocess.run(["nm", "-D", "--undefined-only", C.__file__], capture_output=True, text=True).stdout
+    needed = [line.split()[-1] for line in lines.splitlines()]
+    assert [name for name in needed if name.startswith(("aoti_torch_", "torch_"))]
+    assert not [name for name in needed if re.match(r"_Z\w*?(2at|3c10|5torch)\d", name)]
 
 
 def test_opcheck():
