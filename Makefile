@@ -5,14 +5,17 @@ BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*) setup.py
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/* tests/emulator/*.h tests/emulator/*.cpp)
 
-.PHONY: help setup native test lint format bench bench-kernels clean
+.PHONY: help setup native test lint format bench bench-kernels draws fuzz sanitize clean
 
 help:
 	@echo "make bench          the demo sweep: runs/demo/report.html"
 	@echo "make test           the whole test suite"
 	@echo "make lint           ruff, mypy, clang-format"
 	@echo "make format         let them mend what they can"
-	@echo "make bench-kernels  pytest-benchmark of the native ops"
+	@echo "make bench-kernels  every kernel beside its peers: a table, and JSON under bench/results/ (ten minutes)"
+	@echo "make draws          ten million draws against the true distribution (minutes)"
+	@echo "make fuzz           100,000 random calls of the ops, right and wrong (minutes)"
+	@echo "make sanitize       the op tests on a build that checks addresses and undefined behaviour (minutes)"
 	@echo "make clean          remove .venv, build/ and the built extension"
 
 # torch goes first and by its pinned number: an unpinned one may bring gigabytes of CUDA along, and the extension is
@@ -54,7 +57,26 @@ bench: setup
 	$(BIN)/samplers bench --demo
 
 bench-kernels: setup
-	$(BIN)/python -m pytest bench --benchmark-enable --benchmark-only
+	$(BIN)/python bench/kernels.py
+
+draws: setup
+	$(BIN)/python bench/draws.py
+
+fuzz: setup
+	$(BIN)/python tests/fuzz_ops.py
+
+# A second build of the extension, with the package beside it; the interpreter has no checks, so they are loaded first.
+SANITIZED := build/sanitized
+CHECKS := $(foreach lib,asan ubsan stdc++,$(shell $${CXX:-c++} -print-file-name=lib$(lib).so))
+OP_TESTS := $(wildcard $(addprefix tests/test_,ops.py ops_generated.py cached_kv.py remask.py headless.py))
+
+sanitize: setup
+	@mkdir -p build
+	@SAMPLERS_NATIVE=1 SAMPLERS_CUDA=0 SAMPLERS_SANITIZE=1 $(BIN)/python setup.py --quiet build \
+	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects > $(SANITIZED).log 2>&1 || { cat $(SANITIZED).log; exit 1; }
+	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$(CHECKS)" UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  ASAN_OPTIONS=detect_leaks=0 \
+	  $(BIN)/python -P -m pytest -p no:cacheprovider $(OP_TESTS)
 
 clean:
 	rm -rf $(VENV) build samplers/_C*.so *.egg-info

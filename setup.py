@@ -4,6 +4,7 @@ The extension is a bonus: without a compiler or without torch at build time the 
 on the torch twins. SAMPLERS_NATIVE=0 leaves it out on purpose, SAMPLERS_NATIVE=1 makes a failure to build it an error.
 Where nvcc is found the extension has CUDA kernels too, whatever torch is installed and whether or not there is a GPU;
 SAMPLERS_CUDA=0 and =1 are to them what SAMPLERS_NATIVE is to the whole. SAMPLERS_CUDA_ARCHS names other architectures.
+SAMPLERS_SANITIZE=1 builds it with address and undefined-behaviour checks, for `make sanitize`.
 """
 
 import concurrent.futures
@@ -18,6 +19,7 @@ from setuptools import Extension, setup
 WISH = os.environ.get("SAMPLERS_NATIVE", "")
 CUDA_WISH = os.environ.get("SAMPLERS_CUDA", "")
 CUDA_ARCHS = os.environ.get("SAMPLERS_CUDA_ARCHS", "80;90").split(";")
+SANITIZE = os.environ.get("SAMPLERS_SANITIZE", "") == "1"
 
 SOURCES = sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/*/*.cpp"))
 # A changed header must rebuild what includes it; setuptools does not look inside.
@@ -139,6 +141,10 @@ def with_extension():
         "-ffp-contract=off",
         "-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized",  # the latter two: gcc 12, of its own intrinsics
     ]  # fmt: skip
+    checks = []
+    if SANITIZE:
+        checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+        flags += [*checks, "-O1", "-g", "-fno-omit-frame-pointer"]  # the last -O and -g win
     extension = Extension(
         "samplers._C",
         SOURCES,
@@ -151,6 +157,7 @@ def with_extension():
             ("SAMPLERS_BUILD_TORCH", f'"{torch.__version__}"'),
         ],
         extra_compile_args=flags,
+        extra_link_args=checks,
         depends=HEADERS,
         language="c++",
     )

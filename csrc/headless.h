@@ -71,7 +71,8 @@ SAMPLERS_HD HeadlessChunk headless_chunk(const HeadlessPlan& plan, double before
                                          float entropy) {
   HeadlessChunk c{max - before, {0, 0}, {sum0, sum1}, entropy};
   const bool sinks = c.distance > 0;
-  for (int s = 0; s < plan.sets; ++s) {
+  for (int s = 0; s < 2; ++s) {  // a fixed count: device code then keeps arrays in registers
+    if (s >= plan.sets) break;
     const double down = (sinks ? -c.distance : c.distance) * plan.k[s];
     c.scale[s] = down <= -kDrop ? 0.0 : exp2_scale(down);
     if (sinks) continue;
@@ -86,9 +87,11 @@ SAMPLERS_HD HeadlessChunk headless_chunk(const HeadlessPlan& plan, double before
 SAMPLERS_HD void headless_add(const HeadlessPlan& plan, const HeadlessChunk& c, double* total) {
   if (c.distance > 0) {
     if (plan.entropy) total[2] = c.scale[0] == 0 ? 0.0 : c.scale[0] * (total[2] - total[0] * (c.distance * plan.k[0]));
-    for (int s = 0; s < plan.sets; ++s) total[s] *= c.scale[s];
+    for (int s = 0; s < 2; ++s)
+      if (s < plan.sets) total[s] *= c.scale[s];
   }
-  for (int s = 0; s < plan.sets; ++s) total[s] += c.weight[s];
+  for (int s = 0; s < 2; ++s)
+    if (s < plan.sets) total[s] += c.weight[s];
   if (plan.entropy) total[2] += c.entropy;
 }
 

@@ -5,6 +5,8 @@ Where the extension is not built, the tests that compare the two are skipped and
 
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -451,6 +453,11 @@ U = torch.zeros(4, dtype=torch.float64)
 I = torch.arange(4)
 
 BAD = {
+    "no tensor": (TypeError, r"logits is \[\[1.0\]\], expected Tensor", {"logits": [[1.0]]}),
+    "index no tensor": (TypeError, r"index is 3, expected Tensor or None", {"index": 3}),
+    "temperature no number": (TypeError, "temperature is 'hot', expected float", {"temperature": "hot"}),
+    "sparse": (ValueError, "index is torch.sparse_coo, expected a dense tensor", {"index": I.to_sparse()}),
+    "top_k huge": (ValueError, "top_k is 9223372036854775808, expected a number that fits", {"top_k": 2**63}),
     "dims": (ValueError, r"logits has shape \(4,\)", {"logits": torch.zeros(4)}),
     "empty vocabulary": (ValueError, "no columns", {"logits": torch.zeros(4, 0)}),
     "dtype": (TypeError, "logits is torch.float64, expected float32", {"logits": X.double()}),
@@ -511,6 +518,8 @@ def test_kernel_guards_memory_by_itself():
 def test_no_rows():
     out = masked_softmax(X, torch.empty(0, dtype=torch.int64), want=("confidence", "lse"))
     assert [v.shape if v is not None else None for v in out] == [(0,), (0,), None, None, (0,), None, (0,)]
+    none = masked_softmax(X, torch.empty(0, dtype=torch.int64), guidance=X[:3], cfg_scale=1.0)
+    assert none.token.shape == (0,)
 
 
 def test_inputs_are_left_alone():
@@ -526,6 +535,16 @@ def test_inputs_are_left_alone():
 
 def test_schema_is_one():
     assert str(torch.ops.sampler_zoo.masked_softmax.default._schema) == f"sampler_zoo::{ms.SCHEMA}"
+
+
+@needs_native
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm (binutils) is not here")
+def test_binary_needs_torchs_c_functions_only():
+    """So that one binary serves many versions of torch: nothing of its C++ interface, which changes with each."""
+    lines = subprocess.run(["nm", "-D", "--undefined-only", C.__file__], capture_output=True, text=True).stdout
+    needed = [line.split()[-1] for line in lines.splitlines()]
+    assert [name for name in needed if name.startswith(("aoti_torch_", "torch_"))]
+    assert not [name for name in needed if re.match(r"_Z\w*?(2at|3c10|5torch)\d", name)]
 
 
 def test_opcheck():

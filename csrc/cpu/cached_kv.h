@@ -24,8 +24,8 @@ struct Run {
   int64_t to, from, rows, batch;  // from < 0: zeros
 };
 
-// What each batch row of the destination gets, the same for every layer and head. Runs are carried out in order, and the
-// rows of a run from the first, so of two that write the same row the later one is seen.
+// What each batch row of the destination gets, the same for every layer and head. Runs are carried out in order, and
+// the rows of a run from the first, so of two that write the same row the later one is seen.
 struct Plan {
   explicit Plan(int64_t batch) : first(1, 0) { first.reserve(batch + 1); }
   void add(int64_t to, int64_t from, int64_t rows, int64_t batch);  // joined to the run before where it continues it

@@ -191,8 +191,9 @@ __global__ void __launch_bounds__(softmax::kThreads, kCareful ? 1 : 2) fold_rows
   if (thread < kWarp) finish_tile<kFormat>(args, n, row, state, uniform, scratch, thread);
 }
 
-// A thread reads one row's state out.
-__global__ void __launch_bounds__(softmax::kThreads) finish_rows(cpu::HeadlessFinish job) {
+// A thread reads one row's state out. (A template, so that only the file that launches it compiles it.)
+template <typename Finish>
+__global__ void __launch_bounds__(softmax::kThreads) finish_rows(Finish job) {
   const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (n >= job.n) return;
   const HeadlessPlan plan =
@@ -273,7 +274,7 @@ int run(const cpu::HeadlessFold& job, void* stream) {
 
 inline int run_finish(const cpu::HeadlessFinish& job, void* stream) {
   const int64_t blocks = (job.n + softmax::kThreads - 1) / softmax::kThreads;
-  return launch(&finish_rows, dim3(static_cast<unsigned>(blocks)), softmax::kThreads, stream, job);
+  return launch(&finish_rows<cpu::HeadlessFinish>, dim3(static_cast<unsigned>(blocks)), softmax::kThreads, stream, job);
 }
 
 }  // namespace headless

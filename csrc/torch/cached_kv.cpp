@@ -108,8 +108,8 @@ Plan ranges(const Op& op, const Cache& c, int64_t n, const int64_t* start, int64
   for (int64_t b = 0; b < c.batch; ++b) {
     const int64_t rows = count ? count[b] : n, begin = start ? start[b] : at;
     STD_TORCH_CHECK(rows >= 0 && rows <= n, op.name, ": count[", b, "] = ", rows, " is outside [0, ", n, "]");
-    STD_TORCH_CHECK(begin >= 0 && rows <= c.length - begin, op.name, ": batch row ", b, " would get rows ", begin,
-                    " to ", begin + rows, " of a cache of ", c.length);
+    STD_TORCH_CHECK(begin >= 0 && rows <= c.length - begin, op.name, ": batch row ", b, " would get ", rows,
+                    " rows at ", begin, " of a cache of ", c.length);
     plan.add(begin, 0, rows, b);
     plan.end_row();
   }

@@ -100,8 +100,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
                        : rows;
     if (from && !cuda)
       check_ids(kOp, from, job.n, guidance->size(0), guidance_index ? "guidance_index" : "index (into guidance)");
-    STD_TORCH_CHECK(from || guidance->size(0) == job.n, "masked_softmax: guidance has ", guidance->size(0),
-                    " rows, expected ", job.n);
+    // An empty index has no address either.
+    STD_TORCH_CHECK(from || job.n == 0 || guidance->size(0) == job.n, "masked_softmax: guidance has ",
+                    guidance->size(0), " rows, expected ", job.n);
     job.guidance = rows_of(*guidance, from);
     job.cfg_scale = static_cast<float>(cfg_scale);
   }

@@ -1,8 +1,47 @@
 """Checks of arguments that several ops make, in the words that their users read."""
 
+import functools
+import inspect
+import types
+import typing
+
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def explained(function):
+    """Decorator of an op: where a call fails and an argument is not even of the annotated kind, the error says which.
+
+    Only failed calls are looked at, so a call that works costs nothing more.
+    """
+    signature, hints = inspect.signature(function), typing.get_type_hints(function)
+
+    @functools.wraps(function)
+    def op(*args, **kw):
+        if torch.compiler.is_compiling():
+            return function(*args, **kw)
+        try:
+            return function(*args, **kw)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            if not str(error).startswith(f"{function.__name__}: "):  # what the op says itself is better
+                _check_kinds(function.__name__, signature.bind(*args, **kw).arguments, hints)
+            raise
+
+    return op
+
+
+def _check_kinds(op, arguments, hints):
+    for name, value in arguments.items():
+        kinds = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+        plain = tuple(typing.get_origin(kind) or kind for kind in kinds)
+        if not isinstance(value, (*plain, int) if float in plain else plain):
+            words = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in plain)
+            raise TypeError(f"{op}: {name} is {repr(value)[:60]}, expected {words}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{op}: {name} is {value}, expected a number that fits in 64 bits")
+        if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+            raise ValueError(f"{op}: {name} is {value.layout}, expected a dense tensor")
 
 
 def check_rows(op, x, name):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from samplers.ops import _native
-from samplers.ops._check import check_inside, check_rows, check_vector
+from samplers.ops._check import check_inside, check_rows, check_vector, explained
 
 OP = "masked_softmax"
 CHUNK = 1024  # vocabulary entries that share a reference, which is their maximum
@@ -83,6 +83,7 @@ class MaskedSoftmax(NamedTuple):
     status: Tensor  # (N,) int32
 
 
+@explained
 def masked_softmax(
     logits: Tensor,
     index: Tensor | None = None,

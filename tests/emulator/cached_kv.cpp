@@ -1,5 +1,5 @@
-// The CUDA bodies of the cache operations; tests/test_cuda_cached_kv.py. Two planes are eight numbers and so on: address
-// and strides of keys, then of values.
+// The CUDA bodies of the cache operations; tests/test_cuda_cached_kv.py. Two planes are eight numbers and so on:
+// address and strides of keys, then of values.
 #include "cached_kv.cuh"
 
 #include <pybind11/pybind11.h>
