@@ -76,7 +76,7 @@ sanitize: setup
 	  --build-lib $(SANITIZED) --build-temp $(SANITIZED)-objects > $(SANITIZED).log 2>&1 || { cat $(SANITIZED).log; exit 1; }
 	PYTHONPATH=$(SANITIZED) LD_PRELOAD="$(CHECKS)" UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  ASAN_OPTIONS=detect_leaks=0 \
-	  $(BIN)/python -P -m pytest -p no:cacheprovider $(OP_TESTS)
+	  $(BIN)/python -P -m pytest --capture=sys -p no:cacheprovider $(OP_TESTS)
 
 clean:
 	rm -rf $(VENV) build samplers/_C*.so *.egg-info

@@ -144,7 +144,8 @@ def with_extension():
     checks = []
     if SANITIZE:
         checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-        flags += [*checks, "-O1", "-g", "-fno-omit-frame-pointer"]  # the last -O and -g win
+        # The last -O and -g win; Python's own flags have -fwrapv, under which no overflow is a fault.
+        flags += [*checks, "-O1", "-g", "-fno-omit-frame-pointer", "-fno-wrapv"]
     extension = Extension(
         "samplers._C",
         SOURCES,

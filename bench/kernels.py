@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import samplers.bench.machine as machine
@@ -87,8 +88,8 @@ def number(x):
 
 def table(suite, result):
     of = result.get("machine") or result["machine_info"]
-    words = ", ".join(f"{k} {of[k]}" for k in ("threads", "torch", "isa") if k in of)
-    view = Table(title=f"{suite}, {words}, {result['datetime'][:10]}", title_justify="left", header_style="bold")
+    words = [f"{k} {of[k]}" for k in ("threads", "torch", "isa") if k in of]
+    view = Table(title=", ".join([suite, *words, result["datetime"][:10]]), title_justify="left", header_style="bold")
     view.add_column("", overflow="fold")
     for name in ("median ms", "IQR", "x floor", "GB/s", "of floor", "x ours"):
         view.add_column(name, justify="right")
@@ -97,7 +98,7 @@ def table(suite, result):
         groups.setdefault(row["group"] or "", []).append(row)
     for name, rows in groups.items():
         view.add_section()
-        view.add_row(f"[bold]{name}")
+        view.add_row(f"[bold]{escape(name)}")
         floor = next((r["stats"]["median"] for r in rows if is_floor(r)), None)
         ours = next((r["stats"]["median"] for r in rows if is_ours(r)), None)
         for row in rows:
@@ -111,7 +112,7 @@ def table(suite, result):
                 "" if not (floor and size) else f"{100 * floor / median:.0f} %",
                 "" if mine or not ours else number(median / ours),
             ]
-            view.add_row("  " + row["name"], *cells, style="green" if is_ours(row) else None)
+            view.add_row("  " + escape(row["name"]), *cells, style="green" if is_ours(row) else None)
     if any(row["extra_info"].get("disturbed") for row in result["benchmarks"]):
         view.caption = "* some of its rounds ran while others used the machine"
     return view
