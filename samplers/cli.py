@@ -424,6 +424,8 @@ def _sample(args: argparse.Namespace) -> int:
         steps=args.steps,
         block_length=args.block_length,
         cfg_scale=args.cfg_scale,
+        top_k=args.top_k,
+        top_p=args.top_p,
         temperature=temperature,
         stop=[stop] if stop else None,
         **options,
@@ -717,6 +719,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--block-length", type=_whole, metavar="N", help="positions a block, left to right")
     p.add_argument("--gen-length", type=_whole, metavar="N", help="positions to fill behind the prompt")
     p.add_argument("--cfg-scale", type=float, default=0.0, metavar="W", help="guidance; needs a prompt")
+    p.add_argument("--top-k", type=_whole, default=0, metavar="K", help="draw from the K likeliest tokens only")
+    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and from the fewest that hold this share")
     p.add_argument("--prompt", metavar="IDS", help="token ids, '3 1 4'; or text, where the problem has letters")
     p.add_argument("--stop", metavar="IDS", help="a phrase behind which a row ends")
     p.add_argument("-o", "--option", help="an option of the sampler", **option)

@@ -167,10 +167,13 @@ class Believe(_Asked):
         *,
         temperature: float,
         cfg_scale: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
         sampler: str = "",
     ):
         super().__init__(denoiser, batch, sampler)
         self.denoiser, self.temperature, self.cfg_scale = denoiser, temperature, cfg_scale
+        self.truncation = {"top_k": top_k, "top_p": top_p} if top_k or top_p < 1 else {}
         if denoiser.head is not None and len(denoiser.head.weight) != denoiser.vocab_size:
             raise DenoiserError(
                 f"denoiser {denoiser.name!r} has vocab_size {denoiser.vocab_size} and a head of "
@@ -234,7 +237,9 @@ class Believe(_Asked):
             asked_of = asked
         flat = torch.nonzero_static(asked, size=needed)  # (N, 2): known size, so no wait
         row, position = who[flat[:, 0]], flat[:, 1]
-        made_of = self._with_head if self.denoiser.head is not None else self._with_logits
+        # What top-k and top-p cut is known when all logits are, so they need the logits stored.
+        unstored = self.denoiser.head is not None and not self.truncation
+        made_of = self._with_head if unstored else self._with_logits
         out = made_of(
             x,
             time_of,
@@ -246,6 +251,7 @@ class Believe(_Asked):
             confidence_temperature=confidence_temperature,
             forbid=self._forbid,
             want=want,
+            **self.truncation,
         )
         self.nfe_rows[who] += 1
         self._found(out.status, row, position)
@@ -427,6 +433,11 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
     temperature = args["temperature"]
     temperature = sampler.default_temperature if temperature is None else _number("temperature", temperature, 0.0)
     cfg_scale = _number("cfg_scale", args["cfg_scale"], 0.0)
+    top_k, top_p = args["top_k"], _number("top_p", args["top_p"], 0.0)
+    if top_k != 0:
+        whole("top_k", top_k)
+    if not 0 < top_p <= 1:
+        raise OptionError(f"top_p must be a number above 0, up to 1 (all), not {args['top_p']!r}")
     if args["cache"] is not None and args["cache"] not in denoiser.caches:
         have = ", ".join(denoiser.caches) or "none"
         raise OptionError(f"cache={args['cache']!r}: denoiser {denoiser.name!r} supports {have}; use cache=None")
@@ -446,12 +457,13 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
         stop=parse_stop(args["stop"]),
         rng=Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
     )
-    believe = Believe(denoiser, batch, temperature=temperature, cfg_scale=cfg_scale, sampler=sampler.name)
+    knobs = {"temperature": temperature, "cfg_scale": cfg_scale, "top_k": top_k, "top_p": top_p}
+    believe = Believe(denoiser, batch, **knobs, sampler=sampler.name)
     state = sampler.init(canvas)
     assert canvas.block_steps is not None
     # Every block may take its steps, and then one more a position: more than any sampler that moves can need.
     limit = int(canvas.block_steps.sum(1).max()) + canvas.x.shape[1] + 16
-    settings |= {"batch": batch, "temperature": temperature, "cfg_scale": cfg_scale}
+    settings |= {"batch": batch, **knobs}
     return Stream(sampler, believe, state, limit, settings)
 
 
@@ -467,6 +479,8 @@ def _open_gaussian(
             f"cfg_scale masks a prompt, and {sampler.name!r} is of the gaussian family, which has none; "
             "guide the callable that you wrap instead"
         )
+    if args["top_k"] != 0 or args["top_p"] != 1:
+        raise OptionError(f"top_k and top_p are for token samplers; {sampler.name!r} is of the gaussian family")
     batch, steps = whole("batch", args["batch"]), args["steps"]
     canvas = NoiseCanvas(
         denoiser,
@@ -474,7 +488,9 @@ def _open_gaussian(
         Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
     )
     believe = NoiseBelieve(denoiser, batch, sampler=sampler.name)
-    settings = {k: v for k, v in settings.items() if k not in alone | {"cfg_scale"}} | {"steps": canvas.steps}
+    settings = {k: v for k, v in settings.items() if k not in alone | {"cfg_scale", "top_k", "top_p"}} | {
+        "steps": canvas.steps
+    }
     return Stream(sampler, believe, sampler.init(canvas), canvas.steps + 16, settings)
 
 
@@ -492,6 +508,8 @@ def stream(
     cache: str | None = None,
     cfg_scale: float = 0.0,
     temperature: float | None = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
     stop: Any = None,
     trace: bool = False,
     progress: bool = False,
@@ -525,6 +543,8 @@ def sample(
     cache: str | None = None,
     cfg_scale: float = 0.0,
     temperature: float | None = None,
+    top_k: int = 0,
+    top_p: float = 1.0,
     stop: Any = None,
     trace: bool = False,
     progress: bool = False,
@@ -546,6 +566,9 @@ def sample(
         cache: a KV cache scheme that the denoiser supports.
         cfg_scale: w of (1 + w) l(x | prompt) - w l(x | prompt masked), on logits; 0 is off.
         temperature: of the token draw; 0 takes the best token; None: the sampler's own default.
+        top_k: draw from the k likeliest tokens only; 0: from all.
+        top_p: and of these from the fewest that hold this share of the probability at `temperature`; 1: from all.
+            What is cut off has no probability: confidence and entropy are those of what is left.
         stop: a token id, a phrase, or a list of phrases. A row ends behind the first that it holds.
         trace: keep every state, in Sample.trace.
         progress: show a progress bar.

@@ -114,6 +114,17 @@ def wrap(fn=None, **kw):
             "block_length is for token samplers",
         ),
         (lambda: samplers.sample(TinyMixture(), "ddim", cfg_scale=1.0), OptionError, "cfg_scale masks a prompt"),
+        (
+            lambda: samplers.sample(TinyMixture(), "ddim", top_k=3),
+            OptionError,
+            "top_k and top_p are for token samplers",
+        ),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, top_k=-2), OptionError, "top_k must be"),
+        (
+            lambda: samplers.sample(wrap(), "radd", gen_length=3, top_p=1.5),
+            OptionError,
+            "top_p must be a number above 0",
+        ),
         (lambda: samplers.sample(TinyMixture(), "dpm_solver", method="fixed", steps=5), OptionError, "multiple of 3"),
         (lambda: samplers.sample(TinyMixture(), "ddim", t_end=2.0), OptionError, "t_end=2 must be below t_start=1"),
         (lambda: samplers.sample(lambda ids: ids, "radd", gen_length=3), OptionError, "TokenDenoiser.wrap"),
@@ -487,6 +498,21 @@ def test_a_head_draws_the_same_rows_in_any_batch():
     for i in range(5):
         alone = samplers.sample(WithHead(), "low_confidence", first_row=i, **kw)
         assert torch.equal(alone.x[0], together.x[i])
+
+
+def test_top_k_and_top_p_cut_the_draw():
+    kw = {"gen_length": 6, "steps": 6, "batch": 40, "seed": 2}
+    plain = wrap(lambda ids: HEAD.logits(body(ids)))
+    free = samplers.sample(plain, "random_order", temperature=1.0, **kw)
+    best = samplers.sample(plain, "random_order", temperature=0.0, **kw)
+    for cut in ({"top_k": 1}, {"top_p": 1e-6}):
+        one = samplers.sample(plain, "random_order", temperature=1.0, **cut, **kw)
+        assert torch.equal(one.x, best.x) and not torch.equal(one.x, free.x)
+    for cut in ({"top_k": 3}, {"top_p": 0.6}):
+        stored = samplers.sample(plain, "random_order", temperature=1.0, **cut, **kw)
+        headed = samplers.sample(WithHead(), "random_order", temperature=1.0, **cut, **kw)  # then it stores them, too
+        assert torch.equal(stored.x, headed.x)
+        assert stored.x.unique().numel() <= free.x.unique().numel() and stored.settings["top_k"] == cut.get("top_k", 0)
 
 
 def test_bad_heads():
