@@ -65,7 +65,8 @@ def compile_cuda(folder):
     nvcc, runtime = find_cuda()
     archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
     archs.append(f"-gencode=arch=compute_{CUDA_ARCHS[-1]},code=compute_{CUDA_ARCHS[-1]}")  # for what comes after
-    flags = ["-std=c++17", "-O3", "-fmad=false", "--threads=2", *archs, "-Xcompiler=-fPIC,-fvisibility=hidden"]
+    flags = ["-std=c++17", "-O3", "-fmad=false", "--threads=2", "--ptxas-options=-v", *archs]
+    flags += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
     folder = os.path.join(folder, "cuda-" + "-".join(CUDA_ARCHS))
     os.makedirs(folder, exist_ok=True)
     newest = max(map(os.path.getmtime, ["setup.py", *HEADERS]))
@@ -80,6 +81,8 @@ def compile_cuda(folder):
             print(done.stdout + done.stderr, file=sys.stderr)
             errors = [line for line in done.stderr.splitlines() if "error" in line]
             raise NoCuda(f"nvcc failed on {source}: {(errors or ['no message'])[0]}")
+        with open(target[:-2] + ".txt", "w") as f:  # registers and spills: tests/test_cuda_build.py reads them
+            f.write(done.stdout + done.stderr)
         os.replace(target + ".part", target)
         return target
 

@@ -26,8 +26,6 @@ from samplers import ops
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-# What suites call their floor where they time test by test and cannot say so.
-FLOORS = {"test_floor", "copy", "test_product"}
 
 
 def slug():
@@ -74,8 +72,7 @@ def run(suite, peers):
 
 
 def is_floor(row):
-    words = set(re.split(r"[\[\]-]", row["name"]))
-    return row["extra_info"].get("floor", bool(words & FLOORS))
+    return row["extra_info"].get("floor", False)
 
 
 def is_ours(row):

@@ -1,17 +1,17 @@
 """Cache operations, at the sizes of LLaDA-8B (32 heads) and Qwen3-8B (36 layers, 8 heads), bfloat16.
 
-    pytest bench/test_cached_kv.py --benchmark-enable
+    make bench-kernels        or  python bench/kernels.py --only cached_kv
 
-One group a case: ours, what published code does, and the floor, a contiguous copy of the same bytes. A block of 32 rows
+One group a case: the floor, a contiguous copy of the same bytes; ours; and what published code does. A block of 32 rows
 is replaced or appended, 256 random rows are scattered or gathered; the capacity is part of a group's name, and no time
 of ours may depend on it. index_copy_ runs over the layers in a Python loop, as models hold a cache a layer.
-cached_attention stands against torch's attention over keys that are put together first. `python bench/trim.py out.json
-bench/results/MACHINE/cached_kv.json` saves a run.
+cached_attention stands against torch's attention over keys that are put together first.
 """
 
 import pytest
 import torch
 import torch.nn.functional as F
+from side_by_side import race
 
 from samplers import ops
 
@@ -58,28 +58,25 @@ def append(key, value, new_key, new_value, lengths):
     ops.kv_append_(key, value, new_key, new_value, lengths)
 
 
-def measure(benchmark, group, key, value, rows, function, *args):
-    benchmark.group = group
-    benchmark.extra_info.update(bytes=rows * ops.kv_row_bytes(key, value), **ops.status())
-    benchmark.pedantic(function, args, rounds=50, iterations=10, warmup_rounds=2)
+def measure(benchmark, group, key, value, rows, calls):
+    race(benchmark, group, calls, rounds=15, bytes=rows * ops.kv_row_bytes(key, value), **ops.status())
 
 
-@pytest.mark.parametrize("what", ["copy", "replace", "append", "slice copy_", "index_copy_"])
-def test_block(benchmark, cache, what):
+def test_block(benchmark, cache):
     name, key, value = cache
     new = new_rows(key, BLOCK)
+    to, lengths, index = [torch.empty_like(x) for x in new], torch.tensor([100]), torch.arange(100, 100 + BLOCK)
     calls = {
-        "copy": (copy, [torch.empty_like(x) for x in new], new),
-        "replace": (ops.kv_replace_, key, value, *new, 100),
-        "append": (append, key, value, *new, torch.tensor([100])),
-        "slice copy_": (slice_copy, key, value, *new, 100),
-        "index_copy_": (index_copy, key, value, *new, torch.arange(100, 100 + BLOCK)),
+        "copy": lambda: copy(to, new),
+        "ours, replace": lambda: ops.kv_replace_(key, value, *new, 100),
+        "ours, append": lambda: append(key, value, *new, lengths),
+        "slice copy_": lambda: slice_copy(key, value, *new, 100),
+        "index_copy_": lambda: index_copy(key, value, *new, index),
     }
-    measure(benchmark, f"block of {BLOCK}; {name}", key, value, BLOCK, *calls[what])
+    measure(benchmark, f"block of {BLOCK}; {name}", key, value, BLOCK, calls)
 
 
-@pytest.mark.parametrize("what", ["copy", "scatter", "index_copy_", "gather", "index_select"])
-def test_random_rows(benchmark, cache, what):
+def test_random_rows(benchmark, cache):
     name, key, value = cache
     new = new_rows(key, SOME)
     index = torch.randperm(key.shape[3], generator=torch.Generator().manual_seed(1))[:SOME]
@@ -90,19 +87,18 @@ def test_random_rows(benchmark, cache, what):
             torch.index_select(x, 3, index, out=y)
 
     calls = {
-        "copy": (copy, out, new),
-        "scatter": (ops.kv_scatter_, key, value, *new, index),
-        "index_copy_": (index_copy, key, value, *new, index),
-        "gather": (lambda: ops.kv_gather(key, value, index, out=out),),
-        "index_select": (index_select,),
+        "copy": lambda: copy(out, new),
+        "ours, scatter": lambda: ops.kv_scatter_(key, value, *new, index),
+        "index_copy_": lambda: index_copy(key, value, *new, index),
+        "ours, gather": lambda: ops.kv_gather(key, value, index, out=out),
+        "index_select": index_select,
     }
-    measure(benchmark, f"{SOME} random rows; {name}", key, value, SOME, *calls[what])
+    measure(benchmark, f"{SOME} random rows; {name}", key, value, SOME, calls)
 
 
-@pytest.mark.parametrize("what", ["ours", "put together", "cache alone"])
 @pytest.mark.parametrize("heads", [32, 8], ids=["32 heads", "8 of 32 heads"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_attention(benchmark, dtype, heads, what):
+def test_attention(benchmark, dtype, heads):
     """32 new rows over 1024 stored of 4096; "cache alone" is less than the work that is asked for."""
     g = torch.Generator().manual_seed(0)
 
@@ -118,10 +114,8 @@ def test_attention(benchmark, dtype, heads, what):
         return F.scaled_dot_product_attention(query, k, v, enable_gqa=True)
 
     calls = {
+        "cache alone": lambda: F.scaled_dot_product_attention(query, *old, enable_gqa=True),
         "ours": lambda: ops.cached_attention(query, key, value, new_key, new_value, lengths=lengths),
         "put together": together,
-        "cache alone": lambda: F.scaled_dot_product_attention(query, *old, enable_gqa=True),
     }
-    benchmark.group = f"attention {str(dtype)[6:]}, {heads} heads of keys"
-    benchmark.extra_info.update(**ops.status())
-    benchmark.pedantic(calls[what], rounds=9, iterations=3, warmup_rounds=1)
+    race(benchmark, f"attention {str(dtype)[6:]}, {heads} heads of keys", calls, **ops.status())

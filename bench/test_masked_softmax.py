@@ -14,6 +14,7 @@ them that is nearly sure, and where most of the vocabulary cannot matter.
 """
 
 import functools
+import itertools
 import os
 
 import pytest
@@ -131,8 +132,7 @@ def twin(x, temperature, u):
 
 
 def ours(x, temperature, **kw):
-    u = uniform(len(x))
-    call = functools.partial(masked_softmax, x, uniform=u, temperature=temperature, **kw)
+    call = functools.partial(masked_softmax, x, uniform=uniform(len(x)), temperature=temperature, **kw)
     return {
         "floor": functools.partial(masked_softmax, x, want=()),
         "ours": functools.partial(call, want=("confidence",)),
@@ -185,16 +185,20 @@ def test_other_vocabularies(benchmark, model, vocab, temperature):
 @at_temperatures
 @pytest.mark.parametrize("rows", [1, 32])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_few_rows(benchmark, dtype, rows, temperature):
-    x = logits(dtype, rows, LLADA)
-    calls = ours(x, temperature)
-    go(
-        benchmark,
-        f"few rows T={temperature}",
-        x,
-        calls,
-        lambda: {"eager": functools.partial(eager_step, x, temperature)},
-    )
+@pytest.mark.parametrize("where", ["memory", "cache"])
+def test_few_rows(benchmark, where, dtype, rows, temperature):
+    """From memory: so many tensors in turns that none is still in a cache when its turn comes."""
+    once = logits(dtype, rows, LLADA)
+    copies = 1 if where == "cache" else max(2, (1 << 28) // (once.numel() * once.element_size()))
+    tensors = [once.clone() for _ in range(copies)]
+    turn, kw = itertools.cycle(tensors), {"uniform": uniform(rows), "temperature": temperature}
+    calls = {
+        "floor": lambda: masked_softmax(next(turn), want=()),
+        "ours": lambda: masked_softmax(next(turn), **kw),
+        "ours, everything": lambda: masked_softmax(next(turn), want=EVERYTHING, **kw),
+    }
+    peers = {"eager": lambda: eager_step(next(turn), temperature)}
+    go(benchmark, f"few rows, from {where} T={temperature}", once, calls, lambda: peers)
 
 
 @at_temperatures

@@ -1,20 +1,25 @@
 """Committing each row's k best positions, k differing by row, as a step of LLaDA's does.
 
-    pytest bench/test_remask.py --benchmark-enable
+    make bench-kernels        or  python bench/kernels.py --only remask
 
-One group a size: ours; the row loop of LLaDA's generate.py; a stable sort of the whole batch; topk of the largest k, masked;
-and the other rules. Peers get the confidences, tokens and masks that ours gets. Compare within a group and a run.
+One group a size: the floor, a copy of the confidences; ours, by each rule; the row loop of LLaDA's generate.py; a stable
+sort of the whole batch; topk of the largest k, masked; the twin. Peers get the confidences, tokens and masks that ours
+gets. Compare within a group and a run.
 """
 
 import pytest
 import torch
+from side_by_side import race
 
 from samplers import ops
 from samplers.ops import _native, remask
 
 SIZES = [(1, 32, 4), (1, 256, 8), (8, 256, 16), (32, 1024, 64), (32, 4096, 256), (8, 8192, 512)]  # B, L, highest k
-MANY = {"rounds": 30, "iterations": 20, "warmup_rounds": 2}
-needs_native = pytest.mark.skipif(_native.C is None, reason=_native.REASON)
+RULES = {
+    "threshold": {"threshold": 0.95, "least": 1},
+    "factor": {"factor": 1.0, "least": 1},
+    "budget": {"budget": 0.1, "lowest": True},
+}
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
@@ -23,20 +28,6 @@ def threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
-
-
-@pytest.fixture(params=SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
-def case(request, threads, benchmark):
-    """→ x, token, confidence, masked (B, L), k (B,)"""
-    rows, length, most = request.param
-    benchmark.group = f"{rows}x{length}, k <= {most}, {threads} thread{'s' if threads > 1 else ''}"
-    benchmark.extra_info.update(rows=rows, length=length, most=most, **ops.status())
-    g = torch.Generator().manual_seed(0)
-    masked = torch.rand(rows, length, generator=g) < 0.9
-    confidence = torch.rand(rows, length, generator=g)
-    token = torch.randint(1, 100_000, (rows, length), generator=g)
-    k = torch.randint(1, most + 1, (rows,), generator=g)
-    return torch.where(masked, 0, 7), token, confidence, masked, k
 
 
 def llada(x, token, confidence, masked, k):
@@ -68,33 +59,33 @@ def batched_topk(x, token, confidence, masked, k):
     x.copy_(torch.where(chosen, token, x))
 
 
-@needs_native
-def test_ours(benchmark, case):
-    *tensors, k = case
-    benchmark.pedantic(ops.commit_, tensors, {"k": k}, **MANY)
-
-
-@pytest.mark.parametrize("peer", [llada, batched_sort, batched_topk], ids=lambda f: f.__name__)
-def test_peer(benchmark, case, peer):
-    x, *rest, k = case
-    mine = x.clone()
-    ops.commit_(mine, *rest, k=k)
-    benchmark.pedantic(peer, case, rounds=15, iterations=5, warmup_rounds=2)
-    assert x.equal(mine)  # no two confidences here are equal, so all agree
-
-
-def test_twin(benchmark, case):
-    x, token, confidence, masked, k = case
-    args = remask._arguments("commit_", confidence, masked, (k, None, None, None), None, 0, None, False)
-    benchmark.pedantic(remask._twin_commit, (x, token, 0, *args), rounds=15, iterations=5, warmup_rounds=2)
-
-
-@needs_native
-@pytest.mark.parametrize(
-    "rule",
-    [{"threshold": 0.95, "least": 1}, {"factor": 1.0, "least": 1}, {"budget": 0.1, "lowest": True}],
-    ids=["threshold", "factor", "budget"],
-)
-def test_other_rules(benchmark, case, rule):
-    *tensors, _ = case
-    benchmark.pedantic(ops.commit_, tensors, rule, **MANY)
+@pytest.mark.skipif(_native.C is None, reason=_native.REASON)
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: f"{s[0]}x{s[1]}")
+def test_commit(benchmark, threads, size):
+    rows, length, most = size
+    g = torch.Generator().manual_seed(0)
+    masked = torch.rand(rows, length, generator=g) < 0.9  # (B, L)
+    confidence = torch.rand(rows, length, generator=g)  # (B, L), no two alike
+    token = torch.randint(1, 100_000, (rows, length), generator=g)
+    k = torch.randint(1, most + 1, (rows,), generator=g)  # (B,)
+    start, to = torch.where(masked, 0, 7), torch.empty_like(confidence)
+    ours = start.clone()
+    ops.commit_(ours, token, confidence, masked, k=k)
+    for peer in (llada, batched_sort, batched_topk):
+        x = start.clone()
+        peer(x, token, confidence, masked, k)
+        assert x.equal(ours), peer
+    x = start.clone()
+    given = x, token, confidence, masked
+    twin = remask._arguments("commit_", confidence, masked, (k, None, None, None), None, 0, None, False)
+    calls = {
+        "copy": lambda: to.copy_(confidence),
+        "ours": lambda: ops.commit_(*given, k=k),
+        **{f"ours, {name}": lambda rule=rule: ops.commit_(*given, **rule) for name, rule in RULES.items()},
+        "llada": lambda: llada(*given, k),
+        "batched_sort": lambda: batched_sort(*given, k),
+        "batched_topk": lambda: batched_topk(*given, k),
+        "twin": lambda: remask._twin_commit(x, token, 0, *twin),
+    }
+    group = f"{rows}x{length}, k <= {most}, {threads} thread{'s' if threads > 1 else ''}"
+    race(benchmark, group, calls, rows=rows, length=length, most=most, **ops.status())

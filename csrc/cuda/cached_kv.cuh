@@ -208,7 +208,6 @@ __global__ void __launch_bounds__(kThreads) select_lengths(KvSelect call) {
 }
 
 // ---- launchers
-// -------------------------------------------------------------------------------------------------------
 
 // The widest word that every address of a call is a multiple of.
 inline int word_bytes(const KvPair& p) {

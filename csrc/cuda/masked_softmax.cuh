@@ -88,7 +88,6 @@ struct Desk {
 };
 
 // ---- rows
-// ------------------------------------------------------------------------------------------------------------
 
 // Where a row starts; nullptr if its index is out of range.
 __device__ __forceinline__ const char* row_of(const cpu::Rows& rows, int64_t n, int64_t count) {
@@ -133,7 +132,6 @@ __device__ __forceinline__ float load_guided(const Args& args, const Row& row, i
 }
 
 // ---- one chunk
-// -------------------------------------------------------------------------------------------------------
 
 // The lane's entries of a chunk of `count` entries: words[b] are block b's; `filler` stands past the end. `room`: there
 // is more of the row behind the chunk, 16 bytes at least. `stage`: shared memory for a chunk, for this one alone.
@@ -411,7 +409,6 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
 }
 
 // ---- the end of a row, by one warp
-// -----------------------------------------------------------------------------------
 
 __device__ __forceinline__ int first_lane(unsigned votes) { return __ffs(static_cast<int>(votes)) - 1; }
 
@@ -658,7 +655,6 @@ __device__ __forceinline__ void finish(const Args& args, int64_t n, const Stats*
 }
 
 // ---- kernels
-// ---------------------------------------------------------------------------------------------------------
 
 template <int kFormat, int kSets, bool kMore, bool kCareful>
 __device__ __forceinline__ void survey_into(const Args& args, const Row& row, int first, int end, Desk<kFormat>& desk,
@@ -737,7 +733,6 @@ __global__ void __launch_bounds__(kWarp) ends_of_rows(Args args) {
 }
 
 // ---- top-k and top-p
-// -------------------------------------------------------------------------------------------------
 
 constexpr int kCutThreads = 512, kCutWarps = kCutThreads / kWarp;
 constexpr int kPivots = 7;  // tried at a time: three bits of a key a pass
@@ -904,7 +899,6 @@ __global__ void __launch_bounds__(kCutThreads, 1) cuts_of_rows(Args args) {
 }
 
 // ---- launch
-// ----------------------------------------------------------------------------------------------------------
 
 inline int chunks_of(const cpu::Job& job) { return static_cast<int>((job.vocab + kChunk - 1) / kChunk); }
 

@@ -34,7 +34,7 @@ cpu::Plane plane_of(const Op& op, const Tensor& t, const char* name, bool writte
   STD_TORCH_CHECK(op.here(t) && (dims == 4 || dims == 5), op.name, ": ", name,
                   " must be a tensor (layers, B, H, L, D) or (B, H, L, D) on the device of the cache");
   const int64_t width = t.size(dims - 1), item = static_cast<int64_t>(t.element_size());
-  STD_TORCH_CHECK(width == 1 || t.stride(dims - 1) == 1, op.name, ": the last dimension of ", name,
+  STD_TORCH_CHECK(width <= 1 || t.stride(dims - 1) == 1, op.name, ": the last dimension of ", name,
                   " must be contiguous");
   if (written)
     for (int64_t d = 0; d < dims; ++d)

@@ -23,7 +23,7 @@ def explained(function):
             return function(*args, **kw)
         try:
             return function(*args, **kw)
-        except (AttributeError, RuntimeError, TypeError) as error:
+        except (AttributeError, OverflowError, RuntimeError, TypeError) as error:
             if not str(error).startswith(f"{function.__name__}: "):  # what the op says itself is better
                 _check_kinds(function.__name__, signature.bind(*args, **kw).arguments, hints)
             raise

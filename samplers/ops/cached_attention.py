@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samplers.ops._check import DTYPES, check_vector
+from samplers.ops._check import DTYPES, check_vector, explained
 
 OP = "cached_attention"
 SCHEMA = (
@@ -26,6 +26,7 @@ _flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", 
 CALL = 2e6
 
 
+@explained
 def cached_attention(
     query: Tensor,
     key: Tensor,

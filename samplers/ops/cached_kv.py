@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from samplers.ops import _native
-from samplers.ops._check import check_inside, check_vector
+from samplers.ops._check import check_inside, check_vector, explained
 
 APPEND = (
     "kv_append_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor(c!) lengths, "
@@ -45,6 +45,7 @@ def kv_row_bytes(key: Tensor, value: Tensor) -> int:
     return layers * key.shape[-3] * (key.shape[-1] + value.shape[-1]) * key.element_size()
 
 
+@explained
 def kv_append_(
     key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, lengths: Tensor, count: Tensor | None = None
 ) -> None:
@@ -64,6 +65,7 @@ def kv_append_(
     _run(kv_append_, _check_append, key, value, _no_grad(new_key), _no_grad(new_value), lengths, count)
 
 
+@explained
 def kv_replace_(
     key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, start: Tensor | int, count: Tensor | None = None
 ) -> None:
@@ -84,6 +86,7 @@ def kv_replace_(
     _run(kv_replace_, _check_replace, key, value, _no_grad(new_key), _no_grad(new_value), places, at, count)
 
 
+@explained
 def kv_scatter_(key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, index: Tensor) -> None:
     """Batch row b's new row i is written at index[b, i]; a negative index skips it. Of equal indices the last one wins.
 
@@ -99,6 +102,7 @@ def kv_scatter_(key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, 
     _run(kv_scatter_, _check_scatter, key, value, _no_grad(new_key), _no_grad(new_value), _packed(index))
 
 
+@explained
 def kv_gather(
     key: Tensor,
     value: Tensor,
@@ -138,6 +142,7 @@ def kv_gather(
     return out  # type: ignore[return-value]
 
 
+@explained
 def kv_compact_(key: Tensor, value: Tensor, keep: Tensor, lengths: Tensor) -> None:
     """Of batch row b's first lengths[b] rows those that are kept move to the front, in order; lengths[b] becomes their
     number. Rows from there on hold what they held.
@@ -156,6 +161,7 @@ def kv_compact_(key: Tensor, value: Tensor, keep: Tensor, lengths: Tensor) -> No
     _run(kv_compact_, _check_compact, key, value, _packed(keep), lengths)
 
 
+@explained
 def kv_select_rows_(key: Tensor, value: Tensor, source: Tensor, lengths: Tensor | None = None) -> None:
     """Batch row b becomes what batch row source[b] was, its length included: copies, swaps and any other map.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samplers.ops import _native
-from samplers.ops._check import DTYPES, check_inside, check_vector
+from samplers.ops._check import DTYPES, check_inside, check_vector, explained
 from samplers.ops.masked_softmax import (
     BLOCK,
     CHUNK,
@@ -83,6 +83,7 @@ class _Call(NamedTuple):
     tile: int
 
 
+@explained
 def headless_softmax(
     hidden: Tensor,
     weight: Tensor,

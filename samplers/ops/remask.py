@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from samplers.ops import _native
-from samplers.ops._check import check_plane, check_vector, check_written
+from samplers.ops._check import check_plane, check_vector, check_written, explained
 
 FLOATS = (torch.float32, torch.float64)
 RULES = ("k", "threshold", "factor", "budget")
@@ -63,6 +63,7 @@ class Accepted(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # (B,) int64, tokens written to x
 
 
+@explained
 def select(
     score: Tensor,
     candidate: Tensor | None = None,
@@ -112,6 +113,7 @@ def select(
         raise
 
 
+@explained
 def commit_(
     x: Tensor,
     token: Tensor,
@@ -144,6 +146,7 @@ def commit_(
         raise
 
 
+@explained
 def remask_(
     x: Tensor,
     score: Tensor,
@@ -170,6 +173,7 @@ def remask_(
         raise
 
 
+@explained
 def select_slots(
     score: Tensor,
     candidate: Tensor | None = None,
@@ -210,6 +214,7 @@ def select_slots(
         raise
 
 
+@explained
 def accept_slots_(
     x: Tensor,
     token: Tensor,
@@ -274,12 +279,12 @@ def accept_slots_(
 
 def _split(value):
     """→ (number, None) or (0, tensor)."""
-    return (0, value) if isinstance(value, Tensor) else (value, None)
+    return (0, value.contiguous()) if isinstance(value, Tensor) else (value, None)
 
 
 def _level(value):
     """→ (number, None) or (0.0, float64 tensor)."""
-    return (0.0, value.double()) if isinstance(value, Tensor) else (value, None)
+    return (0.0, value.double().contiguous()) if isinstance(value, Tensor) else (value, None)
 
 
 def _arguments(op, score, candidate, rules, cost, least, most, lowest):
