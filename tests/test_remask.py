@@ -550,6 +550,7 @@ BAD = {
     "k dtype": (TypeError, "k is torch.int32, expected torch.int64", lambda: ops.select(S, k=N.int())),
     "k float": (TypeError, r"k is 1.5, expected an int or a \(2,\) int64 tensor", lambda: ops.select(S, k=1.5)),
     "k shape": (ValueError, r"k has shape \(1,\), expected \(2,\)", lambda: ops.select(S, k=N[:1])),
+    "threshold complex": (TypeError, "select: threshold is torch.complex64, expected real", lambda: ops.select(S, threshold=S[:, 0] + 0j)),
     "least": (ValueError, r"least has shape \(2, 1\)", lambda: ops.select(S, k=1, least=N[:, None])),
     "most": (TypeError, "most is torch.float32", lambda: ops.select(S, threshold=1.0, most=N.float())),
     "threshold": (ValueError, r"threshold has shape \(3,\)", lambda: ops.select(S, threshold=torch.zeros(3))),

@@ -203,7 +203,7 @@ def select_slots(
     Returns:
         Selection(chosen (B, S) bool, count (B,) int64), S = ceil(L / slot).
     """
-    level, level_rows = _level(threshold)
+    level, level_rows = _level("select_slots", "threshold", threshold)
     begin, begin_rows = _split(start)
     most = ALL if most is None else most
     args = (score, candidate, slot, begin, begin_rows, level, level_rows, least, most, strict)
@@ -257,7 +257,7 @@ def accept_slots_(
     Returns:
         Accepted(accepted (B, S), prefix (B,), end (B,), count (B,)), all int64.
     """
-    level, level_rows = _level(threshold)
+    level, level_rows = _level("accept_slots_", "threshold", threshold)
     begin, begin_rows = _split(start)
     ahead, ahead_slots = (0, head) if isinstance(head, Tensor) else (head, None)
     args = (
@@ -282,9 +282,13 @@ def _split(value):
     return (0, value.contiguous()) if isinstance(value, Tensor) else (value, None)
 
 
-def _level(value):
+def _level(op, name, value):
     """→ (number, None) or (0.0, float64 tensor)."""
-    return (0.0, value.double().contiguous()) if isinstance(value, Tensor) else (value, None)
+    if not isinstance(value, Tensor):
+        return value, None
+    if value.is_complex():
+        raise TypeError(f"{op}: {name} is {value.dtype}, expected real numbers")
+    return 0.0, value.double().contiguous()
 
 
 def _arguments(op, score, candidate, rules, cost, least, most, lowest):
@@ -294,7 +298,7 @@ def _arguments(op, score, candidate, rules, cost, least, most, lowest):
         names = " and ".join(RULES[i] for i in given) or "no rule"
         raise ValueError(f"{op}: {names} given, expected one of {', '.join(RULES)}")
     rule = given[0]
-    level, level_rows = (0.0, None) if rule == K else _level(rules[rule])
+    level, level_rows = (0.0, None) if rule == K else _level(op, RULES[rule], rules[rule])
     if rule == K:
         if most is not None:
             raise ValueError(f"{op}: most is given beside k, which is itself the most")
