@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
+from native import C, isas, needs_native
 
 from samplers.ops import (
     _check,
-    _native,
     kv_append_,
     kv_compact_,
     kv_gather,
@@ -20,26 +20,10 @@ from samplers.ops import (
 )
 
 kv = sys.modules["samplers.ops.cached_kv"]
-C = _native.C
-needs_native = pytest.mark.skipif(C is None, reason=f"no native extension: {_native.REASON}")
 pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAYOUTS = ("plain", "some layers", "pairs", "rows first", "one layer", "own widths")
 OPS = torch.ops.sampler_zoo
-
-
-def isas():
-    """The instruction sets of this machine, each chosen in turn; the first choice again at the end."""
-    before = C.isa()
-    try:
-        for name in _native.ISAS:
-            try:
-                C._choose_isa(name)
-            except ValueError:
-                continue
-            yield name
-    finally:
-        C._choose_isa(before)
 
 
 def noise(rng, shape, dtype):
@@ -235,7 +219,7 @@ def test_every_byte(name, layout):
         expected = cache.copy()
         lengths = model(expected)
         for f in (function, twin):
-            for _ in isas() if C and f is function else [None]:
+            for _ in isas() if f is function else [None]:
                 got, got_lengths = run(f, cache, args)
                 assert same(got, expected), (f.__name__, seed)
                 assert lengths is None or torch.equal(got_lengths, lengths)

@@ -10,32 +10,17 @@ import torch
 from emulator import emulated
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from native import C, isas, needs_native
 from scipy import stats
 
-from samplers.ops import _native, headless_softmax, masked_softmax
+from samplers.ops import headless_softmax, masked_softmax
 
 hs = sys.modules["samplers.ops.headless"]
-C = _native.C
 ALL = ("confidence", "margin", "entropy", "lse", "given")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPS = torch.ops.sampler_zoo
-needs_native = pytest.mark.skipif(C is None, reason=f"no native extension: {_native.REASON}")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def isas():
-    """The instruction sets of this machine, each chosen in turn; the first choice again at the end."""
-    before = C.isa()
-    try:
-        for name in _native.ISAS:
-            try:
-                C._choose_isa(name)
-            except ValueError:
-                continue
-            yield name
-    finally:
-        C._choose_isa(before)
 
 
 def exact(n, v, d=24, seed=0, dtype=torch.float32):

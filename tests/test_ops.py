@@ -13,30 +13,15 @@ import textwrap
 
 import pytest
 import torch
+from native import C, isas, needs_native
 from scipy import stats
 
 import samplers.ops
 from samplers.ops import _native, masked_softmax
 
 ms = sys.modules["samplers.ops.masked_softmax"]
-C = _native.C
 ALL = ("confidence", "margin", "entropy", "lse", "given")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-needs_native = pytest.mark.skipif(C is None, reason=f"no native extension: {_native.REASON}")
-
-
-def isas():
-    """The instruction sets of this machine, each chosen in turn; the first choice again at the end."""
-    before = C.isa()
-    try:
-        for name in _native.ISAS:
-            try:
-                C._choose_isa(name)
-            except ValueError:
-                continue
-            yield name
-    finally:
-        C._choose_isa(before)
 
 
 def randn(n, v, seed=0, scale=4.0, dtype=torch.float32):

@@ -13,7 +13,8 @@ import torch
 from fuzz_ops import one
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from test_ops import ALL, DTYPES, C, assert_same, compare, isas, needs_native
+from native import C, isas, needs_native
+from test_ops import ALL, DTYPES, assert_same, compare
 
 from samplers.ops import masked_softmax
 

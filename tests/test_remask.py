@@ -9,12 +9,11 @@ import torch
 from emulator import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import isas, needs_native
 
 from samplers import ops
-from samplers.ops import _native, remask
+from samplers.ops import remask
 
-C = _native.C
-needs_native = pytest.mark.skipif(C is None, reason=f"no native extension: {_native.REASON}")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Few values, so that ties are the rule; and those that order badly in floats.
@@ -251,23 +250,6 @@ def test_long_rows(rows, length, seed, grain, double):
         out = ops.select(score, candidate, k=k)
         assert torch.equal(out.count, count)
         assert torch.equal(out.chosen, rank < count[:, None])
-
-
-def isas():
-    """The instruction sets of this machine in turn; on the twin alone, once."""
-    if C is None:
-        yield "twin"
-        return
-    before = C.isa()
-    try:
-        for name in _native.ISAS:
-            try:
-                C._choose_isa(name)
-            except ValueError:
-                continue
-            yield name
-    finally:
-        C._choose_isa(before)
 
 
 def test_threads_and_batch_change_nothing():
