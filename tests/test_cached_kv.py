@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from native import C, isas, needs_native
+from native import isas, needs_native
 
 from samplers.ops import (
     _check,

@@ -1,6 +1,7 @@
 """headless_softmax: against masked_softmax of the stored logits, native fold against its twin, the draw against its law."""
 
 import math
+import os
 import subprocess
 import sys
 import textwrap
@@ -554,6 +555,7 @@ def test_tile_rule():
     assert hs._tile(call(0), None) == 262144
 
 
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="freed memory is held back to be watched")
 @pytest.mark.skipif(sys.platform != "linux", reason="resets and reads the kernel's peak of resident memory")
 def test_memory_below_two_percent_of_the_logits():
     code = """
