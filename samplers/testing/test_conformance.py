@@ -21,7 +21,7 @@ from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, solve_ode
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {},
     {"steps": 5},
     {"block_length": 4},
@@ -200,7 +200,7 @@ def test_counts_are_foreseen(zoo_masked, monkeypatch):
     if not cls.counts_known:
         pytest.skip("its counts depend on the model")
     for setting in SETTINGS:
-        run: Any = {"prompt": PROMPTS, "gen_length": GEN, "seed": 3, **setting}
+        run = {"prompt": PROMPTS, "gen_length": GEN, "seed": 3, **setting}
         looked = samplers.sample(net(zoo_masked), zoo_masked, **run)
         with monkeypatch.context() as patch:
             patch.setattr(driver, "_foresees", lambda sampler, denoiser: True)
