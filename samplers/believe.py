@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .caching import Kept, Scheme
 from .canvas import Canvas, TokenState
 from .denoiser import Counter, Denoiser, GaussianDenoiser, TokenDenoiser
 from .errors import DenoiserError, SamplersError
@@ -140,7 +141,9 @@ class Believe(_Asked):
     temperature, draws with the run's own randomness, and counts. One fused op makes token, confidence, margin and entropy.
     """
 
-    def __init__(self, denoiser: TokenDenoiser, batch: int, knobs: Knobs, *, sampler: str = ""):
+    def __init__(
+        self, denoiser: TokenDenoiser, batch: int, knobs: Knobs, *, scheme: Scheme | None = None, sampler: str = ""
+    ):
         super().__init__(denoiser, batch, sampler)
         self.denoiser, self.knobs = denoiser, knobs
         self.truncation = {"top_k": knobs.top_k, "top_p": knobs.top_p} if knobs.top_k or knobs.top_p < 1 else {}
@@ -153,6 +156,8 @@ class Believe(_Asked):
         self._forbid = torch.tensor(never, dtype=torch.int64, device=denoiser.device)
         self._demote = torch.tensor(knobs.demote, dtype=torch.int64, device=denoiser.device)
         self._previous: Tensor | None = None  # (B, L, V), of a self-conditioned denoiser
+        self.scheme = scheme
+        self._kept: dict[tuple[int, bool], Kept] = {}  # by length and whether the prompt is masked
         self._seen: tuple[TokenState, list[int]] | None = None  # the last look, and the state it was at
         self.foreseen: Foreseen | None = None
         self.constraint: Tensor | None = None  # bool, broadcasts to (B, L, V): never drawn in this step
@@ -329,20 +334,50 @@ class Believe(_Asked):
             more = {k: torch.cat([v, v]) for k, v in more.items()}
         return x, time, asked, more
 
-    def _answer(self, state, t, who, asked, needed, length, guided) -> tuple[Tensor, Tensor | None]:
-        """The logits of one forward: (R, V) and the needed rows' numbers, or None for all. Guided: twice as many."""
+    def _forward(self, state, t, who, asked, needed, length, guided) -> tuple[Tensor, Tensor | None]:
+        """One forward: hidden rows (n, D) of a denoiser with a head, else logits (R, V) and the needed rows' numbers,
+        or None for all. Guided: twice as many, the unguided ones behind."""
+        if self.scheme is not None:
+            return self._cached(state, t, who, asked, needed, length, guided), None
         x, time, both, more = self._input(state, t, who, asked, length, guided)
         n = (1 + guided) * needed
         if self.denoiser.head is not None:
-            head = self.denoiser.head
-            hidden = self.counter.hidden(x, time, both, n)
-            return self.counter.head(lambda: head.logits(hidden)), None
+            return self.counter.hidden(x, time, both, n), None
         logits, index = self.counter.tokens(x, time, both, n, **more)
         if self._previous is not None:
             flat = torch.nonzero_static(asked, size=needed)
             first = (logits if index is None else logits[index])[:needed].float()
             self._previous = self._previous.index_put((who[flat[:, 0]], flat[:, 1]), first)
         return logits, index
+
+    def _cached(self, state, t, who, asked, needed, length, guided) -> Tensor:
+        """The same through a KV cache: packed. With guidance the rows whose prompt is masked have a cache of their own."""
+        canvas, rows = state.canvas, torch.zeros_like(state.open)
+        rows[who, :length] = asked
+        t = (state.noise_level if t is None else t) if self.denoiser.time_conditioned else None
+        answers = []
+        for blind in (False, True)[: 1 + guided]:
+            if (length, blind) not in self._kept:
+                mine = [i for i, n in enumerate(canvas.lengths) if n == length]
+                assert self.scheme is not None
+                self._kept[length, blind] = Kept(self.denoiser, self.scheme, mine, length)
+            x = torch.where(canvas.prompt_mask, canvas.mask_id or 0, state.x) if blind else state.x
+            answer, cost = self._kept[length, blind].answer(state, x, t, rows, needed, self.counter)
+            answers.append(answer)
+            if not blind:  # `_parts` has counted one for each row
+                self.nfe_rows += (cost - 1).clamp_min(0)
+        return torch.cat(answers)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the run's caches have written so far."""
+        return sum(kept.store.bytes_written for kept in self._kept.values())
+
+    def _answer(self, state, t, who, asked, needed, length, guided) -> tuple[Tensor, Tensor | None]:
+        """The logits of one forward: (R, V) and the needed rows' numbers, or None for all. Guided: twice as many."""
+        out, index = self._forward(state, t, who, asked, needed, length, guided)
+        head = self.denoiser.head
+        return (out, index) if head is None else (self.counter.head(lambda: head.logits(out)), None)
 
     def _with_logits(self, state, t, who, asked, needed, length, guided, row, position, **kw) -> ops.MaskedSoftmax:
         """A forward and what the fused op makes of its logits. Guided: the second half of x is the unconditional one."""
@@ -360,8 +395,7 @@ class Believe(_Asked):
         """The same of hidden rows and the head: logits are never stored."""
         head = self.denoiser.head
         assert head is not None
-        x, time, both, _ = self._input(state, t, who, asked, length, guided)
-        hidden = self.counter.hidden(x, time, both, (1 + guided) * needed)
+        hidden, _ = self._forward(state, t, who, asked, needed, length, guided)
         if guided:
             kw |= {"guidance": hidden[needed:], "cfg_scale": self.knobs.cfg_scale}
             hidden = hidden[:needed]
@@ -467,6 +501,8 @@ class NoiseBelieve(_Asked):
 
     def finished(self, state: State) -> bool:
         return state.finished
+
+    cache_bytes = 0  # reals have no cache
 
     def _what(self, status: int, position: int) -> str:
         return " a value that is not finite"

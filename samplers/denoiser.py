@@ -79,7 +79,9 @@ class TokenDenoiser(Denoiser):
         mask_id: the mask token (it may be V or more when the logits have no column for it), None for uniform noise.
         attention: full, causal or block_causal: what a position's prediction may depend on.
         length: the only canvas length it takes, or None for any.
-        caches: the kinds of cache that `predict` understands.
+        caches: the caching schemes (samplers.caching) that it can do; then `predict` or `hidden` takes a Feed as `cache`,
+            x, t and rows being those of the fed tokens, and `new_cache` makes what Feed.store is.
+        attention_block: positions a block of block_causal attention, counted from the canvas's first; else 1.
         head: the last layer, of a denoiser that has `hidden`; None: it has logits only.
         self_conditioned: True: `predict` takes `previous`, what it answered for these rows the time before.
         time_per_position: True: `t` comes as (B, L), 0 where a position is given or decided. Exact denoisers of uniform
@@ -91,6 +93,7 @@ class TokenDenoiser(Denoiser):
     attention: str = "full"
     length: int | None = None
     caches: tuple[str, ...] = ()
+    attention_block: int = 1
     head: Head | None = None
     self_conditioned: bool = False
     time_per_position: bool = False
@@ -107,7 +110,7 @@ class TokenDenoiser(Denoiser):
             t: (B,) float, the noise level in (0, 1], 1 = all noise; (B, L) where `time_per_position`. None where
                 `time_conditioned` is False.
             rows: (B, L) bool, the positions that are needed; None for all.
-            cache: a KV cache, of a kind named in `caches`.
+            cache: a samplers.caching.Feed, where the run has a cache.
             previous: a subclass that is `self_conditioned` takes this, too: (B, L, V) float32, the last logits for each
                 position, zeros where there were none.
 
@@ -118,6 +121,12 @@ class TokenDenoiser(Denoiser):
             raise NotImplementedError(f"denoiser {self.name!r} has neither predict() nor a head")
         out = self.head.logits(self.hidden(x, t, rows=rows, cache=cache))
         return out if rows is not None else out.view(*x.shape, -1)
+
+    def new_cache(self, batch: int, length: int) -> Any:
+        """An empty cache for `batch` rows of `length` positions, with `lengths` (batch,) int64, the rows that are filled,
+        `bytes_written`, and `leave(source)`: row i becomes row source[i], (A,) ascending, and the others go.
+        """
+        raise NotImplementedError(f"denoiser {self.name!r} has no cache")
 
     def hidden(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
         """What `head` is applied to, of the positions in `rows` (None: all), packed in row-major order: (N, D).

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import registry
 from .believe import Believe, Foreseen, Knobs, NoiseBelieve
+from .caching import cache_scheme
 from .canvas import PAD, Canvas, NoiseCanvas, TokenState, parse_stop, whole
 from .denoiser import Denoiser, GaussianDenoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, SamplersError
@@ -49,6 +50,7 @@ class Sample:
         row_evals: rows over all forwards; a guided step has two for each row.
         token_evals: positions over all forwards.
         head_rows: positions at which logits were asked for.
+        cache_bytes: bytes of keys and values that were written to caches.
         nfe_rows: (B,) int64, forwards that each row took part in; what the row would cost alone.
         steps: steps of the driver, those that cost no forward included.
         seconds: split into denoiser and sampler.
@@ -63,6 +65,7 @@ class Sample:
     row_evals: int
     token_evals: int
     head_rows: int
+    cache_bytes: int
     nfe_rows: Tensor
     steps: int
     seconds: Seconds
@@ -174,6 +177,7 @@ class Stream(Iterator[State]):
             row_evals=counter.row_evals,
             token_evals=counter.token_evals,
             head_rows=counter.head_rows,
+            cache_bytes=self.believe.cache_bytes,
             nfe_rows=self.believe.nfe_rows,
             steps=self.steps,
             seconds=Seconds(inside, max(self.wall - inside, 0.0)),
@@ -292,9 +296,7 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
         whole("top_k", top_k)
     if not 0 < top_p <= 1:
         raise OptionError(f"top_p must be a number above 0, up to 1 (all), not {args['top_p']!r}")
-    if args["cache"] is not None and args["cache"] not in denoiser.caches:
-        have = ", ".join(denoiser.caches) or "none"
-        raise OptionError(f"cache={args['cache']!r}: denoiser {denoiser.name!r} supports {have}; use cache=None")
+    scheme = cache_scheme(args["cache"], denoiser)
     interval = _interval(args["cfg_interval"])
     forbid, demote = (_ids(name, args[name], denoiser) for name in ("forbid", "demote"))
     if args["constrain"] is not None and not callable(args["constrain"]):
@@ -316,7 +318,7 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
         rng=Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
     )
     knobs = Knobs(temperature, cfg_scale, interval, top_k, top_p, forbid, demote)
-    believe = Believe(denoiser, batch, knobs, sampler=sampler.name)
+    believe = Believe(denoiser, batch, knobs, scheme=scheme, sampler=sampler.name)
     state = sampler.init(canvas)
     if _foresees(sampler, denoiser) and not canvas.stop and args["constrain"] is None:
         believe.foreseen = Foreseen(sampler, canvas, believe)
@@ -448,7 +450,8 @@ def sample(
         steps: forwards to spend: exact for samplers of fixed count, a cap for adaptive ones (None: one a position).
             For continuous samplers the number of function evaluations (None: 20).
         block_length: positions a block, filled from left to right; None: one block.
-        cache: a KV cache scheme that the denoiser supports.
+        cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, of a denoiser that has it; which of them
+            change nothing but the cost is told in samplers.caching.
         cfg_scale: w of (1 + w) l(x | prompt) - w l(x | prompt masked), on logits; 0 is off.
         cfg_interval: (low, high], the noise levels at which rows are guided; elsewhere they are not, and not doubled.
         temperature: of the token draw; 0 takes the best token; None: the sampler's own default.

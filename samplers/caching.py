@@ -1,0 +1,244 @@
+"""KV caches as options of the driver: which positions a forward is fed, and which of their keys and values are kept.
+
+A masked diffusion model pays for every step with the whole canvas. Each scheme feeds less, and takes the keys and values
+of the other positions from a cache:
+
+    prefix        Fast-dLLM (Wu et al. 2025, arXiv 2505.22618): a full forward when a block begins; then the block and
+                  what is behind it, in front of them the cache.
+    dual          the same paper: a full forward when a block begins; then the block alone, whose rows replace the cache's.
+    delayed(k)    dKV-Cache-Decode (Ma et al. 2025, arXiv 2505.15781): a full forward in the first two steps of a block and
+                  every k-th (8); else what is undecided, or was decided since it was last fed. "delayed" is delayed(8).
+    block         for models that look back only (BD3-LM, SDAR, LLaDA2): what lies before the first undecided position is
+                  fed once more when a block begins, and kept for good; then the block alone, not kept.
+
+Which of them change nothing but the cost:
+
+    attention      prefix                            dual, delayed    block
+    full           no: cached rows were computed     no               not possible
+                   when later ones were masked
+    causal         yes                               no               yes
+    block_causal   not offered: block is cheaper     no               yes
+
+"yes" is exact up to the last bits of float products, whose order may depend on how many rows are multiplied at once.
+Full attention with dual and a block that is as long as the canvas is exact, too: all of it is fed in every step.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .canvas import TokenState
+from .denoiser import Counter, TokenDenoiser
+from .errors import OptionError
+
+__all__ = ["SCHEMES", "Feed", "Kept", "Scheme", "cache_scheme"]
+
+SCHEMES = ("prefix", "dual", "delayed", "block")
+REFRESH = 8  # steps between full forwards of "delayed" where it does not say
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A caching scheme, and for `delayed` how many steps lie between full forwards."""
+
+    name: str
+    refresh: int = REFRESH
+
+    def __str__(self) -> str:
+        return f"delayed({self.refresh})" if self.name == "delayed" else self.name
+
+
+def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
+    """The scheme that `sample(cache=...)` names, if this denoiser can do it.
+
+    Raises:
+        OptionError: an unknown scheme, one that the denoiser does not support, a refresh interval below 1.
+    """
+    if spec is None:
+        return None
+    match = re.fullmatch(r"(\w+)(?:\((\d+)\))?", spec) if isinstance(spec, str) else None
+    name = match[1] if match else None
+    if match is None or name not in SCHEMES or (match[2] is not None and (name != "delayed" or int(match[2]) < 1)):
+        raise OptionError(f"cache={spec!r}: prefix, dual, delayed, delayed(k) with k >= 1, block or None is needed")
+    if name not in denoiser.caches:
+        have = ", ".join(denoiser.caches) or "none"
+        why = "; block needs causal or block_causal attention" if name == "block" and denoiser.caches else ""
+        raise OptionError(f"cache={spec!r}: denoiser {denoiser.name!r} supports {have}{why}; use cache=None")
+    assert name is not None
+    return Scheme(name, int(match[2]) if match[2] else REFRESH)
+
+
+@dataclass(frozen=True, eq=False)
+class Feed:
+    """What a denoiser with a cache is told beside the tokens that it is fed.
+
+    Attributes:
+        store: what its `new_cache` made.
+        positions: (A, n) int64, where on the canvas the fed tokens stand; row i of the batch is row i of the store, or
+            row `rows[i]` where that is given.
+        count: (A,) int64: only the first count[i] tokens of row i are there, the others are filling. None: all are.
+        write: what becomes of their keys and values: None nothing; "fill" they are the first rows of the store, and
+            nothing in it is seen; "scatter" each goes to the row of its position, whose old content is not seen;
+            "append" they go behind what is kept.
+        keep: (A, length) bool, rows of the store that are seen; None: all that are filled.
+        rows: with "fill": runs (first, end) of the store's rows, which are the batch's rows in order; None: all.
+    """
+
+    store: Any
+    positions: Tensor
+    count: Tensor | None = None
+    write: str | None = None
+    keep: Tensor | None = None
+    rows: tuple[tuple[int, int], ...] | None = None
+
+
+class Kept:
+    """The cache of the rows of one length in a run, and what is in it.
+
+    Rows that are done leave it: those behind move up, once. A row that is not asked in a step keeps its place, is fed as
+    filling, and is not written.
+
+    Args:
+        rows: the batch rows, ascending.
+        length: of each of them.
+    """
+
+    def __init__(self, denoiser: TokenDenoiser, scheme: Scheme, rows: list[int], length: int):
+        self.denoiser, self.scheme, self.length = denoiser, scheme, length
+        self.store = denoiser.new_cache(len(rows), length)
+        self.rows = rows
+        device = denoiser.device
+        self.fed = torch.full((len(rows), length), -1, device=device)  # (A, length) the token that made each kept row
+        self.block = torch.full((len(rows),), -1, device=device)  # (A,) the block that the row was in when last fed
+        self.age = torch.zeros(len(rows), dtype=torch.int64, device=device)  # (A,) forwards fed since that block began
+
+    def answer(self, state: TokenState, x: Tensor, t: Tensor | None, asked: Tensor, needed: int, counter: Counter):
+        """Hidden rows or logits of the `asked` positions, packed, and which batch rows were fed how often.
+
+        Args:
+            x: (B, L) int64, what the model is to see. asked: (B, L) bool. needed: how many are asked in these rows.
+            t: (B,) noise levels, or None.
+
+        Returns:
+            (needed, D) or (needed, V); (B,) int64, the forwards that each batch row took part in.
+        """
+        self._leave(state)
+        who = torch.tensor(self.rows, device=x.device)  # (A,)
+        x, asked, t = x[who, : self.length], asked[who, : self.length], None if t is None else t[who]
+        block = state._block(state.open)[who]  # (A,)
+        active = asked.any(1)
+        begins = active & (block != self.block)
+        self.age = torch.where(begins, 0, self.age)
+        cost = torch.zeros(len(state.x), dtype=torch.int64, device=x.device)
+
+        parts = []
+        if self.scheme.name == "block":
+            cost[who] += self._store_final(state, who, x, t, begins, counter)
+        full, feed, keep = self._plan(state, who, x, asked, block, active, begins)
+        counts = torch.stack([full.sum(), (asked & full[:, None]).sum(), feed.sum(1).amax()]).tolist()
+        n_full, needed_full, width = counts
+        if n_full:
+            parts.append((full, self._fill(x, t, asked, full, n_full, needed_full, counter)))
+        if width:
+            parts.append((active & ~full, self._window(x, t, asked, feed, keep, width, needed - needed_full, counter)))
+        self.fed = torch.where(
+            full[:, None] | (feed if self.scheme.name in ("dual", "delayed") else False), x, self.fed
+        )
+        self.block, self.age = torch.where(active, block, self.block), self.age + active
+        cost[who] += active
+        if len(parts) == 1:
+            return parts[0][1], cost
+        # Two kinds of forward in one step: put their answers in the order of the asked positions.
+        number = (asked.flatten().cumsum(0) - 1).view_as(asked)  # (A, length)
+        out = parts[0][1].new_empty(needed, parts[0][1].shape[1])
+        for rows, answer in parts:
+            flat = torch.nonzero_static((asked & rows[:, None]).flatten(), size=len(answer)).squeeze(1)
+            out[number.flatten()[flat]] = answer
+        return out, cost
+
+    def _leave(self, state: TokenState) -> None:
+        """Rows that are done leave the cache."""
+        done = state.done.tolist()
+        stays = [i for i, row in enumerate(self.rows) if not done[row]]
+        if len(stays) == len(self.rows) or not stays:
+            return
+        source = torch.tensor(stays, device=self.fed.device)
+        self.store.leave(source)
+        self.rows = [self.rows[i] for i in stays]
+        self.fed, self.block, self.age = self.fed[source], self.block[source], self.age[source]
+
+    def _plan(self, state, who, x, asked, block, active, begins):
+        """(rows for a full forward (A,), positions fed (A, length) in the others, rows of the cache that are seen)."""
+        name, canvas = self.scheme.name, state.canvas
+        position = torch.arange(self.length, device=x.device)
+        inside = canvas.block[who, : self.length] == block[:, None]  # (A, length) the present block
+        start = torch.where(inside, position, self.length).amin(1, keepdim=True)  # (A, 1)
+        keep = None
+        if name == "block":
+            full = torch.zeros_like(active)
+            stored = self.store.lengths[:, None]
+            end = torch.where(inside | asked, position + 1, 0).amax(1, keepdim=True)
+            size = self.denoiser.attention_block
+            feed = (position >= stored) & (position < -(-end // size) * size)
+        elif name == "delayed":
+            full = active & ((self.age < 2) | (self.age % self.scheme.refresh == 0))
+            feed = state.undecided[who, : self.length] | (x != self.fed)
+        elif name == "dual":
+            full, feed = begins, inside
+        else:
+            full, feed, keep = begins, position >= start, position < start
+        return full, (feed | asked) & (active & ~full)[:, None], keep
+
+    def _fill(self, x, t, asked, full, n, needed, counter) -> Tensor:
+        """A forward of whole rows; all their keys and values are kept."""
+        index = torch.nonzero_static(full, size=n).squeeze(1)  # (n,)
+        rows = None if n == len(self.rows) else _runs(index.tolist())
+        position = torch.arange(self.length, device=x.device).expand(n, -1)
+        feed = Feed(self.store, position, write="fill", rows=rows)
+        return self._ask(x[index], None if t is None else t[index], asked[index], needed, counter, feed)
+
+    def _window(self, x, t, asked, feed, keep, width, needed, counter) -> Tensor:
+        """A forward of the `feed` positions of all rows, in the order of the canvas, with the cache for the others."""
+        position = torch.arange(self.length, device=x.device)
+        places = torch.where(feed, position, self.length).sort(1).values[:, :width]  # (A, width), filling behind
+        at = places.clamp(max=self.length - 1)
+        asked = asked.gather(1, at) & (places < self.length)
+        write = "scatter" if self.scheme.name in ("dual", "delayed") else None
+        told = Feed(self.store, at, count=feed.sum(1), write=write, keep=keep)
+        return self._ask(x.gather(1, at), t, asked, needed, counter, told)
+
+    def _store_final(self, state, who, x, t, begins, counter) -> Tensor:
+        """Keep what lies before the first undecided position, in whole blocks of the model; (A,) forwards it took."""
+        size, stored = self.denoiser.attention_block, self.store.lengths
+        position = torch.arange(self.length, device=x.device)
+        first = torch.where(state.undecided[who, : self.length], position, self.length).amin(1)  # (A,)
+        count = torch.where(begins, first // size * size - stored, 0).clamp_min(0)
+        width = int(count.amax())
+        if not width:
+            return torch.zeros_like(stored)
+        at = (stored[:, None] + torch.arange(width, device=x.device)).clamp(max=self.length - 1)  # (A, width)
+        nothing = torch.zeros_like(at, dtype=torch.bool)
+        self._ask(x.gather(1, at), t, nothing, 0, counter, Feed(self.store, at, count=count, write="append"))
+        return (count > 0).to(torch.int64)
+
+    def _ask(self, x, t, asked, needed, counter, feed) -> Tensor:
+        if self.denoiser.head is not None:
+            return counter.hidden(x, t, asked, needed, cache=feed)
+        logits, index = counter.tokens(x, t, asked, needed, cache=feed)
+        return logits if index is None else logits[index]
+
+
+def _runs(index: list[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending numbers as runs (first, end): 0 1 2 5 6 -> (0, 3), (5, 7)."""
+    runs: list[tuple[int, int]] = []
+    for i in index:
+        if runs and runs[-1][1] == i:
+            runs[-1] = (runs[-1][0], i + 1)
+        else:
+            runs.append((i, i + 1))
+    return tuple(runs)
