@@ -28,7 +28,19 @@ def problem(dtype=torch.float32, batch=3, heads=2, groups=1, length=40, width=16
     return randn(batch, heads * groups, n, width), cache[1, 0], value, new_key, new_value
 
 
-def truth(query, key, value, new_key, new_value, lengths, attention="full", block_length=None, keep=None, scale=None):
+def truth(
+    query,
+    key,
+    value,
+    new_key,
+    new_value,
+    lengths,
+    attention="full",
+    block_length=None,
+    keep=None,
+    new_keep=None,
+    scale=None,
+):
     """Batch row by batch row, in float64, over keys that are picked and concatenated."""
     groups, n = query.shape[1] // key.shape[1], query.shape[2]
     scale = query.shape[3] ** -0.5 if scale is None else scale
@@ -42,7 +54,7 @@ def truth(query, key, value, new_key, new_value, lengths, attention="full", bloc
         )
         scores = query[b].double() @ k.mT * scale
         for i, j in itertools.product(range(n), repeat=2):
-            if j // block > i // block:
+            if j // block > i // block or (new_keep is not None and i != j and not new_keep[b, j]):
                 scores[:, i, len(seen) + j] = -torch.inf
         out.append(scores.softmax(-1) @ v)
     return torch.stack(out)
@@ -55,7 +67,7 @@ def compare(tensors, **kw):
     attention, block = call.pop("attention", "full"), call.pop("block_length", None)
     scale = call.get("scale") or tensors[0].shape[3] ** -0.5
     number = {"full": 0, "causal": 1}.get(attention, block)
-    args = (*tensors, call["lengths"], call.get("keep"), number, scale)
+    args = (*tensors, call["lengths"], call.get("keep"), number, scale, call.get("new_keep"))
     for out in (cached_attention(*tensors, **kw), ca._twin(*args), ca._on_device(*args)):
         assert out.dtype == tensors[0].dtype
         assert out.shape == expected.shape
@@ -74,6 +86,19 @@ def test_float64(dtype, groups, attention):
         lengths = torch.tensor(lengths)
         compare(tensors, lengths=lengths, **kw)
         compare(tensors, lengths=lengths, keep=keep, **kw)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("attention", KINDS)
+def test_filling_among_new_rows(dtype, groups, attention):
+    """New rows that fill up a ragged batch: the others are as if they were not there, and nothing becomes a NaN."""
+    tensors = problem(dtype, groups=groups)
+    new_keep = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    for lengths in ([40, 40, 40], [0, 7, 0]):
+        kw = {"attention": attention, "block_length": KINDS[attention], "lengths": torch.tensor(lengths)}
+        compare(tensors, new_keep=new_keep, **kw)
+        compare(tensors, new_keep=new_keep, keep=torch.arange(120).view(3, 40) % 3 != 0, **kw)
 
 
 @pytest.mark.parametrize("cost", [0, 1e18], ids=["a call a length", "one masked call"])
@@ -164,6 +189,8 @@ BAD = [
     (IndexError, r"lengths\[0\] is -1", {"lengths": torch.tensor([-1, 0, 2])}),
     (ValueError, r"keep has shape \(3, 39\), expected \(3, 40\)", {"keep": torch.ones(3, 39, dtype=torch.bool)}),
     (TypeError, "keep is torch.float32", {"keep": torch.ones(3, 40)}),
+    (ValueError, r"new_keep has shape \(3, 40\), expected \(3, 6\)", {"new_keep": torch.ones(3, 40, dtype=torch.bool)}),
+    (TypeError, "new_keep is torch.int64", {"new_keep": torch.ones(3, 6, dtype=torch.int64)}),
     (ValueError, "attention is 'banded', expected one of full, causal, block_causal", {"attention": "banded"}),
     (ValueError, "go together", {"attention": "block_causal"}),
     (ValueError, "go together", {"attention": "causal", "block_length": 4}),
@@ -184,6 +211,8 @@ def test_bad_input(row):
 def test_opcheck(keep):
     op = torch.ops.sampler_zoo.cached_attention.default
     torch.library.opcheck(op, (*problem(groups=2), torch.tensor([4, 0, 9]), keep, 2, 0.25))
+    new_keep = torch.arange(18).view(3, 6) % 3 != 0
+    torch.library.opcheck(op, (*problem(groups=2), torch.tensor([4, 0, 9]), keep, 2, 0.25, new_keep))
 
 
 def test_compile():

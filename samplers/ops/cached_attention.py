@@ -17,7 +17,7 @@ from samplers.ops._check import DTYPES, check_vector, explained
 OP = "cached_attention"
 SCHEMA = (
     "cached_attention(Tensor query, Tensor key, Tensor value, Tensor new_key, Tensor new_value, Tensor lengths, "
-    "Tensor? keep, int block_length, float scale) -> Tensor"
+    "Tensor? keep, int block_length, float scale, Tensor? new_keep=None) -> Tensor"
 )
 KINDS = ("full", "causal", "block_causal")
 # Torch's fused CPU attention that also returns the log-sum-exp; private, so a torch without it gets the twin.
@@ -38,6 +38,7 @@ def cached_attention(
     attention: str = "full",
     block_length: int | None = None,
     keep: Tensor | None = None,
+    new_keep: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """softmax(q k^T * scale) v of one layer, where batch row b's keys are its first lengths[b] rows of the cache and
@@ -53,6 +54,7 @@ def cached_attention(
             all.
         block_length: of "block_causal".
         keep: (B, L) bool; cache rows that are False are not seen. None: all are.
+        new_keep: (B, n) bool; new rows that are False are filling, which only they themselves see. None: all are seen.
         scale: of the scores; None: 1 / sqrt(D).
 
     Returns:
@@ -70,17 +72,17 @@ def cached_attention(
     block = {"full": 0, "causal": 1}.get(attention, block_length)
     if isinstance(block, bool) or not isinstance(block, int) or (block < 1 and attention != "full"):
         raise ValueError(f"{OP}: block_length is {block_length!r}, expected an int, 1 or more")
-    _check(query, key, value, new_key, new_value, lengths, keep)
+    _check(query, key, value, new_key, new_value, lengths, keep, new_keep)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     if not math.isfinite(scale):
         raise ValueError(f"{OP}: scale is {scale}, expected a finite number")
     args = (query, key, value, new_key, new_value)
     if any(x.requires_grad for x in args):
         args = tuple(x.detach() for x in args)  # type: ignore[assignment]
-    return torch.ops.sampler_zoo.cached_attention.default(*args, lengths, keep, block, scale)
+    return torch.ops.sampler_zoo.cached_attention.default(*args, lengths, keep, block, scale, new_keep)
 
 
-def _check(query, key, value, new_key, new_value, lengths, keep):
+def _check(query, key, value, new_key, new_value, lengths, keep, new_keep):
     """What can be seen without looking at the data."""
     for name, x in (("query", query), ("key", key), ("value", value), ("new_key", new_key), ("new_value", new_value)):
         if x.dim() != 4:
@@ -108,21 +110,28 @@ def _check(query, key, value, new_key, new_value, lengths, keep):
         if tuple(x.shape) != shape:
             raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected {shape}")
     check_vector(OP, lengths, "lengths", torch.int64, batch, query.device)
-    if keep is not None:
-        if tuple(keep.shape) != (batch, length):
-            raise ValueError(f"{OP}: keep has shape {tuple(keep.shape)}, expected ({batch}, {length}), a flag a row")
-        if keep.dtype != torch.bool:
-            raise TypeError(f"{OP}: keep is {keep.dtype}, expected torch.bool")
-        if keep.device != query.device:
-            raise ValueError(f"{OP}: keep is on {keep.device}, expected {query.device} like the rest")
+    for name, x, shape in (("keep", keep, (batch, length)), ("new_keep", new_keep, (batch, n))):
+        if x is None:
+            continue
+        if tuple(x.shape) != shape:
+            raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected {shape}, a flag a row")
+        if x.dtype != torch.bool:
+            raise TypeError(f"{OP}: {name} is {x.dtype}, expected torch.bool")
+        if x.device != query.device:
+            raise ValueError(f"{OP}: {name} is on {x.device}, expected {query.device} like the rest")
 
 
-def _among_new(n, groups, block, device):
-    """(groups * n, n) bool: which new rows a new row sees."""
+def _among_new(n, groups, block, device, new_keep=None):
+    """(groups * n, n) bool, or with new_keep (B, 1, groups * n, n): which new rows a new row sees."""
     i = torch.arange(n, device=device)
     if block == 0:
-        return torch.ones(groups * n, n, dtype=torch.bool, device=device)
-    return (i[:, None] // block >= i // block).repeat(groups, 1)
+        seen = torch.ones(n, n, dtype=torch.bool, device=device)
+    else:
+        seen = i[:, None] // block >= i // block
+    if new_keep is not None:
+        # Filling sees itself, so that it stays finite: what it holds is multiplied by a weight of 0, and 0 * NaN is NaN.
+        seen = (seen & new_keep[:, None, None]) | (i[:, None] == i)
+    return seen.repeat(groups, 1) if seen.dim() == 2 else seen.repeat(1, 1, groups, 1)
 
 
 def _seen(key, lengths, keep):
@@ -138,7 +147,7 @@ def _stacked(query, heads):
     return query.reshape(batch, heads, all_heads // heads * n, width)
 
 
-def _twin(query, key, value, new_key, new_value, lengths, keep, block_length, scale):
+def _twin(query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep=None):
     """The op in torch, on any device, without asking the device for a number: one softmax, in float32, over all L rows
     of the cache, those that do not count at -inf, and the new rows."""
     batch, heads, n, _ = query.shape
@@ -147,7 +156,7 @@ def _twin(query, key, value, new_key, new_value, lengths, keep, block_length, sc
     seen = _seen(key, lengths, keep)[:, None, None]  # (B, 1, 1, L) bool
     old = torch.matmul(q, key.float().mT) * scale  # (B, H, g n, L) float32
     new = torch.matmul(q, new_key.float().mT) * scale  # (B, H, g n, n) float32
-    new = new.masked_fill(~_among_new(n, heads // kv_heads, block_length, query.device), -math.inf)
+    new = new.masked_fill(~_among_new(n, heads // kv_heads, block_length, query.device, new_keep), -math.inf)
     p = torch.cat([old.masked_fill(~seen, -math.inf), new], 3).softmax(3)
     # What is not seen may hold anything, a NaN included, and 0 * NaN is not 0.
     v = torch.where(seen.mT, value.float(), 0.0)
@@ -155,22 +164,22 @@ def _twin(query, key, value, new_key, new_value, lengths, keep, block_length, sc
     return out.view(batch, heads, n, value.shape[3]).to(query.dtype)
 
 
-def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, scale):
+def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep=None):
     filled = lengths.tolist()
     for b, length in enumerate(filled):
         if not 0 <= length <= key.shape[2]:
             raise IndexError(f"{OP}: lengths[{b}] is {length}, expected 0 to {key.shape[2]}, the cache's capacity")
     if _flash is None or value.shape[3] != query.shape[3] or not filled:
-        return _twin(query, key, value, new_key, new_value, lengths, keep, block_length, scale)
+        return _twin(query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep)
     batch, heads, n, width = query.shape
     kv_heads = key.shape[1]
     q = _stacked(query, kv_heads)
-    if block_length == 1 and heads == kv_heads:
+    if block_length == 1 and heads == kv_heads and new_keep is None:
         out, lse = _flash(q, new_key, new_value, is_causal=True, scale=scale)
     else:
         mask = None
-        if 0 < block_length < n:
-            mask = _bias(_among_new(n, heads // kv_heads, block_length, "cpu"), q.dtype)
+        if 0 < block_length < n or new_keep is not None:
+            mask = _bias(_among_new(n, heads // kv_heads, block_length, "cpu", new_keep), q.dtype)
         out, lse = _flash(q, new_key, new_value, attn_mask=mask, scale=scale)
     out = out.float()  # (B, H, g n, D), lse (B, H, g n) float32
 
@@ -199,16 +208,16 @@ def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, 
     return out.to(query.dtype).view(batch, heads, n, width)
 
 
-def _on_device(query, key, value, new_key, new_value, lengths, keep, block_length, scale):
+def _on_device(query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep=None):
     batch, heads, n, _ = query.shape
     kv_heads = key.shape[1]
     seen = _seen(key, lengths, keep)
     k, v = (
         torch.cat([torch.where(seen[:, None, :, None], x, 0), y], 2) for x, y in ((key, new_key), (value, new_value))
     )
-    new = _among_new(n, heads // kv_heads, block_length, query.device)
-    old = seen[:, None].expand(-1, new.shape[0], -1)
-    mask = torch.cat([old, new.expand(batch, -1, -1)], 2)[:, None]  # (B, 1, g n, L + n) bool
+    new = _among_new(n, heads // kv_heads, block_length, query.device, new_keep)
+    old = seen[:, None, None].expand(-1, 1, new.shape[-2], -1)
+    mask = torch.cat([old, new.expand(batch, 1, -1, -1)], 3)  # (B, 1, g n, L + n) bool
     out = F.scaled_dot_product_attention(_stacked(query, kv_heads), k, v, attn_mask=mask, scale=scale)
     return out.reshape(batch, heads, n, value.shape[3])
 
@@ -236,7 +245,7 @@ def _spans(lengths, operations):
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fake(query, key, value, new_key, new_value, lengths, keep, block_length, scale):
+def _fake(query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep=None):
     return query.new_empty((*query.shape[:3], value.shape[3]))
 
 

@@ -1,0 +1,112 @@
+"""Byte-pair encoding over printable ASCII: the words of the zoo's text models."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+
+__all__ = ["Tokenizer"]
+
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))  # ids 0 to 95
+_PIECE = re.compile(r" ?[A-Za-z]+| ?[0-9]| ?[^A-Za-z0-9\s]+|\s")
+_OTHER = str.maketrans("‘’“”–—…\t\r", "''\"\"--. \n")
+
+
+class Tokenizer:
+    """Text to ids and back. Ids are the 96 characters, then one a merge, then the end of a text (`eos_id`).
+
+    Merges (Sennrich et al. 1508.07909) join two neighbouring tokens within a word and its leading blank. `mask_id` is
+    one beyond the last token, so that no logits are needed for it.
+
+    Args:
+        merges: pairs of ids, in the order in which they were learned; pair i makes token 96 + i.
+    """
+
+    def __init__(self, merges: Iterable[tuple[int, int]]):
+        self.merges = [(int(a), int(b)) for a, b in merges]
+        self.texts = list(CHARACTERS)
+        for a, b in self.merges:
+            self.texts.append(self.texts[a] + self.texts[b])
+        self.eos_id = len(self.texts)
+        self.mask_id = self.vocab_size = self.eos_id + 1
+        self._rank = {pair: i for i, pair in enumerate(self.merges)}
+        self._known: dict[str, list[int]] = {}
+
+    @staticmethod
+    def clean(text: str) -> str:
+        """Only what the tokens can say: typographic quotes and dashes made plain, other characters left out."""
+        return re.sub(r"[^\n -~]", "", text.translate(_OTHER))
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> Tokenizer:
+        """The merges of the commonest pairs, the pair of lower ids where two are equally common."""
+        pieces = Counter(_PIECE.findall(cls.clean(text)))
+        words = [([CHARACTERS.index(c) for c in piece], n) for piece, n in pieces.items()]
+        merges: list[tuple[int, int]] = []
+        while len(CHARACTERS) + len(merges) + 1 < vocab_size:
+            pairs: Counter[tuple[int, int]] = Counter()
+            for ids, n in words:
+                for pair in zip(ids, ids[1:]):
+                    pairs[pair] += n
+            if not pairs:
+                raise OptionError(
+                    f"the text has no more pairs: {len(merges)} merges, vocab_size={vocab_size} is too many"
+                )
+            best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+            made = len(CHARACTERS) + len(merges)
+            merges.append(best)
+            words = [(_joined(ids, best, made), n) for ids, n in words]
+        return cls(merges)
+
+    def encode(self, text: str) -> Tensor:
+        """(n,) int64; characters that no token has are left out. An end of text is not added."""
+        ids: list[int] = []
+        for piece in _PIECE.findall(self.clean(text)):
+            if piece not in self._known:
+                self._known[piece] = self._encode(piece)
+            ids += self._known[piece]
+        return torch.tensor(ids, dtype=torch.int64)
+
+    def _encode(self, piece: str) -> list[int]:
+        ids = [CHARACTERS.index(c) for c in piece]
+        while True:
+            rank = min((self._rank.get(pair, len(self.merges)) for pair in zip(ids, ids[1:])), default=len(self.merges))
+            if rank == len(self.merges):
+                return ids
+            ids = _joined(ids, self.merges[rank], len(CHARACTERS) + rank)
+
+    def decode(self, ids: Tensor | Iterable[int], *, mask: str = "", eos: str = "") -> str:
+        """The text of (n,) ids; a mask, padding (negative) and the end of a text are shown as told."""
+        numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        special = {self.eos_id: eos, self.mask_id: mask}
+        return "".join("" if i < 0 else special[i] if i in special else self.texts[i] for i in numbers)
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps({"merges": self.merges}) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        return cls(json.loads(Path(path).read_text())["merges"])
+
+
+def _joined(ids: list[int], pair: tuple[int, int], made: int) -> list[int]:
+    """`ids` with every occurrence of the pair, from the left, replaced by `made`."""
+    if pair[0] not in ids:
+        return ids
+    out, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
+            out.append(made)
+            i += 2
+        else:
+            out.append(ids[i])
+            i += 1
+    return out

@@ -1,0 +1,434 @@
+"""One compact decoder, Llama's: RMSNorm, rotary positions, grouped-query attention, SwiGLU; full, causal or block-causal.
+
+    h = x + O attend(R(p) Q n(x), R(p) K n(x), V n(x)),    x' = h + D (silu(G n(h)) * U n(h))
+
+(Touvron et al. 2302.13971; RoPE: Su et al. 2104.09864; grouped queries: Ainslie et al. 2305.13245; SwiGLU: Shazeer
+2002.05202.) A token's position is an argument and is in its key already when that is stored, so a cache may hold rows in
+any order: causal means the order in which rows came, position is what the rotation says.
+
+What a row sees is what lies in the cache and, of the rows that come with it, those that `Config.attention` allows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..denoiser import Head
+from ..errors import OptionError
+from ..ops.cached_attention import KINDS, cached_attention
+from .cache import Cache
+
+__all__ = ["Config", "Llama3Rope", "Transformer"]
+
+
+@dataclass(frozen=True)
+class Llama3Rope:
+    """Llama 3's stretching of rotary positions beyond the length of pre-training: wavelengths longer than
+    original_length / low_freq_factor are slowed by `factor`, those shorter than original_length / high_freq_factor are
+    left alone, and in between the two frequencies are mixed linearly in original_length / wavelength."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """The shape of a Transformer.
+
+    Args:
+        vocab_size: V, rows of the head.
+        width: D, of the residual stream.
+        layers, heads: how many.
+        kv_heads: heads of keys and values; None: `heads`.
+        head_width: None: width // heads.
+        mlp_width: of SwiGLU's inner rows; None: the multiple of 64 nearest to 8/3 width.
+        attention: full, causal or block_causal: which of the rows that come together a row sees.
+        block_length: of block_causal; blocks are cut from the first row, whatever the positions.
+        embeddings: rows of the embedding, where that has more than V (a mask token without logits); None: V.
+        tied: the head is the embedding.
+        qkv_bias: biases of q, k and v (Qwen2). qk_norm: RMSNorm of each head's q and k (Qwen3).
+        rope_theta, rope_scaling: base of the rotary frequencies, and Llama 3's change of them.
+        norm_eps: of RMSNorm.
+        max_length: positions are below it.
+
+    Raises:
+        OptionError: a number that is no positive integer, heads that do not divide, an odd head_width, an unknown
+            attention, block_length without block_causal or the other way round.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int | None = None
+    head_width: int | None = None
+    mlp_width: int | None = None
+    attention: str = "causal"
+    block_length: int | None = None
+    embeddings: int | None = None
+    tied: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    rope_theta: float = 10_000.0
+    rope_scaling: Llama3Rope | None = None
+    norm_eps: float = 1e-6
+    max_length: int = 2**31 - 1
+
+    def __post_init__(self) -> None:
+        def default(name: str, value: int) -> None:
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+
+        whole = ("vocab_size", "width", "layers", "heads")
+        self._check_whole(whole)
+        default("kv_heads", self.heads)
+        default("head_width", self.width // self.heads)
+        default("mlp_width", max(64, round(self.width * 8 / 3 / 64) * 64))
+        default("embeddings", self.vocab_size)
+        self._check_whole(("kv_heads", "head_width", "mlp_width", "embeddings", "max_length"))
+        if self.heads % self.kv_heads:  # type: ignore[operator]
+            raise OptionError(f"Config: {self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
+        if self.head_width % 2:  # type: ignore[operator]
+            raise OptionError(f"Config: head_width is {self.head_width}; rotary positions turn pairs, so an even one")
+        if self.embeddings < self.vocab_size:  # type: ignore[operator]
+            raise OptionError(f"Config: embeddings is {self.embeddings}, fewer than vocab_size {self.vocab_size}")
+        if self.attention not in KINDS:
+            raise OptionError(f"Config: attention must be {', '.join(KINDS)}, not {self.attention!r}")
+        if (self.attention == "block_causal") != (self.block_length is not None):
+            raise OptionError("Config: attention='block_causal' and block_length go together, one is missing")
+        if self.block_length is not None:
+            self._check_whole(("block_length",))
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+                raise OptionError(f"Config: {name} must be a positive number, not {value!r}")
+
+    def _check_whole(self, names: tuple[str, ...]) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise OptionError(f"Config: {name} must be a positive integer, not {value!r}")
+
+
+def rope_frequencies(config: Config) -> Tensor:
+    """Radians a position turns each of the head_width / 2 pairs: theta^(-2i / head_width). (head_width / 2,) float32."""
+    exponent = torch.arange(0, config.head_width, 2, dtype=torch.int64).float() / config.head_width  # type: ignore[arg-type]
+    frequency = 1.0 / (config.rope_theta**exponent)
+    if config.rope_scaling is None:
+        return frequency
+    s = config.rope_scaling
+    turns = s.original_length * frequency / (2 * math.pi)  # within the original length
+    keep = ((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)).clamp(0, 1)
+    return keep * frequency + (1 - keep) * frequency / s.factor
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """R(p) x: element i and element i + head_width / 2 are a pair. x (B, H, n, D), cos and sin (B, 1, n, D / 2)."""
+    a, b = x.chunk(2, -1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+class Block(nn.Module):
+    """One layer. Parameters are named after what they make: q, k, v, o; gate, up, down."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = c = config
+        q, kv = c.heads * c.head_width, c.kv_heads * c.head_width  # type: ignore[operator]
+        self.norm_attention = nn.RMSNorm(c.width, c.norm_eps)
+        self.q = nn.Linear(c.width, q, c.qkv_bias)
+        self.k = nn.Linear(c.width, kv, c.qkv_bias)
+        self.v = nn.Linear(c.width, kv, c.qkv_bias)
+        self.o = nn.Linear(q, c.width, False)
+        if c.qk_norm:
+            self.norm_q = nn.RMSNorm(c.head_width, c.norm_eps)  # type: ignore[arg-type]
+            self.norm_k = nn.RMSNorm(c.head_width, c.norm_eps)  # type: ignore[arg-type]
+        self.norm_mlp = nn.RMSNorm(c.width, c.norm_eps)
+        self.gate = nn.Linear(c.width, c.mlp_width, False)  # type: ignore[arg-type]
+        self.up = nn.Linear(c.width, c.mlp_width, False)  # type: ignore[arg-type]
+        self.down = nn.Linear(c.mlp_width, c.width, False)  # type: ignore[arg-type]
+
+    def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, n, D) -> q (B, Hq, n, d), k and v (B, H, n, d), q and k turned to their positions."""
+        x = self.norm_attention(x)
+        q, k, v = (f(x).unflatten(-1, (-1, self.config.head_width)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        if self.config.qk_norm:
+            q, k = self.norm_q(q), self.norm_k(k)
+        return _turned(q, cos, sin), _turned(k, cos, sin), v
+
+    def rest(self, x: Tensor, seen: Tensor) -> Tensor:
+        """What follows attention. x (..., D), seen (..., Hq, d) -> (..., D)."""
+        x = x + self.o(seen.flatten(-2))
+        y = self.norm_mlp(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Transformer(nn.Module):
+    """The decoder. `Config` says its shape; parameters are in `dtype` on `device`.
+
+    Args:
+        config: its shape.
+        seed: of its random weights, normal: 1 wide in the embedding, 0.02 in an untied head, 1 / sqrt(columns) elsewhere
+            and / sqrt(2 layers) where a residual branch ends; None leaves the parameters on the meta device, without
+            memory, for a loader to assign.
+
+    The same `seed` gives the same weights on every machine; no global generator is read or moved.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        seed: int | None = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self.embed = nn.Embedding(config.embeddings, config.width, dtype=dtype)  # type: ignore[arg-type]
+            self.blocks = nn.ModuleList(Block(config).to(dtype) for _ in range(config.layers))
+            self.norm = nn.RMSNorm(config.width, config.norm_eps, dtype=dtype)
+            if not config.tied:
+                self.unembed = nn.Linear(config.width, config.vocab_size, False, dtype=dtype)
+        if seed is not None:
+            self.to_empty(device=device)
+            self._initialise(seed)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for name, p in self.named_parameters():
+            if p.dim() == 1:
+                p.fill_(0.0 if name.endswith("bias") else 1.0)
+            else:
+                std = p.shape[1] ** -0.5
+                if name.startswith("embed"):
+                    std = 1.0
+                elif name.startswith("unembed"):
+                    std = 0.02
+                elif name.endswith(("o.weight", "down.weight")):
+                    std /= math.sqrt(2 * self.config.layers)
+                p.copy_(torch.empty(p.shape).normal_(0.0, std, generator=generator))
+
+    @property
+    def head(self) -> Head:
+        """Hidden rows to logits: (V, D)."""
+        return Head(self.embed.weight[: self.config.vocab_size] if self.config.tied else self.unembed.weight)
+
+    def cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` rows of at most `length` tokens, in the dtype and on the device of the weights."""
+        c, like = self.config, self.embed.weight
+        return Cache(c.layers, batch, c.kv_heads, length, c.head_width, dtype=like.dtype, device=like.device)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: Cache | None = None,
+        store: str | None = None,
+        start: Tensor | int | None = None,
+        index: Tensor | None = None,
+        count: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden rows of n tokens, for `head`.
+
+        With a cache the n tokens see its filled rows and each other, the latter as `Config.attention` says, as if they
+        came behind the cache. `store` says what becomes of their keys and values:
+            None       nothing: a look ahead (a plan, a draft) costs no write
+            "append"   they go behind the filled rows
+            "replace"  they are rows start[b] and up, whose old keys and values are not seen; attention must be full
+            "scatter"  token i is row index[b, i], the same; tokens of negative index are filling: not seen, not stored
+        Each is one op for all layers, after the last. Without a cache gradients pass.
+
+        Args:
+            ids: (B, n) int64, below Config.embeddings.
+            positions: (B, n) int64, where the tokens stand in the text, in any order; None: counted from 0, behind a
+                cache's filled rows, or as stored with "replace" and "scatter".
+            rows: (B, n) bool, the tokens whose hidden rows are needed; None: all.
+            cache: of `Transformer.cache`. Nothing is written into it unless `store` says so.
+            start: of "replace", (B,) int64 or one int. index: of "scatter", (n,) or (B, n) int64.
+            count: (B,) int64, only the first count[b] tokens are there, the others are filling. Not with "scatter".
+            keep: (B, cache.length) bool, rows of the cache that may be seen; None: all that are filled.
+
+        Returns:
+            (B, n, D), or (N, D) packed in the order of `rows`. With bfloat16 or float32 products a row may differ in
+            its last bits from what it is in another batch or with other tokens fed: BLAS chooses the order of its sums
+            by shape. What a row sees never depends on other batch rows.
+
+        Raises:
+            OptionError: arguments that do not go together. TypeError, ValueError: a wrong dtype, shape or device.
+            IndexError: ids, positions or cache rows out of range (on a device nobody looks; see ops.cached_kv).
+        """
+        c = self.config
+        self._check(ids, positions, rows, cache, store, start, index, count, keep)
+        here = torch.arange(ids.shape[1], device=ids.device)
+        places = None  # (B, n) where in the cache the new rows will be
+        if cache is not None and store == "scatter":
+            places = index.expand_as(ids)  # type: ignore[union-attr]
+        elif cache is not None:
+            first = cache.lengths if store != "replace" else start
+            places = (first[:, None] if isinstance(first, Tensor) else first) + here.expand_as(ids)  # type: ignore[operator]
+        if positions is None:
+            positions = here.expand_as(ids) if places is None else places.clamp(min=0)
+        attend = self._attention(ids, cache, store, places, count, keep)
+
+        x = self.embed(ids)  # (B, n, D)
+        angle = positions[:, None, :, None] * rope_frequencies(c).to(ids.device)  # (B, 1, n, d / 2) float32
+        cos, sin = angle.cos(), angle.sin()
+        new: list[tuple[Tensor, Tensor]] = []
+        for i, block in enumerate(self.blocks):
+            q, k, v = block.qkv(x, cos, sin)
+            seen = attend(i, q, k, v).transpose(1, 2)  # (B, n, Hq, d)
+            if store is not None:
+                new.append((k, v))
+            if rows is not None and i == c.layers - 1:
+                x, seen = x[rows], seen[rows]  # the rest of the last layer is for the rows that are needed
+            x = block.rest(x, seen)
+        if cache is not None and store is not None:
+            key, value = (torch.stack(part) for part in zip(*new))
+            if store == "append":
+                cache.append(key, value, count)
+            elif store == "replace":
+                cache.replace(key, value, start, count)  # type: ignore[arg-type]
+            else:
+                cache.scatter(key, value, index)  # type: ignore[arg-type]
+        return self.norm(x)
+
+    def _attention(
+        self,
+        ids: Tensor,
+        cache: Cache | None,
+        store: str | None,
+        places: Tensor | None,
+        count: Tensor | None,
+        keep: Tensor | None,
+    ) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+        """What a layer's queries do with its keys and values: (layer, q, k, v) -> (B, Hq, n, d)."""
+        c, n = self.config, ids.shape[1]
+        here = torch.arange(n, device=ids.device)
+        there = None if count is None else here < count[:, None]  # (B, n) bool
+        if cache is None:
+            mask = None
+            if c.attention == "block_causal":
+                mask = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
+            if there is not None and c.attention != "causal":  # behind the end, causal attention does not see them
+                mask = (there[:, None, None] & (True if mask is None else mask)) | (here[:, None] == here)
+            kinds = {"attn_mask": mask, "is_causal": c.attention == "causal", "enable_gqa": c.heads != c.kv_heads}
+            return lambda i, q, k, v: F.scaled_dot_product_attention(q, k, v, **kinds)
+
+        if store in ("replace", "scatter"):
+            assert places is not None
+            there = places >= 0 if store == "scatter" else there
+            # Replaced rows are not seen in the cache. Filling points nowhere: at one column too many.
+            nowhere = places if there is None else torch.where(there, places, cache.length)
+            stale = torch.zeros(len(ids), cache.length + 1, dtype=torch.bool, device=ids.device)
+            fresh = ~stale.scatter_(1, nowhere, True)[:, :-1]  # (B, length) bool
+            keep = fresh if keep is None else keep & fresh
+        elif c.attention == "causal":
+            there = None
+        return lambda i, q, k, v: cached_attention(
+            q,
+            cache.key[i],
+            cache.value[i],
+            k,
+            v,
+            lengths=cache.lengths,
+            attention=c.attention,
+            block_length=c.block_length,
+            keep=keep,
+            new_keep=there,
+        )
+
+    def _check(self, ids, positions, rows, cache, store, start, index, count, keep) -> None:
+        """All that can be wrong with a call, said before anything is written."""
+        c, device = self.config, self.embed.weight.device
+
+        def check(name: str, x: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+            if x is None:
+                return
+            if not isinstance(x, Tensor) or x.dtype != dtype:
+                kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise TypeError(f"transformer: {name} is {kind}, expected a tensor of {dtype}")
+            if tuple(x.shape) != shape:
+                raise ValueError(f"transformer: {name} has shape {tuple(x.shape)}, expected {shape}")
+            if x.device != device:
+                raise ValueError(f"transformer: {name} is on {x.device}, the weights are on {device}")
+
+        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.shape[1] == 0:
+            raise ValueError(f"transformer: ids must be (B, n), n at least 1, not {getattr(ids, 'shape', ids)!r}")
+        shape = tuple(ids.shape)
+        check("ids", ids, shape, torch.int64)
+        check("positions", positions, shape, torch.int64)
+        check("rows", rows, shape, torch.bool)
+        check("count", count, shape[:1], torch.int64)
+        if store not in (None, "append", "replace", "scatter"):
+            raise OptionError(f"transformer: store must be None, 'append', 'replace' or 'scatter', not {store!r}")
+        if cache is None and (store is not None or keep is not None):
+            raise OptionError("transformer: store and keep need a cache")
+        for name, x, kind in (("start", start, "replace"), ("index", index, "scatter")):
+            if (x is None) == (store == kind):
+                raise OptionError(f"transformer: {name} goes with store={kind!r}, and only with it")
+        if store == "scatter" and count is not None:
+            raise OptionError("transformer: with store='scatter' a negative index says what is filling, not count")
+        if store in ("replace", "scatter") and c.attention != "full":
+            raise OptionError(f"transformer: store={store!r} needs full attention, this model's is {c.attention}")
+        looks = device.type == "cpu" and not torch.compiler.is_compiling()
+        if cache is not None:
+            expected = (c.layers, shape[0], c.kv_heads, cache.length, c.head_width)
+            if tuple(cache.key.shape) != expected:
+                raise ValueError(f"transformer: the cache is {tuple(cache.key.shape)}, expected {expected}")
+            if cache.key.device != device or cache.key.dtype != self.blocks[0].k.weight.dtype:  # type: ignore[union-attr]
+                raise ValueError(
+                    f"transformer: the cache is {cache.key.dtype} on {cache.key.device}, the weights are "
+                    f"{self.blocks[0].k.weight.dtype} on {device}"  # type: ignore[union-attr]
+                )
+            check("keep", keep, (shape[0], cache.length), torch.bool)
+            if isinstance(start, Tensor):
+                check("start", start, shape[:1], torch.int64)
+            check("index", index, shape if index is None or index.dim() == 2 else shape[1:], torch.int64)
+            if looks:
+                self._check_room(shape[1], cache, store, start, index, count)
+        if looks:
+            for name, x, bound in (("ids", ids, c.embeddings), ("positions", positions, c.max_length)):
+                if x is not None and x.numel() and (int(x.min()) < 0 or int(x.max()) >= bound):  # type: ignore[operator]
+                    raise IndexError(
+                        f"transformer: {name} go from {int(x.min())} to {int(x.max())}, expected 0 to {bound - 1}"
+                    )  # type: ignore[operator]
+            if positions is None and cache is None and shape[1] > c.max_length:
+                raise IndexError(f"transformer: {shape[1]} tokens, positions are expected below {c.max_length}")
+
+    def _check_room(self, n, cache, store, start, index, count) -> None:
+        """The rows that will be written lie in the cache, and blocks are whole. Looks at the data."""
+        if store == "scatter":
+            if index.numel() and int(index.max()) >= cache.length:
+                raise IndexError(
+                    f"transformer: index has {int(index.max())}, the cache has rows 0 to {cache.length - 1}"
+                )
+            return
+        first = cache.lengths if store != "replace" else torch.as_tensor(start).expand(cache.batch)
+        end = first + (n if count is None else count)
+        if store is not None and len(end) and (int(first.min()) < 0 or int(end.max()) > cache.length):
+            raise IndexError(
+                f"transformer: rows {int(first.min())} to {int(end.max()) - 1} are to be written, the cache has room for "
+                f"{cache.length} (Transformer.cache(batch, length))"
+            )
+        block = self.config.block_length
+        if block is not None and (cache.lengths % block).any():
+            raise ValueError(
+                f"transformer: the cache holds {cache.lengths.tolist()} rows, expected whole blocks of {block}: what a row "
+                "of an unfinished block sees would depend on how it was cut"
+            )
