@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -78,6 +80,23 @@ class Cache:
         """At start[b] and up: batch row b's first count[b] new rows (None: all). Lengths stay."""
         ops.kv_replace_(self.key, self.value, key, value, start, count)
         self._count(key.shape[-2], count)
+
+    def fill(self, key: Tensor, value: Tensor, runs: Sequence[tuple[int, int]]) -> None:
+        """The first n rows of batch rows first to end - 1, for each of `runs`; their lengths become n, if that is more."""
+        n, done = key.shape[-2], 0
+        for first, end in runs:
+            rows, new = slice(first, end), slice(done, done + end - first)
+            ops.kv_replace_(self.key[:, rows], self.value[:, rows], key[:, new], value[:, new], 0)
+            self.lengths[rows] = self.lengths[rows].clamp(min=n)
+            done += end - first
+        self._known += n * done
+
+    def leave(self, source: Tensor) -> None:
+        """Batch row i becomes what source[i] was, and those beyond are gone. source: (B',) int64, ascending."""
+        rest = torch.arange(len(source), self.batch, device=source.device)
+        self.select(torch.cat([source, rest]))
+        self.key, self.value = self.key[:, : len(source)], self.value[:, : len(source)]
+        self.lengths = self.lengths[: len(source)].clone()
 
     def scatter(self, key: Tensor, value: Tensor, index: Tensor) -> None:
         """At index[b, i] the new row i, none where that is negative. index: (n,) or (B, n). Lengths stay."""

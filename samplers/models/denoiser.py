@@ -1,38 +1,21 @@
-"""TransformerDenoiser: a Transformer as the driver sees it; Feed: what a forward does with a cache."""
+"""TransformerDenoiser: a Transformer as the driver sees it, its head taken off, with all the caches it can have."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..caching import Feed
 from ..denoiser import TokenDenoiser
 from ..errors import OptionError
 from .cache import Cache
 from .transformer import Transformer
 
-__all__ = ["Feed", "TransformerDenoiser"]
+__all__ = ["TransformerDenoiser"]
 
-# Which schemes make sense for what a row sees. Exact where the keys and values of what is stored can no longer change.
-CACHES = {"full": ("prefix", "dual", "delayed"), "causal": ("block",), "block_causal": ("block",)}
-
-
-@dataclass(frozen=True, eq=False)
-class Feed:
-    """How the tokens of one forward stand to a cache: the arguments of `Transformer.forward`, which explains them.
-
-    A denoiser's `hidden(x, rows=rows, cache=feed)` takes as x the tokens that are fed, (B, n) of the canvas's L.
-    """
-
-    cache: Cache
-    positions: Tensor | None = None  # (B, n) int64
-    store: str | None = None
-    start: Tensor | int | None = None
-    index: Tensor | None = None
-    count: Tensor | None = None
-    keep: Tensor | None = None
+CACHES = {"full": ("prefix", "dual", "delayed"), "causal": ("prefix", "block"), "block_causal": ("block",)}
 
 
 class TransformerDenoiser(TokenDenoiser):
@@ -44,8 +27,7 @@ class TransformerDenoiser(TokenDenoiser):
         name: how reports call it.
         length: the only canvas length it takes; None: any below the model's max_length.
 
-    `hidden(x, rows=..., cache=Feed(...))` feeds some of a canvas's tokens beside a cache that `new_cache` made. Row i of
-    a batch is what it is alone up to the order in which BLAS adds (see Transformer.forward): to be sure of the last bit,
+    Row i of a batch is what it is alone up to the order in which BLAS adds (see Transformer.forward): to be sure of the last bit,
     compare runs of the same batch.
 
     Raises:
@@ -59,6 +41,7 @@ class TransformerDenoiser(TokenDenoiser):
         self.model, self.name, self.length = model.eval().requires_grad_(False), name, length
         self.mask_id, self.vocab_size = mask_id, c.vocab_size
         self.attention, self.caches = c.attention, CACHES[c.attention]
+        self.attention_block = c.block_length or 1
         self.device = model.embed.weight.device
         self.head = model.head
 
@@ -69,7 +52,21 @@ class TransformerDenoiser(TokenDenoiser):
     def hidden(
         self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Feed | None = None
     ) -> Tensor:
-        feed: dict[str, Any] = {} if cache is None else dict(vars(cache))
         with torch.no_grad():
-            out = self.model(x, rows=rows, **feed)
-        return out.flatten(0, -2)
+            return self.model(x, rows=rows, **_told(x, cache)).flatten(0, -2)
+
+
+def _told(x: Tensor, feed: Feed | None) -> dict[str, Any]:
+    """What Transformer.forward is told beside the tokens."""
+    if feed is None:
+        return {}
+    told = {"cache": feed.store, "store": feed.write}
+    if feed.write == "fill":
+        return told | {"runs": feed.rows}
+    told |= {"positions": feed.positions, "keep": feed.keep}
+    if feed.write != "scatter":
+        return told | {"count": feed.count}
+    index = feed.positions
+    if feed.count is not None:
+        index = torch.where(torch.arange(x.shape[1], device=x.device) < feed.count[:, None], index, -1)
+    return told | {"index": index}

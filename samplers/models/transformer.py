@@ -12,7 +12,7 @@ What a row sees is what lies in the cache and, of the rows that come with it, th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,16 +243,18 @@ class Transformer(nn.Module):
         index: Tensor | None = None,
         count: Tensor | None = None,
         keep: Tensor | None = None,
+        runs: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """Hidden rows of n tokens, for `head`.
 
         With a cache the n tokens see its filled rows and each other, the latter as `Config.attention` says, as if they
         came behind the cache. `store` says what becomes of their keys and values:
             None       nothing: a look ahead (a plan, a draft) costs no write
+            "fill"     they are the first n rows, and the cache is not looked at: a fresh start
             "append"   they go behind the filled rows
             "replace"  they are rows start[b] and up, whose old keys and values are not seen; attention must be full
             "scatter"  token i is row index[b, i], the same; tokens of negative index are filling: not seen, not stored
-        Each is one op for all layers, after the last. Without a cache gradients pass.
+        Each is one op for all layers, after the last ("fill" one for each of `runs`). Without a cache gradients pass.
 
         Args:
             ids: (B, n) int64, below Config.embeddings.
@@ -262,6 +264,7 @@ class Transformer(nn.Module):
             cache: of `Transformer.cache`. Nothing is written into it unless `store` says so.
             start: of "replace", (B,) int64 or one int. index: of "scatter", (n,) or (B, n) int64.
             count: (B,) int64, only the first count[b] tokens are there, the others are filling. Not with "scatter".
+            runs: of "fill", the batch rows of the cache that the B rows are, in order, as (first, end); None: all.
             keep: (B, cache.length) bool, rows of the cache that may be seen; None: all that are filled.
 
         Returns:
@@ -274,7 +277,16 @@ class Transformer(nn.Module):
             IndexError: ids, positions or cache rows out of range (on a device nobody looks; see ops.cached_kv).
         """
         c = self.config
+        filled, runs = (cache, runs) if store == "fill" else (None, None)
+        cache, store = (None, None) if store == "fill" else (cache, store)
         self._check(ids, positions, rows, cache, store, start, index, count, keep)
+        if filled is not None:
+            runs = ((0, filled.batch),) if runs is None else runs
+            if sum(end - first for first, end in runs) != len(ids) or ids.shape[1] > filled.length:
+                raise ValueError(
+                    f"transformer: ids {tuple(ids.shape)} are to fill the batch rows {runs} of a cache of {filled.batch} "
+                    f"rows of {filled.length}"
+                )
         here = torch.arange(ids.shape[1], device=ids.device)
         places = None  # (B, n) where in the cache the new rows will be
         if cache is not None and store == "scatter":
@@ -293,7 +305,7 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             q, k, v = block.qkv(x, cos, sin)
             seen = attend(i, q, k, v).transpose(1, 2)  # (B, n, Hq, d)
-            if store is not None:
+            if store is not None or filled is not None:
                 new.append((k, v))
             if rows is not None and i == c.layers - 1:
                 x, seen = x[rows], seen[rows]  # the rest of the last layer is for the rows that are needed
@@ -306,6 +318,9 @@ class Transformer(nn.Module):
                 cache.replace(key, value, start, count)  # type: ignore[arg-type]
             else:
                 cache.scatter(key, value, index)  # type: ignore[arg-type]
+        if filled is not None:
+            key, value = (torch.stack(part) for part in zip(*new))
+            filled.fill(key, value, runs)
         return self.norm(x)
 
     def _attention(
