@@ -423,6 +423,7 @@ def _sample(args: argparse.Namespace) -> int:
         seed=args.seed,
         steps=args.steps,
         block_length=args.block_length,
+        cache=args.cache,
         cfg_scale=args.cfg_scale,
         cfg_interval=args.cfg_interval,
         top_k=args.top_k,
@@ -724,6 +725,9 @@ def _parser() -> argparse.ArgumentParser:
         help="of token draws; default: 1 on a problem, whose law is what is looked at; the sampler's own on a denoiser",
     )
     p.add_argument("--block-length", type=_whole, metavar="N", help="positions a block, left to right")
+    p.add_argument(
+        "--cache", metavar="SCHEME", help="of a denoiser that has one: prefix, dual, delayed, delayed(k), block"
+    )
     p.add_argument("--gen-length", type=_whole, metavar="N", help="positions to fill behind the prompt")
     p.add_argument("--cfg-scale", type=float, default=0.0, metavar="W", help="guidance; needs a prompt")
     p.add_argument(
