@@ -9,12 +9,21 @@ from ..hookspecs import hookimpl
 _CLASSES = {
     "ancestral": "Ancestral",
     "beta_energy": "BetaEnergy",
+    "credit": "Credit",
     "entropy_bound": "EntropyBound",
+    "factor": "Factor",
     "first_hitting": "FirstHitting",
+    "hierarchy": "Hierarchy",
+    "klass": "Klass",
     "low_confidence": "LowConfidence",
+    "maskgit": "Maskgit",
+    "neg_entropy": "NegEntropy",
     "radd": "Radd",
     "random_order": "RandomOrder",
+    "random_remask": "RandomRemask",
+    "smdm_greedy": "SmdmGreedy",
     "threshold": "Threshold",
+    "topk_margin": "TopkMargin",
 }
 
 
