@@ -11,6 +11,7 @@ _CLASSES = {
     "beta_energy": "BetaEnergy",
     "entropy_bound": "EntropyBound",
     "first_hitting": "FirstHitting",
+    "llada2": "LLaDA2",
     "low_confidence": "LowConfidence",
     "radd": "Radd",
     "random_order": "RandomOrder",

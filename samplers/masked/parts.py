@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from ..canvas import Canvas, TokenState
 from ..random import DRAW_POSITION
 from ..schedule import MaskSchedule, mask_schedule
 
-__all__ = ["TimedState", "at_least", "even_plan", "timed"]
+__all__ = ["TimedState", "at_least", "even_plan", "per_steps", "timed"]
 
 
 def even_plan(state: TokenState) -> Tensor:
@@ -61,14 +62,23 @@ def timed(canvas: Canvas, schedule: str | MaskSchedule) -> TimedState:
     """
     a = mask_schedule(schedule)
     state = canvas.start()
+    table, which = per_steps(canvas, lambda s: a(torch.linspace(0, 1, s + 1, dtype=torch.float64)))
+    time = state.rng.positions(state.x.shape[1], torch.zeros_like(state.step), DRAW_POSITION)
+    return state.extend(TimedState, time=time, table=table, which=which)
+
+
+def per_steps(canvas: Canvas, curve: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
+    """`curve(S)`, (S + 1,) float64 that ends in 1, for each number of steps S that some block is given.
+
+    Returns:
+        table (S, K + 1) float64, 1 beyond k = S; which (max S + 1,) int64, S -> its row in the table.
+    """
     assert canvas.block_steps is not None
     kinds = sorted({int(s) for s in canvas.block_steps.unique()} - {0})
     most = kinds[-1]
     table = torch.ones(len(kinds), most + 1, dtype=torch.float64)
     which = torch.zeros(most + 1, dtype=torch.int64)
     for i, s in enumerate(kinds):
-        table[i, : s + 1] = a(torch.linspace(0, 1, s + 1, dtype=torch.float64))
+        table[i, : s + 1] = curve(s)
         which[s] = i
-    device = state.x.device
-    time = state.rng.positions(state.x.shape[1], torch.zeros_like(state.step), DRAW_POSITION)
-    return state.extend(TimedState, time=time, table=table.to(device), which=which.to(device))
+    return table.to(canvas.x.device), which.to(canvas.x.device)

@@ -90,9 +90,8 @@ class CountingTokens(ExactTokens):
     def weights(self, x: Tensor, t: Tensor | None) -> Tensor:
         """Each point's weight, the largest 1: (B, n) float64. t: (B, L), None for masked noise."""
         seen = F.one_hot(x, self.tokens + 1)[..., : self.tokens].to(torch.float64)  # (B, L, V), 0 at masks
-        quiet = None if t is None else t < 2.0**-QUIET_BITS  # (B, L)
-        known = seen if quiet is None else seen * quiet[..., None]
-        matches = known.flatten(1) @ self.points_t  # (B, n), whole numbers
+        quiet = torch.ones_like(x, dtype=torch.bool) if t is None else t < 2.0**-QUIET_BITS  # (B, L)
+        matches = (seen * quiet[..., None]).flatten(1) @ self.points_t  # (B, n), whole numbers
         nearest = matches == matches.amax(1, keepdim=True)
         if t is None:
             return nearest.to(torch.float64)
