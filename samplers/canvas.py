@@ -269,6 +269,11 @@ class TokenState(State):
         return noisy.sum(1).to(torch.float64) / self.canvas.fill.sum(1)
 
     @property
+    def noise(self) -> float:
+        """How many positions to fill hold noise, in all rows together: what a progress bar waits for. Reads the device."""
+        return float((self.noise_level * self.canvas.fill.sum(1)).sum())
+
+    @property
     def levels(self) -> Tensor:
         """(B, L) float64: the noise level of each position, for models that take a time a position.
 
