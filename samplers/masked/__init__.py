@@ -15,6 +15,7 @@ _CLASSES = {
     "first_hitting": "FirstHitting",
     "hierarchy": "Hierarchy",
     "klass": "Klass",
+    "llada2": "LLaDA2",
     "low_confidence": "LowConfidence",
     "maskgit": "Maskgit",
     "neg_entropy": "NegEntropy",

@@ -25,6 +25,7 @@ __all__ = [
     "check_plan",
     "even_plan",
     "gumbel",
+    "per_steps",
     "planned",
     "row_sum",
     "timed",
@@ -115,17 +116,26 @@ def timed(canvas: Canvas, schedule: str | MaskSchedule, grid: Callable[[int], Te
     """
     a = mask_schedule(schedule)
     state = canvas.start()
+    table, which = per_steps(canvas, lambda s: a(grid(s)))
+    time = state.rng.positions(state.x.shape[1], torch.zeros_like(state.step), DRAW_POSITION)
+    return state.extend(TimedState, time=time, table=table, which=which)
+
+
+def per_steps(canvas: Canvas, curve: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
+    """`curve(S)`, (S + 1,) float64 that ends in 1, for each number of steps S that some block is given.
+
+    Returns:
+        table (S, K + 1) float64, 1 beyond k = S; which (max S + 1,) int64, S -> its row in the table.
+    """
     assert canvas.block_steps is not None
     kinds = sorted({int(s) for s in canvas.block_steps.unique()} - {0})
     most = kinds[-1]
     table = torch.ones(len(kinds), most + 1, dtype=torch.float64)
     which = torch.zeros(most + 1, dtype=torch.int64)
     for i, s in enumerate(kinds):
-        table[i, : s + 1] = a(grid(s))
+        table[i, : s + 1] = curve(s)
         which[s] = i
-    device = state.x.device
-    time = state.rng.positions(state.x.shape[1], torch.zeros_like(state.step), DRAW_POSITION)
-    return state.extend(TimedState, time=time, table=table.to(device), which=which.to(device))
+    return table.to(canvas.x.device), which.to(canvas.x.device)
 
 
 def planned(state: TimedState, least: int = 0) -> Tensor:
