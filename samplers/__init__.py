@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from . import ops, problems
+    from . import energy, ops, problems
     from .canvas import PAD, Canvas
     from .denoiser import Denoiser, GaussianDenoiser, Head, TokenDenoiser
     from .driver import Belief, Sample, sample, stream
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Public name -> its module ("" for a module that is itself public). Names load when they are used, so that
 # `samplers list`, and a pytest run that merely has our plug-in installed, do not wait for torch.
 _WHERE = {
+    "energy": "",
     "ops": "",
     "problems": "",
     "PAD": "canvas",
