@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .denoiser import Denoiser, GaussianDenoiser, Head, TokenDenoiser
     from .driver import Belief, Sample, sample, stream
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
+    from .likelihood import Likelihood, nll
     from .sampler import Sampler, State, create, list_samplers, option
     from .schedule import MaskSchedule, NoiseSchedule, mask_schedule, noise_schedule
 
@@ -37,6 +38,8 @@ _WHERE = {
     "PluginError": "errors",
     "SamplersError": "errors",
     "UnknownNameError": "errors",
+    "Likelihood": "likelihood",
+    "nll": "likelihood",
     "Sampler": "sampler",
     "State": "sampler",
     "create": "sampler",
