@@ -8,9 +8,10 @@ from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from . import energy, ops, problems
+    from .believe import Belief
     from .canvas import PAD, Canvas
     from .denoiser import Denoiser, GaussianDenoiser, Head, TokenDenoiser
-    from .driver import Belief, Sample, sample, stream
+    from .driver import Constraint, Sample, sample, stream
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
     from .likelihood import Likelihood, nll
     from .sampler import Sampler, State, create, list_samplers, option
@@ -28,7 +29,8 @@ _WHERE = {
     "GaussianDenoiser": "denoiser",
     "Head": "denoiser",
     "TokenDenoiser": "denoiser",
-    "Belief": "driver",
+    "Belief": "believe",
+    "Constraint": "driver",
     "Sample": "driver",
     "sample": "driver",
     "stream": "driver",

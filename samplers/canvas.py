@@ -8,6 +8,7 @@ taken are worked out here, row by row, so that a row never waits for another: ro
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -19,10 +20,10 @@ from torch import Tensor
 from . import ops
 from .denoiser import GaussianDenoiser, TokenDenoiser
 from .errors import OptionError
-from .random import Rng
+from .random import DRAW_START, Rng
 from .sampler import State
 
-__all__ = ["PAD", "Canvas", "NoiseCanvas", "NoiseState", "TokenState", "parse_stop", "whole"]
+__all__ = ["PAD", "Canvas", "DraftState", "NoiseCanvas", "NoiseState", "TokenState", "parse_stop", "whole"]
 
 PAD = -1  # in a finished Sample: beyond a row's own end. Never given to a model.
 
@@ -39,17 +40,21 @@ class Canvas:
     `sample(prompt=...)`; sample() makes it of plain prompts itself.
 
     Attributes:
-        x: (B, L) int64, the prompt's tokens, mask_id where something is to be filled in, mask_id beyond a row's end.
+        x: (B, L) int64, the prompt's tokens, mask_id where something is to be filled in, mask_id beyond a row's end
+            (0 in both places under uniform noise, which has no mask: `start` puts noise there).
         fill: (B, L) bool, the positions to fill in.
         lengths: each row's own length; rows may be ragged, and a model never sees beyond a row's end.
-        mask_id: the mask token.
+        mask_id: the mask token; None under uniform noise.
+        vocab_size: the width of the model's logits.
+        filled: positions to fill in all rows together.
     """
 
     x: Tensor  # (B, L) int64
     fill: Tensor  # (B, L) bool
     lengths: tuple[int, ...]
-    mask_id: int
-    filled: int  # positions to fill in all rows together
+    mask_id: int | None
+    vocab_size: int
+    filled: int
     # What `prepared` fills in:
     block: Tensor | None = None  # (B, L) int64, the number of a position's block; _FAR where there is nothing to fill
     block_size: Tensor | None = None  # (B, blocks) int64, positions to fill in each block
@@ -79,7 +84,6 @@ class Canvas:
                 missing or impossible gen_length.
         """
         prompts = _prompts(prompt, batch)
-        mask_id = _mask_id(denoiser)
         if gen_length is None:
             if denoiser.length is None:
                 raise OptionError(f"gen_length is needed: denoiser {denoiser.name!r} takes a canvas of any length")
@@ -102,11 +106,11 @@ class Canvas:
                 )
         position = torch.arange(int(ends.max()))
         fill = (position >= given[:, None]) & (position < ends[:, None])  # (B, L)
-        x = torch.full(fill.shape, mask_id)
-        x[:, : int(given.max())] = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=mask_id)
+        blank = denoiser.mask_id or 0
+        x = torch.full(fill.shape, blank)
+        x[:, : int(given.max())] = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=blank)
         _check_tokens(x, denoiser, position < given[:, None])
-        device = denoiser.device
-        return cls(x.to(device), fill.to(device), tuple(ends.tolist()), mask_id, int(fill.sum()))
+        return cls._on(denoiser, x, fill, tuple(ends.tolist()))
 
     @classmethod
     def infill(cls, denoiser: TokenDenoiser, x: Any, fill: Any, batch: int = 1) -> Canvas:
@@ -134,10 +138,13 @@ class Canvas:
         for i in (~where.any(1)).nonzero().flatten().tolist():
             raise OptionError(f"infill: row {i} has no position to fill")
         _check_tokens(tokens, denoiser, ~where)
-        mask_id = _mask_id(denoiser)
-        filled = torch.where(where, mask_id, tokens.to(torch.int64))
-        lengths = (tokens.shape[1],) * len(tokens)
-        return cls(filled.to(denoiser.device), where.to(denoiser.device), lengths, mask_id, int(where.sum()))
+        filled = torch.where(where, denoiser.mask_id or 0, tokens.to(torch.int64))
+        return cls._on(denoiser, filled, where, (tokens.shape[1],) * len(tokens))
+
+    @classmethod
+    def _on(cls, denoiser: TokenDenoiser, x: Tensor, fill: Tensor, lengths: tuple[int, ...]) -> Canvas:
+        device = denoiser.device
+        return cls(x.to(device), fill.to(device), lengths, denoiser.mask_id, denoiser.vocab_size, int(fill.sum()))
 
     def prepared(self, *, block_length: int | None, steps: int | None, stop: tuple[Tensor, ...], rng: Rng) -> Canvas:
         """This canvas with its positions cut into blocks of `block_length` and `steps` dealt out to them."""
@@ -161,23 +168,50 @@ class Canvas:
         )
 
     def start(self) -> TokenState:
-        """The state before the first step."""
+        """The state before the first step; under uniform noise a DraftState, whose positions to fill hold noise."""
         if self.block is None or self.rng is None:
             raise OptionError("this canvas is not prepared: sample() and stream() do it, or Canvas.prepared()")
         zeros = torch.zeros(len(self.x), dtype=torch.int64, device=self.x.device)
         end = torch.tensor(self.lengths, device=self.x.device)
         state = TokenState(self, self.x, self.fill, zeros, zeros, zeros, zeros, zeros, zeros.bool(), end)
-        return state._moved(self.x, torch.full_like(zeros, -1))
+        before = torch.full_like(zeros, -1)
+        if self.mask_id is not None:
+            return state._moved(self.x, before)
+        noise = self.noise(zeros, DRAW_START)
+        drafts = state.extend(DraftState, decided=torch.zeros_like(self.fill))
+        return drafts._moved(torch.where(self.fill, noise, self.x), before)
+
+    def drafts(self) -> DraftState:
+        """The state before the first step of a sampler that changes its mind: tokens are drafts until they are decided."""
+        state = self.start()
+        return state if isinstance(state, DraftState) else state.extend(DraftState, decided=torch.zeros_like(self.fill))
+
+    def noise(self, step: Tensor, draw: int) -> Tensor:
+        """(B, L) int64: tokens of uniform noise, each row's at its own step. step: (B,) int64."""
+        assert self.rng is not None
+        u = self.rng.positions(self.x.shape[1], step, draw)
+        return (u * self.vocab_size).to(torch.int64)  # u < 1 with 53 bits: the product rounds below V for V < 2^52
+
+    def to(self, device: torch.device | str) -> Canvas:
+        """This canvas with all its tensors on `device`."""
+
+        def moved(value: Any) -> Any:
+            return (
+                tuple(map(moved, value)) if isinstance(value, tuple) else getattr(value, "to", lambda _: value)(device)
+            )
+
+        return dataclasses.replace(self, **{f.name: moved(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
     @property
     def has_prompt(self) -> bool:
         """Whether any row has a position that is given (known without asking the device)."""
         return self.filled < sum(self.lengths)
 
-    @property
+    @functools.cached_property
     def prompt_mask(self) -> Tensor:
         """(B, L) bool: the positions that are given, which no sampler ever changes."""
-        return self.x != self.mask_id  # all else starts masked, and a prompt holds no mask id
+        position = torch.arange(self.x.shape[1], device=self.x.device)
+        return ~self.fill & (position < torch.tensor(self.lengths, device=self.x.device)[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +221,7 @@ class TokenState(State):
     Attributes:
         canvas: what never changes.
         x: (B, L) int64, mask_id where undecided.
-        open: (B, L) bool, still masked and in the row's present block: what may be committed now.
+        open: (B, L) bool, undecided and in the row's present block: what may be committed now.
         step: (B,) int64, steps the row has taken; the counter of its randomness.
         block_step: (B,) int64, steps it has taken in the present block.
         block_size: (B,) int64, positions that the present block had to fill.
@@ -219,14 +253,20 @@ class TokenState(State):
 
     @property
     def masked(self) -> Tensor:
-        """(B, L) bool: positions still to fill, in any block."""
+        """(B, L) bool: positions to fill that hold the mask, in any block."""
         position = torch.arange(self.x.shape[1], device=self.x.device)
         return self.canvas.fill & (self.x == self.canvas.mask_id) & (position < self.end[:, None])
 
     @property
+    def undecided(self) -> Tensor:
+        """(B, L) bool: positions still to decide, in any block; here those that hold the mask."""
+        return self.masked
+
+    @property
     def noise_level(self) -> Tensor:
-        """(B,) float64: the share of the positions to fill that is still masked; the t of time-conditioned models."""
-        return self.masked.sum(1) / self.canvas.fill.sum(1)
+        """(B,) float64: the share of the positions to fill that is still noise; the t of time-conditioned models."""
+        noisy = self.undecided if self.canvas.mask_id is None else self.masked
+        return noisy.sum(1) / self.canvas.fill.sum(1)
 
     def extend(self, cls: type[S], **more: Any) -> S:
         """This state as a subclass with more fields."""
@@ -255,39 +295,51 @@ class TokenState(State):
         ops.commit_(x, token, score, self.open, **rule)
         return self._moved(x, self._block(self.open))
 
-    def _block(self, masked: Tensor) -> Tensor:
-        """(B,): each row's lowest block with a masked position; _FAR where there is none."""
-        assert self.canvas.block is not None
-        return torch.where(masked, self.canvas.block, _FAR).amin(1)
+    def fix(self: S, where: Tensor, token: Tensor) -> S:
+        """The state with `token` decided at `where`, in any block; no step is taken. For constraints: see sample().
 
-    def _moved(self: S, x: Tensor, before: Tensor, **changes: Any) -> S:
-        """The state with tokens `x`, reached from the block `before` of each row."""
+        where: (B, L) bool; what is given or decided already is left alone. token: (B, L) int64.
+        """
+        return self._moved(torch.where(where & self.undecided, token, self.x), self._block(self.open), steps=0)
+
+    def _block(self, undecided: Tensor) -> Tensor:
+        """(B,): each row's lowest block with an undecided position; _FAR where there is none."""
+        assert self.canvas.block is not None
+        return torch.where(undecided, self.canvas.block, _FAR).amin(1)
+
+    def _moved(self: S, x: Tensor, before: Tensor, *, steps: int = 1, **changes: Any) -> S:
+        """The state with tokens `x`, reached in `steps` steps from the block `before` of each row."""
         canvas = self.canvas
         assert canvas.block_size is not None and canvas.block_steps is not None
         state = dataclasses.replace(self, x=x, **changes)
         if canvas.stop:
             state = dataclasses.replace(state, end=state._stopped())
-        masked = state.masked
-        block = state._block(masked)
+        undecided = state.undecided
+        block = state._block(undecided)
         number = block.clamp(max=canvas.block_size.shape[1] - 1)[:, None]
         same, started = block == before, before >= 0
         went = started & ~self.done
-        opened = masked & (canvas.block == block[:, None])
+        opened = undecided & (canvas.block == block[:, None])
         return dataclasses.replace(
             state,
             open=opened,
-            step=self.step + went,
-            block_step=torch.where(same, self.block_step + 1, 0),
+            step=self.step + went * steps,
+            block_step=torch.where(same, self.block_step + steps, 0),
             block_size=canvas.block_size.gather(1, number).squeeze(1),
             block_steps=canvas.block_steps.gather(1, number).squeeze(1),
             count=opened.sum(1),
             done=block == _FAR,
         )
 
+    @property
+    def _draft(self) -> Tensor:
+        """(B, L) bool: where a token may still change."""
+        return torch.zeros_like(self.open)
+
     def _stopped(self) -> Tensor:
         """(B,): behind the earliest stop phrase that stands whole in the filled part; else the end as it was.
 
-        Tokens are never changed once committed, so a phrase that stands will stay and what is behind it need not be
+        Tokens are never changed once decided, so a phrase that stands will stay and what is behind it need not be
         filled in; the row is done when everything before it is decided too.
         """
         canvas, end = self.canvas, self.end
@@ -297,10 +349,71 @@ class TokenState(State):
             if m > length:
                 continue
             hit = (self.x.unfold(1, m, 1) == phrase).all(2)  # (B, L - m + 1)
-            hit &= canvas.fill.unfold(1, m, 1).all(2)
+            hit &= (canvas.fill & ~self._draft).unfold(1, m, 1).all(2)
             behind = torch.arange(m, length + 1, device=self.x.device)
             end = torch.minimum(end, torch.where(hit, behind, _FAR).amin(1))
         return end
+
+
+@dataclass(frozen=True, eq=False)
+class DraftState(TokenState):
+    """A token run whose tokens may change until they are decided: remasking, editing, and all of uniform noise.
+
+    A block stays the row's present one until all of it is decided, whether or not a mask is left in it. `commit` writes
+    and decides; `revise` writes drafts.
+
+    Attributes:
+        decided: (B, L) bool, positions of the canvas whose token is final.
+    """
+
+    decided: Tensor  # (B, L) bool
+
+    @property
+    def undecided(self) -> Tensor:
+        """(B, L) bool: positions to fill whose token is not final, in any block."""
+        position = torch.arange(self.x.shape[1], device=self.x.device)
+        return self.canvas.fill & ~self.decided & (position < self.end[:, None])
+
+    @property
+    def _draft(self) -> Tensor:
+        return ~self.decided
+
+    @property
+    def last_step(self) -> Tensor:
+        """(B,) bool: rows in the last of their block's steps; what is open must be decided now."""
+        return self.block_step + 1 >= self.block_steps
+
+    def revise(self: D, x: Tensor, decide: Tensor, **changes: Any) -> D:
+        """The next state: the tokens of `x` at the open positions, as drafts; one step taken.
+
+        Args:
+            x: (B, L) int64; the mask id where a position is masked again. Outside `open` it is not looked at.
+            decide: (B, L) or (B,) bool, the open positions, or rows all of whose open positions, that are final now. A
+                masked one is not: give it a token first.
+            changes: new values of a subclass's own fields.
+        """
+        decide = decide[:, None] if decide.dim() == 1 else decide
+        x = torch.where(self.open, x, self.x)
+        return self._moved(x, self._block(self.open), decided=self._with(decide & self.open, x), **changes)
+
+    def commit(self: D, where: Tensor, token: Tensor, **changes: Any) -> D:
+        return self.revise(torch.where(where, token, self.x), where, **changes)
+
+    def commit_best(self: D, score: Tensor, token: Tensor, **rule: Any) -> D:
+        return self.commit(ops.select(score, self.open, **rule).chosen, token)
+
+    def fix(self: D, where: Tensor, token: Tensor) -> D:
+        where = where & self.undecided
+        x = torch.where(where, token, self.x)
+        return self._moved(x, self._block(self.open), steps=0, decided=self._with(where, x))
+
+    def _with(self, more: Tensor, x: Tensor) -> Tensor:
+        """(B, L): what is decided when `more` is, too."""
+        decided = self.decided | more
+        return decided if self.canvas.mask_id is None else decided & (x != self.canvas.mask_id)
+
+
+D = TypeVar("D", bound=DraftState)
 
 
 @dataclass(frozen=True, eq=False)
@@ -376,12 +489,6 @@ def _deal(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
     return torch.where(size > 0, 1 + extra.to(torch.int64), 0)
 
 
-def _mask_id(denoiser: TokenDenoiser) -> int:
-    if denoiser.mask_id is None:
-        raise OptionError(f"denoiser {denoiser.name!r} has no mask token: it is of the uniform family")
-    return denoiser.mask_id
-
-
 def _prompts(prompt: Any, batch: int) -> list[Tensor]:
     whole("batch", batch)
     if prompt is None:
@@ -408,7 +515,8 @@ def _prompts(prompt: Any, batch: int) -> list[Tensor]:
 
 def _check_tokens(x: Tensor, denoiser: TokenDenoiser, given: Tensor) -> None:
     """OptionError for the first of the `given` positions, (B, L) bool, of x that holds the mask id or no token."""
-    for i, j in (given & (x == denoiser.mask_id)).nonzero().tolist():
+    held = x == denoiser.mask_id if denoiser.mask_id is not None else torch.zeros_like(given)
+    for i, j in (given & held).nonzero().tolist():
         raise OptionError(
             f"prompt: row {i}, position {j} is the mask id {denoiser.mask_id}; a prompt is made of "
             "tokens that are known. To fill positions in the middle use samplers.Canvas.infill(denoiser, x, fill)"

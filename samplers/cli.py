@@ -424,10 +424,13 @@ def _sample(args: argparse.Namespace) -> int:
         steps=args.steps,
         block_length=args.block_length,
         cfg_scale=args.cfg_scale,
+        cfg_interval=args.cfg_interval,
         top_k=args.top_k,
         top_p=args.top_p,
         temperature=temperature,
         stop=[stop] if stop else None,
+        forbid=_tokens(args.forbid, "forbid", problem),
+        demote=_tokens(args.demote, "demote", problem),
         **options,
     )
     render = problem.render if problem is not None else None
@@ -639,6 +642,10 @@ def _whole(text: str) -> int:
     return value
 
 
+def _interval(text: str) -> tuple[float, ...]:
+    return tuple(float(w) for w in _names(text))  # sample() says what is wrong with the numbers
+
+
 def _budgets(text: str) -> list[int]:
     return sorted({_whole(w) for w in _names(text)})
 
@@ -719,10 +726,19 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--block-length", type=_whole, metavar="N", help="positions a block, left to right")
     p.add_argument("--gen-length", type=_whole, metavar="N", help="positions to fill behind the prompt")
     p.add_argument("--cfg-scale", type=float, default=0.0, metavar="W", help="guidance; needs a prompt")
+    p.add_argument(
+        "--cfg-interval",
+        type=_interval,
+        default=(0.0, 1.0),
+        metavar="LOW,HIGH",
+        help="guide at noise levels in (LOW, HIGH] only, and pay for it there only (default 0,1)",
+    )
     p.add_argument("--top-k", type=_whole, default=0, metavar="K", help="draw from the K likeliest tokens only")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and from the fewest that hold this share")
     p.add_argument("--prompt", metavar="IDS", help="token ids, '3 1 4'; or text, where the problem has letters")
     p.add_argument("--stop", metavar="IDS", help="a phrase behind which a row ends")
+    p.add_argument("--forbid", metavar="IDS", help="tokens that are never drawn")
+    p.add_argument("--demote", metavar="IDS", help="tokens that are committed last, such as the end of a sequence")
     p.add_argument("-o", "--option", help="an option of the sampler", **option)
     p.add_argument("--watch", action="store_true", help="a frame a step, live")
     p.add_argument(

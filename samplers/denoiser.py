@@ -81,6 +81,9 @@ class TokenDenoiser(Denoiser):
         length: the only canvas length it takes, or None for any.
         caches: the kinds of cache that `predict` understands.
         head: the last layer, of a denoiser that has `hidden`; None: it has logits only.
+        self_conditioned: True: `predict` takes `previous`, what it answered for these rows the time before.
+        time_per_position: True: `t` comes as (B, L), 0 where a position is given or decided. Exact denoisers of uniform
+            noise need it, where a prompt is clean and the rest is not.
     """
 
     vocab_size: int
@@ -89,6 +92,8 @@ class TokenDenoiser(Denoiser):
     length: int | None = None
     caches: tuple[str, ...] = ()
     head: Head | None = None
+    self_conditioned: bool = False
+    time_per_position: bool = False
 
     @property
     def family(self) -> str:  # type: ignore[override]
@@ -99,9 +104,12 @@ class TokenDenoiser(Denoiser):
 
         Args:
             x: (B, L) int64, `mask_id` where undecided. Any subset of a batch's rows may come; rows must not see each other.
-            t: (B,) float, the noise level in (0, 1], 1 = all noise. None where `time_conditioned` is False.
+            t: (B,) float, the noise level in (0, 1], 1 = all noise; (B, L) where `time_per_position`. None where
+                `time_conditioned` is False.
             rows: (B, L) bool, the positions that are needed; None for all.
             cache: a KV cache, of a kind named in `caches`.
+            previous: a subclass that is `self_conditioned` takes this, too: (B, L, V) float32, the last logits for each
+                position, zeros where there were none.
 
         Returns:
             (B, L, V), or (N, V) packed in row-major order of `rows`. float32, bfloat16 or float16.
@@ -118,12 +126,15 @@ class TokenDenoiser(Denoiser):
         """
         raise NotImplementedError(f"denoiser {self.name!r} has a head but no hidden()")
 
-    def logits(self, x: Tensor, t: Tensor | None, rows: Tensor, cache: Any = None) -> tuple[Tensor, Tensor | None]:
+    def logits(
+        self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, **more: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """As `predict`, for the driver: (logits (R, V), index (N,) of the needed rows or None when R = N, in order).
 
         A denoiser whose head computes every position anyway overrides this and spares a copy of (N, V).
+        `needed` is N, known without asking the device; `more` holds cache and previous where there are any.
         """
-        return self.predict(x, t, rows=rows, cache=cache), None
+        return self.predict(x, t, rows=rows, **more), None
 
     @staticmethod
     def wrap(
@@ -137,8 +148,10 @@ class TokenDenoiser(Denoiser):
         device: torch.device | str = "cpu",
         name: str | None = None,
         head: Head | None = None,
+        self_conditioned: bool = False,
     ) -> TokenDenoiser:
-        """A denoiser of a plain callable `fn(ids (B, L) int64) -> logits (B, L, V)`; fn(ids, t) if `time_conditioned`.
+        """A denoiser of a plain callable `fn(ids (B, L) int64) -> logits (B, L, V)`; fn(ids, t) if `time_conditioned`,
+        with `previous=` the last logits (B, L, V) if `self_conditioned` (not with a head: nothing keeps its logits).
 
         With `head` the callable gives what the head is applied to, (B, L, D), and the logits are never stored.
         Its rows must not depend on each other: then row i of a batch is what that row is alone.
@@ -147,7 +160,11 @@ class TokenDenoiser(Denoiser):
             OptionError: vocab_size < 1, a negative mask_id, an unknown attention.
             DenoiserError: (when called) the callable returned something other than (B, L, V) floats, or (B, L, D).
         """
-        return _WrappedTokens(fn, vocab_size, mask_id, time_conditioned, attention, length, device, name, head)
+        out = _WrappedTokens(fn, vocab_size, mask_id, time_conditioned, attention, length, device, name, head)
+        if self_conditioned and head is not None:
+            raise OptionError("self_conditioned needs the last logits, and with a head they are never stored; use one")
+        out.self_conditioned = self_conditioned
+        return out
 
 
 class _WrappedTokens(TokenDenoiser):
@@ -165,8 +182,8 @@ class _WrappedTokens(TokenDenoiser):
         self.device = torch.device(device)
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
 
-    def _call(self, x: Tensor, t: Tensor | None) -> Tensor:
-        out = self.fn(x, t) if self.time_conditioned else self.fn(x)
+    def _call(self, x: Tensor, t: Tensor | None, **more: Any) -> Tensor:
+        out = self.fn(x, t, **more) if self.time_conditioned else self.fn(x, **more)
         what, width = "logits (B, L, V)", self.vocab_size
         if self.head is not None:
             what, width = "hidden rows (B, L, D)", self.head.weight.shape[1]
@@ -189,17 +206,18 @@ class _WrappedTokens(TokenDenoiser):
         out = self._call(x, t)
         return out.flatten(0, 1) if rows is None else out[rows]
 
-    def predict(self, x, t=None, *, rows=None, cache=None):
+    def predict(self, x, t=None, *, rows=None, cache=None, **more):
         if self.head is not None:
             return super().predict(x, t, rows=rows, cache=cache)
-        out = self._call(x, t)
+        out = self._call(x, t, **more)
         return out if rows is None else out[rows]
 
-    def logits(self, x, t, rows, cache=None):
+    def logits(self, x, t, rows, needed, **more):
         if self.head is not None:
-            return super().logits(x, t, rows, cache)
+            return super().logits(x, t, rows, needed, **more)
         # The callable made all (B, L, V) already: hand them over with the needed rows' numbers, not a copy.
-        return self._call(x, t).flatten(0, 1), rows.flatten().nonzero().squeeze(1)
+        index = torch.nonzero_static(rows.flatten(), size=needed).squeeze(1)
+        return self._call(x, t, **more).flatten(0, 1), index
 
 
 PREDICTIONS = ("epsilon", "x0", "v", "flow", "score")
@@ -321,11 +339,11 @@ class Counter:
             self._events.clear()
         return self._seconds
 
-    def tokens(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, cache: Any = None):
+    def tokens(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, **more: Any):
         """One forward of a token denoiser: (logits (R, V), index or None). `needed` is the count of True in rows."""
         denoiser: TokenDenoiser = self.denoiser  # type: ignore[assignment]
         self._forward(x, needed)
-        logits, index = self._timed(lambda: denoiser.logits(x, t, rows, cache))
+        logits, index = self._timed(lambda: denoiser.logits(x, t, rows, needed, **more))
         if index is None and tuple(logits.shape) != (needed, denoiser.vocab_size):
             raise DenoiserError(
                 f"denoiser {denoiser.name!r} returned shape {tuple(logits.shape)} for {needed} needed positions; "

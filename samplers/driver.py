@@ -1,28 +1,30 @@
 """The driver: sample() and stream(), and everything that is the same for all samplers.
 
-Guidance, temperature, blocks, stop rules, seeds, counting, timing and progress are here and nowhere else, so every sampler
-has all of them without a line of its own.
+Guidance, temperature, blocks, stop rules, constraints, seeds, counting, timing and progress are here and in believe.py
+and canvas.py, and nowhere else, so every sampler has all of them without a line of its own.
 """
 
 from __future__ import annotations
 
+import operator
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import ops, registry
+from . import registry
+from .believe import Believe, Foreseen, Knobs, NoiseBelieve
 from .canvas import PAD, Canvas, NoiseCanvas, TokenState, parse_stop, whole
-from .denoiser import Counter, Denoiser, GaussianDenoiser, TokenDenoiser
-from .errors import DenoiserError, FamilyError, OptionError, SamplersError
-from .random import DRAW_TOKEN, Rng
+from .denoiser import Denoiser, GaussianDenoiser, TokenDenoiser
+from .errors import FamilyError, OptionError, SamplersError
+from .random import Rng
 from .sampler import Sampler, State
 
-__all__ = ["Belief", "Believe", "NoiseBelieve", "Sample", "Seconds", "Stream", "sample", "stream"]
+__all__ = ["Constraint", "Sample", "Seconds", "Stream", "sample", "stream"]
 
 
 @dataclass(frozen=True)
@@ -79,232 +81,6 @@ class Sample:
         )
 
 
-@dataclass(frozen=True)
-class Belief:
-    """What the model thinks of the positions that were asked for; elsewhere the values that never win.
-
-    Attributes:
-        token: (B, L) int64, the token drawn (or best, at temperature 0); the mask id where not asked.
-        confidence: (B, L) float32, the probability of `token`; -inf where not asked.
-        margin: (B, L) float32, the best probability less the second best; -inf where not asked.
-        entropy: (B, L) float32, nats; +inf where not asked.
-        lse: (B, L) float32, log sum exp of the logits; -inf where not asked.
-    Those not named in `want` are None.
-    """
-
-    token: Tensor
-    confidence: Tensor | None = None
-    margin: Tensor | None = None
-    entropy: Tensor | None = None
-    lse: Tensor | None = None
-
-    def __getattribute__(self, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if value is None and name in _ELSEWHERE:
-            raise SamplersError(f"belief.{name} was not asked for: believe(state, want={name!r})")
-        return value
-
-
-_ELSEWHERE = {"confidence": -torch.inf, "margin": -torch.inf, "entropy": torch.inf, "lse": -torch.inf}
-_STATUS = {
-    1: "a NaN or +inf among its logits",
-    2: "only -inf logits: no token is possible",
-    3: "a row of logits that is not there",
-}
-
-
-class _Asked:
-    """What both kinds of `believe` keep: the counter, each row's forwards, and what was found wrong with an answer.
-
-    On a CPU an answer is looked at when it comes. On a device a look would wait for it in every step: the first thing
-    found wrong stays there, in one small tensor, until the driver reads something back anyway.
-    """
-
-    def __init__(self, denoiser: Denoiser, batch: int, sampler: str):
-        self.counter = Counter(denoiser)
-        self.sampler = sampler
-        self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=denoiser.device)  # (B,)
-        self.looks_at_once = denoiser.device.type == "cpu"
-        self._finding = torch.zeros(4, dtype=torch.int64, device=denoiser.device)  # status, row, position, forward
-
-    def _found(self, status: Tensor, row: Tensor, position: Tensor) -> None:
-        """Take note of the statuses of an answer, 0 where it is fine; with each its row and position. All (N,)."""
-        if self.looks_at_once and not bool(status.any()):
-            return
-        first = status.ne(0).to(torch.uint8).argmax().view(1)  # the first of equals
-        what = [x.index_select(0, first).to(torch.int64) for x in (status, row, position)]
-        finding = torch.cat([*what, torch.full_like(what[0], self.counter.nfe)])  # (4,)
-        self._finding = torch.where(self._finding[0] == 0, finding, self._finding)
-        if self.looks_at_once:
-            self.check()
-
-    def check(self) -> None:
-        """DenoiserError if an answer of the model was bad; called before a result is handed out."""
-        self._judge(*self._finding.tolist())
-
-    def _judge(self, status: int, row: int, position: int, forward: int) -> None:
-        if status:
-            raise DenoiserError(
-                f"denoiser {self.counter.denoiser.name!r} gave row {row}{self._what(status, position)} "
-                f"(forward {forward}, sampler {self.sampler!r})"
-            )
-
-    def _what(self, status: int, position: int) -> str:
-        raise NotImplementedError
-
-
-class Believe(_Asked):
-    """What a token sampler asks the model through: `believe(state, rows, want=...)` -> Belief.
-
-    Runs the model on the rows of the batch that need it and its head on the positions that do, applies guidance and
-    temperature, draws with the run's own randomness, and counts. One fused op makes token, confidence, margin and entropy.
-    """
-
-    def __init__(
-        self,
-        denoiser: TokenDenoiser,
-        batch: int,
-        *,
-        temperature: float,
-        cfg_scale: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        sampler: str = "",
-    ):
-        super().__init__(denoiser, batch, sampler)
-        self.denoiser, self.temperature, self.cfg_scale = denoiser, temperature, cfg_scale
-        self.truncation = {"top_k": top_k, "top_p": top_p} if top_k or top_p < 1 else {}
-        if denoiser.head is not None and len(denoiser.head.weight) != denoiser.vocab_size:
-            raise DenoiserError(
-                f"denoiser {denoiser.name!r} has vocab_size {denoiser.vocab_size} and a head of "
-                f"{len(denoiser.head.weight)} ids; they must agree"
-            )
-        self._forbid = torch.tensor([denoiser.mask_id], device=denoiser.device)
-
-    def __call__(
-        self,
-        state: TokenState,
-        rows: Tensor | None = None,
-        *,
-        want: str | tuple[str, ...] = (),
-        t: Tensor | None = None,
-        confidence_temperature: float = 1.0,
-    ) -> Belief:
-        """Ask for `rows`, (B, L) bool (default: state.open). Rows of the batch without a position cost nothing.
-
-        Args:
-            want: any of confidence, margin, entropy, lse; no other is computed.
-            t: (B,) the noise level for a time-conditioned model; default: the share still masked.
-            confidence_temperature: of the softmax behind confidence, margin, entropy and lse. The draw has its own.
-        """
-        canvas, denoiser = state.canvas, self.denoiser
-        rows = state.open if rows is None else rows & canvas.fill
-        want = (want,) if isinstance(want, str) else tuple(want)
-        made: dict[str, Tensor] = {"token": torch.full_like(state.x, canvas.mask_id)}
-        made |= {name: torch.full(rows.shape, _ELSEWHERE[name], device=rows.device) for name in want}
-        if not denoiser.time_conditioned:
-            t = None
-        elif t is None:
-            t = state.noise_level
-        # Which rows run, by length: the driver's one look at the device in a step; nothing below waits again.
-        needed = rows.sum(1)  # (B,)
-        active = needed > 0
-        counts = torch.zeros(len(canvas.group_lengths), 2, dtype=torch.int64, device=rows.device)
-        assert canvas.group is not None
-        counts.index_add_(0, canvas.group, torch.stack([active.to(torch.int64), needed], 1))
-        look = torch.cat([self._finding, counts.flatten()]).tolist()
-        self._judge(*look[:4])  # of the forwards before this one, where they were not looked at at once
-        for g, (n_rows, n_needed) in enumerate(zip(look[4::2], look[5::2])):
-            if n_rows:
-                who = torch.nonzero_static(active & (canvas.group == g), size=n_rows).squeeze(1)  # (A,)
-                self._forward(
-                    state, rows, who, n_needed, canvas.group_lengths[g], t, want, made, confidence_temperature
-                )
-        return Belief(**made)
-
-    def _forward(self, state, rows, who, needed, length, t, want, made, confidence_temperature) -> None:
-        """One forward of the rows `who`, all of one length, and what the op makes of it, written into `made`."""
-        canvas = state.canvas
-        x, asked = state.x[who, :length], rows[who, :length]  # (A, length)
-        time_of = t[who] if t is not None else None
-        guided = self.cfg_scale != 0 and canvas.has_prompt
-        if guided:
-            # Unsupervised guidance (Nie et al. 2024, SMDM): the unconditional rows are the same with the prompt masked.
-            blind = torch.where(canvas.prompt_mask[who, :length], canvas.mask_id, x)
-            x, asked_of = torch.cat([x, blind]), torch.cat([asked, asked])
-            time_of = torch.cat([time_of, time_of]) if time_of is not None else None
-        else:
-            asked_of = asked
-        flat = torch.nonzero_static(asked, size=needed)  # (N, 2): known size, so no wait
-        row, position = who[flat[:, 0]], flat[:, 1]
-        # What top-k and top-p cut is known when all logits are, so they need the logits stored.
-        unstored = self.denoiser.head is not None and not self.truncation
-        made_of = self._with_head if unstored else self._with_logits
-        out = made_of(
-            x,
-            time_of,
-            asked_of,
-            needed,
-            guided,
-            uniform=state.rng.at(row, position, state.step, DRAW_TOKEN) if self.temperature > 0 else None,
-            temperature=self.temperature,
-            confidence_temperature=confidence_temperature,
-            forbid=self._forbid,
-            want=want,
-            **self.truncation,
-        )
-        self.nfe_rows[who] += 1
-        self._found(out.status, row, position)
-        # A row that is not fine has token -1, which no model may see; until it is looked at, it stays undecided.
-        token = out.token if self.looks_at_once else torch.where(out.status == 0, out.token, canvas.mask_id)
-        made["token"][row, position] = token
-        for name in want:
-            made[name][row, position] = getattr(out, name)
-
-    def _with_logits(self, x, t, asked, needed, guided, **kw) -> ops.MaskedSoftmax:
-        """A forward and what the fused op makes of its logits. Guided: the second half of x is the unconditional one."""
-        logits, index = self.counter.tokens(x, t, asked, (1 + guided) * needed)
-        if guided:
-            index = torch.arange(2 * needed, device=logits.device) if index is None else index
-            kw |= {"guidance": logits, "guidance_index": index[needed:], "cfg_scale": self.cfg_scale}
-            index = index[:needed]
-        return ops.masked_softmax(logits, index, **kw)
-
-    def _with_head(self, x, t, asked, needed, guided, **kw) -> ops.MaskedSoftmax:
-        """The same of hidden rows and the head: logits are never stored."""
-        head = self.denoiser.head
-        assert head is not None
-        hidden = self.counter.hidden(x, t, asked, (1 + guided) * needed)
-        if guided:
-            kw |= {"guidance": hidden[needed:], "cfg_scale": self.cfg_scale}
-            hidden = hidden[:needed]
-        return self.counter.head(
-            lambda: ops.headless_softmax(hidden, head.weight, bias=head.bias, softcap=head.softcap, **kw)
-        )
-
-    def _what(self, status: int, position: int) -> str:
-        return f", position {position} {_STATUS[status]}"
-
-
-class NoiseBelieve(_Asked):
-    """What a Gaussian sampler asks the model through: `believe(x, t)` -> the denoised x_0, (B, *shape)."""
-
-    def __init__(self, denoiser: GaussianDenoiser, batch: int, *, sampler: str = ""):
-        super().__init__(denoiser, batch, sampler)
-        self.denoiser = denoiser
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        """The denoised x_0 of every row at the schedule's time t."""
-        out = self.counter.gaussian(x, torch.full((len(x),), t, dtype=torch.float64, device=x.device))
-        self.nfe_rows += 1
-        rows = torch.arange(len(x), device=x.device)
-        self._found(~torch.isfinite(out).flatten(1).all(1), rows, rows)
-        return out
-
-    def _what(self, status: int, position: int) -> str:
-        return " a value that is not finite"
-
-
 @dataclass(eq=False)
 class Stream(Iterator[State]):
     """A run that is looked at between its steps; made by stream().
@@ -318,6 +94,7 @@ class Stream(Iterator[State]):
     state: State
     limit: int
     settings: dict[str, Any]
+    constrain: Callable[[TokenState], Constraint | None] | None = None
     steps: int = 0
     wall: float = 0.0
     bar: _Bar | None = None
@@ -332,7 +109,7 @@ class Stream(Iterator[State]):
         if not self.begun:
             self.begun = True
             return self.state
-        if self.state.finished:
+        if self.believe.finished(self.state):  # type: ignore[arg-type]
             self.close()
             self.believe.check()
             raise StopIteration
@@ -350,6 +127,10 @@ class Stream(Iterator[State]):
         """Take one step."""
         start = time.perf_counter()
         with torch.no_grad():
+            if self.constrain is not None:
+                self._bind()
+            if isinstance(self.believe, Believe) and self.believe.foreseen is not None:
+                self.believe.foreseen.advance()
             self.state = self.sampler.step(self.believe, self.state)
         self.steps += 1
         self.wall += time.perf_counter() - start
@@ -359,6 +140,23 @@ class Stream(Iterator[State]):
                 f"sampler {self.sampler.name!r} is not done after {self.steps} steps: a step must commit at least one "
                 "position in the last of its block's steps, or move on"
             )
+
+    def _bind(self) -> None:
+        """Ask the constraint, decide what it fixes and forbid what it forbids."""
+        assert self.constrain is not None and isinstance(self.believe, Believe) and isinstance(self.state, TokenState)
+        said = self.constrain(self.state)
+        if said is None:
+            said = Constraint()
+        elif not isinstance(said, Constraint):
+            raise OptionError(
+                f"constrain returned {type(said).__name__}; samplers.Constraint(fix=, forbid=) or None is needed"
+            )
+        said.check(self.state)
+        if said.fix is not None:
+            self.state = self.state.fix(said.fix >= 0, said.fix)
+        self.believe.constraint = (
+            None if said.forbid is None else said.forbid.view(*(1,) * (3 - said.forbid.dim()), *said.forbid.shape)
+        )
 
     def result(self, trace: list[State] | None = None) -> Sample:
         """What the run has made so far, and what it has cost. A row that is not done still holds mask ids."""
@@ -387,6 +185,62 @@ class Stream(Iterator[State]):
             settings=self.settings,
             trace=tuple(trace) if trace is not None else None,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Constraint:
+    """What a `constrain` hook asks for in a step.
+
+    Attributes:
+        fix: (B, L) int64, tokens to decide now, in any block, without asking the model; -1 where there is none. Given and
+            decided positions are left alone.
+        forbid: bool that broadcasts to (B, L, V), such as (V,), (L, V) or (B, 1, V): tokens not to be drawn in this step.
+    """
+
+    fix: Tensor | None = None
+    forbid: Tensor | None = None
+
+    def check(self, state: TokenState) -> None:
+        """OptionError where a shape or dtype is wrong, or a fixed token is no token."""
+        canvas, vocab = state.canvas, state.canvas.vocab_size
+        shape = (*state.x.shape, vocab)
+        if self.fix is not None:
+            if self.fix.shape != state.x.shape or self.fix.dtype != torch.int64:
+                raise OptionError(
+                    f"constrain: fix is {tuple(self.fix.shape)} {self.fix.dtype}; (B, L) = {shape[:2]} int64 is needed, "
+                    "-1 where nothing is fixed"
+                )
+            if state.x.device.type == "cpu":
+                bad = (self.fix >= vocab) | (self.fix < -1)
+                bad = bad if canvas.mask_id is None else bad | (self.fix == canvas.mask_id)
+                for i, j in bad.nonzero().tolist():
+                    raise OptionError(f"constrain: fix[{i}, {j}] is {int(self.fix[i, j])}, which is no token")
+        if self.forbid is not None:
+            try:
+                fits = torch.broadcast_shapes(self.forbid.shape, shape) == shape
+            except RuntimeError:
+                fits = False
+            if not fits or self.forbid.dtype != torch.bool or self.forbid.shape[-1] != vocab:
+                raise OptionError(
+                    f"constrain: forbid is {tuple(self.forbid.shape)} {self.forbid.dtype}; bool that broadcasts to "
+                    f"(B, L, V) = {shape} is needed"
+                )
+
+
+def _ids(name: str, value: Any, denoiser: TokenDenoiser) -> tuple[int, ...]:
+    """Token ids of an int or a sequence of them."""
+    if value is None:
+        return ()
+    try:
+        ids = [operator.index(i) for i in ([value] if isinstance(value, Integral) else value)]
+    except TypeError:
+        ids = [-1]
+    for i in ids:
+        if not 0 <= i < denoiser.vocab_size:
+            raise OptionError(
+                f"{name}={value!r}: token ids of {denoiser.name!r}, 0 to {denoiser.vocab_size - 1}, are needed: one or a list"
+            )
+    return tuple(ids)
 
 
 def _number(name: str, value: Any, low: float) -> float:
@@ -421,7 +275,7 @@ def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, 
     args |= {k: int(v) for k, v in args.items() if isinstance(v, Integral) and not isinstance(v, (bool, int))}
     if args["steps"] is not None:
         whole("steps", args["steps"])
-    settings = {k: v for k, v in args.items() if k not in ("prompt",)}
+    settings = {k: v for k, v in args.items() if k not in ("prompt", "constrain")}
     if isinstance(denoiser, GaussianDenoiser):
         return _open_gaussian(denoiser, sampler, args, settings)
     if isinstance(denoiser, TokenDenoiser):
@@ -441,6 +295,10 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
     if args["cache"] is not None and args["cache"] not in denoiser.caches:
         have = ", ".join(denoiser.caches) or "none"
         raise OptionError(f"cache={args['cache']!r}: denoiser {denoiser.name!r} supports {have}; use cache=None")
+    interval = _interval(args["cfg_interval"])
+    forbid, demote = (_ids(name, args[name], denoiser) for name in ("forbid", "demote"))
+    if args["constrain"] is not None and not callable(args["constrain"]):
+        raise OptionError(f"constrain takes a callable state -> Constraint or None, not {args['constrain']!r}")
     prompt = args["prompt"]
     if isinstance(prompt, Canvas):
         if args["gen_length"] is not None:
@@ -457,20 +315,37 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
         stop=parse_stop(args["stop"]),
         rng=Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
     )
-    knobs = {"temperature": temperature, "cfg_scale": cfg_scale, "top_k": top_k, "top_p": top_p}
-    believe = Believe(denoiser, batch, **knobs, sampler=sampler.name)
+    knobs = Knobs(temperature, cfg_scale, interval, top_k, top_p, forbid, demote)
+    believe = Believe(denoiser, batch, knobs, sampler=sampler.name)
     state = sampler.init(canvas)
+    if _foresees(sampler, denoiser) and not canvas.stop and args["constrain"] is None:
+        believe.foreseen = Foreseen(sampler, canvas, believe)
     assert canvas.block_steps is not None
     # Every block may take its steps, and then one more a position: more than any sampler that moves can need.
     limit = int(canvas.block_steps.sum(1).max()) + canvas.x.shape[1] + 16
-    settings |= {"batch": batch, **knobs}
-    return Stream(sampler, believe, state, limit, settings)
+    settings |= {"batch": batch, **asdict(knobs)}
+    return Stream(sampler, believe, state, limit, settings, args["constrain"])
+
+
+def _foresees(sampler: Sampler, denoiser: TokenDenoiser) -> bool:
+    """Whether counts are worked out beside the run: on a CPU a look costs nothing."""
+    return sampler.counts_known and denoiser.device.type != "cpu"
+
+
+def _interval(value: Any) -> tuple[float, float]:
+    try:
+        low, high = (_number("cfg_interval", v, 0.0) for v in value)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not 0 <= low < high <= 1:
+        raise OptionError(f"cfg_interval is {value!r}; two noise levels (low, high), 0 <= low < high <= 1, are needed")
+    return low, high
 
 
 def _open_gaussian(
     denoiser: GaussianDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]
 ) -> Stream:
-    alone = {"prompt", "gen_length", "block_length", "cache", "temperature", "stop"}
+    alone = {"prompt", "gen_length", "block_length", "cache", "temperature", "stop", "forbid", "demote", "constrain"}
     for name in sorted(alone):
         if args[name] is not None:
             raise OptionError(f"{name} is for token samplers; {sampler.name!r} is of the gaussian family")
@@ -479,8 +354,10 @@ def _open_gaussian(
             f"cfg_scale masks a prompt, and {sampler.name!r} is of the gaussian family, which has none; "
             "guide the callable that you wrap instead"
         )
-    if args["top_k"] != 0 or args["top_p"] != 1:
-        raise OptionError(f"top_k and top_p are for token samplers; {sampler.name!r} is of the gaussian family")
+    if args["top_k"] != 0 or args["top_p"] != 1 or args["cfg_interval"] != (0.0, 1.0):
+        raise OptionError(
+            f"top_k, top_p and cfg_interval are for token samplers; {sampler.name!r} is of the gaussian family"
+        )
     batch, steps = whole("batch", args["batch"]), args["steps"]
     canvas = NoiseCanvas(
         denoiser,
@@ -488,9 +365,9 @@ def _open_gaussian(
         Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
     )
     believe = NoiseBelieve(denoiser, batch, sampler=sampler.name)
-    settings = {k: v for k, v in settings.items() if k not in alone | {"cfg_scale", "top_k", "top_p"}} | {
-        "steps": canvas.steps
-    }
+    settings = {
+        k: v for k, v in settings.items() if k not in alone | {"cfg_scale", "cfg_interval", "top_k", "top_p"}
+    } | {"steps": canvas.steps}
     return Stream(sampler, believe, sampler.init(canvas), canvas.steps + 16, settings)
 
 
@@ -507,10 +384,14 @@ def stream(
     block_length: int | None = None,
     cache: str | None = None,
     cfg_scale: float = 0.0,
+    cfg_interval: tuple[float, float] = (0.0, 1.0),
     temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
+    forbid: int | Sequence[int] | None = None,
+    demote: int | Sequence[int] | None = None,
     stop: Any = None,
+    constrain: Callable[[TokenState], Constraint | None] | None = None,
     trace: bool = False,
     progress: bool = False,
     **options: Any,
@@ -542,10 +423,14 @@ def sample(
     block_length: int | None = None,
     cache: str | None = None,
     cfg_scale: float = 0.0,
+    cfg_interval: tuple[float, float] = (0.0, 1.0),
     temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
+    forbid: int | Sequence[int] | None = None,
+    demote: int | Sequence[int] | None = None,
     stop: Any = None,
+    constrain: Callable[[TokenState], Constraint | None] | None = None,
     trace: bool = False,
     progress: bool = False,
     **options: Any,
@@ -565,11 +450,17 @@ def sample(
         block_length: positions a block, filled from left to right; None: one block.
         cache: a KV cache scheme that the denoiser supports.
         cfg_scale: w of (1 + w) l(x | prompt) - w l(x | prompt masked), on logits; 0 is off.
+        cfg_interval: (low, high], the noise levels at which rows are guided; elsewhere they are not, and not doubled.
         temperature: of the token draw; 0 takes the best token; None: the sampler's own default.
         top_k: draw from the k likeliest tokens only; 0: from all.
         top_p: and of these from the fewest that hold this share of the probability at `temperature`; 1: from all.
             What is cut off has no probability: confidence and entropy are those of what is left.
+        forbid: token ids that are never drawn.
+        demote: token ids, such as the end of a sequence, that are committed last: their confidence and margin count as 0
+            and their entropy as log V, the logits stay as they are. Rules that choose positions blindly do not mind them.
         stop: a token id, a phrase, or a list of phrases. A row ends behind the first that it holds.
+        constrain: called before every step with the TokenState; returns a samplers.Constraint (tokens to decide at once,
+            tokens not to draw in this step) or None.
         trace: keep every state, in Sample.trace.
         progress: show a progress bar.
 
@@ -608,7 +499,7 @@ class _Bar:
 
     def moved(self, run: Stream) -> None:
         state = run.state
-        done = self.total - int(state.masked.sum()) if isinstance(state, TokenState) else run.nfe
+        done = self.total - int(state.undecided.sum()) if isinstance(state, TokenState) else run.nfe
         self.progress.update(self.task, completed=done)
 
     def stop(self) -> None:

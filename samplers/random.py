@@ -19,12 +19,14 @@ from torch import Tensor
 
 from .errors import OptionError
 
-__all__ = ["DRAW_NOISE", "DRAW_POSITION", "DRAW_TOKEN", "Rng", "philox", "uniform"]
+__all__ = ["DRAW_BLIND", "DRAW_NOISE", "DRAW_POSITION", "DRAW_START", "DRAW_TOKEN", "Rng", "philox", "uniform"]
 
 # What a draw is for. A step may need several at one position; they must not be the same number.
 DRAW_TOKEN = 0  # which token
 DRAW_POSITION = 1  # whether, or in which order, a position is committed
 DRAW_NOISE = 2  # Gaussian noise (2 and 3 make one normal)
+DRAW_START = 4  # the noise that a canvas of uniform noise starts with
+DRAW_BLIND = 5  # the prompt that guidance does not see, under uniform noise
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -87,6 +89,10 @@ class Rng:
         if bad := [s for s in seeds if not -(2**63) <= s < 2**63]:
             raise OptionError(f"seed {bad[0]} does not fit in 64 bits")
         return cls(torch.tensor(seeds, dtype=torch.int64, device=device), rows.to(torch.int64).to(device))
+
+    def to(self, device: torch.device | str) -> Rng:
+        """The same rows, on `device`."""
+        return Rng(self.seed.to(device), self.row.to(device))
 
     def positions(self, length: int, step: Tensor, draw: int) -> Tensor:
         """One uniform for every position of every row at its own step. step: (B,) int64 -> (B, length) float64."""

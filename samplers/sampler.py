@@ -132,8 +132,14 @@ DRIVER_ARGUMENTS = (
     "block_length",
     "cache",
     "cfg_scale",
+    "cfg_interval",
     "temperature",
+    "top_k",
+    "top_p",
+    "forbid",
+    "demote",
     "stop",
+    "constrain",
     "trace",
     "progress",
 )
@@ -151,6 +157,9 @@ class Sampler:
         default_temperature: what sample() uses where no temperature is given (token families).
         exact_order: True where the choice of position ignores the drawn token, so that one position at a time gives the
             model's law exactly; False where it does not (a biased law, by design); None where it does not apply.
+        counts_known: True where it does not depend on the model's answers which rows are asked about how many positions in
+            which step. The driver then works them out beside the run, and never waits for the device.
+        revises: True where a committed token may be masked again or changed, and the model is asked about visible ones.
         one_at_a_time: arguments of sample() under which a step commits one position, besides steps = positions.
         order: convergence order in the step, of continuous samplers (an attribute, or an option as in dpm_solver).
         order_options: options under which that order is what one measures: exact end, no lower-order steps.
@@ -163,6 +172,8 @@ class Sampler:
     summary: ClassVar[str] = ""
     default_temperature: ClassVar[float] = 1.0
     exact_order: ClassVar[bool | None] = None
+    counts_known: ClassVar[bool] = False
+    revises: ClassVar[bool] = False
     one_at_a_time: ClassVar[Mapping[str, Any]] = {}
     order_options: ClassVar[Mapping[str, Any]] = {}
     sweep: ClassVar[tuple[str, tuple[Any, ...]] | None] = None

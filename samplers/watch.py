@@ -85,7 +85,7 @@ def _frame(run: Stream, texts: list[str], before: list[str] | None, title: str, 
         grid.add_row(*rows[i : i + columns])
     if tokens:
         total = int(state.canvas.fill.sum())
-        done = total - int(state.masked.sum())
+        done = total - int(state.undecided.sum())
         what = f"{done}/{total} tokens"
     else:
         total, done = state.canvas.steps, run.nfe

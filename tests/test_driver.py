@@ -17,9 +17,9 @@ from samplers import (
     OptionError,
     TokenDenoiser,
     UnknownNameError,
-    driver,
+    believe,
 )
-from samplers.driver import Believe
+from samplers.believe import Believe
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,7 +117,7 @@ def wrap(fn=None, **kw):
         (
             lambda: samplers.sample(TinyMixture(), "ddim", top_k=3),
             OptionError,
-            "top_k and top_p are for token samplers",
+            "top_k, top_p and cfg_interval are for token",
         ),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, top_k=-2), OptionError, "top_k must be"),
         (
@@ -219,7 +219,7 @@ def test_a_sampler_that_never_commits_is_stopped():
 def test_belief_that_was_not_asked_for():
     denoiser = wrap()
     state = next(iter(samplers.stream(denoiser, "radd", gen_length=3)))
-    belief = Believe(denoiser, 1, temperature=0.0)(state, want="margin")
+    belief = Believe(denoiser, 1, believe.Knobs(0.0))(state, want="margin")
     assert belief.margin.shape == (1, 3)
     with pytest.raises(samplers.SamplersError, match="want='entropy'"):
         _ = belief.entropy
@@ -541,13 +541,13 @@ def test_bad_heads():
 
 
 def late_init(monkeypatch):
-    before = driver._Asked.__init__
+    before = believe._Asked.__init__
 
     def init(self, *args):
         before(self, *args)
         self.looks_at_once = False
 
-    monkeypatch.setattr(driver._Asked, "__init__", init)
+    monkeypatch.setattr(believe._Asked, "__init__", init)
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ def test_shapes_and_rows(name, family):
         assert torch.equal(denoiser.predict(x, t, rows=rows), full[rows])
     nothing = denoiser.predict(x, t, rows=torch.zeros_like(x, dtype=torch.bool))
     assert nothing.shape == (0, denoiser.vocab_size)
-    packed, index = denoiser.logits(x, t, rows)
+    packed, index = denoiser.logits(x, t, rows, int(rows.sum()))
     assert index is None
     assert torch.equal(packed, full[rows])
 

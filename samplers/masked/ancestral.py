@@ -29,6 +29,7 @@ class Ancestral(Sampler):
     cite = "Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models, arXiv 2406.07524"
     summary = "reverse process on a time grid, one forward a step"
     exact_order = True
+    counts_known = True
     one_at_a_time = {"block_length": 1}
 
     schedule: str = option(

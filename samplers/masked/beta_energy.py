@@ -32,6 +32,7 @@ class BetaEnergy(Sampler):
     summary = "counts from alpha = sin^2(pi/2 I_t(a,b)), positions by confidence"
     default_temperature = 0.0
     exact_order = False
+    counts_known = True
     one_at_a_time = {"block_length": 1}
 
     a: float = option(0.9, "first parameter of the Beta distribution; larger: fewer tokens early", gt=0, lt=100)

@@ -29,6 +29,7 @@ class FirstHitting(Sampler):
     cite = "Zheng et al. 2024, Masked Diffusion Models are Secretly Time-Agnostic Masked Models, arXiv 2409.02908"
     summary = "exact continuous-time reverse process: one forward a token, in random order"
     exact_order = True
+    counts_known = True
 
     schedule: str = option("linear", "mask schedule, which sets the times a model sees", check=mask_schedule)
 
@@ -39,7 +40,7 @@ class FirstHitting(Sampler):
         chosen = ops.select(state.time, state.open, k=even_plan(state), lowest=True).chosen  # (B, L) the earliest
         # `time` is a visible fraction: at the hit, 1 - time of the block's positions are expected masked.
         hit = torch.where(chosen, state.time, 1.0).amin(1)  # (B,)
-        later = state.masked.sum(1) - state.count
+        later = state.undecided.sum(1) - state.count
         t = (later + state.block_size * (1 - hit)) / state.canvas.fill.sum(1)
         belief = believe(state, chosen, t=t)
         return state.commit(chosen, belief.token)

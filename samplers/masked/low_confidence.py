@@ -27,6 +27,7 @@ class LowConfidence(Sampler):
     summary = "LLaDA: the k most confident positions a step"
     default_temperature = 0.0
     exact_order = False
+    counts_known = True
 
     def step(self, believe, state):
         count = even_plan(state)

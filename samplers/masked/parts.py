@@ -48,7 +48,7 @@ class TimedState(TokenState):
     @property
     def scheduled_level(self) -> Tensor:
         """(B,) float64: the expected share still masked at this step, over all blocks; t for time-conditioned models."""
-        later = self.masked.sum(1) - self.count
+        later = self.undecided.sum(1) - self.count
         return (later + self.block_size * (1 - self.visible())) / self.canvas.fill.sum(1)
 
 

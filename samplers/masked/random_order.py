@@ -24,6 +24,7 @@ class RandomOrder(Sampler):
     cite = "Uria, Murray, Larochelle 2014, A Deep and Tractable Density Estimator, arXiv 1310.1757"
     summary = "equal counts a step at random positions; the baseline"
     exact_order = True
+    counts_known = True
 
     def init(self, canvas: Canvas) -> TimedState:
         return timed(canvas, "linear")

@@ -8,19 +8,20 @@ import dataclasses
 import inspect
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
 
 import samplers
-from samplers import Canvas, OptionError, Sampler, registry
+from samplers import Canvas, OptionError, Sampler, believe, driver, registry
 from samplers.registry import FAMILIES
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, solve_ode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
-SETTINGS = [
+SETTINGS: list[dict[str, Any]] = [
     {},
     {"steps": 5},
     {"block_length": 4},
@@ -31,8 +32,8 @@ SETTINGS = [
 GEN = 12
 
 
-def net(**kw):
-    return TinyNet(**kw)
+def net(name, **kw):
+    return TinyNet(visible_too=registry.load(name).revises, **kw)
 
 
 # ---------------------------------------------------------------------------------------------- what it says of itself
@@ -82,7 +83,7 @@ def test_options(zoo_sampler):
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_prompt_untouched_no_mask_left(zoo_masked, setting):
-    denoiser = net()
+    denoiser = net(zoo_masked)
     out = samplers.sample(denoiser, zoo_masked, prompt=PROMPTS, gen_length=GEN, seed=7, **setting)
     assert out.x.dtype == torch.int64 and out.x.shape == (4, 6 + GEN)
     for i, prompt in enumerate(PROMPTS):
@@ -95,7 +96,7 @@ def test_prompt_untouched_no_mask_left(zoo_masked, setting):
 
 
 def test_infill_keeps_what_is_given(zoo_masked):
-    denoiser = net()
+    denoiser = net(zoo_masked)
     x = torch.arange(20).remainder(11).repeat(3, 1)
     fill = torch.rand(3, 20, generator=torch.Generator().manual_seed(1)) < 0.5
     canvas = Canvas.infill(denoiser, x, fill)
@@ -106,23 +107,25 @@ def test_infill_keeps_what_is_given(zoo_masked):
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_row_of_a_batch_is_the_row_alone(zoo_masked, setting):
-    together = samplers.sample(net(), zoo_masked, prompt=PROMPTS, gen_length=GEN, seed=3, **setting)
+    together = samplers.sample(net(zoo_masked), zoo_masked, prompt=PROMPTS, gen_length=GEN, seed=3, **setting)
     for i, prompt in enumerate(PROMPTS):
-        alone = samplers.sample(net(), zoo_masked, prompt=[prompt], gen_length=GEN, seed=3, first_row=i, **setting)
+        alone = samplers.sample(
+            net(zoo_masked), zoo_masked, prompt=[prompt], gen_length=GEN, seed=3, first_row=i, **setting
+        )
         assert together.x[i, : len(prompt) + GEN].tolist() == alone.x[0].tolist()
         assert int(together.nfe_rows[i]) == alone.nfe
 
 
 def test_row_of_64_is_the_row_alone(zoo_masked):
-    together = samplers.sample(net(), zoo_masked, gen_length=16, batch=64, seed=11, temperature=1.0)
+    together = samplers.sample(net(zoo_masked), zoo_masked, gen_length=16, batch=64, seed=11, temperature=1.0)
     for i in (0, 1, 31, 63):
-        alone = samplers.sample(net(), zoo_masked, gen_length=16, seed=11, first_row=i, temperature=1.0)
+        alone = samplers.sample(net(zoo_masked), zoo_masked, gen_length=16, seed=11, first_row=i, temperature=1.0)
         assert together.x[i].tolist() == alone.x[0].tolist()
 
 
 def test_seed_decides(zoo_masked):
     def run(seed):
-        return samplers.sample(net(), zoo_masked, gen_length=24, batch=8, seed=seed, temperature=1.0).x
+        return samplers.sample(net(zoo_masked), zoo_masked, gen_length=24, batch=8, seed=seed, temperature=1.0).x
 
     before = torch.get_rng_state()
     first = run(5)
@@ -136,7 +139,9 @@ def test_seed_decides(zoo_masked):
 
 def test_interleaved_runs_agree(zoo_masked):
     def open_(seed):
-        return samplers.stream(net(), zoo_masked, gen_length=GEN, batch=3, seed=seed, block_length=5, temperature=1.0)
+        return samplers.stream(
+            net(zoo_masked), zoo_masked, gen_length=GEN, batch=3, seed=seed, block_length=5, temperature=1.0
+        )
 
     apart = [list(open_(seed))[-1].x for seed in (1, 2)]
     runs, last = [open_(1), open_(2)], [None, None]
@@ -153,7 +158,7 @@ def test_interleaved_runs_agree(zoo_masked):
 
 
 def test_states_are_immutable(zoo_masked):
-    states = samplers.stream(net(), zoo_masked, gen_length=GEN, batch=2, temperature=1.0)
+    states = samplers.stream(net(zoo_masked), zoo_masked, gen_length=GEN, batch=2, temperature=1.0)
     kept = [(state, state.x.clone()) for state in states]
     assert all((state.x == x).all() for state, x in kept), "a step wrote into an earlier state"
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -166,11 +171,11 @@ def test_counted_nfe_is_the_declared(zoo_masked, steps):
     sampler = samplers.create(zoo_masked)
     expected = sampler.expected_nfe(length, steps)
     if expected is None:
-        out = samplers.sample(net(), sampler, gen_length=length, batch=32, steps=steps, temperature=1.0)
+        out = samplers.sample(net(zoo_masked), sampler, gen_length=length, batch=32, steps=steps, temperature=1.0)
         assert int(out.nfe_rows.max()) <= min(length, steps), "`steps` is a cap for samplers of adaptive count"
         return
     out = samplers.sample(
-        TinyNet(vocab=3, reach=1), sampler, gen_length=length, batch=batch, steps=steps, temperature=1.0
+        net(zoo_masked, vocab=3, reach=1), sampler, gen_length=length, batch=batch, steps=steps, temperature=1.0
     )
     counted = out.nfe_rows.double()
     error = float(counted.std()) / math.sqrt(batch)
@@ -180,7 +185,7 @@ def test_counted_nfe_is_the_declared(zoo_masked, steps):
 
 
 def test_counts_are_what_the_model_saw(zoo_masked):
-    denoiser = net()
+    denoiser = net(zoo_masked)
     out = samplers.sample(denoiser, zoo_masked, prompt=[[1, 2], [3, 4]], gen_length=GEN, steps=6, cfg_scale=1.0)
     assert out.nfe == len(denoiser.asked)
     assert out.row_evals == sum(rows for rows, _ in denoiser.asked)
@@ -189,8 +194,35 @@ def test_counts_are_what_the_model_saw(zoo_masked):
     assert out.row_evals == 2 * int(out.nfe_rows.sum()), "a guided step is one forward of two rows a row"
 
 
+def test_counts_are_foreseen(zoo_masked, monkeypatch):
+    """Where a sampler says that its counts are known, a run that never looks at them is the same run."""
+    cls = registry.load(zoo_masked)
+    if not cls.counts_known:
+        pytest.skip("its counts depend on the model")
+    for setting in SETTINGS:
+        run = {"prompt": PROMPTS, "gen_length": GEN, "seed": 3, **setting}
+        looked = samplers.sample(net(zoo_masked), zoo_masked, **run)
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, "_foresees", lambda sampler, denoiser: True)
+            patch.setattr(believe.Believe, "_counts", _refuse_after(believe.Believe._counts))
+            foreseen = samplers.sample(net(zoo_masked), zoo_masked, **run)
+        assert (looked.x == foreseen.x).all()
+        assert (looked.nfe, looked.head_rows) == (foreseen.nfe, foreseen.head_rows)
+        assert (looked.nfe_rows == foreseen.nfe_rows).all()
+
+
+def _refuse_after(count):
+    """Counting is for the foreseeing run alone."""
+
+    def counted(self, state, rows):
+        assert self.foreseen is None or state.canvas is self.foreseen.state.canvas, "the run itself was looked at"
+        return count(self, state, rows)
+
+    return counted
+
+
 def test_stop_rule(zoo_masked):
-    denoiser = net()
+    denoiser = net(zoo_masked)
     free = samplers.sample(denoiser, zoo_masked, gen_length=32, batch=6, seed=2, temperature=1.0)
     stop = int(free.x[0, 5])
     out = samplers.sample(denoiser, zoo_masked, gen_length=32, batch=6, seed=2, temperature=1.0, stop=stop)

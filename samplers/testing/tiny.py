@@ -56,11 +56,19 @@ class TinyNet(TokenDenoiser):
     """Random logits that depend on a window of neighbours: an arbitrary model of any length, without ties.
 
     It counts what it is asked: `asked` has the (rows, positions) of each call, and every needed position is checked to
-    be masked.
+    be masked, unless `visible_too`: for samplers that judge or change what they have committed.
     """
 
-    def __init__(self, vocab: int = 11, seed: int = 0, reach: int = 3, time_conditioned: bool = False):
+    def __init__(
+        self,
+        vocab: int = 11,
+        seed: int = 0,
+        reach: int = 3,
+        time_conditioned: bool = False,
+        visible_too: bool = False,
+    ):
         self.vocab_size, self.mask_id, self.reach = vocab + 1, vocab, reach
+        self.visible_too = visible_too
         self.time_conditioned, self.name = time_conditioned, "tiny net"
         self.table = torch.randn(2 * reach + 1, vocab + 1, vocab + 1, generator=_generator(seed)) * 0.8
         self.asked: list[tuple[int, int]] = []
@@ -71,7 +79,8 @@ class TinyNet(TokenDenoiser):
         if self.time_conditioned:
             assert t is not None and t.shape == (len(x),) and bool(((t > 0) & (t <= 1)).all())
         rows = torch.ones_like(x, dtype=torch.bool) if rows is None else rows
-        assert bool((x[rows] == self.mask_id).all()), "logits were asked for at a position that is not masked"
+        masked = bool((x[rows] == self.mask_id).all())
+        assert masked or self.visible_too, "logits were asked for at a position that is not masked"
         self.asked.append((len(x), int(rows.sum())))
         padded = torch.nn.functional.pad(x, (self.reach, self.reach), value=self.mask_id)
         out = torch.zeros(*x.shape, self.vocab_size)
