@@ -272,9 +272,14 @@ def _loss(counter: Counter, x: Tensor, hidden: Tensor, level: Tensor, row: Tenso
     given = x[hidden].to(device)  # (N,)
     noisy = torch.where(hidden, denoiser.mask_id, x).to(device)  # type: ignore[arg-type]
     t = level.to(device) if denoiser.time_conditioned else None
+    if t is not None and denoiser.time_per_position:
+        t = torch.where(hidden.to(device), t[:, None], 0.0)  # (A, L)
+    more = {}
+    if denoiser.self_conditioned:  # every mask is a first look: there is no answer from before
+        more["previous"] = torch.zeros(*x.shape, denoiser.vocab_size, device=device)
     forbid, rows = torch.tensor([denoiser.mask_id], device=device), hidden.to(device)
     if denoiser.head is None:
-        logits, index = counter.tokens(noisy, t, rows, needed)
+        logits, index = counter.tokens(noisy, t, rows, needed, **more)
         best = ops.masked_softmax(logits, index, forbid=forbid)
         at = torch.arange(needed, device=device) if index is None else index
 

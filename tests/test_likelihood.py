@@ -288,6 +288,20 @@ def test_a_time_conditioned_model_is_told_the_level():
     assert abs(float((masked - expected).mean())) < 4 * float((masked - expected).std()) / math.sqrt(len(t))
 
 
+def test_what_else_a_model_may_ask_for():
+    class Curious(TokenDenoiser):
+        vocab_size, mask_id, time_conditioned, time_per_position, self_conditioned = 5, 4, True, True, True
+
+        def predict(self, x, t=None, *, rows=None, cache=None, previous=None):
+            assert previous.shape == (*x.shape, 5) and not previous.any()
+            assert t.shape == x.shape
+            assert ((t > 0) == (x == 4)).all()
+            return torch.zeros(int(rows.sum()), 5)
+
+    out = samplers.nll(Curious(), [[0, 1, 2, 3]], prompt=1, mc=16)
+    assert float(out.nll) == pytest.approx(3 * math.log(4), rel=1e-6)
+
+
 # ---------------------------------------------------------------------------------------------- precision
 
 
