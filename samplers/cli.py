@@ -518,7 +518,7 @@ def _bench(args: argparse.Namespace) -> int:
     console = _console()
     if args.report:
         return _finish(console, args.report, [])
-    where = args.problem or ([args.denoiser] if args.denoiser else [])
+    where = args.problem or _own(args)
     if bool(where) == args.demo or (args.problem and args.denoiser):
         raise OptionError("bench needs one of --problem NAME, --denoiser MODULE:ATTRIBUTE, --demo and --report DIR")
     if args.demo:
@@ -571,6 +571,13 @@ def _bench(args: argparse.Namespace) -> int:
     return 1 if outcome.failed or lost else 0
 
 
+def _own(args: argparse.Namespace) -> list[str]:
+    """--denoiser as a place to measure on."""
+    if args.denoiser and ":" not in args.denoiser:
+        raise OptionError(f"--denoiser {args.denoiser!r}: write module:attribute, such as my_model:denoiser")
+    return [args.denoiser] if args.denoiser else []
+
+
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of a Request that bench and tune have flags for; those not given keep their defaults."""
     names = ("seeds", "rows", "batch", "temperature", "block_length", "gen_length", "prompts", "metric", "higher")
@@ -620,7 +627,7 @@ def _tune(args: argparse.Namespace) -> int:
     from .bench.own import subject
     from .bench.sweep import Request
 
-    where = args.problem or args.denoiser
+    (where,) = _own(args) or [args.problem]
     names = tune.DEFAULTS.get(args.sampler)
     if not names and not (args.x and args.y):
         raise OptionError(

@@ -19,12 +19,24 @@ from typing import Any
 import numpy as np
 
 from .. import registry
-from ..errors import OptionError
+from ..errors import OptionError, SamplersError
 from .collect import Combined, Point, points
 from .own import is_own, subject
 from .sweep import Cell, Record, Request, Store, _cells, _options, execute, session
 
-__all__ = ["DEFAULTS", "Axis", "Difference", "Found", "Search", "axis", "difference", "grid", "paste", "rows_of", "search"]
+__all__ = [
+    "DEFAULTS",
+    "Axis",
+    "Difference",
+    "Found",
+    "Search",
+    "axis",
+    "difference",
+    "grid",
+    "paste",
+    "rows_of",
+    "search",
+]
 __all__ += ["write"]
 
 Pair = tuple[float, float]
@@ -65,7 +77,7 @@ def grid(text: str) -> tuple[float, ...]:
         if ":" in text:
             low, high, count = text.split(":")
             n, a, b = int(count), float(low), float(high)
-            values = [a + (b - a) * i / (n - 1) for i in range(n)] if n > 1 else [a]
+            values = [a + (b - a) * i / max(n - 1, 1) for i in range(n)]
         else:
             values = [float(w) for w in text.split(",")]
     except ValueError:
@@ -175,7 +187,7 @@ def search(
         opened, stage, running, finished: told of the store, of each stage (its name and all its cells), cell and record.
 
     Raises:
-        SamplersError: as `sweep.plan` and `Store`, before anything is run; OptionError where a cell fails, with its error.
+        SamplersError: as `sweep.plan` and `Store`, before anything is run; where a run fails, its error.
     """
     cells = _Cells(what)
     asked = {k: v for k, v in dataclasses.asdict(what).items() if k != "request"}
@@ -198,7 +210,7 @@ def search(
             )
             for c in wanted:
                 if store.records[c.key]["status"] != "ok":
-                    raise OptionError(f"{c}: {store.records[c.key]['error']}")
+                    raise SamplersError(f"{c}: {store.records[c.key]['error']}")
 
         def of(step: int, pairs: Sequence[Pair], seeds: Sequence[int]) -> dict[Pair, Point]:
             """Points of pairs, in their order."""
