@@ -49,6 +49,7 @@ class EntropyBoundUniform(Sampler):
     summary = "accept the certain prefix, draw noise for the rest; until stable and confident"
     default_temperature = 0.8
     revises = True
+    stores_logits = True
     exact_order = True
     one_at_a_time = {"bound": 0.0, "anneal": 1.0, "stop_entropy": None}
     sweep = ("bound", (0.0, 0.1, 0.3, 0.7, 1.5, 3.0, 6.0, 12.0))
