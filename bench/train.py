@@ -17,6 +17,7 @@ part if they are there, so nothing held out was seen in training.
 
 import argparse
 import ast
+import dataclasses
 import hashlib
 import json
 import math
@@ -28,7 +29,6 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -211,7 +211,7 @@ def masked_bound(net, x, mask_id, offset=0, draws=8, seed=1):
 class TextMasked:
     name = "text-mdm"
     steps, batch, rate = 8000, 8, 3e-3
-    attention = "full"
+    attention, causal_steps = "full", 1500
 
     def __init__(self):
         self.text = Text()
@@ -232,7 +232,13 @@ class TextMasked:
     def network(self, seed):
         return Transformer(self.config, seed=seed)
 
-    def loss(self, net, g):
+    def loss(self, net, g, step):
+        """RADD's; but the first steps are text-refusion's own, causal: what words are is learned many times faster where
+        the neighbours are seen (from causal to full attention: Gong et al. 2410.17891)."""
+        causal = step < self.causal_steps
+        net.config = dataclasses.replace(self.config, attention="causal" if causal else "full")
+        if causal:
+            return refusion_loss(net, self.text.windows(g, self.batch), self.mask_id, g)
         return lambda_dce(net, self.text.windows(g, self.batch), self.mask_id, g)
 
     def check(self, net, part=None):
@@ -245,7 +251,7 @@ class TextMasked:
         return {"held_out": self.check(net), **self.text.facts()}
 
 
-@dataclass
+@dataclasses.dataclass
 class Slots:
     """Windows as ReFusion feeds them: a prompt, clean slots in random order, masked slots in theirs; rows in that order.
 
@@ -296,17 +302,21 @@ class Slots:
         return cls(ids, positions, target, weight / batch)
 
 
+def refusion_loss(net, x, mask_id, g):
+    """ReFusion's objective: the mean cross-entropy of the next token inside clean slots, and that of masked tokens over
+    p_mask and the number of tokens to answer, a row each. x: (B, L) int64."""
+    s = Slots.of(x, mask_id, g)
+    rows = s.target >= 0
+    hidden = net(s.ids, s.positions, rows=rows)  # (N, D)
+    loss = F.cross_entropy(net.head.logits(hidden).float(), s.target[rows], reduction="none")
+    return (loss * s.weight[rows]).sum()
+
+
 class TextRefusion(TextMasked):
     name, attention = "text-refusion", "causal"
 
-    def loss(self, net, g):
-        """ReFusion's objective: the mean cross-entropy of the next token inside clean slots, and that of masked tokens
-        over p_mask and the number of tokens to answer, a row each."""
-        s = Slots.of(self.text.windows(g, self.batch), self.mask_id, g)
-        rows = s.target >= 0
-        hidden = net(s.ids, s.positions, rows=rows)  # (N, D)
-        loss = F.cross_entropy(net.head.logits(hidden).float(), s.target[rows], reduction="none")
-        return (loss * s.weight[rows]).sum()
+    def loss(self, net, g, step):
+        return refusion_loss(net, self.text.windows(g, self.batch), self.mask_id, g)
 
     def check(self, net, part=None):
         windows = self.text.held_windows()[: part and part // 4]
@@ -380,7 +390,7 @@ def train(recipe, args, console):
                 group["lr"] = recipe.rate * rate_at(step, args.steps)
             g = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
             with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
-                loss = recipe.loss(net, g)
+                loss = recipe.loss(net, g, step)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -438,9 +448,8 @@ def main():
     mean, seconds = done
     folder = Path(args.out or ZOO / args.name)
     folder.mkdir(parents=True, exist_ok=True)
-    from samplers.models.load import save
-
     from samplers.bench.machine import machine
+    from samplers.models.load import save
 
     # What is measured is what is saved: bfloat16 weights.
     save(mean.bfloat16(), folder)
