@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import registry
-from .errors import OptionError, PluginError, SamplersError
+from .errors import OptionError, PluginError, SamplersError, UnknownNameError
 from .registry import FAMILIES
 
 if TYPE_CHECKING:
@@ -355,7 +355,14 @@ def _denoiser(spec: str) -> Any:
     from .denoiser import Denoiser
 
     module, sign, attribute = spec.partition(":")
-    if not sign or not module or not attribute:
+    if not sign and module:
+        from .models import zoo
+
+        try:
+            return zoo.load(module)
+        except UnknownNameError as error:
+            raise OptionError(f"--denoiser: {error}. For one of your own write module:attribute") from error
+    if not module or not attribute:
         raise OptionError(f"--denoiser {spec!r}: write module:attribute, such as my_model:denoiser")
     sys.path.insert(0, "")  # modules of the present folder, as with `python -m`
     try:
@@ -378,14 +385,14 @@ def _denoiser(spec: str) -> Any:
     return found
 
 
-def _tokens(text: str | None, what: str, problem: Problem | None) -> list[int] | None:
-    """Token ids of '3 1 4' or '3,1,4'; else of text, where the problem can encode it."""
+def _tokens(text: str | None, what: str, speaker: Any) -> list[int] | None:
+    """Token ids of '3 1 4' or '3,1,4'; else of text, where the problem or denoiser can encode it."""
     if text is None:
         return None
     try:
         return [int(w) for w in text.replace(",", " ").split()]
     except ValueError:
-        encode = getattr(problem, "encode", None)
+        encode = getattr(speaker, "encode", None)
         if encode is None:
             raise OptionError(f"--{what} {text!r}: token ids such as '3 1 4' are needed") from None
         return encode(text).tolist()
@@ -407,7 +414,8 @@ def _sample(args: argparse.Namespace) -> int:
     temperature = args.temperature
     if temperature is None and problem is not None and cls.family in ("masked", "uniform"):
         temperature = 1.0
-    prompt, stop = _tokens(args.prompt, "prompt", problem), _tokens(args.stop, "stop", problem)
+    speaker = problem or denoiser
+    prompt, stop = _tokens(args.prompt, "prompt", speaker), _tokens(args.stop, "stop", speaker)
     save = _writable(args.save)
 
     from . import watch as watching
@@ -430,7 +438,7 @@ def _sample(args: argparse.Namespace) -> int:
         stop=[stop] if stop else None,
         **options,
     )
-    render = problem.render if problem is not None else None
+    render = getattr(speaker, "render", None)
     if (args.watch or args.frames) and not args.json:
         where = f" on {problem.name}" if problem is not None else f" on {denoiser.name}"
         title = f"{args.sampler}[/]{where}[bold]"
@@ -695,7 +703,10 @@ def _parser() -> argparse.ArgumentParser:
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--problem", help="an exact problem: digits, mixture, sudoku4, text")
     what.add_argument(
-        "--denoiser", metavar="MODULE:ATTRIBUTE", help="a Denoiser of your own, or a function that returns one"
+        "--denoiser",
+        metavar="NAME|MODULE:ATTRIBUTE",
+        help="a model in the box (digits-gauss, digits-mdm, text-mdm, text-refusion); a Denoiser of your own, or a "
+        "function that returns one",
     )
     p.add_argument("--sampler", required=True, metavar="NAME")
     p.add_argument("--family", **families)
@@ -721,7 +732,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--cfg-scale", type=float, default=0.0, metavar="W", help="guidance; needs a prompt")
     p.add_argument("--top-k", type=_whole, default=0, metavar="K", help="draw from the K likeliest tokens only")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and from the fewest that hold this share")
-    p.add_argument("--prompt", metavar="IDS", help="token ids, '3 1 4'; or text, where the problem has letters")
+    p.add_argument("--prompt", metavar="IDS", help="token ids, '3 1 4'; or text, where there are letters")
     p.add_argument("--stop", metavar="IDS", help="a phrase behind which a row ends")
     p.add_argument("-o", "--option", help="an option of the sampler", **option)
     p.add_argument("--watch", action="store_true", help="a frame a step, live")
