@@ -92,6 +92,10 @@ def text():
     return parts
 
 
+def digest(train, held):
+    return hashlib.sha256("\0".join([*train, "", *held]).encode()).hexdigest()
+
+
 class Ngram:
     """Interpolated Kneser-Ney of order n (Chen and Goodman 1999, eq. 18, one discount an order) over ids below V."""
 
@@ -106,7 +110,8 @@ class Ngram:
             for gram, c in count.items():
                 total[gram[:-1]] += c
                 kinds[gram[:-1]] += 1
-            self.orders.append((count, total, kinds, often[1] / max(1, often[1] + 2 * often[2])))
+            discount = often[1] / (often[1] + 2 * often[2]) if often[1] else 0.5
+            self.orders.append((count, total, kinds, discount))
 
     def nll(self, ids):
         """Nats of every one of `ids`, given those before it: (n,) float64."""
@@ -152,7 +157,6 @@ class Text:
         return sizes[windows].sum(1)
 
     def facts(self):
-        digest = hashlib.sha256("\0".join([*self.train, "", *self.held]).encode()).hexdigest()
         ngrams = {}
         chars = ["\0".join(part) + "\0" for part in (self.train, self.held)]
         tokens = [part.tolist() for part in (self.ids, self.held_ids)]
@@ -161,7 +165,7 @@ class Text:
                 ngrams[f"{unit} {n}-gram"] = round(float(Ngram(train, n, vocab).nll(held).sum()) / self.characters, 4)
         return {
             "text": f"pydoc_data.topics and docstrings of Python {platform.python_version()}",
-            "text_sha256": digest,
+            "text_sha256": digest(self.train, self.held),
             "documents": {"train": len(self.train), "held_out": len(self.held)},
             "characters": {"train": sum(map(len, self.train)), "held_out": sum(map(len, self.held))},
             "tokens": {"train": len(self.ids), "held_out": len(self.held_ids)},
@@ -325,7 +329,7 @@ def refusion_loss(net, x, mask_id, g):
 
 
 class TextRefusion(TextMasked):
-    name, attention, steps = "text-refusion", "causal", 3200
+    name, attention, steps = "text-refusion", "causal", 2000
 
     def loss(self, net, g, step):
         return refusion_loss(net, self.text.windows(g, self.batch), self.mask_id, g)
