@@ -17,6 +17,7 @@ part if they are there, so nothing held out was seen in training.
 
 import argparse
 import ast
+import dataclasses
 import hashlib
 import json
 import math
@@ -28,7 +29,6 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,13 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
+from samplers.bench.machine import machine
+from samplers.models.load import save, write_safetensors
+from samplers.models.mlp import MLP
 from samplers.models.tokenizer import Tokenizer
 from samplers.models.transformer import Config, Transformer
+from samplers.problems.digits import GREYS, Digits, KernelTokens, digit_images, grey_kernel
+from samplers.schedule import noise_schedule
 
 ZOO = Path(__file__).parents[1] / "samplers" / "models" / "zoo"
 VOCAB = 1024
@@ -87,6 +92,10 @@ def text():
     return parts
 
 
+def digest(train, held):
+    return hashlib.sha256("\0".join([*train, "", *held]).encode()).hexdigest()
+
+
 class Ngram:
     """Interpolated Kneser-Ney of order n (Chen and Goodman 1999, eq. 18, one discount an order) over ids below V."""
 
@@ -101,7 +110,8 @@ class Ngram:
             for gram, c in count.items():
                 total[gram[:-1]] += c
                 kinds[gram[:-1]] += 1
-            self.orders.append((count, total, kinds, often[1] / max(1, often[1] + 2 * often[2])))
+            discount = often[1] / (often[1] + 2 * often[2]) if often[1] else 0.5
+            self.orders.append((count, total, kinds, discount))
 
     def nll(self, ids):
         """Nats of every one of `ids`, given those before it: (n,) float64."""
@@ -147,7 +157,6 @@ class Text:
         return sizes[windows].sum(1)
 
     def facts(self):
-        digest = hashlib.sha256("\0".join([*self.train, "", *self.held]).encode()).hexdigest()
         ngrams = {}
         chars = ["\0".join(part) + "\0" for part in (self.train, self.held)]
         tokens = [part.tolist() for part in (self.ids, self.held_ids)]
@@ -156,7 +165,7 @@ class Text:
                 ngrams[f"{unit} {n}-gram"] = round(float(Ngram(train, n, vocab).nll(held).sum()) / self.characters, 4)
         return {
             "text": f"pydoc_data.topics and docstrings of Python {platform.python_version()}",
-            "text_sha256": digest,
+            "text_sha256": digest(self.train, self.held),
             "documents": {"train": len(self.train), "held_out": len(self.held)},
             "characters": {"train": sum(map(len, self.train)), "held_out": sum(map(len, self.held))},
             "tokens": {"train": len(self.ids), "held_out": len(self.held_ids)},
@@ -208,10 +217,16 @@ def masked_bound(net, x, mask_id, offset=0, draws=8, seed=1):
     return total
 
 
+def save_transformer(net, folder, **facts):
+    """What is measured afterwards is what is saved: weights rounded to bfloat16."""
+    save(net.bfloat16(), folder, **facts)
+    net.float()
+
+
 class TextMasked:
     name = "text-mdm"
-    steps, batch, rate = 8000, 8, 3e-3
-    attention = "full"
+    steps, batch, rate = 5000, 8, 3e-3
+    attention, causal_steps = "full", 1500
 
     def __init__(self):
         self.text = Text()
@@ -232,7 +247,13 @@ class TextMasked:
     def network(self, seed):
         return Transformer(self.config, seed=seed)
 
-    def loss(self, net, g):
+    def loss(self, net, g, step):
+        """RADD's; but the first steps are text-refusion's own, causal: what words are is learned many times faster where
+        the neighbours are seen (from causal to full attention: Gong et al. 2410.17891)."""
+        causal = step < self.causal_steps
+        net.config = dataclasses.replace(self.config, attention="causal" if causal else "full")
+        if causal:
+            return refusion_loss(net, self.text.windows(g, self.batch), self.mask_id, g)
         return lambda_dce(net, self.text.windows(g, self.batch), self.mask_id, g)
 
     def check(self, net, part=None):
@@ -241,11 +262,12 @@ class TextMasked:
         return per_character(nll, self.text.lengths(windows))
 
     def save(self, net, folder):
+        save_transformer(net, folder, zoo="text", mask_id=self.mask_id, eos_id=self.text.tokenizer.eos_id)
         self.text.tokenizer.save(folder / "vocab.json")
         return {"held_out": self.check(net), **self.text.facts()}
 
 
-@dataclass
+@dataclasses.dataclass
 class Slots:
     """Windows as ReFusion feeds them: a prompt, clean slots in random order, masked slots in theirs; rows in that order.
 
@@ -296,17 +318,21 @@ class Slots:
         return cls(ids, positions, target, weight / batch)
 
 
-class TextRefusion(TextMasked):
-    name, attention = "text-refusion", "causal"
+def refusion_loss(net, x, mask_id, g):
+    """ReFusion's objective: the mean cross-entropy of the next token inside clean slots, and that of masked tokens over
+    p_mask and the number of tokens to answer, a row each. x: (B, L) int64."""
+    s = Slots.of(x, mask_id, g)
+    rows = s.target >= 0
+    hidden = net(s.ids, s.positions, rows=rows)  # (N, D)
+    loss = F.cross_entropy(net.head.logits(hidden).float(), s.target[rows], reduction="none")
+    return (loss * s.weight[rows]).sum()
 
-    def loss(self, net, g):
-        """ReFusion's objective: the mean cross-entropy of the next token inside clean slots, and that of masked tokens
-        over p_mask and the number of tokens to answer, a row each."""
-        s = Slots.of(self.text.windows(g, self.batch), self.mask_id, g)
-        rows = s.target >= 0
-        hidden = net(s.ids, s.positions, rows=rows)  # (N, D)
-        loss = F.cross_entropy(net.head.logits(hidden).float(), s.target[rows], reduction="none")
-        return (loss * s.weight[rows]).sum()
+
+class TextRefusion(TextMasked):
+    name, attention, steps = "text-refusion", "causal", 2000
+
+    def loss(self, net, g, step):
+        return refusion_loss(net, self.text.windows(g, self.batch), self.mask_id, g)
 
     def check(self, net, part=None):
         windows = self.text.held_windows()[: part and part // 4]
@@ -335,16 +361,158 @@ def slot_nll(net, x, mask_id, size):
     return total
 
 
-RECIPES = {recipe.name: recipe for recipe in (TextMasked, TextRefusion)}
+def digits():
+    """→ images to train on, images held out (every tenth): (n, 64) int64."""
+    images = digit_images()
+    held = torch.arange(len(images)) % 10 == 9
+    return images[~held], images[held]
+
+
+class DigitsMasked:
+    """Grey levels under the problem's own law: every pixel of an image moved by its kernel, anew in every step."""
+
+    name, steps, batch, rate = "digits-mdm", 1500, 64, 3e-3
+    embeddings_a_pixel = GREYS + 1
+
+    def __init__(self):
+        self.images, self.held = digits()
+        self.kernel = grey_kernel(0.5, 1e-3)
+        self.offset = self.embeddings_a_pixel * torch.arange(64)
+        self.config = Config(
+            GREYS,
+            width=96,
+            layers=4,
+            heads=4,
+            mlp_width=256,
+            attention="full",
+            embeddings=64 * self.embeddings_a_pixel,
+            qk_norm=True,
+            rope_theta=1000.0,
+            max_length=64,
+        )
+
+    def network(self, seed):
+        return Transformer(self.config, seed=seed)
+
+    def drawn(self, images, g):
+        """(n, 64) int64, the kernel's draw of each pixel."""
+        return torch.multinomial(self.kernel[images.flatten()], 1, generator=g).view(images.shape)
+
+    def loss(self, net, g, step):
+        pick = torch.randint(len(self.images), (self.batch,), generator=g)
+        return lambda_dce(net, self.drawn(self.images[pick], g), GREYS, g, self.offset)
+
+    def check(self, net, part=None):
+        x = self.drawn(self.held, torch.Generator().manual_seed(0))[:part]
+        return a_pixel(masked_bound(net, x, GREYS, self.offset, draws=16 if part is None else 4))
+
+    def save(self, net, folder):
+        save_transformer(net, folder, zoo="digits", mask_id=GREYS)
+        x = self.drawn(self.held, torch.Generator().manual_seed(0))
+        share = F.one_hot(self.images, GREYS).double().mean(0) @ self.kernel  # (64, 17), each pixel's own
+        alone = -share.log()[torch.arange(64), x].sum(1)
+        law = -KernelTokens(self.images, self.kernel, "masked").log_prob(x)
+        return {
+            "held_out": self.check(net),
+            "beside": {"pixels on their own": a_pixel(alone), "the exact law of the training images": a_pixel(law)},
+            "images": {"train": len(self.images), "held_out": len(self.held)},
+        }
+
+
+def a_pixel(nll):
+    """Nats of images (n,) → their mean over 64 and its standard error."""
+    nll = nll.double() / 64
+    error = float(nll.std()) / math.sqrt(len(nll))
+    return {"nll_per_pixel": round(float(nll.mean()), 4), "standard_error": round(error, 4)}
+
+
+class DigitsGauss:
+    """The reals of the problem, x_0 = image + 0.08 noise, under vp_linear; the network says v = alpha e - sigma x_0, which
+    is well scaled at both ends (Salimans and Ho 2202.00512)."""
+
+    name, steps, batch, rate = "digits-gauss", 6000, 128, 2e-3
+    autocast = False
+
+    def __init__(self):
+        self.images, self.held = (Digits.to_reals(part).flatten(1).float() for part in digits())
+        self.schedule = noise_schedule("vp_linear")
+
+    def network(self, seed):
+        return MLP(64, 256, 3, seed=seed)
+
+    def noisy(self, images, t, g):
+        """→ x_0, the noise, x_t, alpha, sigma at t (n,) float64; all float32, (n, 64) and (n, 1)."""
+        x0 = images + 0.08 * torch.randn(images.shape, generator=g)
+        noise = torch.randn(images.shape, generator=g)
+        alpha, sigma = (f(t).float()[:, None] for f in (self.schedule.alpha, self.schedule.sigma))
+        return x0, noise, alpha * x0 + sigma * noise, alpha, sigma
+
+    def loss(self, net, g, step):
+        pick = torch.randint(len(self.images), (self.batch,), generator=g)
+        t = (torch.rand((), generator=g) + torch.arange(self.batch)).double() / self.batch % 1.0
+        t = t * (self.schedule.t_max - self.schedule.t_min) + self.schedule.t_min
+        x0, noise, x, alpha, sigma = self.noisy(self.images[pick], t, g)
+        return (net(x, self.schedule.lam(t).float()) - (alpha * noise - sigma * x0)).square().mean()
+
+    @torch.no_grad()
+    def check(self, net, part=None):
+        """The variational bound in continuous time (Kingma et al. 2107.00630): the integral over the half log-SNR of
+        |e - its estimate|^2, what the prior at t_max costs, and x_0 decoded from t_min."""
+        g = torch.Generator().manual_seed(0)
+        images = self.held[:part]
+        s, draws = self.schedule, 64 if part is None else 8
+        ends = s.lam(s.t_max), s.lam(s.t_min)
+        total = torch.zeros(len(images), dtype=torch.float64)
+        for i in range(draws):
+            u = (i + torch.rand(len(images), generator=g, dtype=torch.float64)) / draws
+            lam = ends[0] + u * (ends[1] - ends[0])
+            _, noise, x, alpha, sigma = self.noisy(images, s.t_of(lam), g)
+            guess = alpha * net(x, lam.float()) + sigma * x  # e of v: alpha v + sigma x, alpha^2 + sigma^2 = 1
+            total += (guess - noise).square().sum(1).double() * float(ends[1] - ends[0]) / draws
+        a, v = float(s.alpha(s.t_max)), float(s.sigma(s.t_max)) ** 2
+        size = images.double().square().sum(1) + 64 * 0.08**2
+        prior = 0.5 * (a**2 * size + 64 * (v - 1 - math.log(v)))
+        ratio = float(s.sigma(s.t_min) / s.alpha(s.t_min))
+        return a_pixel(total + prior + 32 * (math.log(2 * math.pi * ratio**2) + 1))
+
+    def save(self, net, folder):
+        net.bfloat16()
+        write_safetensors(dict(net.named_parameters()), folder / "model.safetensors")
+        net.float()
+        about = {"architectures": ["SamplersMLP"], "mlp": net.config, "zoo": "gauss"}
+        about |= {"schedule": "vp_linear", "prediction": "v"}
+        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+        g = torch.Generator().manual_seed(0)
+        x = self.held.double() + 0.08 * torch.randn(self.held.shape, generator=g)
+        mean = self.images.double().mean(0)
+        centred = self.images.double() - mean
+        covariance = centred.T @ centred / len(self.images) + 0.08**2 * torch.eye(64)
+        normal = torch.distributions.MultivariateNormal(mean, covariance)
+        squares = torch.cdist(x, self.images.double()).square()
+        law = torch.logsumexp(-squares / (2 * 0.08**2), 1) - math.log(len(self.images) * (2 * math.pi * 0.08**2) ** 32)
+        beside = {"a normal distribution": -normal.log_prob(x), "the exact law of the training images": -law}
+        return {
+            "held_out": self.check(net),
+            "beside": {name: a_pixel(nll) for name, nll in beside.items()},
+            "images": {"train": len(self.images), "held_out": len(self.held)},
+        }
+
+
+RECIPES = {recipe.name: recipe for recipe in (TextMasked, TextRefusion, DigitsMasked, DigitsGauss)}
 
 # ---------------------------------------------------------------------------------------------- training
 
 
+HORIZON = 8000  # steps
+
+
 def rate_at(step, steps, warmup=200):
-    """Linear warm-up, then a cosine down to a hundredth."""
+    """Linear warm-up, a cosine that would end at HORIZON, and over the last quarter of the steps linearly down to 0: up to
+    there it does not depend on how many steps there will be, so that can still be decided."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    slow = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / (HORIZON - warmup))))
+    return slow * min(1.0, (steps - step) / (steps / 4))
 
 
 def train(recipe, args, console):
@@ -357,7 +525,8 @@ def train(recipe, args, console):
     optimizer = torch.optim.AdamW(groups, lr=recipe.rate, betas=(0.9, 0.98), fused=True)
     checkpoint = Path(args.checkpoint or f"runs/train/{recipe.name}.pt")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    run = {"name": recipe.name, "seed": args.seed, "steps": args.steps, "autocast": not args.float32}
+    autocast = getattr(recipe, "autocast", True) and not args.float32
+    run = {"name": recipe.name, "seed": args.seed, "autocast": autocast}
     step, seconds = 0, 0.0
     if checkpoint.exists() and not args.fresh:
         saved = torch.load(checkpoint, weights_only=True)
@@ -366,11 +535,15 @@ def train(recipe, args, console):
         net.load_state_dict(saved["net"]), mean.load_state_dict(saved["mean"])
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds = saved["step"], saved["seconds"]
+        if step > saved["steps"] * 3 / 4 and args.steps != saved["steps"]:
+            raise SystemExit(
+                f"{checkpoint} has come too far to end after another number of steps than {saved['steps']}"
+            )
         console.print(f"going on at step {step}")
 
     def keep():
         state = {"net": net.state_dict(), "mean": mean.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save({"run": run, "step": step, "seconds": seconds, **state}, f"{checkpoint}.part")
+        torch.save({"run": run, "step": step, "steps": args.steps, "seconds": seconds, **state}, f"{checkpoint}.part")
         Path(f"{checkpoint}.part").replace(checkpoint)
 
     begun, before, losses = time.perf_counter(), seconds, []
@@ -379,8 +552,8 @@ def train(recipe, args, console):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * rate_at(step, args.steps)
             g = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-            with torch.autocast("cpu", torch.bfloat16, enabled=not args.float32):
-                loss = recipe.loss(net, g)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = recipe.loss(net, g, step)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -438,13 +611,7 @@ def main():
     mean, seconds = done
     folder = Path(args.out or ZOO / args.name)
     folder.mkdir(parents=True, exist_ok=True)
-    from samplers.models.load import save
-
-    from samplers.bench.machine import machine
-
-    # What is measured is what is saved: bfloat16 weights.
-    save(mean.bfloat16(), folder)
-    facts = recipe.save(mean.float(), folder)
+    facts = recipe.save(mean, folder)
     about = {k: machine()[k] for k in ("cpu", "system", "python", "torch")}
     facts = {
         "command": f"python bench/train.py {args.name} --seed {args.seed} --steps {args.steps}"

@@ -353,14 +353,14 @@ def _options(cls: Any, texts: Sequence[str]) -> dict[str, Any]:
     return made
 
 
-def _tokens(text: str | None, what: str, problem: Problem | None) -> list[int] | None:
-    """Token ids of '3 1 4' or '3,1,4'; else of text, where the problem can encode it."""
+def _tokens(text: str | None, what: str, speaker: Any) -> list[int] | None:
+    """Token ids of '3 1 4' or '3,1,4'; else of text, where the problem or denoiser can encode it."""
     if text is None:
         return None
     try:
         return [int(w) for w in text.replace(",", " ").split()]
     except ValueError:
-        encode = getattr(problem, "encode", None)
+        encode = getattr(speaker, "encode", None)
         if encode is None:
             raise OptionError(f"--{what} {text!r}: token ids such as '3 1 4' are needed") from None
         return encode(text).tolist()
@@ -383,7 +383,8 @@ def _sample(args: argparse.Namespace) -> int:
     temperature = args.temperature
     if temperature is None and problem is not None and cls.family in ("masked", "uniform"):
         temperature = 1.0
-    prompt, stop = _tokens(args.prompt, "prompt", problem), _tokens(args.stop, "stop", problem)
+    speaker = problem or denoiser
+    prompt, stop = _tokens(args.prompt, "prompt", speaker), _tokens(args.stop, "stop", speaker)
     save = _writable(args.save)
 
     from . import watch as watching
@@ -406,11 +407,11 @@ def _sample(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         temperature=temperature,
         stop=[stop] if stop else None,
-        forbid=_tokens(args.forbid, "forbid", problem),
-        demote=_tokens(args.demote, "demote", problem),
+        forbid=_tokens(args.forbid, "forbid", speaker),
+        demote=_tokens(args.demote, "demote", speaker),
         **options,
     )
-    render = problem.render if problem is not None else None
+    render = getattr(speaker, "render", None)
     if (args.watch or args.frames) and not args.json:
         where = f" on {problem.name}" if problem is not None else f" on {denoiser.name}"
         title = f"{args.sampler}[/]{where}[bold]"
@@ -774,7 +775,10 @@ def _parser() -> argparse.ArgumentParser:
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--problem", help="an exact problem: digits, mixture, sudoku4, text")
     what.add_argument(
-        "--denoiser", metavar="MODULE:ATTRIBUTE", help="a Denoiser of your own, or a function that returns one"
+        "--denoiser",
+        metavar="NAME|MODULE:ATTRIBUTE",
+        help="a model in the box (digits-gauss, digits-mdm, text-mdm, text-refusion); a Denoiser of your own, or a "
+        "function that returns one",
     )
     p.add_argument("--sampler", required=True, metavar="NAME")
     p.add_argument("--family", **families)
@@ -810,7 +814,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--top-k", type=_whole, default=0, metavar="K", help="draw from the K likeliest tokens only")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and from the fewest that hold this share")
-    p.add_argument("--prompt", metavar="IDS", help="token ids, '3 1 4'; or text, where the problem has letters")
+    p.add_argument("--prompt", metavar="IDS", help="token ids, '3 1 4'; or text, where there are letters")
     p.add_argument("--stop", metavar="IDS", help="a phrase behind which a row ends")
     p.add_argument("--forbid", metavar="IDS", help="tokens that are never drawn")
     p.add_argument("--demote", metavar="IDS", help="tokens that are committed last, such as the end of a sequence")

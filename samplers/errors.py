@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 __all__ = [
     "DenoiserError",
     "FamilyError",
+    "ModelError",
     "OptionError",
     "PluginError",
     "SamplersError",
@@ -37,6 +38,10 @@ class FamilyError(SamplersError, TypeError):
 
 class DenoiserError(SamplersError, ValueError):
     """A denoiser that returned something unusable: a wrong shape, NaN, or a position without any candidate token."""
+
+
+class ModelError(SamplersError, ValueError):
+    """A model folder that cannot be loaded: a file, a tensor or an option in it is missing, broken or not supported."""
 
 
 class PluginError(SamplersError, ImportError):

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .. import problems, registry
 from ..denoiser import Denoiser
-from ..errors import OptionError, SamplersError, did_you_mean
+from ..errors import OptionError, SamplersError, UnknownNameError, did_you_mean
+from ..models import zoo
 from ..problems import Estimate, Problem, Score
 from ..problems.base import mean_estimate
 
@@ -26,8 +27,8 @@ __all__ = ["OwnModel", "is_own", "load_denoiser", "load_prompts", "subject"]
 
 
 def is_own(name: str) -> bool:
-    """Whether a name is module:attribute, and so a model of the user's; no exact problem has a colon in its name."""
-    return ":" in name
+    """Whether a name is module:attribute or a trained model's, and not an exact problem's."""
+    return ":" in name or name in zoo.list_models()
 
 
 def load(spec: str, what: str) -> Any:
@@ -61,7 +62,12 @@ def _called(found: Any, spec: str, what: str) -> Any:
 
 @functools.lru_cache(maxsize=1)  # a model may be large, and a sweep asks for it again and again
 def load_denoiser(spec: str) -> Denoiser:
-    """The Denoiser called module:attribute, or what the function of that name returns."""
+    """The Denoiser called module:attribute, or what the function of that name returns; or a trained model, by its name."""
+    if spec and ":" not in spec:
+        try:
+            return zoo.load(spec)
+        except UnknownNameError as error:
+            raise OptionError(f"--denoiser: {error}. For one of your own write module:attribute") from error
     found = load(spec, "--denoiser")
     if not isinstance(found, Denoiser):
         found = _called(found, spec, "--denoiser")

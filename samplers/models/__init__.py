@@ -1,0 +1,30 @@
+"""Models: a transformer that runs on the cached-KV ops, its weights from disk, and a zoo of small trained ones.
+
+Transformer, Config, Llama3Rope   the decoder and its shape                                  (transformer.py)
+Cache                             keys and values of all layers, moved in place, counted     (cache.py)
+TransformerDenoiser               the decoder as the driver sees it                            (denoiser.py)
+load, save                        safetensors: Llama, Qwen2, Qwen3, LLaDA, ours              (load.py)
+Tokenizer                         byte-pair encoding of the zoo's text models                (tokenizer.py)
+zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
+                                  digits-gauss, digits-mdm, text-mdm, text-refusion
+"""
+
+from .cache import Cache
+from .denoiser import TransformerDenoiser
+from .load import load, save
+from .tokenizer import Tokenizer
+from .transformer import Config, Llama3Rope, Transformer
+
+__all__ = [
+    "Cache",
+    "Config",
+    "Llama3Rope",
+    "Tokenizer",
+    "Transformer",
+    "TransformerDenoiser",
+    "load",
+    "save",
+    "zoo",
+]
+
+from . import zoo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -120,7 +121,7 @@ class Cache:
 
     def crop(self, length: Tensor | int) -> None:
         """At most `length` rows, one number or (B,), count as filled. Moves nothing."""
-        self.lengths.copy_(torch.clamp(self.lengths, max=length))  # type: ignore[call-overload]
+        self.lengths.copy_(torch.clamp(self.lengths, max=length))
 
     def select(self, source: Tensor) -> None:
         """Batch row b becomes what source[b] was. source: (B,) int64; of each only its filled rows are written."""
@@ -138,8 +139,8 @@ class Cache:
         """
         layers, _, heads, here, width = self.key.shape
         length = here if length is None else length
-        like = {"dtype": self.key.dtype, "device": self.key.device}
-        made = Cache(layers, len(source), heads, length, width, **like)  # type: ignore[arg-type]
+        like: dict[str, Any] = {"dtype": self.key.dtype, "device": self.key.device}
+        made = Cache(layers, len(source), heads, length, width, **like)
         made.lengths.copy_(self.lengths[source].clamp(max=length))
         index = torch.arange(min(here, length), device=source.device)
         filled = index < made.lengths[:, None]  # (B', n)

@@ -36,7 +36,7 @@ class TransformerDenoiser(TokenDenoiser):
 
     def __init__(self, model: Transformer, *, mask_id: int, name: str = "transformer", length: int | None = None):
         c = model.config
-        if isinstance(mask_id, bool) or not isinstance(mask_id, int) or not 0 <= mask_id < c.embeddings:  # type: ignore[operator]
+        if isinstance(mask_id, bool) or not isinstance(mask_id, int) or not 0 <= mask_id < c.embeddings:
             raise OptionError(f"mask_id must be one of the {c.embeddings} ids that the model embeds, not {mask_id!r}")
         self.model, self.name, self.length = model.eval().requires_grad_(False), name, length
         self.mask_id, self.vocab_size = mask_id, c.vocab_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -50,20 +50,28 @@ class Tokenizer:
         """The merges of the commonest pairs, the pair of lower ids where two are equally common."""
         pieces = Counter(_PIECE.findall(cls.clean(text)))
         words = [([CHARACTERS.index(c) for c in piece], n) for piece, n in pieces.items()]
+        pairs: Counter[tuple[int, int]] = Counter()
+        where = defaultdict(set)  # pair to the words that had it at some time
         merges: list[tuple[int, int]] = []
+
+        def count(word: int, sign: int) -> None:
+            ids, n = words[word]
+            for pair in zip(ids, ids[1:]):
+                pairs[pair] += sign * n
+                where[pair].add(word)
+
+        for word in range(len(words)):
+            count(word, 1)
         while len(CHARACTERS) + len(merges) + 1 < vocab_size:
-            pairs: Counter[tuple[int, int]] = Counter()
-            for ids, n in words:
-                for pair in zip(ids, ids[1:]):
-                    pairs[pair] += n
-            if not pairs:
-                raise OptionError(
-                    f"the text has no more pairs: {len(merges)} merges, vocab_size={vocab_size} is too many"
-                )
-            best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+            best = min(pairs, key=lambda pair: (-pairs[pair], pair), default=None)
+            if best is None or pairs[best] == 0:
+                raise OptionError(f"the text has {len(merges)} merges; vocab_size={vocab_size} needs more")
             made = len(CHARACTERS) + len(merges)
             merges.append(best)
-            words = [(_joined(ids, best, made), n) for ids, n in words]
+            for word in where.pop(best):
+                count(word, -1)
+                words[word] = _joined(words[word][0], best, made), words[word][1]
+                count(word, 1)
         return cls(merges)
 
     def encode(self, text: str) -> Tensor:

@@ -69,12 +69,12 @@ class Config:
     width: int
     layers: int
     heads: int
-    kv_heads: int | None = None
-    head_width: int | None = None
-    mlp_width: int | None = None
+    kv_heads: int = None  # type: ignore[assignment]
+    head_width: int = None  # type: ignore[assignment]
+    mlp_width: int = None  # type: ignore[assignment]
     attention: str = "causal"
     block_length: int | None = None
-    embeddings: int | None = None
+    embeddings: int = None  # type: ignore[assignment]
     tied: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -95,11 +95,11 @@ class Config:
         default("mlp_width", max(64, round(self.width * 8 / 3 / 64) * 64))
         default("embeddings", self.vocab_size)
         self._check_whole(("kv_heads", "head_width", "mlp_width", "embeddings", "max_length"))
-        if self.heads % self.kv_heads:  # type: ignore[operator]
+        if self.heads % self.kv_heads:
             raise OptionError(f"Config: {self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
-        if self.head_width % 2:  # type: ignore[operator]
+        if self.head_width % 2:
             raise OptionError(f"Config: head_width is {self.head_width}; rotary positions turn pairs, so an even one")
-        if self.embeddings < self.vocab_size:  # type: ignore[operator]
+        if self.embeddings < self.vocab_size:
             raise OptionError(f"Config: embeddings is {self.embeddings}, fewer than vocab_size {self.vocab_size}")
         if self.attention not in KINDS:
             raise OptionError(f"Config: attention must be {', '.join(KINDS)}, not {self.attention!r}")
@@ -121,7 +121,7 @@ class Config:
 
 def rope_frequencies(config: Config) -> Tensor:
     """Radians a position turns each of the head_width / 2 pairs: theta^(-2i / head_width). (head_width / 2,) float32."""
-    exponent = torch.arange(0, config.head_width, 2, dtype=torch.int64).float() / config.head_width  # type: ignore[arg-type]
+    exponent = torch.arange(0, config.head_width, 2, dtype=torch.int64).float() / config.head_width
     frequency = 1.0 / (config.rope_theta**exponent)
     if config.rope_scaling is None:
         return frequency
@@ -144,19 +144,19 @@ class Block(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = c = config
-        q, kv = c.heads * c.head_width, c.kv_heads * c.head_width  # type: ignore[operator]
+        q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
         self.norm_attention = nn.RMSNorm(c.width, c.norm_eps)
         self.q = nn.Linear(c.width, q, c.qkv_bias)
         self.k = nn.Linear(c.width, kv, c.qkv_bias)
         self.v = nn.Linear(c.width, kv, c.qkv_bias)
         self.o = nn.Linear(q, c.width, False)
         if c.qk_norm:
-            self.norm_q = nn.RMSNorm(c.head_width, c.norm_eps)  # type: ignore[arg-type]
-            self.norm_k = nn.RMSNorm(c.head_width, c.norm_eps)  # type: ignore[arg-type]
+            self.norm_q = nn.RMSNorm(c.head_width, c.norm_eps)
+            self.norm_k = nn.RMSNorm(c.head_width, c.norm_eps)
         self.norm_mlp = nn.RMSNorm(c.width, c.norm_eps)
-        self.gate = nn.Linear(c.width, c.mlp_width, False)  # type: ignore[arg-type]
-        self.up = nn.Linear(c.width, c.mlp_width, False)  # type: ignore[arg-type]
-        self.down = nn.Linear(c.mlp_width, c.width, False)  # type: ignore[arg-type]
+        self.gate = nn.Linear(c.width, c.mlp_width, False)
+        self.up = nn.Linear(c.width, c.mlp_width, False)
+        self.down = nn.Linear(c.mlp_width, c.width, False)
 
     def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, n, D) -> q (B, Hq, n, d), k and v (B, H, n, d), q and k turned to their positions."""
@@ -196,8 +196,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         with torch.device("meta"):
-            self.embed = nn.Embedding(config.embeddings, config.width, dtype=dtype)  # type: ignore[arg-type]
-            self.blocks = nn.ModuleList(Block(config).to(dtype) for _ in range(config.layers))
+            self.embed = nn.Embedding(config.embeddings, config.width, dtype=dtype)
+            self.blocks: Any = nn.ModuleList(Block(config).to(dtype) for _ in range(config.layers))
             self.norm = nn.RMSNorm(config.width, config.norm_eps, dtype=dtype)
             if not config.tied:
                 self.unembed = nn.Linear(config.width, config.vocab_size, False, dtype=dtype)
@@ -229,7 +229,7 @@ class Transformer(nn.Module):
     def cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of at most `length` tokens, in the dtype and on the device of the weights."""
         c, like = self.config, self.embed.weight
-        return Cache(c.layers, batch, c.kv_heads, length, c.head_width, dtype=like.dtype, device=like.device)  # type: ignore[arg-type]
+        return Cache(c.layers, batch, c.kv_heads, length, c.head_width, dtype=like.dtype, device=like.device)
 
     def forward(
         self,
@@ -290,10 +290,11 @@ class Transformer(nn.Module):
         here = torch.arange(ids.shape[1], device=ids.device)
         places = None  # (B, n) where in the cache the new rows will be
         if cache is not None and store == "scatter":
-            places = index.expand_as(ids)  # type: ignore[union-attr]
+            assert index is not None
+            places = index.expand_as(ids)
         elif cache is not None:
-            first = cache.lengths if store != "replace" else start
-            places = (first[:, None] if isinstance(first, Tensor) else first) + here.expand_as(ids)  # type: ignore[operator]
+            first: Any = cache.lengths if store != "replace" else start
+            places = (first[:, None] if isinstance(first, Tensor) else first) + here.expand_as(ids)
         if positions is None:
             positions = here.expand_as(ids) if places is None else places.clamp(min=0)
         attend = self._attention(ids, cache, store, places, count, keep)
@@ -314,12 +315,13 @@ class Transformer(nn.Module):
             key, value = (torch.stack(part) for part in zip(*new))
             if store == "append":
                 cache.append(key, value, count)
-            elif store == "replace":
-                cache.replace(key, value, start, count)  # type: ignore[arg-type]
-            else:
-                cache.scatter(key, value, index)  # type: ignore[arg-type]
+            elif start is not None:
+                cache.replace(key, value, start, count)
+            elif index is not None:
+                cache.scatter(key, value, index)
         if filled is not None:
             key, value = (torch.stack(part) for part in zip(*new))
+            assert runs is not None
             filled.fill(key, value, runs)
         return self.norm(x)
 
@@ -338,11 +340,15 @@ class Transformer(nn.Module):
         there = None if count is None else here < count[:, None]  # (B, n) bool
         if cache is None:
             mask = None
-            if c.attention == "block_causal":
+            if c.block_length is not None:
                 mask = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
             if there is not None and c.attention != "causal":  # behind the end, causal attention does not see them
                 mask = (there[:, None, None] & (True if mask is None else mask)) | (here[:, None] == here)
-            kinds = {"attn_mask": mask, "is_causal": c.attention == "causal", "enable_gqa": c.heads != c.kv_heads}
+            kinds: dict[str, Any] = {
+                "attn_mask": mask,
+                "is_causal": c.attention == "causal",
+                "enable_gqa": c.heads != c.kv_heads,
+            }
             return lambda i, q, k, v: F.scaled_dot_product_attention(q, k, v, **kinds)
 
         if store in ("replace", "scatter"):
@@ -406,10 +412,10 @@ class Transformer(nn.Module):
             expected = (c.layers, shape[0], c.kv_heads, cache.length, c.head_width)
             if tuple(cache.key.shape) != expected:
                 raise ValueError(f"transformer: the cache is {tuple(cache.key.shape)}, expected {expected}")
-            if cache.key.device != device or cache.key.dtype != self.blocks[0].k.weight.dtype:  # type: ignore[union-attr]
+            if cache.key.device != device or cache.key.dtype != self.blocks[0].k.weight.dtype:
                 raise ValueError(
                     f"transformer: the cache is {cache.key.dtype} on {cache.key.device}, the weights are "
-                    f"{self.blocks[0].k.weight.dtype} on {device}"  # type: ignore[union-attr]
+                    f"{self.blocks[0].k.weight.dtype} on {device}"
                 )
             check("keep", keep, (shape[0], cache.length), torch.bool)
             if isinstance(start, Tensor):
@@ -419,10 +425,10 @@ class Transformer(nn.Module):
                 self._check_room(shape[1], cache, store, start, index, count)
         if looks:
             for name, x, bound in (("ids", ids, c.embeddings), ("positions", positions, c.max_length)):
-                if x is not None and x.numel() and (int(x.min()) < 0 or int(x.max()) >= bound):  # type: ignore[operator]
+                if x is not None and x.numel() and (int(x.min()) < 0 or int(x.max()) >= bound):
                     raise IndexError(
                         f"transformer: {name} go from {int(x.min())} to {int(x.max())}, expected 0 to {bound - 1}"
-                    )  # type: ignore[operator]
+                    )
             if positions is None and cache is None and shape[1] > c.max_length:
                 raise IndexError(f"transformer: {shape[1]} tokens, positions are expected below {c.max_length}")
 

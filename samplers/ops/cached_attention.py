@@ -110,11 +110,11 @@ def _check(query, key, value, new_key, new_value, lengths, keep, new_keep):
         if tuple(x.shape) != shape:
             raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected {shape}")
     check_vector(OP, lengths, "lengths", torch.int64, batch, query.device)
-    for name, x, shape in (("keep", keep, (batch, length)), ("new_keep", new_keep, (batch, n))):
+    for name, x, rows in (("keep", keep, length), ("new_keep", new_keep, n)):
         if x is None:
             continue
-        if tuple(x.shape) != shape:
-            raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected {shape}, a flag a row")
+        if tuple(x.shape) != (batch, rows):
+            raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected {(batch, rows)}, a flag a row")
         if x.dtype != torch.bool:
             raise TypeError(f"{OP}: {name} is {x.dtype}, expected torch.bool")
         if x.device != query.device:

@@ -230,7 +230,8 @@ class Digits(Problem):
         """Grey levels (n, 64) as reals in [-1, 1]: (n, 8, 8) float64."""
         return (x.to(torch.float64) / 8 - 1).unflatten(1, (8, 8))
 
-    def decode(self, x: Tensor) -> Tensor:
+    @staticmethod
+    def decode(x: Tensor) -> Tensor:
         """Reals (n, 8, 8) to the nearest grey levels (n, 64) int64; tokens are left alone."""
         if not x.is_floating_point():
             return x
@@ -349,9 +350,10 @@ class Digits(Problem):
             pictures.append(image.repeat(4, 0).repeat(4, 1))
         return pictures
 
-    def render(self, x_row: Tensor) -> str:
+    @staticmethod
+    def render(x_row: Tensor) -> str:
         """Eight lines of sixteen characters, darker for more ink, '··' at masks."""
-        row = self.decode(x_row.detach().cpu()[None])[0].tolist()
+        row = Digits.decode(x_row.detach().cpu()[None])[0].tolist()
         shades = " .:-=+*#%@"
         marks = ["··" if v >= GREYS else 2 * shades[v * len(shades) // GREYS] for v in row]
         return "\n".join("".join(marks[8 * r : 8 * r + 8]) for r in range(8))

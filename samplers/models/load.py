@@ -1,0 +1,428 @@
+"""Weights from disk: safetensors, one file or shards with an index, under Llama's, Qwen2's, Qwen3's or LLaDA's names.
+
+    model, config = samplers.models.load("path/of/a/model")          # config.json's content beside the Transformer
+    samplers.models.save(model, "path/of/another")                   # in our own names, which load reads as well
+
+Read are `LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM` as transformers saves them (4.x and 5.x
+configurations), `LLaDAModelLM` as the model's own code names its parameters and configuration (they were compared with a
+published copy of that code, not with the 16 GB of the published weights), and `SamplersTransformer`, ours. A pickle is
+never loaded: it may run code.
+
+safetensors: eight bytes, the little-endian length of a JSON header {name: {dtype, shape, data_offsets}}, the header, the
+tensors' bytes (https://huggingface.co/docs/safetensors). Each tensor is read for itself, straight into its memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError, did_you_mean
+from .transformer import Config, Llama3Rope, Transformer
+
+__all__ = ["load", "read_safetensors", "save", "write_safetensors"]
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEADER_LIMIT = 100_000_000  # bytes, as the reference reader has it
+
+
+# ---------------------------------------------------------------------------------------------- the file format
+
+
+class _File:
+    """One open safetensors file, its header read and checked against the size of the file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.file = open(path, "rb")  # noqa: SIM115 - closed by __exit__
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+        try:
+            self._read_header(path.stat().st_size)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def _read_header(self, size: int) -> None:
+        length = int.from_bytes(self.file.read(8), "little")
+        if size < 8 or length > min(size - 8, HEADER_LIMIT):
+            raise ModelError(
+                f"{self.path} is truncated or no safetensors file: {size} bytes, a header of {length} is announced"
+            )
+        try:
+            header = json.loads(self.file.read(length))
+            header.pop("__metadata__", None)
+            self.tensors: dict[str, tuple[str, tuple[int, ...], int, int]] = {
+                name: _entry(**about) for name, about in header.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{self.path} is no safetensors file: its header cannot be read ({error})") from error
+        self.begin = 8 + length
+        for name, (dtype, shape, begin, end) in self.tensors.items():
+            if begin < 0 or self.begin + end > size:
+                raise ModelError(
+                    f"{self.path} is truncated: tensor {name!r} ends at byte {self.begin + end}, the file has {size}"
+                )
+            if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+                raise ModelError(
+                    f"{self.path}: tensor {name!r} is {dtype} of shape {shape}, but takes {end - begin} bytes"
+                )
+
+    def read(self, name: str) -> Tensor:
+        dtype, shape, begin, end = self.tensors[name]
+        if dtype not in DTYPES:
+            raise ModelError(f"{self.path}: tensor {name!r} is {dtype}; {', '.join(DTYPES)} can be read")
+        out = torch.empty(shape, dtype=DTYPES[dtype])
+        if end > begin:
+            self.file.seek(self.begin + begin)
+            view = memoryview(out.view(-1).view(torch.uint8).numpy().data)
+            while len(view):  # one call reads 2 GiB at most
+                got = self.file.readinto(view)
+                if not got:
+                    raise ModelError(f"{self.path} is truncated: tensor {name!r} ends early")
+                view = view[got:]
+        return out
+
+
+def _entry(dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[str, tuple[int, ...], int, int]:
+    begin, end = data_offsets
+    return str(dtype), tuple(int(n) for n in shape), int(begin), int(end)
+
+
+def read_safetensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of one file. ModelError where it is truncated, no safetensors file, or of a dtype that is none of
+    F64, F32, F16 and BF16."""
+    with _File(Path(path)) as file:
+        return {name: file.read(name) for name in file.tensors}
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """One file of CPU or device tensors, in their order, each contiguous in it."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header, at = {}, 0
+    for name, x in tensors.items():
+        if x.dtype not in names:
+            raise ModelError(f"tensor {name!r} is {x.dtype}; {', '.join(map(str, names))} can be written")
+        end = at + x.numel() * x.element_size()
+        header[name] = {"dtype": names[x.dtype], "shape": list(x.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for x in tensors.values():
+            file.write(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+
+# ---------------------------------------------------------------------------------------------- whose names
+
+
+@dataclasses.dataclass(frozen=True)
+class _Names:
+    """How an architecture calls things: config.json's content to ours, and our parameters' names to its."""
+
+    config: Callable[[dict[str, Any]], dict[str, Any]]
+    outside: dict[str, str]  # of what is not in a layer
+    layer: str  # what a layer's names begin with, {} its number
+    inside: dict[str, str]
+
+    def of(self, ours: str) -> str:
+        """The architecture's name of our parameter."""
+        if match := re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", ours):
+            return f"{self.layer.format(match[1])}.{self.inside[match[2]]}.{match[3]}"
+        return f"{self.outside[ours.removesuffix('.weight')]}.weight"
+
+
+def _refuse(config: Mapping[str, Any], wanted: Mapping[str, Iterable[Any]]) -> None:
+    """Anything in a configuration that this decoder does not do is an error, not another model."""
+    for key, allowed in wanted.items():
+        allowed = tuple(allowed)
+        if key in config and config[key] not in allowed:
+            words = " or ".join(map(repr, allowed))
+            raise ModelError(f"config.json has {key}={config[key]!r}; this decoder does {words}")
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers 5 writes rope_parameters, 4 rope_theta and rope_scaling."""
+    about = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    kind = about.get("rope_type", about.get("type", "default"))
+    made: dict[str, Any] = {"rope_theta": float(about.get("rope_theta", config.get("rope_theta", 10_000.0)))}
+    if about.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ModelError("config.json has a partial_rotary_factor; this decoder turns whole heads")
+    if kind == "llama3":
+        made["rope_scaling"] = Llama3Rope(
+            factor=float(about["factor"]),
+            low_freq_factor=float(about["low_freq_factor"]),
+            high_freq_factor=float(about["high_freq_factor"]),
+            original_length=int(about["original_max_position_embeddings"]),
+        )
+    elif kind != "default":
+        raise ModelError(f"config.json has rotary positions of the kind {kind!r}; 'default' and 'llama3' can be done")
+    return made
+
+
+def _transformers_config(config: dict[str, Any]) -> dict[str, Any]:
+    _refuse(
+        config,
+        {
+            "hidden_act": ("silu",),
+            "mlp_bias": (False,),
+            "use_sliding_window": (False,),
+            "quantization_config": (None,),
+            "attention_bias": (False,),
+        },
+    )
+    if bad := set(config.get("layer_types") or ()) - {"full_attention"}:
+        raise ModelError(f"config.json has layers of {', '.join(sorted(bad))}; this decoder does 'full_attention'")
+    return {
+        "vocab_size": config["vocab_size"],
+        "width": config["hidden_size"],
+        "layers": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "kv_heads": config.get("num_key_value_heads"),
+        "head_width": config.get("head_dim"),
+        "mlp_width": config["intermediate_size"],
+        "attention": "causal",
+        "tied": bool(config.get("tie_word_embeddings", False)),
+        "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+        "max_length": config.get("max_position_embeddings", Config.max_length),
+        **_rope(config),
+    }
+
+
+def _llada_config(config: dict[str, Any]) -> dict[str, Any]:
+    _refuse(
+        config,
+        {
+            "block_type": ("llama",),
+            "block_group_size": (1,),
+            "layer_norm_type": ("rms",),
+            "activation_type": ("silu",),
+            "rope": (True,),
+            "alibi": (False,),
+            "attention_layer_norm": (False,),
+            "input_emb_norm": (False,),
+            "scale_logits": (False,),
+            "include_bias": (False,),
+        },
+    )
+    heads = config["n_heads"]
+    return {
+        "vocab_size": config.get("embedding_size") or config["vocab_size"],
+        "width": config["d_model"],
+        "layers": config["n_layers"],
+        "heads": heads,
+        "kv_heads": config.get("n_kv_heads") or (1 if config.get("multi_query_attention") else heads),
+        "mlp_width": config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
+        "attention": "full",
+        "tied": bool(config.get("weight_tying", True)),
+        "qkv_bias": bool(config.get("include_qkv_bias", False)),
+        "rope_theta": float(config.get("rope_theta", 10_000.0)),
+        "norm_eps": float(config.get("rms_norm_eps", 1e-5)),
+        "max_length": config.get("max_sequence_length", Config.max_length),
+    }
+
+
+def _our_config(config: dict[str, Any]) -> dict[str, Any]:
+    made = dict(config["transformer"])
+    if made.get("rope_scaling"):
+        made["rope_scaling"] = Llama3Rope(**made["rope_scaling"])
+    known = [field.name for field in dataclasses.fields(Config)]
+    for key in made:
+        if key not in known:
+            raise ModelError(f"config.json has {key!r} in 'transformer'{did_you_mean(key, known)}")
+    return made
+
+
+_HF_OUTSIDE = {"embed": "model.embed_tokens", "norm": "model.norm", "unembed": "lm_head"}
+_HF_INSIDE = {
+    **{name: f"self_attn.{name}_proj" for name in "qkvo"},
+    **{name: f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+    "norm_q": "self_attn.q_norm",
+    "norm_k": "self_attn.k_norm",
+    "norm_attention": "input_layernorm",
+    "norm_mlp": "post_attention_layernorm",
+}
+
+
+def _transformers(**always: Any) -> _Names:
+    def config(raw: dict[str, Any]) -> dict[str, Any]:
+        return _transformers_config(raw) | always
+
+    return _Names(config, _HF_OUTSIDE, "model.layers.{}", _HF_INSIDE)
+
+
+_LLADA = "model.transformer"
+_OUR_INSIDE = {name: name for name in (*"qkvo", "gate", "up", "down", "norm_q", "norm_k", "norm_attention", "norm_mlp")}
+ARCHITECTURES = {
+    "LlamaForCausalLM": _transformers(),
+    "Qwen2ForCausalLM": _transformers(qkv_bias=True),
+    "Qwen3ForCausalLM": _transformers(qk_norm=True),
+    "LLaDAModelLM": _Names(
+        _llada_config,
+        {"embed": f"{_LLADA}.wte", "norm": f"{_LLADA}.ln_f", "unembed": f"{_LLADA}.ff_out"},
+        f"{_LLADA}.blocks.{{}}",
+        {
+            "q": "q_proj",
+            "k": "k_proj",
+            "v": "v_proj",
+            "o": "attn_out",
+            "gate": "ff_proj",
+            "up": "up_proj",
+            "down": "ff_out",
+            "norm_attention": "attn_norm",
+            "norm_mlp": "ff_norm",
+        },
+    ),
+    "SamplersTransformer": _Names(
+        _our_config, {"embed": "embed", "norm": "norm", "unembed": "unembed"}, "blocks.{}", _OUR_INSIDE
+    ),
+}
+
+
+# ---------------------------------------------------------------------------------------------- load and save
+
+
+def load(
+    path: str | Path,
+    *,
+    attention: str | None = None,
+    block_length: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[Transformer, dict[str, Any]]:
+    """The model in the folder `path`, and the content of its config.json (where mask and end ids are, if it has them).
+
+    Args:
+        attention, block_length: what the model's rows see, where it is not what the architecture says (causal for
+            Llama and Qwen, full for LLaDA): a causal model that was trained on as a masked one is loaded with
+            attention="full".
+        dtype: of the parameters; None: as they are stored (the embedding's, if they differ).
+        device: where they go, tensor by tensor.
+
+    Raises:
+        ModelError: no config.json; an architecture, option or dtype that is not done here; no safetensors (a folder of
+            .bin or .pt files is a pickle, which is not opened); an index that names a missing shard; a truncated file; a
+            tensor that is missing, of the wrong shape, or not part of the model. It says which.
+    """
+    folder = Path(path)
+    raw = _read_json(folder / "config.json")
+    stated = raw.get("architectures") or []
+    name = next((a for a in stated if a in ARCHITECTURES), None)
+    if name is None:
+        word = stated[0] if stated else None
+        raise ModelError(
+            f"{folder}: unsupported architecture {word!r}{did_you_mean(str(word), ARCHITECTURES)} "
+            f"Known: {', '.join(ARCHITECTURES)}"
+        )
+    names = ARCHITECTURES[name]
+    try:
+        shape = names.config(raw)
+    except KeyError as error:
+        raise ModelError(f"{folder}: config.json has no {error.args[0]!r}, which {name} needs") from error
+    if attention is not None:
+        shape |= {"attention": attention, "block_length": block_length}
+    model = Transformer(Config(**shape), seed=None)
+
+    where = _files(folder)
+    expected = {names.of(ours): (ours, p) for ours, p in model.named_parameters()}
+    spare = names.of("unembed.weight") if model.config.tied else None  # some files have the tied head once more
+    extra = sorted(n for n in where if n not in expected and n != spare and not n.endswith("rotary_emb.inv_freq"))
+    if missing := sorted(n for n in expected if n not in where):
+        raise ModelError(f"{folder}: tensor {missing[0]!r} is missing{_and_others(missing)}")
+    if extra:
+        raise ModelError(f"{folder}: tensor {extra[0]!r} is not part of {name}{_and_others(extra)}")
+
+    state: dict[str, Tensor] = {}
+    files: dict[Path, _File] = {}
+    try:
+
+        def read(theirs: str) -> Tensor:
+            file = where[theirs]
+            if file not in files:
+                files[file] = _File(file)
+            if theirs not in files[file].tensors:
+                raise ModelError(f"{file} has no tensor {theirs!r}, which {INDEX} says it has")
+            return files[file].read(theirs)
+
+        for theirs, (ours, p) in expected.items():
+            x = read(theirs)
+            if x.shape != p.shape:
+                raise ModelError(f"{folder}: tensor {theirs!r} has shape {tuple(x.shape)}, expected {tuple(p.shape)}")
+            dtype = dtype or x.dtype
+            state[ours] = x.to(device, dtype)
+        if spare in where and not torch.equal(read(spare).to(device, dtype), state["embed.weight"]):
+            raise ModelError(f"{folder}: {spare!r} differs from the embedding, but config.json says that they are tied")
+    finally:
+        for file in files.values():
+            file.__exit__()
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False), raw
+
+
+def _and_others(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf8"))
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ModelError(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: a JSON object is needed, not {type(found).__name__}")
+    return found
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Tensor names to the files that hold them."""
+    if (folder / INDEX).exists():
+        table = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(table, dict):
+            raise ModelError(f"{folder / INDEX} has no 'weight_map'")
+        for shard in sorted(set(table.values())):
+            if Path(shard).name != shard:
+                raise ModelError(f"{folder / INDEX} names {shard!r}; a shard is a file in the same folder")
+            if not (folder / shard).is_file():
+                raise ModelError(f"{folder / INDEX} names the shard {shard!r}, which is not there")
+        return {name: folder / shard for name, shard in table.items()}
+    if (folder / SINGLE).exists():
+        with _File(folder / SINGLE) as file:
+            return dict.fromkeys(file.tensors, folder / SINGLE)
+    pickles = sorted(p.name for ending in ("bin", "pt", "pth") for p in folder.glob(f"*.{ending}"))
+    if pickles:
+        raise ModelError(
+            f"{folder} has weights as pickles only ({pickles[0]}); a pickle may run code and is never loaded: "
+            "save them as safetensors"
+        )
+    raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}")
+
+
+def save(model: Transformer, path: str | Path, **facts: Any) -> None:
+    """Write `model` as model.safetensors and config.json, in our names; `facts` go into config.json beside its shape.
+
+    The folder is made if it is not there. `load` gives the same model back, to the bit.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(dict(model.named_parameters()), folder / SINGLE)
+    about = {"architectures": ["SamplersTransformer"], "transformer": dataclasses.asdict(model.config), **facts}
+    (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")

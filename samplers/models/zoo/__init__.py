@@ -1,0 +1,141 @@
+"""Small trained models in the box, by name.
+
+    denoiser = samplers.models.zoo.load("text-mdm")
+    out = samplers.sample(denoiser, "entropy_bound", gen_length=128)
+    print(denoiser.decode(out.x[0]))
+
+    text-mdm       masked tokens, full attention, time-free; words of Python's own documentation
+    text-refusion  causal, trained with shuffled clean slots: one head says a mask's token and the next token
+    digits-mdm     scikit-learn's 8 x 8 digits, 17 grey levels, masked
+    digits-gauss   the same as reals, Gaussian noise (vp_linear)
+
+Each is a folder of its name: model.safetensors, config.json, for text vocab.json, and training.json: the command that made
+it, its seed and seconds, what it scores on held-out data, and what n-grams or the exact law score beside it. Weights are
+stored in bfloat16 and loaded as float32.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...caching import Feed
+from ...denoiser import Denoiser, GaussianDenoiser
+from ...errors import ModelError, UnknownNameError, did_you_mean
+from ...problems.digits import GREYS, Digits
+from ...schedule import noise_schedule
+from ..denoiser import TransformerDenoiser
+from ..load import load as load_transformer
+from ..load import read_safetensors
+from ..mlp import MLP
+from ..tokenizer import Tokenizer
+
+__all__ = ["DigitsDenoiser", "TextDenoiser", "facts", "list_models", "load"]
+
+FOLDER = Path(__file__).parent
+
+
+def list_models() -> list[str]:
+    """The names that `load` knows, sorted."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+
+
+def facts(name: str) -> dict[str, Any]:
+    """What the model's training.json says: command, seed, seconds, held-out NLL, machine.
+
+    Raises:
+        UnknownNameError: no such model.
+    """
+    return json.loads((_folder(name) / "training.json").read_text())
+
+
+def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Denoiser:
+    """The denoiser called `name`. It has `render` (a row as text, for --watch), and for text `encode` and `decode`.
+
+    Args:
+        device: where it runs. dtype: of its parameters; digits-gauss is float32 always.
+
+    Raises:
+        UnknownNameError: no such model. ModelError: a file of it is missing or broken.
+    """
+    folder = _folder(name)
+    kind = json.loads((folder / "config.json").read_text()).get("zoo")
+    if kind == "gauss":
+        return _gauss(name, folder, device)
+    if kind not in ("text", "digits"):
+        raise ModelError(f"{folder}: config.json has zoo={kind!r}, expected 'text', 'digits' or 'gauss'")
+    model, config = load_transformer(folder, dtype=dtype, device=device)
+    if kind == "digits":
+        return DigitsDenoiser(model, mask_id=config["mask_id"], name=name, length=64)
+    return TextDenoiser(model, Tokenizer.load(folder / "vocab.json"), name=name)
+
+
+def _folder(name: str) -> Path:
+    known = list_models()
+    if name not in known:
+        raise UnknownNameError(f"unknown model {name!r}{did_you_mean(str(name), known)} Known: {', '.join(known)}")
+    return FOLDER / name
+
+
+class TextDenoiser(TransformerDenoiser):
+    """A transformer over a Tokenizer's ids.
+
+    Attributes:
+        tokenizer: its Tokenizer.
+        eos_id: the token that ends a text: `sample(stop=denoiser.eos_id)` ends a row there.
+    """
+
+    def __init__(self, model: Any, tokenizer: Tokenizer, *, name: str):
+        super().__init__(model, mask_id=tokenizer.mask_id, name=name)
+        self.tokenizer, self.eos_id = tokenizer, tokenizer.eos_id
+
+    def encode(self, text: str) -> Tensor:
+        """Text to ids, (n,) int64."""
+        return self.tokenizer.encode(text)
+
+    def decode(self, ids: Tensor) -> str:
+        """Ids (n,) to text; masks and the end of a text leave nothing."""
+        return self.tokenizer.decode(ids)
+
+    def render(self, x_row: Tensor) -> str:
+        """A row as one looks at it: '·' at masks, '¶' where a text ends."""
+        return self.tokenizer.decode(x_row.detach().cpu(), mask="·", eos="¶\n")
+
+
+class DigitsDenoiser(TransformerDenoiser):
+    """A transformer over pictures: every position has its own 18 embeddings, token v at position p being id 18 p + v,
+    since what a pixel is depends on where it is and rotations only tell how far apart two are."""
+
+    def hidden(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Feed | None = None
+    ) -> Tensor:
+        position = torch.arange(x.shape[1], device=x.device) if cache is None else cache.positions
+        return super().hidden(x + (GREYS + 1) * position, t, rows=rows, cache=cache)
+
+    render = staticmethod(Digits.render)
+
+
+def _gauss(name: str, folder: Path, device: torch.device | str) -> GaussianDenoiser:
+    about = json.loads((folder / "config.json").read_text())
+    network = MLP(**about["mlp"])
+    state = {key: x.float() for key, x in read_safetensors(folder / "model.safetensors").items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(f"{folder}: {' '.join(str(error).split())}") from error
+    network.to(device).requires_grad_(False)
+    schedule = noise_schedule(about["schedule"])
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        lam = schedule.lam(t.double().cpu()).to(x)
+        return network(x.flatten(1), lam).view_as(x)
+
+    made = GaussianDenoiser.wrap(
+        predict, shape=(8, 8), schedule=schedule, prediction=about["prediction"], device=device, name=name
+    )
+    made.render = Digits.render  # type: ignore[attr-defined]
+    return made
