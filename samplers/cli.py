@@ -536,6 +536,7 @@ def _bench(args: argparse.Namespace) -> int:
                 samplers=tuple(args.samplers or ["*"]),
                 family=args.family,
                 nfe=tuple(args.nfe or NFE),
+                caches=tuple(None if c == "none" else c for c in args.cache or ["none"]),
                 **_asked(args),
             )
         ]
@@ -862,7 +863,19 @@ def _parser() -> argparse.ArgumentParser:
     }
 
     p = command("bench", _bench, "measure samplers against the truth; resumable")
-    p.add_argument("--problem", type=_names, action=_Flat, metavar="P[,P2]", help="exact problems")
+    p.add_argument(
+        "--problem",
+        type=_names,
+        action=_Flat,
+        metavar="P[,P2]",
+        help="exact problems; or llm-small, llm-8b: random weights of a real shape, for speed alone",
+    )
+    p.add_argument(
+        "--cache",
+        type=_names,
+        metavar="C,C,...",
+        help="KV caches to compare, of a model that has them: none, prefix, dual, delayed, block",
+    )
     p.add_argument("--denoiser", **own_model)
     p.add_argument(
         "--samplers",

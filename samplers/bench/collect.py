@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .sweep import called
+
 __all__ = ["Combined", "Point", "combine", "front", "groups", "points"]
 
 
@@ -40,7 +42,9 @@ class Point:
 
     Attributes:
         nfe: mean forwards that a row takes part in.
-        denoiser, sampler_seconds: seconds a sample.
+        denoiser, overhead: seconds a sample, in the model and out of it.
+        fed: positions that the model was fed, a sample.
+        cached: bytes of keys and values that were written, a sample.
         records: the cells behind it, by seed.
     """
 
@@ -54,6 +58,8 @@ class Point:
     nfe: float
     denoiser: float
     overhead: float
+    fed: float
+    cached: float
     records: list[dict[str, Any]] = field(repr=False)
 
     @property
@@ -127,7 +133,7 @@ def points(records: Iterable[dict[str, Any]], metric: str | None = None) -> list
             Point(
                 problem=first["problem"],
                 family=first["family"],
-                sampler=first["sampler"],
+                sampler=called(first["sampler"], first["settings"]),
                 knob=first["knob"],
                 value=first["value"],
                 primary=metric if metric is not None and metric in names else first["score"]["primary"],
@@ -135,6 +141,8 @@ def points(records: Iterable[dict[str, Any]], metric: str | None = None) -> list
                 nfe=statistics.fmean(c["nfe"]["per_row"] for c in cells),
                 denoiser=statistics.median(c["seconds"]["denoiser"] / c["rows"] for c in cells),
                 overhead=statistics.median(c["seconds"]["sampler"] / c["rows"] for c in cells),
+                fed=statistics.fmean(c["nfe"]["token_evals"] / c["rows"] for c in cells),
+                cached=statistics.fmean(c["nfe"].get("cache_bytes", 0) / c["rows"] for c in cells),
                 records=cells,
             )
         )

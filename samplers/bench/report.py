@@ -55,6 +55,8 @@ def columns(group: Sequence[Point]) -> list[Column]:
     """The columns of a table: what it is, what it costs, how good it is (the plotted metric first)."""
     metrics = sorted(group[0].metrics, key=lambda m: m != group[0].primary)  # the plotted one first
 
+    cached = any(p.cached for p in group)
+
     def metric(name: str) -> Callable[[Point], Combined | None]:
         return lambda p: p.metrics.get(name)
 
@@ -62,6 +64,8 @@ def columns(group: Sequence[Point]) -> list[Column]:
         ("sampler", "text", lambda p: p.sampler),
         ("setting", "text", lambda p: p.setting),
         ("NFE a row", "number", lambda p: p.nfe),
+        *((("positions fed", "number", lambda p: p.fed),) if not metrics or cached else ()),
+        *((("MB cached", "number", lambda p: p.cached / 1e6),) if cached else ()),
         *((m, "metric", metric(m)) for m in metrics),
         ("ms denoiser", "number", lambda p: p.denoiser * 1e3),
         ("ms sampler", "number", lambda p: p.overhead * 1e3),
@@ -314,7 +318,7 @@ def _section(problem: str, family: str, group: list[Point], style: plot.Style, p
     )
     if len(short) < len(group):
         out.append(f"<details><summary>All {len(group)} settings</summary>{_table(group, in_order(group))}</details>")
-    return out + (_pictures(made, family, group) if made else [])
+    return out + (_pictures(made, family, group) if made and group[0].metrics else [])
 
 
 def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -62,6 +63,7 @@ class Request:
             a Sample, None: nothing is scored.
         higher: whether more of one's own metric is better.
         options: 'name=value' for all samplers that have the option, 'sampler.name=value' for one.
+        caches: KV caches to compare, None for none; a sampler with one is called 'sampler + cache'.
     """
 
     problems: tuple[str, ...]
@@ -78,6 +80,7 @@ class Request:
     prompts: str | None = None
     metric: str | None = None
     higher: bool = False
+    caches: tuple[str | None, ...] = (None,)
 
     def __post_init__(self) -> None:
         for name in ("seeds", "rows", "batch"):
@@ -127,7 +130,13 @@ class Cell:
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        return f"{self.problem} {self.family}/{self.sampler} {self.knob}={self.value} seed {self.seed}"
+        return f"{self.problem} {self.family}/{called(self.sampler, self.settings)} {self.knob}={self.value} seed {self.seed}"
+
+
+def called(sampler: str, settings: dict[str, Any]) -> str:
+    """A sampler's name in tables: with its cache, where it has one."""
+    cache = settings.get("cache")
+    return sampler if cache is None else f"{sampler} + {cache}"
 
 
 # ---------------------------------------------------------------------------------------------- planning
@@ -169,7 +178,7 @@ def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
         cls, item = registry.load(name), registry.entry(name)
         own = given.get(name, {})
         knob, values = ("steps", request.nfe) if cls.sweep is None or cls.sweep[0] in own else cls.sweep
-        for value in values:
+        for value, cache in itertools.product(values, request.caches):
             sampler = cls.make(**own, **({knob: value} if knob != "steps" else {}))
             settings: dict[str, Any] = {"steps": value if knob == "steps" else None}
             if family in ("masked", "uniform"):
@@ -182,6 +191,8 @@ def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
                 }
                 more = {"gen_length": request.gen_length, "prompts": request.prompts}
                 settings |= {k: v for k, v in more.items() if v is not None}
+                if cache is not None:
+                    settings["cache"] = cache
             if knob == "steps" and request.block_length is not None and family == "masked":
                 length = request.gen_length or subject(problem).length or request.block_length
                 if value < -(-length // request.block_length):
@@ -431,26 +442,28 @@ def _run_all(
             problem = next((p for key, (p, _) in made.items() if key[:3] == what), None)
             problem = problem or subject(*what)
             made[where] = (problem, problem.denoiser(cell.family))
-            _warm_up(cell, made[where][1])
+            _warm_up(cell, *made[where])
         record = run_cell(cell, *made[where])
         store.add(record)
         if finished:
             finished(record)
 
 
-def _warm_up(cell: Cell, denoiser: Any) -> None:
+def _warm_up(cell: Cell, problem: Problem, denoiser: Any) -> None:
     """A few rows that are not measured: first calls allocate, and load libraries."""
     with contextlib.suppress(Exception):  # the measured run will say what is wrong
-        _part(cell, denoiser, _sampler(cell), 0, min(8, cell.rows), steps=2)
+        _part(cell, problem, denoiser, _sampler(cell), 0, min(8, cell.rows), steps=2)
 
 
 def _sampler(cell: Cell) -> Sampler:
     return registry.load(cell.sampler).make(**cell.options)
 
 
-def _part(cell: Cell, denoiser: Any, sampler: Sampler, first: int, batch: int, **changes: Any) -> Sample:
-    """`batch` rows of a cell, from number `first` on."""
-    settings = cell.settings | changes
+def _part(
+    cell: Cell, problem: Problem, denoiser: Any, sampler: Sampler, first: int, batch: int, **changes: Any
+) -> Sample:
+    """`batch` rows of a cell, from number `first` on. What the cell does not say the problem may."""
+    settings = dict(problem.settings) | {k: v for k, v in cell.settings.items() if v is not None} | changes
     prompts = settings.pop("prompts", None)
     rows: dict[str, Any] = {"batch": batch}
     if prompts is not None:
@@ -473,7 +486,10 @@ def _joined(parts: Sequence[Sample]) -> Sample:
         nfe_rows=torch.cat([p.nfe_rows for p in parts]),
         lengths=torch.cat(lengths) if lengths else None,
         seconds=Seconds(sum(p.seconds.denoiser for p in parts), sum(p.seconds.sampler for p in parts)),
-        **{k: sum(getattr(p, k) for p in parts) for k in ("nfe", "row_evals", "token_evals", "head_rows", "steps")},
+        **{
+            k: sum(getattr(p, k) for p in parts)
+            for k in ("nfe", "row_evals", "token_evals", "head_rows", "cache_bytes", "steps")
+        },
     )
 
 
@@ -484,11 +500,12 @@ def run_cell(cell: Cell, problem: Problem, denoiser: Any) -> Record:
     try:
         sampler = _sampler(cell)
         firsts = range(0, cell.rows, cell.batch)
-        made = _joined([_part(cell, denoiser, sampler, f, min(cell.batch, cell.rows - f)) for f in firsts])
+        made = _joined([_part(cell, problem, denoiser, sampler, f, min(cell.batch, cell.rows - f)) for f in firsts])
         record["nfe"] = {
             "forwards": made.nfe,
             "row_evals": made.row_evals,
             "token_evals": made.token_evals,
+            "cache_bytes": made.cache_bytes,
             "per_row": float(made.nfe_rows.double().mean()),
         }
         record["seconds"] = {"denoiser": made.seconds.denoiser, "sampler": made.seconds.sampler}

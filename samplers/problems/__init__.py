@@ -23,10 +23,11 @@ _PROBLEMS = {
     "sudoku4": "sudoku:Sudoku4",
     "text": "text:Text",
 }
+_SPEED = {"llm-8b": "speed:Llm8b", "llm-small": "speed:LlmSmall"}  # nothing is scored on these
 
 
 def list_problems() -> list[str]:
-    """The names that `create` knows, sorted."""
+    """The names of exact problems, sorted. `create` knows the speed problems llm-small and llm-8b, too."""
     return sorted(_PROBLEMS)
 
 
@@ -34,17 +35,18 @@ def create(name: str, **options: Any) -> Problem:
     """The problem called `name`.
 
     Args:
-        name: one of `list_problems()`.
+        name: one of `list_problems()`, or a speed problem's.
         options: the problem's own; its class says which.
 
     Raises:
         UnknownNameError: no such problem.
         OptionError: an option that this problem does not have, or a value out of its bounds.
     """
-    if name not in _PROBLEMS:
-        known = list_problems()
+    every = _PROBLEMS | _SPEED
+    if name not in every:
+        known = [*list_problems(), *_SPEED]
         raise UnknownNameError(f"unknown problem {name!r}{did_you_mean(str(name), known)} Known: {', '.join(known)}")
-    module, cls_name = _PROBLEMS[name].split(":")
+    module, cls_name = every[name].split(":")
     cls = getattr(importlib.import_module(f".{module}", __name__), cls_name)
     check_options(cls, options, f"problem {name!r}")
     return cls(**options)

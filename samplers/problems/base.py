@@ -204,6 +204,7 @@ class Problem:
         summary: one line.
         length: the canvas length L of token families, or None.
         primary: per family the metric that plots use; lower is better.
+        settings: arguments of sample() that a benchmark gives beside its own, such as a prompt.
     """
 
     name: str
@@ -211,6 +212,7 @@ class Problem:
     summary: str
     length: int | None = None
     primary: dict[str, str]
+    settings: Mapping[str, Any] = {}
 
     def denoiser(self, family: str | None = None, **kw: Any) -> Denoiser:
         """The exact denoiser of `family` (default: the first of `families`).
