@@ -44,7 +44,7 @@ def test_a_cell_says_what_it_is_and_what_it_cost(finished):
     assert {"key", "status", "problem", "family", "sampler", "distribution", "version", "library"} < set(cell)
     assert {"options", "settings", "seed", "rows", "batch", "knob", "value", "machine", "time"} < set(cell)
     assert cell["status"] == "ok"
-    assert set(cell["nfe"]) == {"forwards", "row_evals", "token_evals", "per_row"}
+    assert set(cell["nfe"]) == {"forwards", "row_evals", "token_evals", "cache_bytes", "per_row"}
     assert set(cell["seconds"]) == {"denoiser", "sampler"}
     assert {"cpu", "threads", "torch", "device", "native", "isa"} <= set(cell["machine"])
     estimate = cell["score"]["estimates"][cell["score"]["primary"]]
@@ -55,7 +55,7 @@ def test_a_cell_says_what_it_is_and_what_it_cost(finished):
 def test_counts_are_right_over_batches(finished):
     # random_order spends its steps exactly: 64 rows in batches of 40 are two batches of two forwards.
     cell = next(c for c in map(json.loads, lines(finished)) if c["sampler"] == "random_order" and c["value"] == 2)
-    assert cell["nfe"] == {"forwards": 4, "row_evals": 128, "token_evals": 128 * 16, "per_row": 2.0}
+    assert cell["nfe"] == {"forwards": 4, "row_evals": 128, "token_evals": 128 * 16, "cache_bytes": 0, "per_row": 2.0}
 
 
 def test_batches_do_not_change_the_samples(tmp_path):
