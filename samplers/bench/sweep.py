@@ -155,7 +155,7 @@ def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
             settings: dict[str, Any] = {"steps": value if knob == "steps" else None}
             if family in ("masked", "uniform"):
                 settings |= {"temperature": float(request.temperature), "block_length": request.block_length}
-            if knob == "steps" and request.block_length is not None and family == "masked":
+            if knob == "steps" and request.block_length is not None and family != "gaussian":
                 length = problems.create(problem).length or request.block_length
                 if value < -(-length // request.block_length):
                     continue  # fewer steps than blocks cannot be
