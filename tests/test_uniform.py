@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import math
+import os
+import sys
 
 import pytest
 import torch
@@ -633,3 +635,67 @@ def test_noise_behind_a_stop_is_noise():
     assert state.finished and int(state.end) == 2
     assert state.levels.tolist() == [[0, 0, 1, 0, 1]]
     assert float(state.noise_level) == 0 and state.noise == 0
+
+
+# ---------------------------------------------------------------------------------------------- the driver's knobs
+
+ALL = ("block_refinement", "d3pm_ancestral", "entropy_bound_uniform")
+VARIANTS = [
+    *((name, {}) for name in ALL),
+    ("block_refinement", {"edit_threshold": 0.1}),
+    *(("d3pm_ancestral", {"corrector_steps": 1, "corrector_selection": s}) for s in SELECTIONS),
+    ("entropy_bound_uniform", {"stop_entropy": None}),
+]
+
+
+@pytest.mark.parametrize(("sampler", "options"), VARIANTS, ids=str)
+def test_every_variant_keeps_rows_apart(sampler, options):
+    """The kit looks at defaults; here are the others: ragged rows in blocks, alone and together, prompts untouched."""
+    run = {"gen_length": 7, "block_length": 4, "steps": 11, "seed": 5, "temperature": 1.0, **options}
+    prompts = [[1, 2, 3], [], [4]]
+    out = samplers.sample(TinyUniformNet(), sampler, prompt=prompts, **run)
+    for i, prompt in enumerate(prompts):
+        alone = samplers.sample(TinyUniformNet(), sampler, prompt=[prompt], first_row=i, **run)
+        assert out.x[i, : len(prompt) + 7].tolist() == alone.x[0].tolist()
+        assert alone.x[0, : len(prompt)].tolist() == prompt
+        assert int(out.nfe_rows[i]) == alone.nfe <= 11
+
+
+@pytest.mark.parametrize(("sampler", "options"), VARIANTS, ids=str)
+def test_forbidden_and_fixed_tokens(sampler, options):
+    """Noise may be any token, drafts too; what is decided is never a forbidden one, and what is fixed stays."""
+    fix = torch.full((6, 8), -1)
+    fix[:, 3] = 7
+
+    def hook(state):
+        return samplers.Constraint(fix=fix, forbid=torch.arange(11) == 2)
+
+    run = {"gen_length": 8, "batch": 6, "steps": 6, "temperature": 1.0, **options}
+    out = samplers.sample(TinyUniformNet(), sampler, forbid=[0, 1], constrain=hook, **run)
+    assert int(out.x.min()) > 2 and (out.x[:, 3] == 7).all()
+    free = samplers.sample(TinyUniformNet(), sampler, **run)
+    assert set(range(3)) & set(free.x.flatten().tolist())
+
+
+@pytest.mark.parametrize(("sampler", "options"), [*VARIANTS, ("llada2", {})], ids=str)
+def test_steps_never_look_at_the_device(sampler, options, monkeypatch):
+    """No number is read back by a sampler's own code, nor by the states; the driver looks once a step."""
+    net = TinyNet(visible_too=True) if sampler == "llada2" else TinyUniformNet()
+    run = samplers.stream(net, sampler, gen_length=8, batch=3, block_length=4, **options)
+    readers = []
+
+    def counted(before):
+        def look(self, *args, **kw):
+            frame = sys._getframe(1)
+            readers.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            return before(self, *args, **kw)
+
+        return look
+
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+    for _ in run:
+        pass
+    assert readers, "the driver's own look was not seen: this test sees nothing"
+    mine = [r for r in readers if any(f"samplers{os.sep}{p}" in r for p in ("uniform", "masked", "canvas", "random"))]
+    assert not mine, mine
