@@ -151,6 +151,8 @@ class Believe(_Asked):
             )
         never = [i for i in (denoiser.mask_id, *knobs.forbid) if i is not None]
         self._forbid = torch.tensor(never, dtype=torch.int64, device=denoiser.device)
+        inside = [i for i in never if i < denoiser.vocab_size]
+        self._forbid_inside = torch.tensor(inside, dtype=torch.int64, device=denoiser.device)
         self._demote = torch.tensor(knobs.demote, dtype=torch.int64, device=denoiser.device)
         self._previous: Tensor | None = None  # (B, L, V), of a self-conditioned denoiser
         self._seen: tuple[TokenState, list[int]] | None = None  # the last look, and the state it was at
@@ -207,13 +209,14 @@ class Believe(_Asked):
             flat = torch.nonzero_static(asked, size=needed)
             row, position = who[flat[:, 0]], flat[:, 1]
             value, index = self._answer(state, t, who, asked, needed, length, guided)
-            value = value if index is None else value[index]
+            value = value.clone() if index is None else value[index]  # ours, to write into
             if guided:
                 value, blind = value[:needed].float(), value[needed:].float()
                 # As in the op: -inf stays -inf, and where only the guidance is -inf the logit is taken as it is.
                 fine = (value != -torch.inf) & (blind != -torch.inf)
                 value = torch.where(fine, value + self.knobs.cfg_scale * (value - blind), value)
-            parts.append(Logits(row, position, self._barred(value.float(), row, position)))
+            value = self._barred(value.float(), row, position).index_fill_(1, self._forbid_inside, -torch.inf)
+            parts.append(Logits(row, position, value))
         if not parts:
             none = torch.zeros(0, dtype=torch.int64, device=state.x.device)
             return Logits(none, none, torch.zeros(0, self.denoiser.vocab_size, device=state.x.device))
