@@ -161,6 +161,8 @@ class Sampler:
             which step. The driver then works them out beside the run, and never waits for the device.
         revises: True where a committed token may be masked again or changed, and the model is asked about visible ones.
         one_at_a_time: arguments of sample() under which a step commits one position, besides steps = positions.
+        law_options: options under which a token is drawn from the model's own law; of samplers that else add to its logits.
+        stores_logits: True where it asks for the logits themselves (believe.logits): a model with a head stores them, too.
         order: convergence order in the step, of continuous samplers (an attribute, or an option as in dpm_solver).
         order_options: options under which that order is what one measures: exact end, no lower-order steps.
         sweep: (option, values) for a sampler whose NFE is set by an option and not by `steps`; a benchmark walks them.
@@ -175,6 +177,8 @@ class Sampler:
     counts_known: ClassVar[bool] = False
     revises: ClassVar[bool] = False
     one_at_a_time: ClassVar[Mapping[str, Any]] = {}
+    law_options: ClassVar[Mapping[str, Any]] = {}
+    stores_logits: ClassVar[bool] = False
     order_options: ClassVar[Mapping[str, Any]] = {}
     sweep: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
 

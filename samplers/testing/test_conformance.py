@@ -221,6 +221,19 @@ def _refuse_after(count):
     return counted
 
 
+def test_logits_are_stored_where_it_says_so(zoo_masked, monkeypatch):
+    stored = []
+    logits = believe.Believe.logits
+
+    def watched(self, *args, **kw):
+        stored.append(1)
+        return logits(self, *args, **kw)
+
+    monkeypatch.setattr(believe.Believe, "logits", watched)
+    samplers.sample(net(zoo_masked), zoo_masked, gen_length=GEN, temperature=1.0)
+    assert bool(stored) == registry.load(zoo_masked).stores_logits
+
+
 def test_stop_rule(zoo_masked):
     denoiser = net(zoo_masked)
     free = samplers.sample(denoiser, zoo_masked, gen_length=32, batch=6, seed=2, temperature=1.0)
@@ -250,12 +263,13 @@ def test_law_on_a_tiny_problem(zoo_masked, mode):
     """
     sampler_class = registry.load(zoo_masked)
     problem, batch = TinyJoint(), 12_000
+    extra = dict(sampler_class.law_options)
     if mode == "left to right":
-        out = samplers.sample(problem, zoo_masked, batch=batch, seed=1, temperature=1.0, block_length=1)
+        out = samplers.sample(problem, zoo_masked, batch=batch, seed=1, temperature=1.0, block_length=1, **extra)
     elif not sampler_class.exact_order:
         pytest.skip("the sampler says that its law is biased, or does not say")
     else:
-        extra = dict(sampler_class.one_at_a_time)
+        extra |= dict(sampler_class.one_at_a_time)
         out = samplers.sample(problem, zoo_masked, batch=batch, seed=1, temperature=1.0, **extra)
     counts = torch.bincount(problem.index(out.x), minlength=len(problem.law)).double()
     expected = problem.law * batch
