@@ -69,7 +69,7 @@ def test_one_position_at_a_time_is_never_wrong(sudoku, name):
         assert score["tv"].value > 0.2
 
 
-BIASED = {"low_confidence": {}, "threshold": {"threshold": 2.0}, "beta_energy": {"steps": 16}}
+BIASED = {"low_confidence": {}, "threshold": {"threshold": 2.0}, "beta_energy": {"steps": 16}, "p2": {"steps": 16}}
 
 
 def test_random_order_gets_better_with_nfe(sudoku):

@@ -10,10 +10,16 @@ _CLASSES = {
     "ancestral": "Ancestral",
     "beta_energy": "BetaEnergy",
     "entropy_bound": "EntropyBound",
+    "euler": "Euler",
     "first_hitting": "FirstHitting",
     "low_confidence": "LowConfidence",
+    "p2": "P2",
     "radd": "Radd",
     "random_order": "RandomOrder",
+    "remdm": "ReMDM",
+    "tau_leaping": "TauLeaping",
+    "theta_rk2": "ThetaRK2",
+    "theta_trapezoidal": "ThetaTrapezoidal",
     "threshold": "Threshold",
 }
 
