@@ -78,7 +78,7 @@ class _Asked:
 
     def _found(self, status: Tensor, row: Tensor, position: Tensor) -> None:
         """Take note of the statuses of an answer, 0 where it is fine; with each its row and position. All (N,)."""
-        if self.looks_at_once and not bool(status.any()):
+        if not status.numel() or (self.looks_at_once and not bool(status.any())):
             return
         first = status.ne(0).to(torch.uint8).argmax().view(1)  # the first of equals
         what = [x.index_select(0, first).to(torch.int64) for x in (status, row, position)]
