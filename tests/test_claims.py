@@ -74,6 +74,7 @@ BIASED = {
     "threshold": {"threshold": 2.0},
     "llada2": {"threshold": 2.0},
     "beta_energy": {"steps": 16},
+    "p2": {"steps": 16},
 }
 
 
