@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import registry
 from ..errors import OptionError, SamplersError
-from .collect import Combined, Point, points
+from .collect import Point, points
 from .own import is_own, subject
 from .sweep import Cell, Record, Request, Store, _cells, _options, execute, session
 
@@ -162,11 +162,6 @@ class Found:
     differences: dict[str, Difference]
     expected_nfe: float | None
 
-    @property
-    def searched(self) -> Combined:
-        """The found pair's metric on the seeds that it was chosen by: too good by luck."""
-        return self.tried[self.pair].quality
-
 
 def search(
     what: Search,
@@ -259,11 +254,11 @@ class _Cells:
     """The cells of a search, made from one a number of steps: planning is for sweeps of many samplers, and slow."""
 
     def __init__(self, what: Search):
-        item, cls = registry.entry(what.sampler), registry.load(what.sampler)
+        cls = registry.load(what.sampler)
         known = {o.name: o for o in cls.options()}
+        numeric = [o.name for o in known.values() if type(o.default) in (int, float)]
         for one in (what.x, what.y):
-            if one.option not in known or not isinstance(known[one.option].default, (int, float)):
-                numeric = [o.name for o in known.values() if type(o.default) in (int, float)]
+            if one.option not in numeric:
                 raise OptionError(
                     f"sampler {what.sampler!r} has no numeric option {one.option!r}; "
                     f"it has {', '.join(numeric) or 'none'}"
@@ -286,8 +281,7 @@ class _Cells:
         for s in what.request.nfe:
             if s not in self.templates:
                 raise OptionError(f"{s} steps are too few for blocks of {what.request.block_length}")
-        length = what.request.gen_length or problem.length
-        self.length, self.origin = length, item.origin
+        self.length = what.request.gen_length or problem.length
 
     def options(self, pair: Pair) -> dict[str, Any]:
         """All options of the sampler with these two. OptionError where the pair is out of bounds."""
