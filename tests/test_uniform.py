@@ -131,6 +131,21 @@ def test_law_of_few_steps(chain, steps, schedule):
     assert out.nfe == steps and (out.nfe_rows == steps).all()
 
 
+@pytest.mark.parametrize("stands", [0, 1])
+def test_one_step_is_the_posterior(stands):
+    """From 0.6 to 0.8 clean where the model is certain of 0: x_s by Bayes, given that x_t is that token or another."""
+    certain = TokenDenoiser.wrap(lambda ids: torch.tensor([9.0, -9, -9]).mul(9).expand(*ids.shape, 3), vocab_size=3)
+    run = samplers.stream(certain, "d3pm_ancestral", gen_length=4, batch=5000, steps=5, seed=1)
+    for _ in range(4):
+        state = next(run)
+    run.state = dataclasses.replace(state, x=torch.full_like(state.x, stands))
+    keep, then = 0.6 / 0.8, 0.8
+    mass = [(then * (j == 0) + (1 - then) / 3) * (keep * (j == stands) + (1 - keep) / 3) for j in range(3)]
+    expected = 20_000 * torch.tensor(mass) / sum(mass)
+    counts = torch.bincount(next(run).x.flatten(), minlength=3)
+    assert float(((counts - expected) ** 2 / expected).sum()) < 2 + 5 * 2
+
+
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_law_of_few_steps_with_a_corrector(chain, selection):
     """steps = 7 with two correctors: (7 - 1) // 3 = 2 predictors have them, one goes without."""
@@ -312,6 +327,9 @@ def test_stable_and_confident_rows_stop_alone(stability):
     # Page 1 differs from page 0, so it is page 1 + stability that has been the same for as long as it takes.
     assert out.nfe_rows.tolist() == [2 + stability, 8]
     assert out.x[0].tolist() == [0, 1, 2, 0]
+    likely = Script([[[0.2, 0.5, 0.3]] * 4])
+    early = samplers.sample(likely, "entropy_bound_uniform", batch=50, steps=8, stability=stability, stop_entropy=2.0)
+    assert early.nfe == 1 + stability and (early.x == 1).all(), "what is stable is taken, not what was drawn last"
     never = samplers.sample(
         Script(sure, unsure), "entropy_bound_uniform", prompt=[[0], [9]], steps=8, stop_entropy=None
     )
