@@ -144,6 +144,9 @@ _FORMULAS = {
         lambda a: 4 / math.pi * torch.arcsin(torch.sqrt(a / 2)),
     ),
     "sin": MaskSchedule("sin", lambda u: torch.sin(math.pi / 2 * u), lambda a: 2 / math.pi * torch.arcsin(a)),
+    "arcsin": MaskSchedule(  # Guidance-MaskGIT's "arccos": a = 1 - arccos(u) / (pi/2)
+        "arcsin", lambda u: 2 / math.pi * torch.arcsin(u), lambda a: torch.sin(math.pi / 2 * a)
+    ),
     "sin^2": MaskSchedule(
         "sin^2", lambda u: torch.sin(math.pi / 2 * u) ** 2, lambda a: 2 / math.pi * torch.arcsin(torch.sqrt(a))
     ),

@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 from samplers import OptionError, mask_schedule, noise_schedule
 
-SPECS = ["linear", "1-cos", "sin", "sin^2", "beta(0.9,0.3)", "beta(0.3,0.9)", "beta(1,0.2)"]
+SPECS = ["linear", "1-cos", "sin", "arcsin", "sin^2", "beta(0.9,0.3)", "beta(0.3,0.9)", "beta(1,0.2)"]
 SPECS += ["I(0.9,0.3)", "u^2", "u^0.5", "1-(1-u)^0.5", "1-(1-u)^3", "exp(5)", "log(5)", "exp(0.01)", "log(300)"]
 NOISE = ["vp_linear", "vp_cosine", "edm", "flow"]
 
