@@ -93,7 +93,7 @@ def _tidy(value: float) -> float:
 
 # What samplers are searched over where nothing is said: their two options, and pairs that others know by a name.
 DEFAULTS: Mapping[str, tuple[str, str, Mapping[str, Pair]]] = {
-    "beta_energy": ("a", "b", {"linear (0.5, 0.5)": (0.5, 0.5), "sin^2 (1, 1)": (1.0, 1.0)}),
+    "beta_energy": ("a", "b", {"linear": (0.5, 0.5), "sin^2": (1.0, 1.0)}),
 }
 
 
@@ -398,7 +398,10 @@ def write(what: Search, found: Sequence[Found], folder: str | Path) -> tuple[lis
     paths[0].write_text("\n".join(lines) + "\n", encoding="utf-8")
     if plot.available():
         paths.append(folder / "heatmap.png")
-        plot.write_heatmap(found, x, y, f"{metric} of {what.sampler} on {what.request.problems[0]}", paths[1])
+        title = f"{metric} of {what.sampler} on {what.request.problems[0]}"
+        if truth:
+            title += f": distance from exact samples' {number(truth)}"
+        plot.write_heatmap(found, x, y, title, paths[1])
     else:
         notes.append("no heat map: matplotlib is not installed (pip install sampler-zoo[bench])")
     return paths, notes
