@@ -79,7 +79,7 @@ class _Asked:
 
     def _found(self, status: Tensor, row: Tensor, position: Tensor) -> None:
         """Take note of the statuses of an answer, 0 where it is fine; with each its row and position. All (N,)."""
-        if self.looks_at_once and not bool(status.any()):
+        if not status.numel() or (self.looks_at_once and not bool(status.any())):
             return
         first = status.ne(0).to(torch.uint8).argmax().view(1)  # the first of equals
         what = [x.index_select(0, first).to(torch.int64) for x in (status, row, position)]
@@ -481,8 +481,23 @@ class Foreseen:
         return self.believe.temperature
 
     def __call__(self, state, rows=None, *, want=(), t=None, confidence_temperature=1.0, given=None) -> Belief:
+        return self._made(state, self._ask(state, rows), want)
+
+    def logits(self, state, rows=None, *, t=None) -> Logits:
+        """One number a position in place of V: what is made of them has no bearing on what is asked next."""
+        row, position = self._ask(state, rows).nonzero().unbind(1)
+        return Logits(row, position, torch.zeros(len(row), 1))
+
+    def read(self, state, logits, *, want=(), **how) -> Belief:
+        asked = torch.zeros_like(state.open).index_put((logits.row, logits.position), torch.tensor(True))
+        return self._made(state, asked, want)
+
+    def _ask(self, state, rows) -> Tensor:
         rows = state.open if rows is None else rows & state.canvas.fill
         self._asked.append(self.believe._counts(state, rows).flatten().tolist())
+        return rows
+
+    def _made(self, state, rows, want) -> Belief:
         # Any token but the mask will do.
         token = torch.where(rows, 1 if state.canvas.mask_id == 0 else 0, self.believe._blank(state, ())["token"])
         want = (want,) if isinstance(want, str) else want

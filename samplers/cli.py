@@ -685,7 +685,8 @@ def _tune(args: argparse.Namespace) -> int:
         highlight=False,
     )
     for one in found:
-        console.print(f"[bold]{one.steps} steps[/]", highlight=False)
+        expected = "" if one.expected_nfe is None else f", {one.expected_nfe:.4g} forwards expected"
+        console.print(f"[bold]{one.steps} steps[/]{expected}", highlight=False)
         for line in tune.paste(what, one):
             console.print(Text(f"  {line}"), soft_wrap=True)
     for note in notes:

@@ -114,11 +114,12 @@ def nll(
 
     Methods, all unbiased for the same number: `any_order` masks exactly k tokens (Uria et al. 2014, arXiv 1310.1757; LLaDA's
     likelihood, arXiv 2502.09992, appendix), `lambda_dce` each token with probability lambda (RADD, arXiv 2406.03736),
-    `t_dce` with 1 - a(u) of a schedule (MDLM, arXiv 2406.07524; RADD). k is uniform under lambda_dce too, and any_order's
-    weight is the mean of lambda_dce's given k: its variance is the smallest, which is why it is the default. Masks without
-    any token would cost a forward and say nothing: the two others draw the mask given that there is one, their weights
-    times 1 - (1 - lambda)^n. (As the papers write them, their variance is infinite, logarithmically, at lambda = 0. A
-    schedule with a'(u)^2 not integrable, such as 1-(1-u)^0.5 or beta(a,b) with a or b up to 1/4, still has an infinite one.)
+    `t_dce` with 1 - a(u) of a schedule (MDLM, arXiv 2406.07524; RADD). In RADD's form k is uniform in 0..n, and the mean of
+    its weight given k is (n + 1)/k: any_order is that with lambda summed out and the empty masks left out, and never has more
+    variance. RADD's own is infinite, logarithmically, at lambda = 0, where a mask seldom holds anything and then counts
+    1/lambda. So here the two others, too, draw a mask given that it is not empty, their weights times
+    1 - (1 - lambda)^n: the same mean, a finite variance, no forward in vain. (A schedule whose a'(u)^2 is not integrable,
+    such as 1-(1-u)^0.5 or beta(a,b) with a or b up to 1/4, still has an infinite one.)
 
     Variance reduction: `stratified` spreads the k or u of a replicate evenly, with one random offset. `antithetic` takes
     each random order of the positions from both its ends, k positions from one and n + 1 - k (levels u and 1 - u) from the

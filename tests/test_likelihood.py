@@ -179,8 +179,8 @@ def test_strata_and_pairs_pay():
     assert error[False, False] / error[False, True] > 1.3
 
 
-def test_any_order_is_lambda_dce_with_lambda_summed_out():
-    """Constant surprise, so that C(S) = c k: any_order has no variance at all, lambda_dce has its weight's."""
+def test_constant_surprise():
+    """C(S) = c k: any_order has no variance at all, the others that of their weights."""
     flat = TokenDenoiser.wrap(lambda ids: torch.zeros(*ids.shape, 5), vocab_size=5, mask_id=4)
     x = torch.randint(0, 4, (200, 12), generator=torch.Generator().manual_seed(0))
     exact = samplers.nll(flat, x, mc=64)

@@ -16,7 +16,7 @@ from rich.text import Text
 from .collect import Combined, Point, front, groups, points
 from .report import best_rows, columns, in_order, number
 from .sweep import Cell, Record, Store
-from .tune import Found, rows_of
+from .tune import Difference, Found, rows_of
 
 __all__ = ["Display", "SearchDisplay", "found_table", "table"]
 
@@ -166,33 +166,30 @@ class SearchDisplay(Display):
 
 def found_table(found: Sequence[Found], x: str, y: str) -> Table:
     """A rich table of what a search found: for each number of steps the found pair and the references, on fresh seeds."""
-    metric = found[0].point.primary
-    made = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    made.add_column("steps", justify="right")
-    made.add_column("pair", no_wrap=True)
-    for header in (x, y, metric, "95 %", "forwards a row", "expected", "found less this", "95 %"):
+    made = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    made.add_column("steps", justify="right", no_wrap=True, min_width=5)
+    for header in ("pair", f"{x}, {y}"):
+        made.add_column(header, no_wrap=True)
+    for header in (found[0].point.primary, "NFE", "found less this"):
         made.add_column(header, justify="right", no_wrap=True)
     for one in found:
-        for name, pair, point, difference in rows_of(one):
-            q = point.quality
+        for name, pair, point, d in rows_of(one):
+            q, style = point.quality, "bold" if d is None else ""
             cells = [
-                str(one.steps) if difference is None else "",
-                name,
-                f"{pair[0]:g}",
-                f"{pair[1]:g}",
-                number(q.value),
+                Text(str(one.steps) if d is None else "", style=style),
+                Text(name, style=style),
+                Text(f"{pair[0]:g}, {pair[1]:g}", style=style),
+                _with_interval(q, style),
+                Text(number(point.nfe), style=style),
             ]
-            cells += [f"{number(q.low)} to {number(q.high)}", number(point.nfe)]
-            if difference is None:
-                cells += [number(one.expected_nfe), "", ""]
-            else:
-                cells += ["", number(difference.value), f"{number(difference.low)} to {number(difference.high)}"]
-            style = "bold" if difference is None else ""
-            colour = (
-                "" if difference is None else "green" if difference.high < 0 else "red" if difference.low > 0 else ""
-            )
-            made.add_row(*(Text(c, style=colour if i > 7 else style) for i, c in enumerate(cells)))
+            colour = "" if d is None else "green" if d.high < 0 else "red" if d.low > 0 else ""
+            made.add_row(*cells, "" if d is None else _with_interval(d, colour))
     truth = found[0].point.quality.truth
     if truth is not None:
-        made.add_row("", "exact samples", "", "", number(truth), style="italic dim")
+        made.add_row("", "exact", "", number(truth), style="italic dim")
     return made
+
+
+def _with_interval(e: Combined | Difference, style: str) -> Text:
+    text = Text(number(e.value), style=style)
+    return text.append(f" [{number(e.low)}, {number(e.high)}]", style="not bold dim") if math.isfinite(e.low) else text

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import problems, registry
 from ..denoiser import Denoiser
@@ -138,9 +137,6 @@ class OwnModel(Problem):
                 "needed, or one a row"
             )
         return mean_estimate(values, better=better)
-
-    def render(self, x_row: Tensor) -> str:
-        return " ".join(map(str, x_row.tolist()))
 
 
 def subject(name: str, metric: str | None = None, higher: bool = False) -> Problem:

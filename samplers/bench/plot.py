@@ -251,7 +251,7 @@ def write_pngs(made: Sequence[Point], folder: Path) -> list[Path]:
 
 
 def write_heatmap(found: Sequence[Any], x: str, y: str, title: str, path: Path) -> None:
-    """A search's metric over its two options, a panel for each number of steps.
+    """A search's metric, or how far it is from what exact samples score, over two options; a panel for each number of steps.
 
     Cells are the first grid, small squares what was tried beside it; a ring marks the found pair, and a dot the pairs of the
     grid that the search's own seeds do not tell apart from it.
@@ -268,8 +268,9 @@ def write_heatmap(found: Sequence[Any], x: str, y: str, title: str, path: Path) 
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=10.5, color=INK, x=0.01, ha="left")
     for axes, one in zip(figure.subplots(1, len(found), squeeze=False)[0], found):
-        values = {pair: p.quality.value for pair, p in one.tried.items() if math.isfinite(p.quality.value)}
-        better = one.point.quality.better
+        finite = {pair: p.quality for pair, p in one.tried.items() if math.isfinite(p.quality.value)}
+        values = {pair: q.value if q.truth is None else abs(q.value - q.truth) for pair, q in finite.items()}
+        better = "lower" if one.point.quality.truth is not None else one.point.quality.better
         grid_x, grid_y = one.grid
         colours: dict[str, Any] = {"cmap": "viridis" if better == "higher" else "viridis_r"}
         colours |= {"vmin": min(values.values()), "vmax": max(values.values())}
@@ -289,7 +290,17 @@ def write_heatmap(found: Sequence[Any], x: str, y: str, title: str, path: Path) 
             axes.plot(*zip(*level), ls="none", marker=".", ms=3, color=INK, alpha=0.75, zorder=4)
         axes.plot(*one.pair, marker="o", ms=11, mfc="none", mec="#D81B60", mew=2.2, zorder=6)
         for (name, pair), marker in zip(one.named.items(), ("D", "^", "v", "P")):
-            axes.plot(*pair, ls="none", marker=marker, ms=6.5, mfc="white", mec=INK, mew=1, zorder=5, label=name)
+            axes.plot(
+                *pair,
+                ls="none",
+                marker=marker,
+                ms=6.5,
+                mfc="white",
+                mec=INK,
+                mew=1,
+                zorder=5,
+                label=f"{name} ({pair[0]:g}, {pair[1]:g})",
+            )
         axes.plot([], [], ls="none", marker="o", ms=8, mfc="none", mec="#D81B60", mew=2, label="found")
         if level:
             axes.plot([], [], ls="none", marker=".", ms=4, color=INK, label="not told apart")

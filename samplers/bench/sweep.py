@@ -193,7 +193,7 @@ def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
                 settings |= {k: v for k, v in more.items() if v is not None}
                 if cache is not None:
                     settings["cache"] = cache
-            if knob == "steps" and request.block_length is not None and family == "masked":
+            if knob == "steps" and request.block_length is not None and family != "gaussian":
                 length = request.gen_length or subject(problem).length or request.block_length
                 if value < -(-length // request.block_length):
                     continue  # fewer steps than blocks cannot be

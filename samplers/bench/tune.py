@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import registry
 from ..errors import OptionError, SamplersError
-from .collect import Combined, Point, points
+from .collect import Point, points
 from .own import is_own, subject
 from .sweep import Cell, Record, Request, Store, _cells, _options, execute, session
 
@@ -93,7 +93,7 @@ def _tidy(value: float) -> float:
 
 # What samplers are searched over where nothing is said: their two options, and pairs that others know by a name.
 DEFAULTS: Mapping[str, tuple[str, str, Mapping[str, Pair]]] = {
-    "beta_energy": ("a", "b", {"linear (0.5, 0.5)": (0.5, 0.5), "sin^2 (1, 1)": (1.0, 1.0)}),
+    "beta_energy": ("a", "b", {"linear": (0.5, 0.5), "sin^2": (1.0, 1.0)}),
 }
 
 
@@ -161,11 +161,6 @@ class Found:
     references: dict[str, Point]
     differences: dict[str, Difference]
     expected_nfe: float | None
-
-    @property
-    def searched(self) -> Combined:
-        """The found pair's metric on the seeds that it was chosen by: too good by luck."""
-        return self.tried[self.pair].quality
 
 
 def search(
@@ -259,11 +254,11 @@ class _Cells:
     """The cells of a search, made from one a number of steps: planning is for sweeps of many samplers, and slow."""
 
     def __init__(self, what: Search):
-        item, cls = registry.entry(what.sampler), registry.load(what.sampler)
+        cls = registry.load(what.sampler)
         known = {o.name: o for o in cls.options()}
+        numeric = [o.name for o in known.values() if type(o.default) in (int, float)]
         for one in (what.x, what.y):
-            if one.option not in known or not isinstance(known[one.option].default, (int, float)):
-                numeric = [o.name for o in known.values() if type(o.default) in (int, float)]
+            if one.option not in numeric:
                 raise OptionError(
                     f"sampler {what.sampler!r} has no numeric option {one.option!r}; "
                     f"it has {', '.join(numeric) or 'none'}"
@@ -286,8 +281,7 @@ class _Cells:
         for s in what.request.nfe:
             if s not in self.templates:
                 raise OptionError(f"{s} steps are too few for blocks of {what.request.block_length}")
-        length = what.request.gen_length or problem.length
-        self.length, self.origin = length, item.origin
+        self.length = what.request.gen_length or problem.length
 
     def options(self, pair: Pair) -> dict[str, Any]:
         """All options of the sampler with these two. OptionError where the pair is out of bounds."""
@@ -404,7 +398,10 @@ def write(what: Search, found: Sequence[Found], folder: str | Path) -> tuple[lis
     paths[0].write_text("\n".join(lines) + "\n", encoding="utf-8")
     if plot.available():
         paths.append(folder / "heatmap.png")
-        plot.write_heatmap(found, x, y, f"{metric} of {what.sampler} on {what.request.problems[0]}", paths[1])
+        title = f"{metric} of {what.sampler} on {what.request.problems[0]}"
+        if truth:
+            title += f": distance from exact samples' {number(truth)}"
+        plot.write_heatmap(found, x, y, title, paths[1])
     else:
         notes.append("no heat map: matplotlib is not installed (pip install sampler-zoo[bench])")
     return paths, notes

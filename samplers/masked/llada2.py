@@ -33,5 +33,5 @@ class LLaDA2(BlockRefinement):
         0.5, "least probability of a token that replaces another; none: no editing", ge=0
     )
 
-    def owed(self, state: EditState, left: Tensor) -> Tensor:
+    def least(self, state: EditState, left: Tensor) -> Tensor:
         return even_plan(state)

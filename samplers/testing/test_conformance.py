@@ -256,16 +256,24 @@ def test_stop_rule(zoo_tokens):
 
 
 def test_time_reaches_a_time_conditioned_model(zoo_tokens):
-    uniform = registry.load(zoo_tokens).family == "uniform"
-    if uniform:
+    if registry.load(zoo_tokens).family == "uniform":  # this model looks at t itself: (B,), in (0, 1]
         samplers.sample(net(zoo_tokens, time_conditioned=True), zoo_tokens, gen_length=6, batch=5, block_length=4)
-    denoiser = TinyUniformJoint(length=4) if uniform else TinyJoint(length=4, time_conditioned=True)
-    samplers.sample(denoiser, zoo_tokens, prompt=[1], batch=5, temperature=1.0, block_length=2)
+        return
+    denoiser = TinyJoint(length=4, time_conditioned=True)
+    samplers.sample(denoiser, zoo_tokens, batch=5, temperature=1.0)
     for t in denoiser.times:
-        assert t.dim() == 1 + uniform
-        assert bool(((t >= 0) & (t <= 1)).all()) and (uniform or bool((t > 0).all())), "t is the noise level, in (0, 1]"
-        assert not uniform or bool((t[:, 0] == 0).all()), "what is given is clean"
+        assert t.dim() == 1 and bool(((t > 0) & (t <= 1)).all()), "t is the noise level, in (0, 1]"
     assert float(denoiser.times[0].max()) > float(denoiser.times[-1].min()) or len(denoiser.times) == 1
+
+
+def test_levels_reach_a_model_that_takes_them(zoo_uniform):
+    """A noise level a position: a prompt is clean, and so is what is decided; a block that is not begun is noise."""
+    denoiser = TinyUniformJoint(length=4)
+    samplers.sample(denoiser, zoo_uniform, prompt=[1], batch=5, temperature=1.0, block_length=2)
+    first, last = denoiser.times[0], denoiser.times[-1]
+    assert (first == torch.tensor([0.0, 1, 1, 1])).all()
+    assert (last[:, :3] == 0).all() and (last[:, 3] > 0).all()
+    assert all(bool(((t >= 0) & (t <= 1)).all()) for t in denoiser.times)
 
 
 @pytest.mark.parametrize("mode", ["left to right", "one at a time"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..canvas import Canvas
 from ..sampler import Sampler, option
-from .parts import DRAW_NOISE_TOKEN, NoisyState, noisy
+from .parts import DRAW_NOISE_TOKEN, NoisyState, noisy, owed
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +57,15 @@ class BlockRefinement(Sampler):
     def init(self, canvas: Canvas) -> EditState:
         return noisy(canvas, EditState, post=torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device))
 
-    def owed(self, state: EditState, left: Tensor) -> Tensor:
+    def least(self, state: EditState, left: Tensor) -> Tensor:
         """(B,) int64: how many of the `left` (B,) uncommitted positions must be committed in this step."""
-        steps = state.block_steps.clamp_min(1)
-        return ((state.block_step + 1) * state.block_size + steps - 1) // steps - (state.block_size - left)
+        return owed(state, left)
 
     def step(self, believe, state: EditState) -> EditState:
         fresh = state.open & (state.level > 0)
         left = fresh.sum(1)
         belief = believe(state, fresh if self.edit_threshold is None else state.open, want="confidence")
-        least = self.owed(state, left).clamp_min(0)
+        least = self.least(state, left)
         commit = ops.select(belief.confidence, fresh, threshold=self.threshold, least=least).chosen
         blank = state.canvas.mask_id
         rest = state.canvas.noise(state.step, DRAW_NOISE_TOKEN) if blank is None else blank

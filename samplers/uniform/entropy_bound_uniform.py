@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..canvas import Canvas
 from ..sampler import Sampler, option
-from .parts import DRAW_NOISE_TOKEN, NoisyState, noisy
+from .parts import DRAW_NOISE_TOKEN, NoisyState, noisy, owed
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,8 @@ class EntropyBoundUniform(Sampler):
     run's, and takes entropies at that temperature, too: 0.8 down to 0.4 in the reference.
 
     Differs from the reference: after the last step it leaves noise where it has not accepted, here the drawn tokens are
-    taken; rows stop on their own. With noise levels a position (0 what was accepted, 1 the rest) an exact model is certain
+    taken, and with `pace` they are few: `steps` is kept as in entropy_bound, by accepting more than the bound allows where
+    it must. Rows stop on their own. With noise levels a position (0 what was accepted, 1 the rest) an exact model is certain
     of what was accepted, and bound = 0 without annealing is one at a time, exact. The logits are stored, (N, V) float32,
     since each row has its own temperature.
     """
@@ -57,6 +58,7 @@ class EntropyBoundUniform(Sampler):
     bound: float = option(0.1, "nats of joint dependence that a step may lose", ge=0)
     anneal: float = option(0.5, "temperature of the last step as a share of the first one's", gt=0)
     stability: int = option(1, "steps for which the likeliest tokens must not have changed, to stop early", ge=1)
+    pace: bool = option(True, "accept at least the steps' even share, whatever the bound; false is the reference")
     stop_entropy: float | None = option(0.005, "nats a position below which a stable block is done; none: never", ge=0)
 
     def init(self, canvas: Canvas) -> StableState:
@@ -70,7 +72,8 @@ class EntropyBoundUniform(Sampler):
         logits = dataclasses.replace(logits, value=logits.value / heat[logits.row][:, None])
         draw = believe.read(state, logits, want="entropy", temperature=1.0 if believe.temperature else 0.0)
         # Entropies come from float32 sums: below 1e-7 is certain.
-        accept = ops.select(draw.entropy, state.open, budget=self.bound + 1e-7, lowest=True).chosen
+        least = owed(state, state.count) if self.pace else 0
+        accept = ops.select(draw.entropy, state.open, budget=self.bound + 1e-7, least=least, lowest=True).chosen
         best, stop = state.best, torch.zeros_like(state.done)
         stable = state.stable
         if self.stop_entropy is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..canvas import Canvas, DraftState
 
-__all__ = ["DRAW_NOISE_TOKEN", "DRAW_PICK", "DRAW_ROUTE", "NoisyState", "noisy"]
+__all__ = ["DRAW_NOISE_TOKEN", "DRAW_PICK", "DRAW_ROUTE", "NoisyState", "noisy", "owed"]
 
 # Uniforms of a step, besides the token draw's.
 DRAW_ROUTE = 8  # clean, stay or noise
@@ -50,3 +50,13 @@ def noisy(canvas: Canvas, cls: type[S], **more: Any) -> S:
     drafts = canvas.drafts()
     level = torch.ones_like(drafts.x, dtype=torch.float64)
     return drafts.extend(cls, decided=drafts.decided, level=level, **more)
+
+
+def owed(state: NoisyState, left: Tensor) -> Tensor:
+    """(B,) int64: how many of the `left` (B,) positions of the block must be settled in this step to keep pace.
+
+    After step k of S that is ceil((k + 1) n / S) of the block's n.
+    """
+    steps = state.block_steps.clamp_min(1)
+    settled = ((state.block_step + 1) * state.block_size + steps - 1) // steps
+    return (settled - state.block_size + left).clamp_min(0)
