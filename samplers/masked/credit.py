@@ -72,7 +72,7 @@ class Credit(Sampler):
 
         at = (logits.row, logits.position)
         more = self.alpha * torch.log1p(credit[at])  # (N, K), 0 where there is no id
-        value = logits.value.scatter_add(1, ids[at].clamp_min(0), more)
-        belief = believe.read(state, replace(logits, value=value), want="confidence")
-        x = state.commit_best(belief.confidence, belief.token, threshold=self.threshold, least=at_least(state))
-        return replace(x, ids=ids, credit=credit)
+        logits.value.scatter_add_(1, ids[at].clamp_min(0), more)
+        belief = believe.read(state, logits, want="confidence")
+        state = state.commit_best(belief.confidence, belief.token, threshold=self.threshold, least=at_least(state))
+        return replace(state, ids=ids, credit=credit)

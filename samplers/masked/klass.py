@@ -12,11 +12,29 @@ from ..canvas import Canvas, TokenState
 from ..sampler import Sampler, option
 from .parts import DRAW_RANK, at_least, even_plan, row_sum, topped_up
 
+# Logits that are worked on together, in float64: on a CPU little enough for its caches, elsewhere for its memory.
+CHUNK_CPU, CHUNK_DEVICE = 1 << 19, 1 << 25
 
-def log_softmax(value: Tensor) -> Tensor:
-    """(N, V) -> (N, V), -200 for what is impossible: e^-200 is 0, and 0 x -200 adds nothing to a sum, as -inf would."""
-    value = value - value.amax(1, keepdim=True)
-    return (value - row_sum(value.exp()).log()[:, None]).clamp_min_(-200.0)
+
+def divergence(now: Tensor, then: Tensor, lse: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(softmax(now_i) || softmax(then_place_i)) in nats, inf where place is below 0; and log sum exp of now_i.
+
+    now: (N, V) float32. then: (M, V) float32, M > 0, and lse: (M,) float64, its log sum exp. place: (N,) int64.
+    Returns two (N,) float64. Rows do not depend on each other, bit for bit.
+    """
+    rows = max(1, (CHUNK_CPU if now.device.type == "cpu" else CHUNK_DEVICE) // now.shape[1])
+    parts = [(lse[:0], lse[:0])]
+    for at in range(0, len(now), rows):
+        l, from_ = now[at : at + rows].double(), place[at : at + rows].clamp_min(0)
+        most = l.amax(1)  # (rows,)
+        weight = (l - most[:, None]).exp_()  # (rows, V)
+        total = row_sum(weight)
+        here = most + total.log()
+        # 0 times inf, or inf - inf: a token that is impossible now adds nothing. One that no longer is: inf.
+        gap = weight.mul_(l.sub_(then[from_])).nan_to_num_(0.0, torch.inf)
+        parts.append((row_sum(gap) / total - here + lse[from_], here))
+    kl, now_lse = (torch.cat(p) for p in zip(*parts))
+    return torch.where(place < 0, torch.inf, kl), now_lse
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +42,14 @@ class KlassState(TokenState):
     """What the model said in the last step.
 
     Attributes:
-        said: (N, V) float32, log-probabilities of the N positions asked about in the last step: 4 N V bytes.
+        said: (N, V) float32, the logits of the N positions asked about in the last step: 4 N V bytes.
+        lse: (N,) float64, their log sum exp.
         place: (B, L) int64, where a position is among those; -1: it was not asked about.
         stable: (B, L) int64, for how many steps in a row its prediction has moved less than the threshold.
     """
 
     said: Tensor
+    lse: Tensor
     place: Tensor
     stable: Tensor
 
@@ -69,17 +89,15 @@ class Klass(Sampler):
         state = canvas.start()
         never = torch.full_like(state.x, -1)
         nothing = torch.zeros(1, canvas.vocab_size, device=state.x.device)
-        return state.extend(KlassState, said=nothing, place=never, stable=torch.zeros_like(never))
+        lse = torch.zeros(1, dtype=torch.float64, device=state.x.device)
+        return state.extend(KlassState, said=nothing, lse=lse, place=never, stable=torch.zeros_like(never))
 
     def step(self, believe, state: KlassState) -> KlassState:
         logits = believe.logits(state, state.masked if self.across_blocks else state.open)
         belief = believe.read(state, logits, want="confidence")
-        now = log_softmax(logits.value)  # (N, V)
         place = state.place[logits.row, logits.position]  # (N,)
-        moved = row_sum(now.exp() * (now - state.said[place.clamp_min(0)]))  # (N,)
-        kl = logits.on_canvas(
-            torch.where(place < 0, torch.inf, moved), torch.full(state.x.shape, torch.inf, device=now.device)
-        )
+        moved, lse = divergence(logits.value, state.said, state.lse, place)  # (N,)
+        kl = logits.on_canvas(moved, torch.full_like(belief.confidence, torch.inf, dtype=torch.float64))  # (B, L)
         stable = torch.where(kl < self.kl_threshold, state.stable + 1, 0)  # (B, L)
 
         ready = state.open & (stable >= self.history_length) & (belief.confidence > self.conf_threshold)
@@ -92,5 +110,5 @@ class Klass(Sampler):
             ready = ops.select(score, ready, k=1).chosen
         least = torch.maximum(at_least(state), torch.where(any_ready, 0, even_plan(state)))
         chosen = topped_up(state, ready, belief.confidence, least)
-        here = logits.on_canvas(torch.arange(len(now), device=now.device), torch.full_like(state.x, -1))
-        return state.commit(chosen, belief.token, said=now, place=here, stable=stable)
+        here = logits.on_canvas(torch.arange(len(moved), device=moved.device), torch.full_like(state.x, -1))
+        return state.commit(chosen, belief.token, said=logits.value, lse=lse, place=here, stable=stable)

@@ -238,7 +238,7 @@ class Planned(Sampler):
             return planned(state, self.least)
         k, steps = state.block_step.double(), state.block_steps.clamp_min(1)
         t, s = (1 - (1 - eps) * (k + i) / steps for i in range(2))  # (B,)
-        count = torch.floor(state.count * (1 - s / t)).to(torch.int64)
+        count = torch.floor(state.count * (1 - s / t) + 1e-9).to(torch.int64)  # what is whole but for its last bits is
         return torch.where(state.block_step + 1 >= steps, state.count, count).clamp_min(self.least)
 
     def expected_nfe(self, length: int, steps: int) -> float:
@@ -253,7 +253,7 @@ class Planned(Sampler):
                 count = math.floor(length * float(a[k + 1]) + 0.5) - (length - left)
             else:
                 t, s = (1 - (1 - eps) * (k + i) / steps for i in range(2))
-                count = math.floor(left * (1 - s / t)) if k + 1 < steps else left
+                count = math.floor(left * (1 - s / t) + 1e-9) if k + 1 < steps else left
             count = min(max(count, self.least), left)
             left, nfe = left - count, nfe + (count > 0)
         return nfe
