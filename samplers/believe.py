@@ -154,6 +154,8 @@ class Believe(_Asked):
             )
         never = [i for i in (denoiser.mask_id, *knobs.forbid) if i is not None]
         self._forbid = torch.tensor(never, dtype=torch.int64, device=denoiser.device)
+        inside = [i for i in never if i < denoiser.vocab_size]
+        self._forbid_inside = torch.tensor(inside, dtype=torch.int64, device=denoiser.device)
         self._demote = torch.tensor(knobs.demote, dtype=torch.int64, device=denoiser.device)
         self._previous: Tensor | None = None  # (B, L, V), of a self-conditioned denoiser
         self.scheme = scheme
@@ -181,7 +183,8 @@ class Believe(_Asked):
 
         Args:
             want: any of confidence, margin, entropy, lse, given; no other is computed.
-            t: (B,) the noise level for a time-conditioned model; default: the share still masked.
+            t: (B,) the noise level for a time-conditioned model, of the open positions where it takes a time a position;
+                default: what the state says, `state.noise_level` or `state.levels`.
             confidence_temperature: of the softmax behind confidence, margin, entropy and lse. The draw has its own.
             given: (B, L) int64, the tokens whose probability "given" is; default: those that stand there.
         """
@@ -212,13 +215,14 @@ class Believe(_Asked):
             flat = torch.nonzero_static(asked, size=needed)
             row, position = who[flat[:, 0]], flat[:, 1]
             value, index = self._answer(state, t, who, asked, needed, length, guided)
-            value = value if index is None else value[index]
+            value = value.clone() if index is None else value[index]  # ours, to write into
             if guided:
                 value, blind = value[:needed].float(), value[needed:].float()
                 # As in the op: -inf stays -inf, and where only the guidance is -inf the logit is taken as it is.
                 fine = (value != -torch.inf) & (blind != -torch.inf)
                 value = torch.where(fine, value + self.knobs.cfg_scale * (value - blind), value)
-            parts.append(Logits(row, position, self._barred(value.float(), row, position)))
+            value = self._barred(value.float(), row, position).index_fill_(1, self._forbid_inside, -torch.inf)
+            parts.append(Logits(row, position, value))
         if not parts:
             none = torch.zeros(0, dtype=torch.int64, device=state.x.device)
             return Logits(none, none, torch.zeros(0, self.denoiser.vocab_size, device=state.x.device))
@@ -310,10 +314,11 @@ class Believe(_Asked):
         x = state.x[who, :length]  # (A, length)
         time = None
         if denoiser.time_conditioned:
-            time = (state.noise_level if t is None else t)[who]  # (A,)
             if denoiser.time_per_position:
-                undecided = state.undecided[who, :length]
-                time = torch.where(state.open[who, :length], time[:, None], 1.0) * undecided  # (A, length)
+                time = state.levels if t is None else torch.where(state.open, t[:, None], state.levels)
+                time = time[who, :length]  # (A, length)
+            else:
+                time = (state.noise_level if t is None else t)[who]  # (A,)
         more = {}
         if denoiser.self_conditioned:
             if self._previous is None:

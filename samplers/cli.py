@@ -165,7 +165,9 @@ def _list(args: argparse.Namespace) -> int:
             f"[red]broken[/]  {bad['name']} ({bad['distribution']} {bad['version']}): {bad['error']}",
             highlight=False,
         )
-    console.print("\n[dim]samplers show NAME says more; 'exact' draws the model's own law one position at a time[/]")
+    console.print(
+        "\n[dim]samplers show NAME says more; 'exact' draws the model's own law one position at a time, or in many steps[/]"
+    )
     return 0
 
 
@@ -233,7 +235,9 @@ def _show(args: argparse.Namespace) -> int:
         grid.add_row("[dim]temperature[/]", f"{about['default_temperature']:g} unless you say otherwise")
     if facts["law"]:
         laws = {
-            "exact": "exact: one position at a time gives the model's own law",
+            "exact": "exact: one position at a time gives the model's own law"
+            if "steps" not in cls.one_at_a_time
+            else "exact: the model's own law in the limit of many steps",
             "biased": "biased by design: the choice of position looks at the token",
         }
         grid.add_row("[dim]law[/]", laws[facts["law"]])

@@ -156,11 +156,16 @@ class Sampler:
         summary: one line.
         default_temperature: what sample() uses where no temperature is given (token families).
         exact_order: True where the choice of position ignores the drawn token, so that one position at a time gives the
-            model's law exactly; False where it does not (a biased law, by design); None where it does not apply.
+            model's law exactly; False where it does not (a biased law, by design); None where it does not apply. True of a
+            sampler that moves all positions a little in each step (uniform noise) says: exact as steps go to infinity.
         counts_known: True where it does not depend on the model's answers which rows are asked about how many positions in
             which step. The driver then works them out beside the run, and never waits for the device.
-        revises: True where a committed token may be masked again or changed, and the model is asked about visible ones.
-        one_at_a_time: arguments of sample() under which a step commits one position, besides steps = positions.
+        revises: True where a visible token may be masked again or changed (always, under uniform noise), and the model is
+            asked about visible ones.
+        one_at_a_time: arguments of sample() under which a step commits one position, besides steps = positions; of a sampler
+            that is exact in the limit, enough steps for the kit's problem.
+        law_options: options under which a token is drawn from the model's own law; of samplers that else add to its logits.
+        stores_logits: True where it asks for the logits themselves (believe.logits): a model with a head stores them, too.
         order: convergence order in the step, of continuous samplers (an attribute, or an option as in dpm_solver).
         order_options: options under which that order is what one measures: exact end, no lower-order steps.
         sweep: (option, values) for a sampler whose NFE is set by an option and not by `steps`; a benchmark walks them.
@@ -175,6 +180,8 @@ class Sampler:
     counts_known: ClassVar[bool] = False
     revises: ClassVar[bool] = False
     one_at_a_time: ClassVar[Mapping[str, Any]] = {}
+    law_options: ClassVar[Mapping[str, Any]] = {}
+    stores_logits: ClassVar[bool] = False
     order_options: ClassVar[Mapping[str, Any]] = {}
     sweep: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
 

@@ -100,6 +100,9 @@ _FORMULAS = {
         "1-cos", lambda u: 1 - torch.cos(math.pi / 2 * u), lambda a: 2 / math.pi * torch.arccos(1 - a)
     ),
     "sin": MaskSchedule("sin", lambda u: torch.sin(math.pi / 2 * u), lambda a: 2 / math.pi * torch.arcsin(a)),
+    "arcsin": MaskSchedule(  # Guidance-MaskGIT's "arccos": a = 1 - arccos(u) / (pi/2)
+        "arcsin", lambda u: 2 / math.pi * torch.arcsin(u), lambda a: torch.sin(math.pi / 2 * a)
+    ),
     "sin^2": MaskSchedule(
         "sin^2", lambda u: torch.sin(math.pi / 2 * u) ** 2, lambda a: 2 / math.pi * torch.arcsin(torch.sqrt(a))
     ),

@@ -18,6 +18,7 @@ from samplers import (
     TokenDenoiser,
     UnknownNameError,
     believe,
+    registry,
 )
 from samplers.believe import Believe
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet
@@ -479,8 +480,9 @@ def test_a_head_changes_nothing_but_memory(sampler, cfg_scale, monkeypatch):
     def no_logits(*args, **kw):
         raise AssertionError("logits were stored")
 
-    monkeypatch.setattr(samplers.Head, "logits", no_logits)
-    monkeypatch.setattr(samplers.ops, "masked_softmax", no_logits)
+    if not registry.load(sampler).stores_logits:
+        monkeypatch.setattr(samplers.Head, "logits", no_logits)
+        monkeypatch.setattr(samplers.ops, "masked_softmax", no_logits)
     denoiser = WithHead()
     for d in (denoiser, wrap(body, head=HEAD)):
         with_head = samplers.sample(d, sampler, **kw)
@@ -513,6 +515,38 @@ def test_top_k_and_top_p_cut_the_draw():
         headed = samplers.sample(WithHead(), "random_order", temperature=1.0, **cut, **kw)  # then it stores them, too
         assert torch.equal(stored.x, headed.x)
         assert stored.x.unique().numel() <= free.x.unique().numel() and stored.settings["top_k"] == cut.get("top_k", 0)
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize("w", [0.0, 1.5])
+def test_logits_and_read_are_a_call_in_two_parts(head, w):
+    """The same tokens and numbers; the mask and what is forbidden at -inf; and the model's own tensor is left alone.
+
+    (A head's draws are its own, so there at temperature 0; and its numbers round otherwise.)
+    """
+    seen = []
+    near = {"rtol": 1e-6, "atol": 1e-7} if head else {"rtol": 0, "atol": 0}
+
+    class InParts(samplers.Sampler):
+        name, family = "in_parts", "masked"
+
+        def step(self, believe, state):
+            want = ("confidence", "margin", "entropy")
+            logits = believe.logits(state, state.open)
+            seen.append(logits.value)
+            belief, direct = believe.read(state, logits, want=want), believe(state, want=want)
+            for field in ("token", *want):
+                torch.testing.assert_close(getattr(belief, field), getattr(direct, field), **near)
+            return state.commit_best(belief.confidence, belief.token, k=2)
+
+    fixed = torch.linspace(-1, 1, 6 * V).view(6, V)
+    plain = TokenDenoiser.wrap(lambda ids: fixed.expand(len(ids), -1, -1), vocab_size=V, mask_id=MASK)
+    denoiser = WithHead() if head else plain
+    run = {"prompt": [[1], [2]], "gen_length": 5, "temperature": 0.0 if head else 0.8}
+    samplers.sample(denoiser, InParts(), cfg_scale=w, forbid=[0, 3], **run)
+    assert all(bool((value[:, [0, 3, MASK]] == -math.inf).all()) for value in seen)
+    assert all(bool(value[:, [1, 2, 4]].isfinite().all()) for value in seen)
+    assert bool(fixed.isfinite().all())
 
 
 def test_bad_heads():

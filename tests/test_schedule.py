@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 from samplers import OptionError, mask_schedule, noise_schedule
 
-SPECS = ["linear", "1-cos", "sin", "sin^2", "beta(0.9,0.3)", "beta(0.3,0.9)", "beta(1,0.2)"]
+SPECS = ["linear", "1-cos", "sin", "arcsin", "sin^2", "beta(0.9,0.3)", "beta(0.3,0.9)", "beta(1,0.2)"]
 NOISE = ["vp_linear", "vp_cosine", "edm", "flow"]
 
 

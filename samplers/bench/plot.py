@@ -210,13 +210,16 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str
 WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 5.9, 4.1, 0.5, 1.35, 0.55, 0.55
 
 
-def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Style) -> Any:
+def figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Style) -> Any:
+    """A matplotlib figure of a panel each, two beside each other, high enough for the names of all samplers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    w, h = WIDTH * columns, HEIGHT * rows
+    names = max(len({p.sampler for p in made}) for _, made in panels)
+    height = max(HEIGHT, BELOW + ABOVE + names * 12.5 / 72)
+    w, h = WIDTH * columns, height * rows
     figure = Figure(figsize=(w, h))
     FigureCanvasAgg(figure)
     figure.patch.set_alpha(0)
@@ -224,9 +227,9 @@ def _figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Sty
         r, c = divmod(i, columns)
         box = (
             (c * WIDTH + LEFT) / w,
-            1 - ((r + 1) * HEIGHT - BELOW) / h,
+            1 - ((r + 1) * height - BELOW) / h,
             (WIDTH - LEFT - RIGHT) / w,
-            (HEIGHT - BELOW - ABOVE) / h,
+            (height - BELOW - ABOVE) / h,
         )
         axes = figure.add_axes(box)
         axes.patch.set_alpha(0)
@@ -241,7 +244,7 @@ def write_pngs(made: Sequence[Point], folder: Path) -> list[Path]:
     paths = []
     for cost in COSTS:
         path = folder / f"pareto_{cost}.png"
-        _figure(panels, cost, style).savefig(path, dpi=160, facecolor="white")
+        figure(panels, cost, style).savefig(path, dpi=160, facecolor="white")
         paths.append(path)
     return paths
 
@@ -252,7 +255,7 @@ def svg(group: Sequence[Point], cost: str, style: Style, prefix: str, title: str
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
-        _figure([(title, group)], cost, style).savefig(buffer, format="svg", metadata={"Date": None})
+        figure([(title, group)], cost, style).savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     # Its style sheet is for "*" and would rule the whole page; the report has the same for plots alone.

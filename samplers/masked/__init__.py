@@ -9,12 +9,22 @@ from ..hookspecs import hookimpl
 _CLASSES = {
     "ancestral": "Ancestral",
     "beta_energy": "BetaEnergy",
+    "credit": "Credit",
     "entropy_bound": "EntropyBound",
+    "factor": "Factor",
     "first_hitting": "FirstHitting",
+    "hierarchy": "Hierarchy",
+    "klass": "Klass",
+    "llada2": "LLaDA2",
     "low_confidence": "LowConfidence",
+    "maskgit": "Maskgit",
+    "neg_entropy": "NegEntropy",
     "radd": "Radd",
     "random_order": "RandomOrder",
+    "random_remask": "RandomRemask",
+    "smdm_greedy": "SmdmGreedy",
     "threshold": "Threshold",
+    "topk_margin": "TopkMargin",
 }
 
 
