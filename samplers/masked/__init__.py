@@ -23,6 +23,7 @@ _CLASSES = {
     "random_order": "RandomOrder",
     "random_remask": "RandomRemask",
     "smdm_greedy": "SmdmGreedy",
+    "refusion": "Refusion",
     "threshold": "Threshold",
     "topk_margin": "TopkMargin",
 }
