@@ -22,8 +22,8 @@ _CLASSES = {
     "radd": "Radd",
     "random_order": "RandomOrder",
     "random_remask": "RandomRemask",
-    "smdm_greedy": "SmdmGreedy",
     "refusion": "Refusion",
+    "smdm_greedy": "SmdmGreedy",
     "threshold": "Threshold",
     "topk_margin": "TopkMargin",
 }

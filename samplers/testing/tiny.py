@@ -8,11 +8,21 @@ import math
 import torch
 from torch import Tensor
 
+from .. import registry
 from ..denoiser import GaussianDenoiser, TokenDenoiser
 from ..models.cache import Cache
 from ..schedule import NoiseSchedule, noise_schedule
 
-__all__ = ["TinyJoint", "TinyMixture", "TinyNet", "TinySequential", "TinyUniformJoint", "TinyUniformNet", "solve_ode"]
+__all__ = [
+    "TinyJoint",
+    "TinyMixture",
+    "TinyNet",
+    "TinySequential",
+    "TinyUniformJoint",
+    "TinyUniformNet",
+    "for_any_model",
+    "solve_ode",
+]
 
 
 class TinyJoint(TokenDenoiser):
@@ -222,6 +232,11 @@ def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: floa
         k4 = slope(lam + h, y + h * k3)
         y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
     return y * float(schedule.alpha(t_end))
+
+
+def for_any_model(family: str = "masked") -> list[str]:
+    """The samplers of a family that run on any of its denoisers: all but those that are `sequential`."""
+    return [name for name in registry.names("*", family) if not registry.load(name).sequential]
 
 
 def _generator(seed: int) -> torch.Generator:
