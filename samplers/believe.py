@@ -176,6 +176,7 @@ class Believe(_Asked):
         *,
         want: str | tuple[str, ...] = (),
         t: Tensor | None = None,
+        temperature: float | None = None,
         confidence_temperature: float = 1.0,
         given: Tensor | None = None,
     ) -> Belief:
@@ -185,6 +186,7 @@ class Believe(_Asked):
             want: any of confidence, margin, entropy, lse, given; no other is computed.
             t: (B,) the noise level for a time-conditioned model, of the open positions where it takes a time a position;
                 default: what the state says, `state.noise_level` or `state.levels`.
+            temperature: of the draw; None: the run's.
             confidence_temperature: of the softmax behind confidence, margin, entropy and lse. The draw has its own.
             given: (B, L) int64, the tokens whose probability "given" is; default: those that stand there.
         """
@@ -199,9 +201,8 @@ class Believe(_Asked):
             # What top-k and top-p cut is known when all logits are, and so they need the logits stored.
             unstored = self.denoiser.head is not None and not self.truncation and self.constraint is None
             made_of = self._with_head if unstored else self._with_logits
-            out = made_of(
-                state, t, who, asked, needed, length, guided, row, position, **self._drawing(state, row, position, kw)
-            )
+            kw = self._drawing(state, row, position, kw, temperature)
+            out = made_of(state, t, who, asked, needed, length, guided, row, position, **kw)
             self._take(state, out, row, position, made)
         return self._belief(state, made)
 
@@ -249,7 +250,7 @@ class Believe(_Asked):
         if "given" in want:
             kw["given"] = (state.x if given is None else given)[row, position]
         made = self._blank(state, want)
-        kw = self._drawing(state, row, position, kw, self.temperature if temperature is None else temperature, draw)
+        kw = self._drawing(state, row, position, kw, temperature, draw)
         self._take(state, ops.masked_softmax(logits.value, **kw), row, position, made)
         return self._belief(state, made)
 
@@ -480,7 +481,9 @@ class Foreseen:
     def temperature(self) -> float:
         return self.believe.temperature
 
-    def __call__(self, state, rows=None, *, want=(), t=None, confidence_temperature=1.0, given=None) -> Belief:
+    def __call__(
+        self, state, rows=None, *, want=(), t=None, temperature=None, confidence_temperature=1.0, given=None
+    ) -> Belief:
         return self._made(state, self._ask(state, rows), want)
 
     def logits(self, state, rows=None, *, t=None) -> Logits:

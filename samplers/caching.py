@@ -85,6 +85,8 @@ class Feed:
         write: what becomes of their keys and values: None nothing; "fill" they are the first rows of the store, and
             nothing in it is seen; "scatter" each goes to the row of its position, whose old content is not seen;
             "append" they go behind what is kept.
+        stored: with "append": (A,) int64, only the first stored[i] go there, the others are fed for their answers; None:
+            as `count`. Needs causal attention.
         keep: (A, length) bool, rows of the store that are seen; None: all that are filled.
         rows: with "fill": runs (first, end) of the store's rows, which are the batch's rows in order; None: all.
     """
@@ -93,6 +95,7 @@ class Feed:
     positions: Tensor
     count: Tensor | None = None
     write: str | None = None
+    stored: Tensor | None = None
     keep: Tensor | None = None
     rows: tuple[tuple[int, int], ...] | None = None
 

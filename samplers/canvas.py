@@ -56,6 +56,7 @@ class Canvas:
     vocab_size: int
     filled: int
     # What `prepared` fills in:
+    block_length: int | Tensor | None = None  # as it was given
     block: Tensor | None = None  # (B, L) int64, the number of a position's block; _FAR where there is nothing to fill
     block_size: Tensor | None = None  # (B, blocks) int64, positions to fill in each block
     block_steps: Tensor | None = None  # (B, blocks) int64, steps given to each block
@@ -146,18 +147,26 @@ class Canvas:
         device = denoiser.device
         return cls(x.to(device), fill.to(device), lengths, denoiser.mask_id, denoiser.vocab_size, int(fill.sum()))
 
-    def prepared(self, *, block_length: int | None, steps: int | None, stop: tuple[Tensor, ...], rng: Rng) -> Canvas:
-        """This canvas with its positions cut into blocks of `block_length` and `steps` dealt out to them."""
+    def prepared(
+        self, *, block_length: int | Tensor | None, steps: int | None, stop: tuple[Tensor, ...], rng: Rng
+    ) -> Canvas:
+        """This canvas with its positions cut into blocks of `block_length`, (B,) where rows have their own, and `steps` dealt
+        out to them."""
         n_fill = self.fill.sum(1).cpu()  # (B,)
-        length = int(n_fill.max()) if block_length is None else whole("block_length", block_length)
-        rank = self.fill.cumsum(1) - 1  # (B, L) number among the positions to fill
-        block = torch.where(self.fill, rank // length, _FAR)
-        blocks = -(-n_fill // length)  # (B,)
-        starts = torch.arange(int(blocks.max())) * length  # (blocks,)
-        size = (n_fill[:, None] - starts).clamp(0, length)  # (B, blocks)
+        if isinstance(block_length, Tensor):
+            length = block_length.cpu()  # (B,)
+        else:
+            most = int(n_fill.max()) if block_length is None else whole("block_length", block_length)
+            length = torch.full_like(n_fill, most)
         device = self.x.device
+        rank = self.fill.cumsum(1) - 1  # (B, L) number among the positions to fill
+        block = torch.where(self.fill, rank // length.to(device)[:, None], _FAR)
+        blocks = -(-n_fill // length)  # (B,)
+        starts = torch.arange(int(blocks.max())) * length[:, None]  # (B, blocks)
+        size = torch.minimum((n_fill[:, None] - starts).clamp(min=0), length[:, None])  # (B, blocks)
         return dataclasses.replace(
             self,
+            block_length=block_length,
             block=block,
             block_size=size.to(device),
             block_steps=_deal(size, blocks, steps).to(device),

@@ -248,15 +248,22 @@ def _show(args: argparse.Namespace) -> int:
         at = ", ".join(f"{v:.4g} at {s} steps" for s, v in known.items())
         grid.add_row("[dim]expected NFE[/]", at + ("" if cls.family == "gaussian" else f" (L = {LENGTH})"))
     elif facts["sweep"]:
-        grid.add_row("[dim]NFE[/]", f"depends on the model, set by {facts['sweep']}; `steps` is a cap")
+        cap = "" if cls.sequential else "; `steps` is a cap"
+        grid.add_row("[dim]NFE[/]", f"depends on the model, set by {facts['sweep']}{cap}")
+    if cls.sequential:
+        grid.add_row(
+            "[dim]model[/]", "must look back only, have a KV cache and predict the next token, too (predicts_next)"
+        )
     grid.add_row("[dim]source[/]", Text(about["source"]))
     grid.add_row("[dim]from[/]", f"{item.distribution} {item.version}")
     console.print("\n[bold]Facts[/]")
     console.print(grid)
-    problem = "digits" if cls.family == "gaussian" else "sudoku4"
+    on = f"--problem {'digits' if cls.family == 'gaussian' else 'sudoku4'} --family {cls.family}"
+    more = "--steps 16"
+    if cls.sequential:
+        on, more = "--denoiser my_model:denoiser", "--gen-length 64"
     console.print(
-        f"\n[bold]Try[/]\nsamplers sample --problem {problem} --family {cls.family} --sampler {args.name} "
-        "--steps 16 --watch",
+        f"\n[bold]Try[/]\nsamplers sample {on} --sampler {args.name} {more} --watch",
         highlight=False,
         soft_wrap=True,
     )

@@ -81,6 +81,9 @@ class TokenDenoiser(Denoiser):
         length: the only canvas length it takes, or None for any.
         caches: the caching schemes (samplers.caching) that it can do; then `predict` or `hidden` takes a Feed as `cache`,
             x, t and rows being those of the fed tokens, and `new_cache` makes what Feed.store is.
+        predicts_next: True: a mask in its input is answered with the token that stands there, any other token with the one
+            that stands at the position behind it (one head, two meanings: ReFusion). Its cache must have `crop`, `taken` and
+            `join` as models.cache.Cache has them.
         attention_block: positions a block of block_causal attention, counted from the canvas's first; else 1.
         head: the last layer, of a denoiser that has `hidden`; None: it has logits only.
         self_conditioned: True: `predict` takes `previous`, what it answered for these rows the time before.
@@ -93,6 +96,7 @@ class TokenDenoiser(Denoiser):
     attention: str = "full"
     length: int | None = None
     caches: tuple[str, ...] = ()
+    predicts_next: bool = False
     attention_block: int = 1
     head: Head | None = None
     self_conditioned: bool = False

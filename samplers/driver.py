@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import registry
+from . import decoding, registry
 from .believe import Believe, Foreseen, Knobs, NoiseBelieve
 from .caching import cache_scheme
 from .canvas import PAD, Canvas, NoiseCanvas, TokenState, parse_stop, whole
@@ -296,6 +296,8 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
         whole("top_k", top_k)
     if not 0 < top_p <= 1:
         raise OptionError(f"top_p must be a number above 0, up to 1 (all), not {args['top_p']!r}")
+    if sampler.sequential:
+        decoding.check(denoiser, sampler, args)
     scheme = cache_scheme(args["cache"], denoiser)
     interval = _interval(args["cfg_interval"])
     forbid, demote = (_ids(name, args[name], denoiser) for name in ("forbid", "demote"))
@@ -318,7 +320,8 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
         rng=Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
     )
     knobs = Knobs(temperature, cfg_scale, interval, top_k, top_p, forbid, demote)
-    believe = Believe(denoiser, batch, knobs, scheme=scheme, sampler=sampler.name)
+    asking = decoding.Decoding if sampler.sequential else Believe
+    believe = asking(denoiser, batch, knobs, scheme=scheme, sampler=sampler.name)
     state = sampler.init(canvas)
     if _foresees(sampler, denoiser) and not canvas.stop and args["constrain"] is None:
         believe.foreseen = Foreseen(sampler, canvas, believe)

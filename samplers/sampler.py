@@ -162,6 +162,9 @@ class Sampler:
             which step. The driver then works them out beside the run, and never waits for the device.
         revises: True where a visible token may be masked again or changed (always, under uniform noise), and the model is
             asked about visible ones.
+        sequential: True where what is decided is appended to a sequence, and the model is asked through it
+            (samplers.decoding): it must look back only, have a cache and predict the next token, too.
+        small_options: options under which it takes canvases as small and odd as the kit's.
         one_at_a_time: arguments of sample() under which a step commits one position, besides steps = positions; of a sampler
             that is exact in the limit, enough steps for the kit's problem.
         law_options: options under which a token is drawn from the model's own law; of samplers that else add to its logits.
@@ -179,6 +182,8 @@ class Sampler:
     exact_order: ClassVar[bool | None] = None
     counts_known: ClassVar[bool] = False
     revises: ClassVar[bool] = False
+    sequential: ClassVar[bool] = False
+    small_options: ClassVar[Mapping[str, Any]] = {}
     one_at_a_time: ClassVar[Mapping[str, Any]] = {}
     law_options: ClassVar[Mapping[str, Any]] = {}
     stores_logits: ClassVar[bool] = False

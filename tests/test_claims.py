@@ -10,9 +10,9 @@ import torch
 
 import samplers
 from samplers import ops, problems, registry
-from samplers.testing.tiny import TinyNet, solve_ode
+from samplers.testing.tiny import TinyNet, for_any_model, solve_ode
 
-MASKED = samplers.list_samplers("masked/*")
+MASKED = for_any_model()
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,12 @@ def test_row_of_64_is_the_row_alone_gaussian():
 SCRIPT = """
 import hashlib, sys, torch, samplers
 from samplers import problems
+from samplers.testing.tiny import for_any_model
 torch.set_num_threads(1)
 print("native" if samplers.ops.status()["native"] else "twin")
 for problem in ("sudoku4", "digits"):
     denoiser = problems.create(problem).denoiser("masked")
-    for name in samplers.list_samplers("masked/*"):
+    for name in for_any_model():
         x = samplers.sample(denoiser, name, batch=48, steps=12, seed=6, temperature=0.9).x
         print(problem, name, hashlib.sha256(x.numpy().tobytes()).hexdigest())
 """

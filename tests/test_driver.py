@@ -21,7 +21,7 @@ from samplers import (
     registry,
 )
 from samplers.believe import Believe
-from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet
+from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, for_any_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -471,7 +471,7 @@ def test_predict_of_a_head_is_its_logits():
         assert torch.allclose(denoiser.predict(ids, rows=rows), expected[rows])
 
 
-@pytest.mark.parametrize("sampler", samplers.list_samplers(family="masked"))
+@pytest.mark.parametrize("sampler", for_any_model())
 @pytest.mark.parametrize("cfg_scale", [0.0, 1.5])
 def test_a_head_changes_nothing_but_memory(sampler, cfg_scale, monkeypatch):
     kw = {"prompt": [[1, 2], [3]], "gen_length": 6, "steps": 4, "temperature": 0.0, "cfg_scale": cfg_scale, "seed": 5}
@@ -607,7 +607,7 @@ PROMPT = [[0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize("head", [False, True], ids=["logits", "head"])
-@pytest.mark.parametrize("sampler", samplers.list_samplers(family="masked"))
+@pytest.mark.parametrize("sampler", for_any_model())
 def test_found_late_names_row_position_and_forward(late, sampler, head):
     denoiser, seen = spoilt_from(1, head)
     with pytest.raises(DenoiserError, match=r"row 2, position \d a NaN or \+inf among its logits") as caught:

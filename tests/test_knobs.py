@@ -9,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import samplers
 from samplers import Canvas, Constraint, OptionError, TokenDenoiser, believe, driver, registry
 from samplers.canvas import DraftState
-from samplers.testing.tiny import TinyJoint, TinyNet
+from samplers.testing.tiny import TinyJoint, TinyNet, for_any_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-MASKED = samplers.list_samplers("masked/*")
+MASKED = for_any_model()
 RUN = {"prompt": [[1, 2, 3], [4], []], "gen_length": 12, "seed": 5, "temperature": 1.0}
 
 

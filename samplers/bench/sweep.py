@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .. import registry
 from ..canvas import PAD
+from ..decoding import lacks
 from ..driver import Sample, Seconds, sample
 from ..errors import OptionError, SamplersError, UnknownNameError, did_you_mean
 from ..problems import Problem
@@ -155,7 +156,8 @@ def plan(requests: Iterable[Request]) -> list[Cell]:
         if not made:
             raise UnknownNameError(
                 f"nothing to run: no sampler of {', '.join(request.samplers)} is of a family that "
-                f"{', '.join(request.problems)} has ({', '.join(_families(request, request.problems[0]))})"
+                f"{', '.join(request.problems)} has ({', '.join(_families(request, request.problems[0]))}), or they need a "
+                "model that reads a sequence"
             )
         cells.update((c.key, c) for c in made)
     return list(cells.values())
@@ -171,15 +173,18 @@ def _families(request: Request, name: str) -> tuple[str, ...]:
 
 def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
     _check_patterns(request.samplers)
-    chosen = [(f, n) for f in _families(request, problem) for n in registry.names(request.samplers, f)]
+    families = _families(request, problem)
+    chosen = [(f, n) for f in families for n in registry.names(request.samplers, f) if _runs(n, f, problem)]
     given = _options(request.options, [n for _, n in chosen])
     cells = []
     for family, name in chosen:
         cls, item = registry.load(name), registry.entry(name)
         own = given.get(name, {})
         knob, values = ("steps", request.nfe) if cls.sweep is None or cls.sweep[0] in own else cls.sweep
+        if cls.sequential and knob == "steps":  # which it does not take
+            knob, values = cls.sweep[0], (own[cls.sweep[0]],)
         for value, cache in itertools.product(values, request.caches):
-            sampler = cls.make(**own, **({knob: value} if knob != "steps" else {}))
+            sampler = cls.make(**own | ({knob: value} if knob != "steps" else {}))
             settings: dict[str, Any] = {"steps": value if knob == "steps" else None}
             if family in ("masked", "uniform"):
                 temperature = request.temperature
@@ -218,6 +223,11 @@ def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
                 )
             )
     return cells
+
+
+def _runs(name: str, family: str, problem: str) -> bool:
+    """Whether the problem's denoiser is one that the sampler can be asked through."""
+    return not registry.load(name).sequential or not lacks(subject(problem).denoiser(family))  # type: ignore[arg-type]
 
 
 def _check_patterns(patterns: Sequence[str]) -> None:

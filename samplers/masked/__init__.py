@@ -24,6 +24,7 @@ _CLASSES = {
     "radd": "Radd",
     "random_order": "RandomOrder",
     "random_remask": "RandomRemask",
+    "refusion": "Refusion",
     "remdm": "ReMDM",
     "smdm_greedy": "SmdmGreedy",
     "tau_leaping": "TauLeaping",

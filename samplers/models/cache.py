@@ -112,6 +112,16 @@ class Cache:
         """
         return ops.kv_gather(self.key, self.value, index, rows=rows)
 
+    def join(self, other: Cache, index: Tensor, rows: Tensor, count: Tensor) -> None:
+        """Behind the filled rows of batch row b go copies of the first count[b] of other's rows index[b, i], of its batch rows
+        rows[b, i]. What `other` has written so far is counted here from now on: it has served.
+
+        index, rows: (B, n) int64. count: (B,) int64.
+        """
+        self.append(*other.gather(index, rows), count)
+        self._known, other._known = self._known + other._known, 0
+        self._counted, other._counted = self._counted + other._counted, torch.zeros_like(other._counted)
+
     def compact(self, keep: Tensor) -> None:
         """Of the filled rows those that are kept move to the front, in order. keep: (B, length) bool."""
         filled = keep & (torch.arange(self.length, device=keep.device) < self.lengths[:, None])

@@ -242,6 +242,7 @@ class Transformer(nn.Module):
         start: Tensor | int | None = None,
         index: Tensor | None = None,
         count: Tensor | None = None,
+        stored: Tensor | None = None,
         keep: Tensor | None = None,
         runs: Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
@@ -264,6 +265,8 @@ class Transformer(nn.Module):
             cache: of `Transformer.cache`. Nothing is written into it unless `store` says so.
             start: of "replace", (B,) int64 or one int. index: of "scatter", (n,) or (B, n) int64.
             count: (B,) int64, only the first count[b] tokens are there, the others are filling. Not with "scatter".
+            stored: of "append", (B,) int64, only the first stored[b] tokens are stored, those behind them are fed for their
+                hidden rows alone; attention must be causal. None: as `count`.
             runs: of "fill", the batch rows of the cache that the B rows are, in order, as (first, end); None: all.
             keep: (B, cache.length) bool, rows of the cache that may be seen; None: all that are filled.
 
@@ -279,7 +282,7 @@ class Transformer(nn.Module):
         c = self.config
         filled, runs = (cache, runs) if store == "fill" else (None, None)
         cache, store = (None, None) if store == "fill" else (cache, store)
-        self._check(ids, positions, rows, cache, store, start, index, count, keep)
+        self._check(ids, positions, rows, cache, store, start, index, count, stored, keep)
         if filled is not None:
             runs = ((0, filled.batch),) if runs is None else runs
             if sum(end - first for first, end in runs) != len(ids) or ids.shape[1] > filled.length:
@@ -314,7 +317,7 @@ class Transformer(nn.Module):
         if cache is not None and store is not None:
             key, value = (torch.stack(part) for part in zip(*new))
             if store == "append":
-                cache.append(key, value, count)
+                cache.append(key, value, count if stored is None else stored)
             elif start is not None:
                 cache.replace(key, value, start, count)
             elif index is not None:
@@ -374,7 +377,7 @@ class Transformer(nn.Module):
             new_keep=there,
         )
 
-    def _check(self, ids, positions, rows, cache, store, start, index, count, keep) -> None:
+    def _check(self, ids, positions, rows, cache, store, start, index, count, stored, keep) -> None:
         """All that can be wrong with a call, said before anything is written."""
         c, device = self.config, self.embed.weight.device
 
@@ -396,6 +399,7 @@ class Transformer(nn.Module):
         check("positions", positions, shape, torch.int64)
         check("rows", rows, shape, torch.bool)
         check("count", count, shape[:1], torch.int64)
+        check("stored", stored, shape[:1], torch.int64)
         if store not in (None, "append", "replace", "scatter"):
             raise OptionError(f"transformer: store must be None, 'append', 'replace' or 'scatter', not {store!r}")
         if cache is None and (store is not None or keep is not None):
@@ -405,6 +409,8 @@ class Transformer(nn.Module):
                 raise OptionError(f"transformer: {name} goes with store={kind!r}, and only with it")
         if store == "scatter" and count is not None:
             raise OptionError("transformer: with store='scatter' a negative index says what is filling, not count")
+        if stored is not None and (store != "append" or c.attention != "causal"):
+            raise OptionError("transformer: stored goes with store='append' and causal attention, and only with them")
         if store in ("replace", "scatter") and c.attention != "full":
             raise OptionError(f"transformer: store={store!r} needs full attention, this model's is {c.attention}")
         looks = device.type == "cpu" and not torch.compiler.is_compiling()
@@ -422,7 +428,7 @@ class Transformer(nn.Module):
                 check("start", start, shape[:1], torch.int64)
             check("index", index, shape if index is None or index.dim() == 2 else shape[1:], torch.int64)
             if looks:
-                self._check_room(shape[1], cache, store, start, index, count)
+                self._check_room(shape[1], cache, store, start, index, count if stored is None else stored)
         if looks:
             for name, x, bound in (("ids", ids, c.embeddings), ("positions", positions, c.max_length)):
                 if x is not None and x.numel() and (int(x.min()) < 0 or int(x.max()) >= bound):

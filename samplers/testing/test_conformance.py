@@ -16,7 +16,15 @@ import torch
 import samplers
 from samplers import Canvas, OptionError, Sampler, believe, driver, registry
 from samplers.registry import FAMILIES
-from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, TinyUniformJoint, TinyUniformNet, solve_ode
+from samplers.testing.tiny import (
+    TinyJoint,
+    TinyMixture,
+    TinyNet,
+    TinySequential,
+    TinyUniformJoint,
+    TinyUniformNet,
+    solve_ode,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,12 +43,32 @@ GEN = 12
 def net(name, **kw):
     """An arbitrary model of the sampler's family."""
     cls = registry.load(name)
-    return TinyUniformNet(**kw) if cls.family == "uniform" else TinyNet(visible_too=cls.revises, **kw)
+    return fit(name, TinyUniformNet(**kw) if cls.family == "uniform" else TinyNet(visible_too=cls.revises, **kw))
 
 
 def joint(name, **kw):
     """The exact model of a law that one can enumerate."""
-    return TinyUniformJoint(**kw) if registry.load(name).family == "uniform" else TinyJoint(**kw)
+    return fit(name, TinyUniformJoint(**kw) if registry.load(name).family == "uniform" else TinyJoint(**kw))
+
+
+def fit(name, denoiser):
+    """A denoiser of tokens as the sampler needs it."""
+    return TinySequential(denoiser) if registry.load(name).sequential else denoiser
+
+
+def suited(name, setting):
+    """Arguments of sample(), less those that a sequence has no use for, and options for canvases of the kit's size."""
+    cls = registry.load(name)
+    never = ("steps", "cfg_scale") if cls.sequential else ()
+    return {k: v for k, v in setting.items() if k not in never} | dict(cls.small_options)
+
+
+def sample(denoiser, name, **setting):
+    return samplers.sample(denoiser, name, **suited(name, setting))
+
+
+def stream(denoiser, name, **setting):
+    return samplers.stream(denoiser, name, **suited(name, setting))
 
 
 # ---------------------------------------------------------------------------------------------- what it says of itself
@@ -91,7 +119,7 @@ def test_options(zoo_sampler):
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_prompt_untouched_no_mask_left(zoo_tokens, setting):
     denoiser = net(zoo_tokens)
-    out = samplers.sample(denoiser, zoo_tokens, prompt=PROMPTS, gen_length=GEN, seed=7, **setting)
+    out = sample(denoiser, zoo_tokens, prompt=PROMPTS, gen_length=GEN, seed=7, **setting)
     assert out.x.dtype == torch.int64 and out.x.shape == (4, 6 + GEN)
     for i, prompt in enumerate(PROMPTS):
         end = len(prompt) + GEN
@@ -107,32 +135,30 @@ def test_infill_keeps_what_is_given(zoo_tokens):
     x = torch.arange(20).remainder(11).repeat(3, 1)
     fill = torch.rand(3, 20, generator=torch.Generator().manual_seed(1)) < 0.5
     canvas = Canvas.infill(denoiser, x, fill)
-    out = samplers.sample(denoiser, zoo_tokens, prompt=canvas, block_length=3, temperature=1.0)
+    out = sample(denoiser, zoo_tokens, prompt=canvas, block_length=3, temperature=1.0)
     assert (out.x[~fill] == x[~fill]).all()
     assert (out.x < denoiser.tokens).all()
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_row_of_a_batch_is_the_row_alone(zoo_tokens, setting):
-    together = samplers.sample(net(zoo_tokens), zoo_tokens, prompt=PROMPTS, gen_length=GEN, seed=3, **setting)
+    together = sample(net(zoo_tokens), zoo_tokens, prompt=PROMPTS, gen_length=GEN, seed=3, **setting)
     for i, prompt in enumerate(PROMPTS):
-        alone = samplers.sample(
-            net(zoo_tokens), zoo_tokens, prompt=[prompt], gen_length=GEN, seed=3, first_row=i, **setting
-        )
+        alone = sample(net(zoo_tokens), zoo_tokens, prompt=[prompt], gen_length=GEN, seed=3, first_row=i, **setting)
         assert together.x[i, : len(prompt) + GEN].tolist() == alone.x[0].tolist()
         assert int(together.nfe_rows[i]) == alone.nfe
 
 
 def test_row_of_64_is_the_row_alone(zoo_tokens):
-    together = samplers.sample(net(zoo_tokens), zoo_tokens, gen_length=16, batch=64, seed=11, temperature=1.0)
+    together = sample(net(zoo_tokens), zoo_tokens, gen_length=16, batch=64, seed=11, temperature=1.0)
     for i in (0, 1, 31, 63):
-        alone = samplers.sample(net(zoo_tokens), zoo_tokens, gen_length=16, seed=11, first_row=i, temperature=1.0)
+        alone = sample(net(zoo_tokens), zoo_tokens, gen_length=16, seed=11, first_row=i, temperature=1.0)
         assert together.x[i].tolist() == alone.x[0].tolist()
 
 
 def test_seed_decides(zoo_tokens):
     def run(seed):
-        return samplers.sample(net(zoo_tokens), zoo_tokens, gen_length=24, batch=8, seed=seed, temperature=1.0).x
+        return sample(net(zoo_tokens), zoo_tokens, gen_length=24, batch=8, seed=seed, temperature=1.0).x
 
     before = torch.get_rng_state()
     first = run(5)
@@ -146,9 +172,7 @@ def test_seed_decides(zoo_tokens):
 
 def test_interleaved_runs_agree(zoo_tokens):
     def open_(seed):
-        return samplers.stream(
-            net(zoo_tokens), zoo_tokens, gen_length=GEN, batch=3, seed=seed, block_length=5, temperature=1.0
-        )
+        return stream(net(zoo_tokens), zoo_tokens, gen_length=GEN, batch=3, seed=seed, block_length=5, temperature=1.0)
 
     apart = [list(open_(seed))[-1].x for seed in (1, 2)]
     runs, last = [open_(1), open_(2)], [None, None]
@@ -165,7 +189,7 @@ def test_interleaved_runs_agree(zoo_tokens):
 
 
 def test_states_are_immutable(zoo_tokens):
-    states = samplers.stream(net(zoo_tokens), zoo_tokens, gen_length=GEN, batch=2, temperature=1.0)
+    states = stream(net(zoo_tokens), zoo_tokens, gen_length=GEN, batch=2, temperature=1.0)
     kept = [(state, state.x.clone()) for state in states]
     assert all((state.x == x).all() for state, x in kept), "a step wrote into an earlier state"
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -176,6 +200,8 @@ def test_states_are_immutable(zoo_tokens):
 def test_counted_nfe_is_the_declared(zoo_tokens, steps):
     length, batch = 16, 1200
     sampler = samplers.create(zoo_tokens)
+    if sampler.sequential:
+        pytest.skip("it does not take `steps`")
     expected = sampler.expected_nfe(length, steps)
     if expected is None:
         out = samplers.sample(net(zoo_tokens), sampler, gen_length=length, batch=32, steps=steps, temperature=1.0)
@@ -195,7 +221,14 @@ def test_counted_nfe_is_the_declared(zoo_tokens, steps):
 
 def test_counts_are_what_the_model_saw(zoo_tokens):
     denoiser = net(zoo_tokens)
-    out = samplers.sample(denoiser, zoo_tokens, prompt=[[1, 2], [3, 4]], gen_length=GEN, steps=6, cfg_scale=1.0)
+    if registry.load(zoo_tokens).sequential:
+        out = sample(denoiser, zoo_tokens, prompt=[[1, 2], [3, 4]], gen_length=GEN)
+        rows, fed, answers = (sum(n) for n in zip(*denoiser.asked))
+        assert (out.nfe, out.row_evals, out.token_evals) == (len(denoiser.asked), rows, fed)
+        assert out.head_rows == answers
+        assert int(out.nfe_rows.max()) <= out.nfe <= int(out.nfe_rows.sum()) <= rows
+        return
+    out = sample(denoiser, zoo_tokens, prompt=[[1, 2], [3, 4]], gen_length=GEN, steps=6, cfg_scale=1.0)
     assert out.nfe == len(denoiser.asked)
     assert out.row_evals == sum(rows for rows, _ in denoiser.asked)
     assert out.head_rows == sum(needed for _, needed in denoiser.asked)
@@ -210,11 +243,11 @@ def test_counts_are_foreseen(zoo_tokens, monkeypatch):
         pytest.skip("its counts depend on the model")
     for setting in SETTINGS:
         run: Any = {"prompt": PROMPTS, "gen_length": GEN, "seed": 3, **setting}
-        looked = samplers.sample(net(zoo_tokens), zoo_tokens, **run)
+        looked = sample(net(zoo_tokens), zoo_tokens, **run)
         with monkeypatch.context() as patch:
             patch.setattr(driver, "_foresees", lambda sampler, denoiser: True)
             patch.setattr(believe.Believe, "_counts", _refuse_after(believe.Believe._counts))
-            foreseen = samplers.sample(net(zoo_tokens), zoo_tokens, **run)
+            foreseen = sample(net(zoo_tokens), zoo_tokens, **run)
         assert (looked.x == foreseen.x).all()
         assert (looked.nfe, looked.head_rows) == (foreseen.nfe, foreseen.head_rows)
         assert (looked.nfe_rows == foreseen.nfe_rows).all()
@@ -239,15 +272,15 @@ def test_logits_are_stored_where_it_says_so(zoo_tokens, monkeypatch):
         return logits(self, *args, **kw)
 
     monkeypatch.setattr(believe.Believe, "logits", watched)
-    samplers.sample(net(zoo_tokens), zoo_tokens, gen_length=GEN, temperature=1.0)
+    sample(net(zoo_tokens), zoo_tokens, gen_length=GEN, temperature=1.0)
     assert bool(stored) == registry.load(zoo_tokens).stores_logits
 
 
 def test_stop_rule(zoo_tokens):
     denoiser = net(zoo_tokens)
-    free = samplers.sample(denoiser, zoo_tokens, gen_length=32, batch=6, seed=2, temperature=1.0)
+    free = sample(denoiser, zoo_tokens, gen_length=32, batch=6, seed=2, temperature=1.0)
     stop = int(free.x[0, 5])
-    out = samplers.sample(denoiser, zoo_tokens, gen_length=32, batch=6, seed=2, temperature=1.0, stop=stop)
+    out = sample(denoiser, zoo_tokens, gen_length=32, batch=6, seed=2, temperature=1.0, stop=stop)
     for i, row in enumerate(out.x.tolist()):
         end = int(out.lengths[i])
         assert stop not in row[: end - 1], "a row ends behind its first stop token"
@@ -256,6 +289,8 @@ def test_stop_rule(zoo_tokens):
 
 
 def test_time_reaches_a_time_conditioned_model(zoo_tokens):
+    if registry.load(zoo_tokens).sequential:
+        pytest.skip("what is kept must not depend on the time")
     if registry.load(zoo_tokens).family == "uniform":  # this model looks at t itself: (B,), in (0, 1]
         samplers.sample(net(zoo_tokens, time_conditioned=True), zoo_tokens, gen_length=6, batch=5, block_length=4)
         return
@@ -287,12 +322,12 @@ def test_law_on_a_tiny_problem(zoo_tokens, mode):
     problem, batch = joint(zoo_tokens), 12_000
     extra = dict(sampler_class.law_options)
     if mode == "left to right":
-        out = samplers.sample(problem, zoo_tokens, batch=batch, seed=1, temperature=1.0, block_length=1, **extra)
+        out = sample(problem, zoo_tokens, batch=batch, seed=1, temperature=1.0, block_length=1, **extra)
     elif not sampler_class.exact_order:
         pytest.skip("the sampler says that its law is biased, or does not say")
     else:
         extra |= dict(sampler_class.one_at_a_time)
-        out = samplers.sample(problem, zoo_tokens, batch=batch, seed=1, temperature=1.0, **extra)
+        out = sample(problem, zoo_tokens, batch=batch, seed=1, temperature=1.0, **extra)
     counts = torch.bincount(problem.index(out.x), minlength=len(problem.law)).double()
     expected = problem.law * batch
     # Cells that expect few draws are pooled, as the chi-square approximation wants; 5 sigma of its own distribution.
@@ -312,8 +347,8 @@ def test_greedy_takes_the_best(zoo_tokens):
         return torch.nn.functional.one_hot(target, 5).float().mul(9).expand(len(ids), -1, -1)
 
     mask_id = None if registry.load(zoo_tokens).family == "uniform" else 4
-    denoiser = samplers.TokenDenoiser.wrap(certain, vocab_size=5, mask_id=mask_id)
-    out = samplers.sample(denoiser, zoo_tokens, gen_length=6, batch=3, temperature=0.0)
+    denoiser = fit(zoo_tokens, samplers.TokenDenoiser.wrap(certain, vocab_size=5, mask_id=mask_id, length=6))
+    out = sample(denoiser, zoo_tokens, batch=3, temperature=0.0)
     assert (out.x == target).all()
 
 

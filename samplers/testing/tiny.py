@@ -8,10 +8,21 @@ import math
 import torch
 from torch import Tensor
 
+from .. import registry
 from ..denoiser import GaussianDenoiser, TokenDenoiser
+from ..models.cache import Cache
 from ..schedule import NoiseSchedule, noise_schedule
 
-__all__ = ["TinyJoint", "TinyMixture", "TinyNet", "TinyUniformJoint", "TinyUniformNet", "solve_ode"]
+__all__ = [
+    "TinyJoint",
+    "TinyMixture",
+    "TinyNet",
+    "TinySequential",
+    "TinyUniformJoint",
+    "TinyUniformNet",
+    "for_any_model",
+    "solve_ode",
+]
 
 
 class TinyJoint(TokenDenoiser):
@@ -134,6 +145,51 @@ class TinyUniformNet(TinyNet):
         self.table = self.table[:, :, :vocab].contiguous()
 
 
+class TinySequential(TokenDenoiser):
+    """Another denoiser of masked tokens, read as a sequence: for samplers that are `sequential`.
+
+    A fed token sees what is kept and what was fed before it, each at its position on a canvas that is masked elsewhere,
+    and is answered with what the other denoiser says there: of its own position where it is a mask, else of the next. Of
+    an exact denoiser it makes one that is exact in both. `asked` has the (rows, tokens fed, answers) of each call.
+    """
+
+    attention, predicts_next = "causal", True
+
+    def __init__(self, inner: TokenDenoiser):
+        self.inner, self.name, self.length = inner, f"{inner.name}, as a sequence", inner.length
+        self.vocab_size, self.mask_id = inner.vocab_size, inner.mask_id
+        self.asked: list[tuple[int, int, int]] = []
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def new_cache(self, batch, length):
+        return Cache(1, batch, 1, length, 1, dtype=torch.int64)  # keys are tokens, values are positions
+
+    def predict(self, x, t=None, *, rows=None, cache=None):
+        store, positions = cache.store, cache.positions
+        row, column = rows.nonzero().unbind(1)  # (N,) each: the fed tokens that are answered
+        length = self.length
+        if length is None:
+            length = 2 + max(int(p.max()) for p in (positions, store.value) if p.numel())
+        kept = torch.arange(store.length) < store.lengths[row, None]  # (N, rows of the cache)
+        before = torch.arange(x.shape[1]) <= column[:, None]  # (N, n)
+        mask_id: int = self.mask_id  # type: ignore[assignment]
+        canvas = torch.full((len(row), length + 1), mask_id)
+        for seen, at, token in (
+            (kept, store.value[0, :, 0, :, 0], store.key[0, :, 0, :, 0]),
+            (before, positions, x),
+        ):
+            canvas.scatter_(1, torch.where(seen, at[row], length), token[row])
+        target = positions[row, column] + (x[row, column] != mask_id)
+        wanted = torch.arange(length) == target[:, None]
+        self.asked.append((len(x), x.numel(), len(row)))
+        if cache.write == "append":
+            new = (v[None, :, None, :, None] for v in (x, positions))
+            store.append(*new, cache.stored)
+        return self.inner.predict(canvas[:, :-1], rows=wanted)
+
+
 class TinyMixture(GaussianDenoiser):
     """Independent coordinates of 0.4 N(-1, 0.3^2) + 0.6 N(0.8, 0.5^2), closed form, float64."""
 
@@ -176,6 +232,11 @@ def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: floa
         k4 = slope(lam + h, y + h * k3)
         y = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
     return y * float(schedule.alpha(t_end))
+
+
+def for_any_model(family: str = "masked") -> list[str]:
+    """The samplers of a family that run on any of its denoisers: all but those that are `sequential`."""
+    return [name for name in registry.names("*", family) if not registry.load(name).sequential]
 
 
 def _generator(seed: int) -> torch.Generator:
