@@ -371,7 +371,7 @@ def digits():
 class DigitsMasked:
     """Grey levels under the problem's own law: every pixel of an image moved by its kernel, anew in every step."""
 
-    name, steps, batch, rate = "digits-mdm", 1500, 64, 3e-3
+    name, steps, batch, rate = "digits-mdm", 2000, 32, 3e-3
     embeddings_a_pixel = GREYS + 1
 
     def __init__(self):
