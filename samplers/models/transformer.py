@@ -119,9 +119,9 @@ class Config:
                 raise OptionError(f"Config: {name} must be a positive integer, not {value!r}")
 
 
-def rope_frequencies(config: Config) -> Tensor:
+def rope_frequencies(config: Config, device: torch.device | str = "cpu") -> Tensor:
     """Radians a position turns each of the head_width / 2 pairs: theta^(-2i / head_width). (head_width / 2,) float32."""
-    exponent = torch.arange(0, config.head_width, 2, dtype=torch.int64).float() / config.head_width
+    exponent = torch.arange(0, config.head_width, 2, device=device).float() / config.head_width
     frequency = 1.0 / (config.rope_theta**exponent)
     if config.rope_scaling is None:
         return frequency
@@ -300,10 +300,13 @@ class Transformer(nn.Module):
             places = (first[:, None] if isinstance(first, Tensor) else first) + here.expand_as(ids)
         if positions is None:
             positions = here.expand_as(ids) if places is None else places.clamp(min=0)
+        if _looks(ids.device):
+            _check_range("ids", ids, c.embeddings)
+            _check_range("positions", positions, c.max_length)
         attend = self._attention(ids, cache, store, places, count, keep)
 
         x = self.embed(ids)  # (B, n, D)
-        angle = positions[:, None, :, None] * rope_frequencies(c).to(ids.device)  # (B, 1, n, d / 2) float32
+        angle = positions[:, None, :, None] * rope_frequencies(c, ids.device)  # (B, 1, n, d / 2) float32
         cos, sin = angle.cos(), angle.sin()
         new: list[tuple[Tensor, Tensor]] = []
         for i, block in enumerate(self.blocks):
@@ -413,7 +416,6 @@ class Transformer(nn.Module):
             raise OptionError("transformer: stored goes with store='append' and causal attention, and only with them")
         if store in ("replace", "scatter") and c.attention != "full":
             raise OptionError(f"transformer: store={store!r} needs full attention, this model's is {c.attention}")
-        looks = device.type == "cpu" and not torch.compiler.is_compiling()
         if cache is not None:
             expected = (c.layers, shape[0], c.kv_heads, cache.length, c.head_width)
             if tuple(cache.key.shape) != expected:
@@ -427,16 +429,8 @@ class Transformer(nn.Module):
             if isinstance(start, Tensor):
                 check("start", start, shape[:1], torch.int64)
             check("index", index, shape if index is None or index.dim() == 2 else shape[1:], torch.int64)
-            if looks:
+            if _looks(device):
                 self._check_room(shape[1], cache, store, start, index, count if stored is None else stored)
-        if looks:
-            for name, x, bound in (("ids", ids, c.embeddings), ("positions", positions, c.max_length)):
-                if x is not None and x.numel() and (int(x.min()) < 0 or int(x.max()) >= bound):
-                    raise IndexError(
-                        f"transformer: {name} go from {int(x.min())} to {int(x.max())}, expected 0 to {bound - 1}"
-                    )
-            if positions is None and cache is None and shape[1] > c.max_length:
-                raise IndexError(f"transformer: {shape[1]} tokens, positions are expected below {c.max_length}")
 
     def _check_room(self, n, cache, store, start, index, count) -> None:
         """The rows that will be written lie in the cache, and blocks are whole. Looks at the data."""
@@ -459,3 +453,13 @@ class Transformer(nn.Module):
                 f"transformer: the cache holds {cache.lengths.tolist()} rows, expected whole blocks of {block}: what a row "
                 "of an unfinished block sees would depend on how it was cut"
             )
+
+
+def _looks(device: torch.device) -> bool:
+    """Whether numbers may be looked at: not on a device, where a look is a wait."""
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_range(name: str, x: Tensor, bound: int) -> None:
+    if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < bound:
+        raise IndexError(f"transformer: {name} go from {int(x.min())} to {int(x.max())}, expected 0 to {bound - 1}")
