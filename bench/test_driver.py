@@ -24,7 +24,9 @@ def denoiser():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-@pytest.mark.parametrize("name", ["low_confidence", "threshold", "entropy_bound", "ancestral", "radd"])
+@pytest.mark.parametrize(
+    "name", ["low_confidence", "threshold", "entropy_bound", "hierarchy", "klass", "credit", "ancestral", "radd"]
+)
 def test_step_outside_the_denoiser(benchmark, denoiser, name, temperature):
     benchmark.group = f"{STEPS} steps, logits [{ROWS}, {BLOCK}, {VOCAB}] fp32, T={temperature}"
     run = {"gen_length": BLOCK, "batch": ROWS, "steps": STEPS, "temperature": temperature}

@@ -178,7 +178,8 @@ class Believe(_Asked):
 
         Args:
             want: any of confidence, margin, entropy, lse, given; no other is computed.
-            t: (B,) the noise level for a time-conditioned model; default: the share still masked.
+            t: (B,) the noise level for a time-conditioned model, of the open positions where it takes a time a position;
+                default: what the state says, `state.noise_level` or `state.levels`.
             confidence_temperature: of the softmax behind confidence, margin, entropy and lse. The draw has its own.
             given: (B, L) int64, the tokens whose probability "given" is; default: those that stand there.
         """
@@ -308,10 +309,11 @@ class Believe(_Asked):
         x = state.x[who, :length]  # (A, length)
         time = None
         if denoiser.time_conditioned:
-            time = (state.noise_level if t is None else t)[who]  # (A,)
             if denoiser.time_per_position:
-                undecided = state.undecided[who, :length]
-                time = torch.where(state.open[who, :length], time[:, None], 1.0) * undecided  # (A, length)
+                time = state.levels if t is None else torch.where(state.open, t[:, None], state.levels)
+                time = time[who, :length]  # (A, length)
+            else:
+                time = (state.noise_level if t is None else t)[who]  # (A,)
         more = {}
         if denoiser.self_conditioned:
             if self._previous is None:

@@ -9,18 +9,28 @@ from ..hookspecs import hookimpl
 _CLASSES = {
     "ancestral": "Ancestral",
     "beta_energy": "BetaEnergy",
+    "credit": "Credit",
     "entropy_bound": "EntropyBound",
     "euler": "Euler",
+    "factor": "Factor",
     "first_hitting": "FirstHitting",
+    "hierarchy": "Hierarchy",
+    "klass": "Klass",
+    "llada2": "LLaDA2",
     "low_confidence": "LowConfidence",
+    "maskgit": "Maskgit",
+    "neg_entropy": "NegEntropy",
     "p2": "P2",
     "radd": "Radd",
     "random_order": "RandomOrder",
+    "random_remask": "RandomRemask",
     "remdm": "ReMDM",
+    "smdm_greedy": "SmdmGreedy",
     "tau_leaping": "TauLeaping",
     "theta_rk2": "ThetaRK2",
     "theta_trapezoidal": "ThetaTrapezoidal",
     "threshold": "Threshold",
+    "topk_margin": "TopkMargin",
 }
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from .. import ops
 from ..canvas import Canvas
 from ..sampler import Sampler, option
 from ..schedule import mask_schedule
-from .parts import TimedState, timed
+from .parts import TimedState, planned, timed
 
 
 @dataclass(frozen=True)
@@ -43,13 +41,7 @@ class BetaEnergy(Sampler):
         return timed(canvas, f"beta({self.a!r},{self.b!r})")
 
     def step(self, believe, state: TimedState) -> TimedState:
-        # The next total that differs from what is committed already: steps that would commit nothing never happen.
-        totals = torch.floor(
-            state.block_size[:, None] * state.table[state.which[state.block_steps]] + 0.5
-        )  # (B, K + 1)
-        have = (state.block_size - state.count)[:, None]
-        target = torch.where(totals > have, totals, torch.inf).amin(1, keepdim=True)
-        count = (target.clamp(max=2**30).to(torch.int64) - have).squeeze(1)
+        count = planned(state)
         if self.rank == "random":
             chosen = ops.select(state.time, state.open, k=count, lowest=True).chosen
             return state.commit(chosen, believe(state, chosen).token)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ..sampler import Sampler
-from .parts import even_plan
+from ..sampler import option
+from .parts import Planned, gumbel
 
 
 @dataclass(frozen=True)
-class LowConfidence(Sampler):
-    """Nie et al. 2025 (LLaDA), arXiv 2502.09992, algorithm 5, "low-confidence remasking".
+class LowConfidence(Planned):
+    """Nie et al. 2025 (LLaDA), arXiv 2502.09992, algorithm 5, "low-confidence remasking"; Dream's maskgit_plus.
 
     A token is drawn at every open position; the n // S (one more in the first n % S steps) with the highest probability
     are committed, the others masked again. The probability is that of softmax at temperature 1, whatever the draw's.
@@ -19,6 +20,10 @@ class LowConfidence(Sampler):
     Differs from the reference code: equal confidences go to the lower position (there: unspecified); softmax is
     over the candidates, the mask id not among them, in float32 (there: in the logits' dtype, so that bf16 confidences
     collide); a step that has nothing to commit costs no forward; `steps` need not be a multiple of the blocks.
+
+    Dream (arXiv 2508.15487) is plan="floor(0.001)", tempered=True. It ranks by the distribution that it draws from: at a low
+    temperature every confidence is 1 and "confident first" is left to right. Hence tempered=False, unless old numbers are
+    wanted.
     """
 
     name = "low_confidence"
@@ -28,11 +33,21 @@ class LowConfidence(Sampler):
     default_temperature = 0.0
     exact_order = False
     counts_known = True
+    rank: ClassVar[str] = "confidence"
+
+    tempered: bool = option(False, "rank by probabilities at the draw's temperature, as Dream's code does")
+    alg_temp: float = option(
+        0.0, "draw positions without replacement from softmax(score / alg_temp), as Dream; 0: the best", ge=0
+    )
 
     def step(self, believe, state):
-        count = even_plan(state)
-        belief = believe(state, state.open & (count > 0)[:, None], want="confidence")
-        return state.commit_best(belief.confidence, belief.token, k=count)
-
-    def expected_nfe(self, length: int, steps: int) -> float:
-        return min(length, steps)
+        count = self.count(state)
+        temperature = believe.temperature if self.tempered and believe.temperature > 0 else 1.0
+        rows = state.open & (count > 0)[:, None]
+        belief = believe(state, rows, want=self.rank, confidence_temperature=temperature)
+        score = getattr(belief, self.rank)  # (B, L) float32
+        if self.rank == "entropy":
+            score = -score
+        if self.alg_temp > 0:
+            score = score / self.alg_temp + gumbel(state)
+        return state.commit_best(score, belief.token, k=count)

@@ -4,34 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from .. import ops
 from ..canvas import Canvas
-from ..sampler import Sampler
-from .parts import TimedState, even_plan, timed
+from .parts import Planned, TimedState, timed
 
 
 @dataclass(frozen=True)
-class RandomOrder(Sampler):
+class RandomOrder(Planned):
     """Uria et al. 2014, arXiv 1310.1757: any-order autoregression in a random order, steps = positions for one at a time.
 
     The order is drawn once: position i's place is that of its own uniform. With fewer steps a step commits the next
     n // S (LLaDA's plan) from one forward, independently of each other: the baseline that every rule has to beat.
     Differs from `first_hitting` in the time a time-conditioned model sees: here the share still masked.
+
+    With a mask schedule for `plan` and least=1 this is eMIGM's rule (arXiv 2503.07197): all rows reveal the same number, one
+    at least, each at positions of its own. eMIGM draws that number from a binomial, once for the batch; here it is what
+    the binomial expects, rounded, since a row must not depend on its batch.
     """
 
     name = "random_order"
     family = "masked"
     cite = "Uria, Murray, Larochelle 2014, A Deep and Tractable Density Estimator, arXiv 1310.1757"
-    summary = "equal counts a step at random positions; the baseline"
+    summary = "planned counts a step at random positions; the baseline"
     exact_order = True
     counts_known = True
 
     def init(self, canvas: Canvas) -> TimedState:
-        return timed(canvas, "linear")
+        state = super().init(canvas)
+        return state if isinstance(state, TimedState) else timed(canvas, "linear")
 
-    def step(self, believe, state: TimedState) -> TimedState:
-        chosen = ops.select(state.time, state.open, k=even_plan(state), lowest=True).chosen
+    def order(self, state) -> Tensor:
+        """(B, L): the lowest go first."""
+        return state.time
+
+    def step(self, believe, state):
+        chosen = ops.select(self.order(state), state.open, k=self.count(state), lowest=True).chosen
         return state.commit(chosen, believe(state, chosen).token)
-
-    def expected_nfe(self, length: int, steps: int) -> float:
-        return min(length, steps)

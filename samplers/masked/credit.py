@@ -1,0 +1,78 @@
+"""CreditDecoding: a token that was the best guess in earlier steps needs less confidence now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..canvas import Canvas, TokenState
+from ..sampler import Sampler, option
+from .parts import at_least
+
+
+@dataclass(frozen=True, eq=False)
+class CreditState(TokenState):
+    """The credit of tokens. Only those that were some step's best guess have any, so K of V are kept: 12 L K bytes a row.
+
+    Attributes:
+        ids: (B, L, K) int64, K the most steps that a block is given; -1 where there is none yet.
+        credit: (B, L, K) float32.
+    """
+
+    ids: Tensor
+    credit: Tensor
+
+
+@dataclass(frozen=True)
+class Credit(Sampler):
+    """Wang et al. 2025 (CreditDecoding), arXiv 2510.06133, as in dInfer: threshold on softmax(l + alpha log(1 + C)).
+
+    C, a number for each position and token, is multiplied by `decay` in every step; then the best token of each open
+    position gains p^gamma, p its probability. A guess that stays the same gathers credit and passes the threshold
+    sooner. Tokens are those of the changed logits, at any temperature: `alpha` tilts the law, even one position at a time.
+
+    The matrix is not stored: credit has only ever been added at best tokens, one a step, and their list gives the same
+    numbers. Differs from dInfer's code: rows have their own counts, `steps` is a cap (left out: no cap), and what is
+    within 1e-5 of the best is not committed with it.
+    """
+
+    name = "credit"
+    family = "masked"
+    cite = "Wang et al. 2025, CreditDecoding: Accelerating Parallel Decoding ... with Trace Credits, arXiv 2510.06133"
+    summary = "threshold, with credit for tokens that were the best guess before"
+    default_temperature = 0.0
+    exact_order = False
+    one_at_a_time = {"threshold": 2.0}
+    law_options = {"alpha": 0.0}
+    stores_logits = True
+    sweep = ("threshold", (2.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3))
+
+    threshold: float = option(0.9, "least probability of a committed token; above 1: one position a step", gt=0)
+    alpha: float = option(0.7, "weight of log(1 + credit) in the logits", ge=0)
+    decay: float = option(0.8, "what is left of a credit after a step", ge=0, le=1)
+    gamma: float = option(0.2, "power of the best token's probability that it gains", ge=0)
+
+    def init(self, canvas: Canvas) -> CreditState:
+        state = canvas.start()
+        assert canvas.block_steps is not None
+        ids = torch.full((*state.x.shape, int(canvas.block_steps.max())), -1, device=state.x.device)
+        return state.extend(CreditState, ids=ids, credit=torch.zeros_like(ids, dtype=torch.float32))
+
+    def step(self, believe, state: CreditState) -> CreditState:
+        logits = believe.logits(state)
+        best = believe.read(state, logits, want="confidence", temperature=0.0)
+        known = state.ids == best.token[:, :, None]  # (B, L, K)
+        slot = torch.arange(state.ids.shape[2], device=state.x.device) == state.block_step[:, None, None]  # (B, 1, K)
+        gains = state.open[:, :, None] & torch.where(known.any(2, keepdim=True), known, slot)  # (B, L, K), one of K
+        ids = torch.where(gains, best.token[:, :, None], state.ids)
+        gain = best.confidence.clamp_min(0) ** self.gamma  # (B, L)
+        credit = state.credit * self.decay + gains * gain[:, :, None]
+
+        at = (logits.row, logits.position)
+        more = self.alpha * torch.log1p(credit[at])  # (N, K), 0 where there is no id
+        logits.value.scatter_add_(1, ids[at].clamp_min(0), more)
+        belief = believe.read(state, logits, want="confidence")
+        state = state.commit_best(belief.confidence, belief.token, threshold=self.threshold, least=at_least(state))
+        return replace(state, ids=ids, credit=credit)

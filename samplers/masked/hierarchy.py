@@ -1,0 +1,59 @@
+"""dInfer's hierarchical decoding: divide every gap at its surest position."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..sampler import Sampler, option
+from .parts import at_least, topped_up
+
+
+def leaders(score: Tensor, member: Tensor) -> Tensor:
+    """(B, L) bool: of each run of neighbouring members the one of the highest score, the lowest position of equals.
+
+    score: (B, L) floats. member: (B, L) bool.
+    """
+    length = score.shape[1]
+    starts = member & ~torch.nn.functional.pad(member[:, :-1], (1, 0))  # (B, L)
+    run = starts.cumsum(1) * member  # (B, L) int64, from 1; 0 outside
+    best = score.new_full((len(score), length + 1), -torch.inf).scatter_reduce(1, run, score, "amax")
+    top = member & (score == best.gather(1, run))
+    position = torch.arange(length, device=score.device).expand_as(run)
+    first = torch.full_like(best, length, dtype=torch.int64)
+    first = first.scatter_reduce(1, run, torch.where(top, position, length), "amin")
+    return top & (position == first.gather(1, run))
+
+
+@dataclass(frozen=True)
+class Hierarchy(Sampler):
+    """Ma et al. 2025 (dInfer), arXiv 2510.08666, hierarchical decoding: of each run of masks the surest, if it is > low.
+
+    Neighbours depend on each other most. A step commits the most confident position of every run of neighbouring masked
+    positions where its confidence is above `low_threshold`, any other above `threshold`, and always the best of all. Runs
+    halve again and again, so a block needs about log2 of its length in steps.
+
+    Differs from the reference code: any batch (there one row); equals go to the lower position; `steps` is a cap (left
+    out: no cap). Runs end where the block ends.
+    """
+
+    name = "hierarchy"
+    family = "masked"
+    cite = "Ma et al. 2025, dInfer: An Efficient Inference Framework for Diffusion Language Models, arXiv 2510.08666"
+    summary = "the surest position of every run of masks, and all above a threshold"
+    default_temperature = 0.0
+    exact_order = False
+    one_at_a_time = {"threshold": 2.0, "low_threshold": 2.0}
+    sweep = ("low_threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1))
+
+    threshold: float = option(0.9, "any position above it is committed", gt=0)
+    low_threshold: float = option(0.4, "the best position of a run of masks is committed above it", gt=0)
+
+    def step(self, believe, state):
+        belief = believe(state, want="confidence")
+        sure = belief.confidence > self.threshold
+        sure |= leaders(belief.confidence, state.open) & (belief.confidence > self.low_threshold)
+        chosen = topped_up(state, sure, belief.confidence, at_least(state))
+        return state.commit(chosen, belief.token)

@@ -1,0 +1,76 @@
+"""MaskGIT: by confidence, with noise on it that fades."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..canvas import Canvas
+from ..sampler import Sampler, option
+from ..schedule import mask_schedule
+from .parts import TimedState, even_grid, gumbel, timed
+
+
+def _late_grid(steps: int) -> Tensor:
+    """(S + 1,) float64: step k ends at k / (S - 1), the last at 1."""
+    ends = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), ends])
+
+
+@dataclass(frozen=True)
+class Maskgit(Sampler):
+    """Chang et al. 2022 (MaskGIT), arXiv 2202.04200, section 3.2: keep floor(n gamma((k + 1) / S)) masked after step k.
+
+    gamma = 1 - a is the masked share of the schedule, cos by default. A token is drawn at every open position, and those
+    with the highest log p(token) + r_temp (1 - (k + 1) / S) Gumbel are committed, one at least. At r_temp = 0 and the
+    same counts this is `low_confidence`; the noise makes early choices nearly blind and late ones greedy.
+
+    `late` does as Guidance-MaskGIT's code: step k ends at max(k + 1, floor(n a(k / (S - 1)))) visible with noise
+    r_temp (1 - k / (S - 1)), schedule "arcsin" by default there (which it calls arccos). Steps that commit nothing cost
+    no forward here. Chang's code keeps one position for the last step; here a row may be done before that.
+    """
+
+    name = "maskgit"
+    family = "masked"
+    cite = "Chang et al. 2022, MaskGIT: Masked Generative Image Transformer, arXiv 2202.04200"
+    summary = "scheduled counts by log-confidence with annealed Gumbel noise"
+    exact_order = False
+    counts_known = True
+
+    schedule: str = option("1-cos", "mask schedule; 1-cos is MaskGIT's cosine", check=mask_schedule)
+    r_temp: float = option(4.5, "Gumbel noise on the log-confidence at the start, fading to 0", ge=0)
+    late: bool = option(False, "count and anneal as Guidance-MaskGIT's code does")
+
+    def init(self, canvas: Canvas) -> TimedState:
+        return timed(canvas, self.schedule, self.grid)
+
+    @property
+    def grid(self):
+        return _late_grid if self.late else even_grid
+
+    def total(self, n, k, a):
+        """Of a block's n positions those that are visible after step k, where the schedule is at a."""
+        # 1e-9: products that are whole numbers but for their last bits are those numbers.
+        if self.late:
+            return torch.maximum(torch.floor(n * a + 1e-9), k + 1.0)
+        return n - torch.floor(n * (1 - a) + 1e-9)
+
+    def step(self, believe, state: TimedState) -> TimedState:
+        n, k, steps = state.block_size, state.block_step, state.block_steps
+        count = self.total(n, k, state.visible(1)).to(torch.int64) - (n - state.count)
+        count = count.clamp_min(0 if self.late else 1)  # (B,)
+        ratio = k / (steps - 1).clamp_min(1) if self.late else (k + 1) / steps.clamp_min(1)
+        belief = believe(state, state.open & (count > 0)[:, None], want="confidence")
+        noise = self.r_temp * (1 - ratio).clamp_min(0)[:, None] * gumbel(state)  # (B, L)
+        return state.commit_best(belief.confidence.double().log() + noise, belief.token, k=count)
+
+    def expected_nfe(self, length: int, steps: int) -> float:
+        """The number of steps that commit something."""
+        have, nfe = 0, 0
+        for k, a in enumerate(mask_schedule(self.schedule)(self.grid(steps))[1:]):
+            count = int(self.total(length, torch.tensor(k), a)) - have
+            count = min(max(count, 0 if self.late else 1), length - have)
+            have, nfe = have + count, nfe + (count > 0)
+        return nfe

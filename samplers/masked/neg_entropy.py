@@ -1,0 +1,22 @@
+"""Commit the positions of the lowest entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .low_confidence import LowConfidence
+
+
+@dataclass(frozen=True)
+class NegEntropy(LowConfidence):
+    """Ye et al. 2025 (Dream), arXiv 2508.15487, the "entropy" rule: sum_v p(v) log p(v), highest first.
+
+    As `low_confidence` but for the score, which does not look at the drawn token: one position at a time the law is the
+    model's. Plans and options are the same; Dream's numbers: plan="floor(0.001)", tempered=True.
+    """
+
+    name = "neg_entropy"
+    cite = "Ye et al. 2025, Dream 7B: Diffusion Large Language Models, arXiv 2508.15487"
+    summary = "the k positions of the lowest entropy a step"
+    exact_order = True
+    rank = "entropy"
