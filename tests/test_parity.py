@@ -95,13 +95,13 @@ def agree(ours, published):
 # ---------------------------------------------------------------------------------------------- LLaDA
 
 
-def llada(net, length, steps, block, rank=None):
-    """ML-GSAI/LLaDA generate(): equal blocks, equal steps a block, base + 1 tokens in the first `rem` steps."""
+def llada(net, length, steps, block, rank=None, deal=None):
+    """ML-GSAI/LLaDA generate(): equal steps a block (or those of `deal`), base + 1 tokens in the first `rem` steps."""
     x, states, count = fresh(length), [], 0
-    assert length % block == 0 and steps % (length // block) == 0
-    each = steps // (length // block)
-    for span in blocks_of(length, block):
-        base, rem = divmod(block, each)
+    assert deal or (length % block == 0 and steps % (length // block) == 0)
+    deal = deal or [steps // (length // block)] * (length // block)
+    for span, each in zip(blocks_of(length, block), deal, strict=True):
+        base, rem = divmod(len(span), each)
         for i in range(each):
             token, p, _ = guess(net, x)
             score = p if rank is None else rank(count)
@@ -121,6 +121,18 @@ def test_llada(length, steps, block):
     for seed in range(3):
         net = Net(seed)
         agree(run(net, "low_confidence", length, steps=steps, block_length=block), llada(net, length, steps, block))
+
+
+@pytest.mark.parametrize(
+    ("length", "steps", "block", "deal"), [(20, 11, 8, [4, 5, 2]), (10, 7, 4, [3, 2, 2]), (13, 13, 5, [5, 5, 3])]
+)
+def test_llada_where_its_code_refuses(length, steps, block, deal):
+    """Blocks and steps that do not divide: its rule in each block, of the steps that the driver deals to it."""
+    assert sum(deal) == steps
+    net = Net(5)
+    agree(
+        run(net, "low_confidence", length, steps=steps, block_length=block), llada(net, length, steps, block, deal=deal)
+    )
 
 
 @pytest.mark.parametrize(("length", "steps", "block"), PLANS)

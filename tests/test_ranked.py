@@ -138,6 +138,28 @@ def test_plan_works_in_blocks_and_ragged_rows():
         assert int(out.nfe_rows.max()) <= 9
 
 
+def test_beta_energy_is_low_confidence_with_its_schedule():
+    kw = {"prompt": [[1], [2, 3]], "gen_length": 20, "steps": 9, "block_length": 8, "temperature": 1.0}
+    energy = samplers.sample(TinyNet(), "beta_energy", a=0.7, b=0.4, **kw)
+    assert torch.equal(energy.x, samplers.sample(TinyNet(), "low_confidence", plan="beta(0.7,0.4)", **kw).x)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_plans_end_where_a_row_stops_or_is_fixed(plan):
+    kw = {"gen_length": 24, "batch": 6, "seed": 2, "steps": 11, "plan": plan, "temperature": 1.0}
+    free = samplers.sample(TinyNet(), "low_confidence", **kw)
+    stop = int(free.x[0, 4])
+    out = samplers.sample(TinyNet(), "low_confidence", stop=stop, **kw)
+    assert int(out.lengths.min()) < 24 and bool((out.nfe_rows <= 11).all())
+
+    def fix(state):
+        ids = torch.where(torch.arange(24) % 3 == state.step[:, None] % 3, 5, -1)
+        return samplers.Constraint(fix=ids)
+
+    fixed = samplers.sample(TinyNet(), "low_confidence", constrain=fix, **kw)
+    assert bool((fixed.x < 11).all()) and bool((fixed.nfe_rows <= 11).all())
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

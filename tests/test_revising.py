@@ -206,6 +206,18 @@ def test_remdm_costs_what_it_says(options, steps):
     assert out.nfe <= steps
 
 
+def test_eta_left_out_masks_as_often_whatever_the_steps():
+    """At 1,024 steps it is the authors'; at others the same number of times a token."""
+    for strategy, eta in (("cap", 0.008), ("rescale", 0.015), ("loop", 0.02)):
+        bare = samplers.create("remdm", strategy=strategy)
+        for steps in (4, 64, 1024):
+            given = samplers.create("remdm", strategy=strategy, eta=min(1.0, eta * 1024 / steps))
+            assert bare.expected_nfe(16, steps) == pytest.approx(given.expected_nfe(16, steps), rel=1e-12)
+        run = {"gen_length": 16, "steps": 20, "batch": 4}
+        same = samplers.create("remdm", strategy=strategy, eta=min(1.0, eta * 1024 / 20))
+        assert (samplers.sample(TinyNet(), bare, **run).x == samplers.sample(TinyNet(), same, **run).x).all()
+
+
 def test_remdm_asks_only_at_masks():
     """TinyNet refuses any other question. And where its counts are known before the model answers, it says so."""
     for strategy in ("cap", "rescale", "conf", "loop"):
@@ -416,7 +428,9 @@ def test_times_are_the_schedules():
         assert [round(float(t[0]), 9) for t in denoiser.times] == [1.0, 0.75, 0.5, 0.25]
 
 
-@pytest.mark.parametrize("wrong", [{"strategy": "capp"}, {"eta": 1.5}, {"t_on": 1.0}, {"schedule": "cosine"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"strategy": "capp"}, {"eta": 1.5}, {"t_on": 1.0}, {"t_off": 0.6}, {"schedule": "cosine"}], ids=str
+)
 def test_remdm_refuses(wrong):
     with pytest.raises(OptionError, match=next(iter(wrong))):
         samplers.create("remdm", **wrong)

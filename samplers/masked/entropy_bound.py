@@ -18,7 +18,8 @@ class EntropyBound(Sampler):
     the proxies entropy and margin, so bound = 0 gives the model's law exactly.
 
     Differs from the paper: `steps` is a cap, kept by committing more than the bound allows where it must
-    (left out: no cap); entropies are those of softmax at temperature 1 whatever the draw's.
+    (left out: no cap); entropies are those of softmax at temperature 1 whatever the draw's; the proxy confidence is that of
+    the drawn token (there of the likeliest one, which it is at temperature 0, the paper's).
     """
 
     name = "entropy_bound"

@@ -29,7 +29,7 @@ def leaders(score: Tensor, member: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Hierarchy(Sampler):
-    """Ma et al. 2025 (dInfer), arXiv 2510.08666, hierarchical decoding: of each run of masks the surest, if it is > low.
+    """Ma et al. 2025 (dInfer), arXiv 2510.08666, hierarchical decoding: of every run of masks the best if > low_threshold.
 
     Neighbours depend on each other most. A step commits the most confident position of every run of neighbouring masked
     positions where its confidence is above `low_threshold`, any other above `threshold`, and always the best of all. Runs

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ..canvas import Canvas
+from ..errors import OptionError
 from ..sampler import Sampler, option
 from ..schedule import mask_schedule
 from .parts import DRAW_REMASK, TimedDraft, even_grid, timed
 
-ETA = {"cap": 0.008, "rescale": 0.015, "loop": 0.02, "conf": 1.0}  # the authors' script, for 1,024 steps
+# The authors' eta belong to 1,024 steps. A run of S steps that masks each token as often has eta x 1024 / S.
+ETA = {"cap": 0.008 * 1024, "rescale": 0.015 * 1024, "loop": 0.02 * 1024}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,8 @@ class ReMDM(Sampler):
 
     Differs from the reference code: any schedule (there: linear); the process runs in each block by itself; rows have
     their own steps saved (there the whole batch's); the last step draws in place of argmax; psi is that of softmax at
-    temperature 1 in float32 (bfloat16 there). What eta should be goes with 1 / steps; docs/remasking.md says when it pays.
+    temperature 1 in float32 (bfloat16 there). The script's eta, for 1,024 steps, are cap 0.008, rescale 0.015, loop 0.02: left
+    out, eta is that times 1024 / steps, at most 1. docs/remasking.md says when all this pays.
     """
 
     name = "remdm"
@@ -53,7 +56,9 @@ class ReMDM(Sampler):
     one_at_a_time = {"block_length": 1}
 
     strategy: str = option("cap", "how much is masked again", choices=("cap", "rescale", "conf", "loop"))
-    eta: float | None = option(None, "its size; None: cap 0.008, rescale 0.015, loop 0.02, conf 1", ge=0, le=1)
+    eta: float | None = option(
+        None, "its size; None: the authors' for 1,024 steps, times 1024 / steps; conf 1", ge=0, le=1
+    )
     t_on: float = option(0.55, "loop: the time, from 1 to 0, at which it begins", gt=0, lt=1)
     t_off: float = option(0.05, "loop: the time at which it ends; below t_on", gt=0, lt=1)
     alpha_on: float = option(0.9, "loop: the visible fraction meanwhile", gt=0, lt=1)
@@ -61,6 +66,8 @@ class ReMDM(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.t_off >= self.t_on:
+            raise OptionError(f"option 't_off' of sampler 'remdm' is {self.t_off}; it must be below t_on = {self.t_on}")
         # Which tokens conf masks again depends on what the model said of them.
         object.__setattr__(self, "counts_known", self.strategy != "conf")
 
@@ -76,16 +83,18 @@ class ReMDM(Sampler):
         before, after = rest * u / (1 - self.t_on), 1 - (1 - rest) * (1 - u) / self.t_off
         return torch.maximum(before.clamp(max=rest), after)
 
-    def sigma(self, begin: Tensor, end: Tensor, k: Tensor, steps: Tensor | int) -> Tensor:
+    def sigma(self, begin: Tensor, end: Tensor, k: Tensor, steps: Tensor) -> Tensor:
         """The share of visible tokens to mask again in step k of a block, which goes from `begin` to `end`."""
         most = ((1 - end) / begin.clamp_min(1e-300)).clamp(max=1.0)  # sigma_max
-        eta = ETA[self.strategy] if self.eta is None else self.eta
+        k, steps = k.double(), steps.double()
+        eta = ETA.get(self.strategy, torch.inf) / steps if self.eta is None else torch.full_like(most, self.eta)
+        eta = eta.clamp(max=1.0)
         if self.strategy in ("rescale", "conf"):
             return eta * most
         if self.strategy == "loop":
             t = 1 - k / steps
             most = torch.where((t <= self.t_on + 1e-9) & (t > self.t_off + 1e-9), most, 0.0)
-        return most.clamp(max=eta)
+        return torch.minimum(most, eta)
 
     def step(self, believe, state: RemaskState) -> RemaskState:
         begin, end = state.visible(), state.visible(1)  # (B,)
@@ -113,5 +122,5 @@ class ReMDM(Sampler):
         if self.strategy == "conf":
             return None
         a = mask_schedule(self.schedule)(self.grid(steps))
-        sigma = self.sigma(a[:-1], a[1:], torch.arange(steps), steps)
+        sigma = self.sigma(a[:-1], a[1:], torch.arange(steps), torch.tensor(steps))
         return float((1 - (1 - (a[1:] - (1 - sigma) * a[:-1])) ** length).sum())

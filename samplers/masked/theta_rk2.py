@@ -25,7 +25,7 @@ class ThetaRK2(Sampler):
     This does not measure second order on masked problems, and cannot: two positions that appear in one step know
     nothing of each other (the trial token that one of them saw is not kept), so their joint law is off by the first
     order in h, as with one forward a step. The paper proves second order for `theta_trapezoidal`, for this one under
-    conditions. It is here to be measured, and for its users' old numbers; docs/remasking.md has ours.
+    conditions. It is here to be measured, and for its users' old numbers; docs/solvers.md has ours.
 
     Differs from the paper as `theta_trapezoidal` does; and the trial leap reveals none of the positions that then
     appear (there: they have rate 0 and wait for the next step), so that positions keep the schedule's times.

@@ -25,8 +25,8 @@ class ThetaTrapezoidal(Sampler):
     the first stage the second one then gives back in full, whatever the step: two positions have their exact
     joint law, and the error left is of three and more, second order in h up to the end (beta -> infinity included).
 
-    That holds while alpha_1 p* >= alpha_2 p, for theta = 1/2 while no reveal halves a probability. Where tokens forbid each
-    other it is cut off at 0 (`_+`) and the method is first order, with a smaller error than one stage; see docs/remasking.md.
+    That holds while alpha_1 p* >= alpha_2 p: for theta = 1/2, while no first stage halves a probability. Where tokens
+    forbid each other the difference is cut off at 0 (`_+`), and the method is first order; docs/solvers.md has figures.
 
     `steps` counts forwards, two a step; an odd one is a plain last step. A stage that reveals nothing costs none, and
     after an empty first stage p* is p, not asked again (exact for models that do not look at the time).
