@@ -1,12 +1,13 @@
 """The zoo's models, made: `python bench/train.py NAME` writes samplers/models/zoo/NAME/.
 
-    python bench/train.py text-mdm          masked, full attention, time-free (RADD's lambda-DCE)
+    python bench/train.py text-mdm          masked, full attention, time-free (RADD's lambda-DCE), after a causal start
     python bench/train.py text-refusion     causal, clean slots shuffled before masked ones (ReFusion)
     python bench/train.py digits-mdm        the digits' grey levels, masked
     python bench/train.py digits-gauss      the digits as reals, Gaussian noise
 
 A run is its seed and its number of steps: step k draws its batch from a generator seeded by (seed, k), so a run that was
 stopped (--minutes, Ctrl-C) and goes on from its checkpoint ends where an unbroken one does, to the bit on one machine.
+The seconds in training.json are by the clock, on a machine with other work.
 One thread unless --threads says more. bfloat16 products (autocast) are twice as fast as float32 on a CPU that has them.
 
 The text is what Python itself carries: pydoc_data.topics and the docstrings of the standard library, as they are in the
@@ -373,7 +374,7 @@ def digits():
 class DigitsMasked:
     """Grey levels under the problem's own law: every pixel of an image moved by its kernel, anew in every step."""
 
-    name, steps, batch, rate = "digits-mdm", 2000, 32, 3e-3
+    name, steps, batch, rate = "digits-mdm", 1200, 32, 3e-3
     embeddings_a_pixel = GREYS + 1
 
     def __init__(self):
