@@ -294,6 +294,8 @@ class Waits(TorchDispatchMode):
 
 def test_a_step_waits_for_nothing(zoo_tokens, monkeypatch):
     """What a sampler does itself, on a CPU, where every op is seen; what it asks the model through is the driver's."""
+    if registry.load(zoo_tokens).sequential:
+        pytest.skip("a sequence grows by what is accepted: how far is read after each verification")
     waits = Waits()
 
     def unseen(method):
