@@ -98,7 +98,7 @@ def test_show(cli):
 
 def test_every_error_is_one_line_and_exit_code_2(cli):
     for argv, words in (
-        (("show", "entropy_bond"), "did you mean 'entropy_bound'?"),
+        (("show", "entropy_bond"), "did you mean 'entropy_bound'"),
         (("sample", "--problem", "sudoku9", "--sampler", "radd"), "did you mean 'sudoku4'?"),
         (("sample", "--problem", "sudoku4", "--sampler", "rad"), "did you mean 'radd'"),
         (("sample", "--problem", "sudoku4", "--sampler", "ddim", "--family", "masked"), "family"),
