@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from . import ops, problems
+    from . import energy, ops, problems
     from .believe import Belief
     from .canvas import PAD, Canvas
     from .denoiser import Denoiser, GaussianDenoiser, Head, TokenDenoiser
     from .driver import Constraint, Sample, sample, stream
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
+    from .likelihood import Likelihood, nll
     from .sampler import Sampler, State, create, list_samplers, option
     from .schedule import MaskSchedule, NoiseSchedule, mask_schedule, noise_schedule
 
 # Public name -> its module ("" for a module that is itself public). Names load when they are used, so that
 # `samplers list`, and a pytest run that merely has our plug-in installed, do not wait for torch.
 _WHERE = {
+    "energy": "",
     "ops": "",
     "problems": "",
     "PAD": "canvas",
@@ -38,6 +40,8 @@ _WHERE = {
     "PluginError": "errors",
     "SamplersError": "errors",
     "UnknownNameError": "errors",
+    "Likelihood": "likelihood",
+    "nll": "likelihood",
     "Sampler": "sampler",
     "State": "sampler",
     "create": "sampler",

@@ -78,7 +78,7 @@ class _Asked:
 
     def _found(self, status: Tensor, row: Tensor, position: Tensor) -> None:
         """Take note of the statuses of an answer, 0 where it is fine; with each its row and position. All (N,)."""
-        if self.looks_at_once and not bool(status.any()):
+        if not status.numel() or (self.looks_at_once and not bool(status.any())):
             return
         first = status.ne(0).to(torch.uint8).argmax().view(1)  # the first of equals
         what = [x.index_select(0, first).to(torch.int64) for x in (status, row, position)]
@@ -178,7 +178,8 @@ class Believe(_Asked):
 
         Args:
             want: any of confidence, margin, entropy, lse, given; no other is computed.
-            t: (B,) the noise level for a time-conditioned model; default: the share still masked.
+            t: (B,) the noise level for a time-conditioned model, of the open positions where it takes a time a position;
+                default: what the state says, `state.noise_level` or `state.levels`.
             confidence_temperature: of the softmax behind confidence, margin, entropy and lse. The draw has its own.
             given: (B, L) int64, the tokens whose probability "given" is; default: those that stand there.
         """
@@ -308,10 +309,11 @@ class Believe(_Asked):
         x = state.x[who, :length]  # (A, length)
         time = None
         if denoiser.time_conditioned:
-            time = (state.noise_level if t is None else t)[who]  # (A,)
             if denoiser.time_per_position:
-                undecided = state.undecided[who, :length]
-                time = torch.where(state.open[who, :length], time[:, None], 1.0) * undecided  # (A, length)
+                time = state.levels if t is None else torch.where(state.open, t[:, None], state.levels)
+                time = time[who, :length]  # (A, length)
+            else:
+                time = (state.noise_level if t is None else t)[who]  # (A,)
         more = {}
         if denoiser.self_conditioned:
             if self._previous is None:
@@ -445,8 +447,23 @@ class Foreseen:
         return self.believe.temperature
 
     def __call__(self, state, rows=None, *, want=(), t=None, confidence_temperature=1.0, given=None) -> Belief:
+        return self._made(state, self._ask(state, rows), want)
+
+    def logits(self, state, rows=None, *, t=None) -> Logits:
+        """One number a position in place of V: what is made of them has no bearing on what is asked next."""
+        row, position = self._ask(state, rows).nonzero().unbind(1)
+        return Logits(row, position, torch.zeros(len(row), 1))
+
+    def read(self, state, logits, *, want=(), **how) -> Belief:
+        asked = torch.zeros_like(state.open).index_put((logits.row, logits.position), torch.tensor(True))
+        return self._made(state, asked, want)
+
+    def _ask(self, state, rows) -> Tensor:
         rows = state.open if rows is None else rows & state.canvas.fill
         self._asked.append(self.believe._counts(state, rows).flatten().tolist())
+        return rows
+
+    def _made(self, state, rows, want) -> Belief:
         # Any token but the mask will do.
         token = torch.where(rows, 1 if state.canvas.mask_id == 0 else 0, self.believe._blank(state, ())["token"])
         want = (want,) if isinstance(want, str) else want

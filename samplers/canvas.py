@@ -266,7 +266,22 @@ class TokenState(State):
     def noise_level(self) -> Tensor:
         """(B,) float64: the share of the positions to fill that is still noise; the t of time-conditioned models."""
         noisy = self.undecided if self.canvas.mask_id is None else self.masked
-        return noisy.sum(1) / self.canvas.fill.sum(1)
+        return noisy.sum(1).to(torch.float64) / self.canvas.fill.sum(1)
+
+    @property
+    def noise(self) -> float:
+        """How many positions to fill hold noise, in all rows together: what a progress bar waits for. Reads the device."""
+        return float((self.noise_level * self.canvas.fill.sum(1)).sum())
+
+    @property
+    def levels(self) -> Tensor:
+        """(B, L) float64: the noise level of each position, for models that take a time a position.
+
+        0 where the token is given, decided or (masked family) visible; else 1: a mask, and noise that nothing is known of.
+        What is behind a stop phrase and was never decided is noise, too.
+        """
+        noisy = self._draft if self.canvas.mask_id is None else self.x == self.canvas.mask_id
+        return (self.canvas.fill & noisy).to(torch.float64)
 
     def extend(self, cls: type[S], **more: Any) -> S:
         """This state as a subclass with more fields."""

@@ -165,7 +165,9 @@ def _list(args: argparse.Namespace) -> int:
             f"[red]broken[/]  {bad['name']} ({bad['distribution']} {bad['version']}): {bad['error']}",
             highlight=False,
         )
-    console.print("\n[dim]samplers show NAME says more; 'exact' draws the model's own law one position at a time[/]")
+    console.print(
+        "\n[dim]samplers show NAME says more; 'exact' draws the model's own law one position at a time, or in many steps[/]"
+    )
     return 0
 
 
@@ -233,7 +235,9 @@ def _show(args: argparse.Namespace) -> int:
         grid.add_row("[dim]temperature[/]", f"{about['default_temperature']:g} unless you say otherwise")
     if facts["law"]:
         laws = {
-            "exact": "exact: one position at a time gives the model's own law",
+            "exact": "exact: one position at a time gives the model's own law"
+            if "steps" not in cls.one_at_a_time
+            else "exact: the model's own law in the limit of many steps",
             "biased": "biased by design: the choice of position looks at the token",
         }
         grid.add_row("[dim]law[/]", laws[facts["law"]])
@@ -349,35 +353,6 @@ def _options(cls: Any, texts: Sequence[str]) -> dict[str, Any]:
     return made
 
 
-def _denoiser(spec: str) -> Any:
-    import importlib
-
-    from .denoiser import Denoiser
-
-    module, sign, attribute = spec.partition(":")
-    if not sign or not module or not attribute:
-        raise OptionError(f"--denoiser {spec!r}: write module:attribute, such as my_model:denoiser")
-    sys.path.insert(0, "")  # modules of the present folder, as with `python -m`
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-        if not isinstance(found, Denoiser) and callable(found):
-            found = found()
-    except SamplersError:
-        raise
-    except Exception as error:  # somebody's module
-        raise OptionError(f"--denoiser {spec!r}: {registry.one_line(error)}") from error
-    finally:
-        sys.path.remove("")
-    if not isinstance(found, Denoiser):
-        raise OptionError(
-            f"--denoiser {spec!r} is {type(found).__name__}, not a Denoiser or a function that returns one; "
-            "samplers.TokenDenoiser.wrap makes one of a callable"
-        )
-    return found
-
-
 def _tokens(text: str | None, what: str, problem: Problem | None) -> list[int] | None:
     """Token ids of '3 1 4' or '3,1,4'; else of text, where the problem can encode it."""
     if text is None:
@@ -393,6 +368,7 @@ def _tokens(text: str | None, what: str, problem: Problem | None) -> list[int] |
 
 def _sample(args: argparse.Namespace) -> int:
     from . import problems
+    from .bench.own import load_denoiser
 
     cls = registry.load(args.sampler)
     options = _options(cls, args.option)
@@ -401,7 +377,7 @@ def _sample(args: argparse.Namespace) -> int:
         family = args.family or (cls.family if cls.family in problem.families else problem.families[0])
         denoiser = problem.denoiser(family)
     else:
-        denoiser = _denoiser(args.denoiser)
+        denoiser = load_denoiser(args.denoiser)
         family = denoiser.family
     # On an exact problem the law is what one looks at, so draws are at temperature 1 whatever the sampler's habit.
     temperature = args.temperature
@@ -424,10 +400,13 @@ def _sample(args: argparse.Namespace) -> int:
         steps=args.steps,
         block_length=args.block_length,
         cfg_scale=args.cfg_scale,
+        cfg_interval=args.cfg_interval,
         top_k=args.top_k,
         top_p=args.top_p,
         temperature=temperature,
         stop=[stop] if stop else None,
+        forbid=_tokens(args.forbid, "forbid", problem),
+        demote=_tokens(args.demote, "demote", problem),
         **options,
     )
     render = problem.render if problem is not None else None
@@ -543,28 +522,25 @@ def _bench(args: argparse.Namespace) -> int:
     console = _console()
     if args.report:
         return _finish(console, args.report, [])
-    if bool(args.problem) == args.demo:
-        raise OptionError("bench needs --problem NAME, or --demo, or --report DIR")
+    where = args.problem or _own(args)
+    if bool(where) == args.demo or (args.problem and args.denoiser):
+        raise OptionError("bench needs one of --problem NAME, --denoiser MODULE:ATTRIBUTE, --demo and --report DIR")
     if args.demo:
         requests, name = list(DEMO), "demo"
     else:
-        asked = {k: getattr(args, k) for k in ("seeds", "rows", "batch", "temperature") if getattr(args, k) is not None}
         requests = [
             Request(
-                problems=tuple(args.problem),
+                problems=tuple(where),
                 samplers=tuple(args.samplers or ["*"]),
                 family=args.family,
                 nfe=tuple(args.nfe or NFE),
-                block_length=args.block_length,
-                options=tuple(args.option),
-                **asked,
+                **_asked(args),
             )
         ]
-        name = f"{'-'.join(args.problem)}-{datetime.now():%Y%m%d-%H%M%S}"
+        name = f"{'-'.join(where)}-{datetime.now():%Y%m%d-%H%M%S}".replace(":", ".")
     folder = Path(args.out or Path("runs") / name)
-    again = [a for a in args.argv if a != "--fresh"]
-    command = "samplers " + shlex.join(again) + ("" if args.out or args.demo else f" --out {shlex.quote(str(folder))}")
-    display = Display(console, quiet=args.quiet)
+    command = _again(args, folder)
+    display = Display(console, quiet=args.quiet, metric=args.metric)
     try:
         with display:
             outcome = run(
@@ -599,6 +575,25 @@ def _bench(args: argparse.Namespace) -> int:
     return 1 if outcome.failed or lost else 0
 
 
+def _own(args: argparse.Namespace) -> list[str]:
+    """--denoiser as a place to measure on."""
+    if args.denoiser and ":" not in args.denoiser:
+        raise OptionError(f"--denoiser {args.denoiser!r}: write module:attribute, such as my_model:denoiser")
+    return [args.denoiser] if args.denoiser else []
+
+
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a Request that bench and tune have flags for; those not given keep their defaults."""
+    names = ("seeds", "rows", "batch", "temperature", "block_length", "gen_length", "prompts", "metric", "higher")
+    return {k: getattr(args, k) for k in names if getattr(args, k) is not None} | {"options": tuple(args.option)}
+
+
+def _again(args: argparse.Namespace, folder: Path) -> str:
+    """The command that goes on with a run, or makes its report again."""
+    again = "samplers " + shlex.join(a for a in args.argv if a != "--fresh")
+    return again if args.out or getattr(args, "demo", False) else f"{again} --out {shlex.quote(str(folder))}"
+
+
 def _without_any(folder: Path, declined: list[dict[str, Any]]) -> set[str]:
     """Samplers that declined all they were asked for: that is a failure, a step count that does not suit is not."""
     from .bench.sweep import Store
@@ -610,12 +605,14 @@ def _without_any(folder: Path, declined: list[dict[str, Any]]) -> set[str]:
 def _finish(console: Console, folder: str | Path, show: Sequence[str]) -> int:
     from .bench.collect import groups, points
     from .bench.live import table
-    from .bench.report import best_rows, write_report
-    from .bench.sweep import Store
+    from .bench.report import best_rows, plotted, write_report
+    from .bench.sweep import REQUEST, Store
 
     page, notes = write_report(folder)
     if show:
-        for (problem, family), group in groups(points(Store(folder, write=False).records.values())).items():
+        about = json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
+        made = points(Store(folder, write=False).records.values(), plotted(about))
+        for (problem, family), group in groups(made).items():
             console.print()
             console.print(table(group, best_rows(group), title=f"{problem}, {family}", narrow=console.width < 120))
         console.print("[dim]• on the Pareto front by NFE; all settings are in table.md[/]\n", highlight=False)
@@ -623,6 +620,84 @@ def _finish(console: Console, folder: str | Path, show: Sequence[str]) -> int:
         console.print(f"[yellow]note:[/] {note}", highlight=False)
     console.print(f"report: [bold]{page}[/]", highlight=False, soft_wrap=True)
     return 0
+
+
+# ---------------------------------------------------------------------------------------------- the search
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from .bench import tune
+    from .bench.live import SearchDisplay, found_table
+    from .bench.own import subject
+    from .bench.sweep import Request
+
+    (where,) = _own(args) or [args.problem]
+    names = tune.DEFAULTS.get(args.sampler)
+    if not names and not (args.x and args.y):
+        raise OptionError(
+            f"which two options of {args.sampler!r}? Say --x option=low:high:count and --y option=low:high:count"
+        )
+    both = args.grid or "0.1:1.0:10"
+    x, y = (tune.axis(given or f"{names[i]}={both}") for i, given in enumerate((args.x, args.y)))  # type: ignore[index]
+    references = dict(names[2]) if names and (x.option, y.option) == names[:2] else _defaults(args.sampler, x, y)
+    steps = args.steps
+    if not steps:
+        length = args.gen_length or subject(where, args.metric, args.higher).length
+        if length is None:
+            raise OptionError(
+                "--steps is needed: this model takes a canvas of any length, and --gen-length was not given"
+            )
+        steps = sorted({max(1, length // k) for k in (8, 4, 2)})
+    request = Request(problems=(where,), samplers=(args.sampler,), nfe=tuple(steps), **{"seeds": 4, **_asked(args)})
+    what = tune.Search(request, args.sampler, x, y, references, args.refine)
+    folder = Path(args.out or Path("runs") / f"tune-{args.sampler}-{where}".replace(":", "."))
+    command, console = _again(args, folder), _console()
+    display = SearchDisplay(console, quiet=args.quiet)
+    try:
+        with display:
+            found = tune.search(
+                what,
+                folder,
+                fresh=args.fresh,
+                command=command,
+                threads=args.threads,
+                opened=display.opened,
+                stage=display.stage,
+                running=display.running,
+                finished=display.finished,
+            )
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            f"[yellow]interrupted[/]: {display.count} runs are in {folder}; to go on:\n  {command}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 130
+    paths, notes = tune.write(what, found, folder)
+    console.print()
+    console.print(found_table(found, x.option, y.option))
+    console.print(
+        f"[dim]{max(len(f.tried) for f in found)} pairs searched; the numbers are of fresh seeds, the same for every pair; "
+        "below 0: the found pair is better[/]\n",
+        highlight=False,
+    )
+    for one in found:
+        expected = "" if one.expected_nfe is None else f", {one.expected_nfe:.4g} forwards expected"
+        console.print(f"[bold]{one.steps} steps[/]{expected}", highlight=False)
+        for line in tune.paste(what, one):
+            console.print(Text(f"  {line}"), soft_wrap=True)
+    for note in notes:
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
+    for path in paths:
+        console.print(f"written: [bold]{path}[/]", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _defaults(sampler: str, x: Any, y: Any) -> dict[str, tuple[float, float]]:
+    """The pair that one has without asking, as the reference; none where it is not two numbers."""
+    default = {o.name: o.default for o in registry.load(sampler).options()}
+    pair = tuple(default.get(a.option) for a in (x, y))
+    return {"default": pair} if all(isinstance(v, (int, float)) for v in pair) else {}  # type: ignore[dict-item]
 
 
 # ---------------------------------------------------------------------------------------------- arguments
@@ -637,6 +712,10 @@ def _whole(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
     return value
+
+
+def _interval(text: str) -> tuple[float, ...]:
+    return tuple(float(w) for w in _names(text))  # sample() says what is wrong with the numbers
 
 
 def _budgets(text: str) -> list[int]:
@@ -719,10 +798,19 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--block-length", type=_whole, metavar="N", help="positions a block, left to right")
     p.add_argument("--gen-length", type=_whole, metavar="N", help="positions to fill behind the prompt")
     p.add_argument("--cfg-scale", type=float, default=0.0, metavar="W", help="guidance; needs a prompt")
+    p.add_argument(
+        "--cfg-interval",
+        type=_interval,
+        default=(0.0, 1.0),
+        metavar="LOW,HIGH",
+        help="guide at noise levels in (LOW, HIGH] only, and pay for it there only (default 0,1)",
+    )
     p.add_argument("--top-k", type=_whole, default=0, metavar="K", help="draw from the K likeliest tokens only")
     p.add_argument("--top-p", type=float, default=1.0, metavar="P", help="and from the fewest that hold this share")
     p.add_argument("--prompt", metavar="IDS", help="token ids, '3 1 4'; or text, where the problem has letters")
     p.add_argument("--stop", metavar="IDS", help="a phrase behind which a row ends")
+    p.add_argument("--forbid", metavar="IDS", help="tokens that are never drawn")
+    p.add_argument("--demote", metavar="IDS", help="tokens that are committed last, such as the end of a sequence")
     p.add_argument("-o", "--option", help="an option of the sampler", **option)
     p.add_argument("--watch", action="store_true", help="a frame a step, live")
     p.add_argument(
@@ -733,8 +821,42 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--save", metavar="FILE.pt", help="write tokens and counts for torch.load")
     p.add_argument("--json", **as_json)
 
+    def measured(p: argparse.ArgumentParser, seeds: int) -> None:
+        """What bench and tune share: how a setting is run, and where results go."""
+        p.add_argument(
+            "--metric",
+            metavar="M",
+            help="what to plot and to judge by: a metric of the problem; of --denoiser MODULE:FUNCTION, which is given the "
+            "Sample and returns a number, or one a row",
+        )
+        p.add_argument("--higher", action="store_true", help="more of your own metric is better")
+        p.add_argument("--prompts", metavar="MODULE:ATTRIBUTE", help="of --denoiser: lists of token ids, one a row")
+        p.add_argument("--gen-length", type=_whole, metavar="N", help="of --denoiser: positions to fill")
+        p.add_argument("--seeds", type=_whole, metavar="N", help=f"how many (default {seeds})")
+        p.add_argument("--rows", type=_whole, metavar="N", help="samples a run (default 512)")
+        p.add_argument("--batch", type=_whole, metavar="B", help="of these at a time (default 512)")
+        p.add_argument(
+            "--temperature",
+            type=float,
+            metavar="T",
+            help="of token draws; default: 1 on a problem, the law itself; the sampler's own on a denoiser",
+        )
+        p.add_argument("--block-length", type=_whole, metavar="N")
+        p.add_argument("--threads", type=_whole, metavar="N", help="of torch (default: its own choice; 1 for --demo)")
+        p.add_argument(
+            "--out", metavar="DIR", help="where results go, and where an earlier run goes on (default runs/...)"
+        )
+        p.add_argument("--fresh", action="store_true", help="start again; earlier runs are put aside")
+        p.add_argument("--quiet", action="store_true", help="only failures, and where the results are")
+
+    own_model: dict[str, Any] = {
+        "metavar": "MODULE:ATTRIBUTE",
+        "help": "a Denoiser of your own, or a function that returns one",
+    }
+
     p = command("bench", _bench, "measure samplers against the truth; resumable")
     p.add_argument("--problem", type=_names, action=_Flat, metavar="P[,P2]", help="exact problems")
+    p.add_argument("--denoiser", **own_model)
     p.add_argument(
         "--samplers",
         type=_names,
@@ -745,27 +867,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--family", **families)
     p.add_argument("--nfe", type=_budgets, metavar="N,N,...", help="budgets of forwards (default 2,4,8,16)")
-    p.add_argument("--seeds", type=_whole, metavar="N", help="how many (default 3)")
-    p.add_argument("--rows", type=_whole, metavar="N", help="samples a cell (default 512)")
-    p.add_argument("--batch", type=_whole, metavar="B", help="of these at a time (default 512)")
-    p.add_argument("--temperature", type=float, metavar="T", help="of token draws (default 1: the law itself)")
-    p.add_argument("--block-length", type=_whole, metavar="N")
     p.add_argument(
         "-o",
         "--option",
         help="an option of all samplers that have it, or sampler.name=value",
         **option,
     )
-    p.add_argument("--threads", type=_whole, metavar="N", help="of torch (default: its own choice; 1 for --demo)")
-    p.add_argument(
-        "--out", metavar="DIR", help="where results go, and where an earlier sweep goes on (default runs/...)"
-    )
-    p.add_argument("--fresh", action="store_true", help="start again; earlier cells are put aside")
-    p.add_argument("--quiet", action="store_true", help="only failures, and where the report is")
+    measured(p, 3)
     p.add_argument(
         "--demo", action="store_true", help="sudoku, digits and a mixture in about two minutes, into runs/demo"
     )
     p.add_argument("--report", metavar="DIR", help="write the report of DIR again, without running anything")
+
+    p = command("tune", _tune, "search for two options of a sampler, such as beta_energy's schedule; resumable")
+    p.add_argument("sampler", metavar="NAME", help="beta_energy, or any sampler with two numeric options")
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("--problem", help="an exact problem: digits, sudoku4, text")
+    what.add_argument("--denoiser", **own_model)
+    p.add_argument(
+        "--x", metavar="OPTION=LOW:HIGH:COUNT", help="the first option; values may also be listed, a=0.1,0.5"
+    )
+    p.add_argument("--y", metavar="OPTION=LOW:HIGH:COUNT", help="the second one (default for beta_energy: a and b)")
+    p.add_argument("--grid", metavar="LOW:HIGH:COUNT", help="of beta_energy's two options (default 0.1:1.0:10)")
+    p.add_argument("--steps", type=_budgets, metavar="N,N,...", help="each is searched (default L/8, L/4, L/2)")
+    p.add_argument("--refine", type=int, default=2, metavar="K", help="rounds about the best (default 2)")
+    p.add_argument("-o", "--option", help="an option that stays as it is", **option)
+    measured(p, 4)
 
     p = command("plugins", _plugins, "plug-ins, and what is wrong with them")
     p.add_argument("--json", **as_json)

@@ -82,8 +82,8 @@ class TokenDenoiser(Denoiser):
         caches: the kinds of cache that `predict` understands.
         head: the last layer, of a denoiser that has `hidden`; None: it has logits only.
         self_conditioned: True: `predict` takes `previous`, what it answered for these rows the time before.
-        time_per_position: True: `t` comes as (B, L), 0 where a position is given or decided. Exact denoisers of uniform
-            noise need it, where a prompt is clean and the rest is not.
+        time_per_position: True: `t` comes as (B, L): 0 where a position is given or decided, the sampler's level where it is
+            open, 1 in later blocks. Exact denoisers of uniform noise need it: a prompt is clean and the rest is not.
     """
 
     vocab_size: int

@@ -499,7 +499,7 @@ class _Bar:
 
     def moved(self, run: Stream) -> None:
         state = run.state
-        done = self.total - int(state.undecided.sum()) if isinstance(state, TokenState) else run.nfe
+        done = self.total - state.noise if isinstance(state, TokenState) else run.nfe
         self.progress.update(self.task, completed=done)
 
     def stop(self) -> None:

@@ -137,7 +137,7 @@ class _Zoo:
         self.reports: list[Report] = []
         self.manager = pluggy.PluginManager("samplers")
         self.manager.add_hookspecs(hookspecs)
-        for family in ("masked", "gaussian"):
+        for family in ("masked", "uniform", "gaussian"):
             self._add(
                 importlib.import_module(f"samplers.{family}"), f"{DISTRIBUTION}:{family}", DISTRIBUTION, version()
             )

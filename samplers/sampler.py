@@ -156,11 +156,14 @@ class Sampler:
         summary: one line.
         default_temperature: what sample() uses where no temperature is given (token families).
         exact_order: True where the choice of position ignores the drawn token, so that one position at a time gives the
-            model's law exactly; False where it does not (a biased law, by design); None where it does not apply.
+            model's law exactly; False where it does not (a biased law, by design); None where it does not apply. True of a
+            sampler that moves all positions a little in each step (uniform noise) says: exact as steps go to infinity.
         counts_known: True where it does not depend on the model's answers which rows are asked about how many positions in
             which step. The driver then works them out beside the run, and never waits for the device.
-        revises: True where a committed token may be masked again or changed, and the model is asked about visible ones.
-        one_at_a_time: arguments of sample() under which a step commits one position, besides steps = positions.
+        revises: True where a visible token may be masked again or changed (always, under uniform noise), and the model is
+            asked about visible ones.
+        one_at_a_time: arguments of sample() under which a step commits one position, besides steps = positions; of a sampler
+            that is exact in the limit, enough steps for the kit's problem.
         law_options: options under which a token is drawn from the model's own law; of samplers that else add to its logits.
         stores_logits: True where it asks for the logits themselves (believe.logits): a model with a head stores them, too.
         order: convergence order in the step, of continuous samplers (an attribute, or an option as in dpm_solver).

@@ -72,6 +72,16 @@ class MaskSchedule:
         cumulative[-1] = n
         return [int(c) for c in torch.diff(cumulative) if c > 0]
 
+    def slope(self, u: Tensor | float) -> Tensor:
+        """a'(u) inside (0, 1), float64: a five-point difference whose step goes with the distance to the nearer end.
+
+        Good to about 1e-11 of itself where 1 - a(u) is well above 1e-16, for any smooth schedule, the user's own too.
+        """
+        u = torch.as_tensor(u, dtype=torch.float64)
+        h = 1e-3 * torch.minimum(u, 1 - u)
+        near, far = self(u + h) - self(u - h), self(u + 2 * h) - self(u - 2 * h)
+        return (8 * near - far) / (12 * h)
+
     def expected_nfe(self, n: int, steps: int) -> float:
         """Sum_k [1 - (1 - r_k)^n]: forwards of an ancestral sampler that runs the model only when a token appears.
 
@@ -80,24 +90,58 @@ class MaskSchedule:
         return float((1 - (1 - self.mass(steps)) ** n).sum())
 
 
-def _beta(a: float, b: float) -> MaskSchedule:
+def _incomplete_beta(a: float, b: float) -> MaskSchedule:
     # scipy is imported here because only this schedule needs it, and it is slow to import.
     from scipy.special import betainc, betaincinv
 
-    def visible(u: Tensor) -> Tensor:
-        return torch.sin(math.pi / 2 * torch.as_tensor(betainc(a, b, u.numpy()))) ** 2
+    return MaskSchedule(
+        f"I({a:g},{b:g})",
+        lambda u: torch.as_tensor(betainc(a, b, u.numpy())),
+        lambda v: torch.as_tensor(betaincinv(a, b, v.numpy())),
+    )
 
-    def progress(v: Tensor) -> Tensor:
-        gamma = 2 / math.pi * torch.arcsin(torch.sqrt(v))
-        return torch.as_tensor(betaincinv(a, b, gamma.numpy()))
 
-    return MaskSchedule(f"beta({a:g},{b:g})", visible, progress)
+def sin2_of(gamma: MaskSchedule, name: str) -> MaskSchedule:
+    """a(u) = sin^2(pi/2 gamma(u)), which makes the angle arcsin sqrt(a) run as gamma does."""
+    return MaskSchedule(
+        name,
+        lambda u: torch.sin(math.pi / 2 * gamma.visible(u)) ** 2,
+        lambda v: gamma.progress(2 / math.pi * torch.arcsin(torch.sqrt(v))),
+    )
+
+
+def _beta(a: float, b: float) -> MaskSchedule:
+    return sin2_of(_incomplete_beta(a, b), f"beta({a:g},{b:g})")
+
+
+def _power(p: float) -> MaskSchedule:
+    return MaskSchedule(f"u^{p:g}", lambda u: u**p, lambda a: a ** (1 / p))
+
+
+def _masked_power(p: float) -> MaskSchedule:
+    return MaskSchedule(
+        f"1-(1-u)^{p:g}",
+        lambda u: -torch.expm1(p * torch.log1p(-u)),
+        lambda a: -torch.expm1(torch.log1p(-a) / p),
+    )
+
+
+def _exp(k: float) -> MaskSchedule:
+    top = math.expm1(k)
+    return MaskSchedule(f"exp({k:g})", lambda u: torch.expm1(k * u) / top, lambda a: torch.log1p(a * top) / k)
+
+
+def _log(k: float) -> MaskSchedule:
+    top = math.expm1(-k)
+    return MaskSchedule(f"log({k:g})", lambda u: -torch.log1p(u * top) / k, lambda a: torch.expm1(-k * a) / top)
 
 
 _FORMULAS = {
     "linear": MaskSchedule("linear", lambda u: u, lambda a: a),
-    "1-cos": MaskSchedule(
-        "1-cos", lambda u: 1 - torch.cos(math.pi / 2 * u), lambda a: 2 / math.pi * torch.arccos(1 - a)
+    "1-cos": MaskSchedule(  # as 2 sin^2(pi u/4), which keeps its digits at small u
+        "1-cos",
+        lambda u: 2 * torch.sin(math.pi / 4 * u) ** 2,
+        lambda a: 4 / math.pi * torch.arcsin(torch.sqrt(a / 2)),
     ),
     "sin": MaskSchedule("sin", lambda u: torch.sin(math.pi / 2 * u), lambda a: 2 / math.pi * torch.arcsin(a)),
     "arcsin": MaskSchedule(  # Guidance-MaskGIT's "arccos": a = 1 - arccos(u) / (pi/2)
@@ -107,37 +151,70 @@ _FORMULAS = {
         "sin^2", lambda u: torch.sin(math.pi / 2 * u) ** 2, lambda a: 2 / math.pi * torch.arcsin(torch.sqrt(a))
     ),
 }
-_MEANS = "linear: a = u; 1-cos: a = 1 - cos(pi u/2); sin: a = sin(pi u/2); sin^2; beta(a,b): a = sin^2(pi I_u(a,b)/2)"
+# Formulas with numbers in them: how one is written, its pattern, its maker, an example, and the largest number (beyond
+# it float64 overflows).
+_FAMILIES: tuple[tuple[str, str, Callable[..., MaskSchedule], str, float], ...] = (
+    ("beta(a,b)", r"beta\(([^,]+),([^,]+)\)", _beta, "beta(0.9,0.3)", math.inf),
+    ("I(a,b)", r"i\(([^,]+),([^,]+)\)", _incomplete_beta, "I(0.9,0.3)", math.inf),
+    ("u^p", r"u\^(.+)", _power, "u^2", math.inf),
+    ("1-(1-u)^p", r"1-\(1-u\)\^(.+)", _masked_power, "1-(1-u)^0.5", math.inf),
+    ("exp(k)", r"exp\((.+)\)", _exp, "exp(5)", 700.0),
+    ("log(k)", r"log\((.+)\)", _log, "log(5)", 700.0),
+)
+_MEANS = (
+    "linear: a = u; 1-cos: a = 1 - cos(pi u/2); sin: a = sin(pi u/2); sin^2; beta(a,b): a = sin^2(pi I_u(a,b)/2); "
+    "I(a,b): a = I_u(a,b); u^p; 1-(1-u)^p; exp(k): a = (e^(ku) - 1)/(e^k - 1); log(k): a = -ln(1 - (1 - e^-k) u)/k"
+)
+# Words that name two opposite schedules, and what to write in their place.
+_TWO_MEANINGS = {
+    "cosine": "'1-cos' for MaskGIT's and MD4's (few tokens early) or 'sin' for MDLM's (many tokens early)",
+    "poly": "'u^p' for a visible fraction or '1-(1-u)^p' for a masked one, such as eMIGM's 1-(1-u)^0.5",
+}
+_TWO_MEANINGS |= {"cos": _TWO_MEANINGS["cosine"], "polynomial": _TWO_MEANINGS["poly"]}
 
 
 def mask_schedule(spec: str | MaskSchedule) -> MaskSchedule:
-    """The mask schedule called `spec`: 'linear', '1-cos', 'sin', 'sin^2' or 'beta(a,b)'.
+    """The mask schedule called `spec`, a formula of the visible fraction a in progress u.
 
-    beta(a,b) is the family of arXiv 2509.13866, alpha = sin^2(pi/2 I_u(a, b)), I the regularised incomplete beta function;
-    beta(0.5,0.5) is linear and beta(1,1) is sin^2.
+    linear      u
+    1-cos       1 - cos(pi u/2): MaskGIT's, MD4's and eMIGM's "cosine"
+    sin         sin(pi u/2): MDLM's "cosine"
+    sin^2       sin^2(pi u/2): MDLM's "cosine squared"
+    beta(a,b)   sin^2(pi/2 I_u(a, b)), I the regularised incomplete beta function, the Beta distribution's CDF: the family
+                of arXiv 2509.13866. beta(0.5,0.5) is linear and beta(1,1) is sin^2
+    I(a,b)      that CDF itself, an interpolation for `samplers.energy`
+    u^p         u^p, flow matching's polynomial (arXiv 2407.15595)
+    1-(1-u)^p   a masked share (1 - u)^p; p = 0.5 is eMIGM's "poly" (arXiv 2503.07197)
+    exp(k)      (e^(ku) - 1) / (e^k - 1): few tokens early. k = 5 is eMIGM's "exp", 1 - e^(-5t) of the masked, divided by
+                its value at t = 1 so that all is masked there; the ratios that a sampler uses are the same
+    log(k)      -ln(1 - (1 - e^-k) u) / k, ln(1 + (e^k - 1) t)/k of the masked: fewer still early, most in the last steps.
+                k = 5 is eMIGM's "log"
 
     Raises:
-        OptionError: an unknown formula, 'cosine' (it names two opposite schedules), or a, b not positive.
+        OptionError: an unknown formula, a number that is not positive, 'cosine' or 'poly' (each names two opposite
+            schedules).
     """
     if isinstance(spec, MaskSchedule):
         return spec
     text = str(spec).replace(" ", "").lower()
     if text in _FORMULAS:
         return _FORMULAS[text]
-    if text in ("cosine", "cos"):
+    if (word := text.partition("(")[0].partition("-")[0]) in _TWO_MEANINGS:
         raise OptionError(
-            "schedule 'cosine' names two opposite schedules in this field: write '1-cos' for MaskGIT's and MD4's "
-            "(few tokens early) or 'sin' for MDLM's (many tokens early)"
+            f"schedule {spec!r}: {word!r} names two opposite schedules in this field: write {_TWO_MEANINGS[word]}"
         )
-    if match := re.fullmatch(r"beta\(([^,]+),([^,]+)\)", text):
-        try:
-            a, b = float(match[1]), float(match[2])
-        except ValueError:
-            a = b = math.nan
-        if not (0 < a < math.inf and 0 < b < math.inf):
-            raise OptionError(f"schedule {spec!r}: beta(a,b) takes two positive numbers, such as beta(0.9,0.3)")
-        return _beta(a, b)
-    hint = did_you_mean(text, [*_FORMULAS, "beta(a,b)"])
+    for form, pattern, make, example, most in _FAMILIES:
+        if match := re.fullmatch(pattern, text):
+            try:
+                numbers = [float(g) for g in match.groups()]
+            except ValueError:
+                numbers = [math.nan]
+            if not all(0 < n < math.inf and n <= most for n in numbers):
+                several = "two positive numbers" if match.re.groups == 2 else "a positive number"
+                limit = f" up to {most:g}" if most < math.inf else ""
+                raise OptionError(f"schedule {spec!r}: {form} takes {several}{limit}, such as {example}")
+            return make(*numbers)
+    hint = did_you_mean(text, [*_FORMULAS, *(f[0] for f in _FAMILIES)])
     raise OptionError(f"unknown mask schedule {spec!r}{hint} Known: {_MEANS}")
 
 

@@ -2,7 +2,7 @@
 
 Frames are text made by the problem (`render`) of rows side by side. What has changed since the frame before is found by
 comparing the two texts, character by character, so anything that renders to a fixed layout is highlighted for free:
-sudokus, digits, strings.
+sudokus, digits, strings. In the same way it is found what is noise still, and that is dim, as masks are.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -61,32 +62,39 @@ def render_rows(x: Tensor, render: Callable[[Tensor], str] | None, mask_id: int 
     return texts
 
 
-def _highlighted(text: str, before: str | None) -> Text:
-    """`text`, with what is new since `before` standing out: committed in yellow, masked again in red."""
+def _highlighted(text: str, seen: str, before: str | None) -> Text:
+    """`text`, with what is new since `before` standing out: committed in yellow, masked again in red.
+
+    seen, before: the text now and a step ago, with a mask in place of all that is noise.
+    """
     made = Text(text, no_wrap=False)
-    for i, c in enumerate(text):
+    if len(seen) != len(text):
+        return made
+    for i, c in enumerate(seen):
         if c == MASK:
             made.stylize("dim", i, i + 1)
     if before is None or len(before) != len(text):
         return made
-    for i, (old, new) in enumerate(zip(before, text)):
+    for i, (old, new) in enumerate(zip(before, seen)):
         if old != new:
             made.stylize(GONE if new == MASK else FRESH, i, i + 1)
     return made
 
 
-def _frame(run: Stream, texts: list[str], before: list[str] | None, title: str, width: int, tokens: bool) -> Panel:
+def _frame(
+    run: Stream, texts: list[str], seen: list[str], before: list[str] | None, title: str, width: int, tokens: bool
+) -> Panel:
     state: Any = run.state
-    rows = [_highlighted(t, before[i] if before and tokens else None) for i, t in enumerate(texts)]
+    rows = [_highlighted(t, seen[i], before[i] if before and tokens else None) for i, t in enumerate(texts)]
     widest = max((len(line) for t in texts for line in t.splitlines()), default=1)
     columns = max(1, min(len(rows), (width - 6) // (widest + 4)))
     grid = Table.grid(padding=(0, 4, 1, 0))
     for i in range(0, len(rows), columns):
         grid.add_row(*rows[i : i + columns])
     if tokens:
-        total = int(state.canvas.fill.sum())
-        done = total - int(state.undecided.sum())
-        what = f"{done}/{total} tokens"
+        total = state.canvas.filled
+        done = total - state.noise
+        what = f"{done:.0f}/{total} tokens" if state.canvas.mask_id is not None else f"noise {state.noise / total:.0%}"
     else:
         total, done = state.canvas.steps, run.nfe
         what = f"{done}/{total} evaluations"
@@ -130,9 +138,9 @@ def watch(
     start: Any = run.state
     tokens = isinstance(start, TokenState)
     if tokens or start.x.shape[1:] != (2,):
-        seen = render
+        drawn = render
     else:
-        seen = None  # points of the plane are drawn all together
+        drawn = None  # points of the plane are drawn all together
     mask_id = start.canvas.mask_id if tokens else None
     live = Live(console=console, auto_refresh=False) if console.is_terminal and not frames else None
     before: list[str] | None = None
@@ -140,11 +148,15 @@ def watch(
     if live:
         live.start()
     try:
+        state: Any
         for state in run:
             began = time.perf_counter()
-            texts = render_rows(state.x, seen, mask_id, rows)
-            panel = _frame(run, texts, before, title, console.width, tokens)
-            before = texts
+            texts = seen = render_rows(state.x, drawn, mask_id, rows)
+            if tokens and mask_id is None:  # what is more noise than not shows as a mask would
+                hidden = -1 if drawn is None else start.canvas.vocab_size
+                seen = render_rows(torch.where(state.levels > 0.5, hidden, state.x), drawn, mask_id, rows)
+            panel = _frame(run, texts, seen, before, title, console.width, tokens)
+            before = seen
             if live:
                 live.update(panel, refresh=True)
                 if fps > 0:

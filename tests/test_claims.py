@@ -220,11 +220,11 @@ def test_ddim_with_noise_keeps_the_variance_of_a_gaussian():
 @pytest.mark.parametrize("name", MASKED)
 def test_the_head_is_asked_only_where_it_is_masked(name):
     denoiser = problems.create("sudoku4").denoiser("masked")
-    asked = []
+    asked, revises = [], registry.load(name).revises
     predict = type(denoiser).predict
 
     def watching(self, x, t=None, *, rows=None, cache=None):
-        assert (x[rows] == self.mask_id).all(), "asked at a position that is not masked"
+        assert revises or (x[rows] == self.mask_id).all(), "asked at a position that is not masked"
         asked.append((len(x), int(rows.sum())))
         return predict(self, x, t, rows=rows, cache=cache)
 
@@ -232,4 +232,4 @@ def test_the_head_is_asked_only_where_it_is_masked(name):
     denoiser.__class__ = watched
     out = samplers.sample(denoiser, name, batch=20, temperature=1.0, steps=6)
     assert (out.nfe, out.row_evals, out.head_rows) == (len(asked), sum(r for r, _ in asked), sum(n for _, n in asked))
-    assert out.head_rows < out.token_evals or out.nfe == 1
+    assert revises or out.head_rows < out.token_evals or out.nfe == 1

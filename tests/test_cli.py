@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import samplers
-from samplers import driver, registry
+from samplers import driver, registry, watch
 from samplers.cli import main
 from samplers.watch import braille
 
@@ -205,6 +205,36 @@ def test_watch_without_a_terminal(cli):
     )
     assert out.count("ddim on mixture") == 4
     assert "3/3 evaluations" in flat(out)
+
+
+def test_watch_shows_how_much_is_noise(cli, monkeypatch):
+    """Under uniform noise nothing is masked: what is more noise than not is dim, and the bar counts noise."""
+    base = ("sample", "--problem", "sudoku4", "--family", "uniform", "--steps", 4, "--batch", 2, "--frames")
+    code, out, _ = cli(*base, "--sampler", "d3pm_ancestral")
+    assert code == 0
+    assert [f"noise {n}%" in out for n in (100, 75, 50, 25, 0)] == [True] * 5
+    seen = []
+    before = watch._highlighted
+
+    def highlighted(text, now, then):
+        seen.append((text, now, then))
+        return before(text, now, then)
+
+    monkeypatch.setattr(watch, "_highlighted", highlighted)
+    assert cli(*base, "--sampler", "block_refinement", "-o", "threshold=2")[0] == 0
+    assert len(seen) == 10  # two rows, five frames
+    for k, (text, now, _) in enumerate(seen):
+        assert "·" not in text and now.count("·") == 16 - 4 * (k // 2)
+        assert all(a == b or b == "·" for a, b in zip(text, now))
+    spans = watch._highlighted("12", "·2", "1·").spans
+    assert [(s.start, s.style) for s in spans] == [(0, "dim"), (0, watch.GONE), (1, watch.FRESH)]
+
+
+def test_bench_of_uniform_noise(cli, tmp_path):
+    run = ("bench", "--problem", "sudoku4", "--family", "uniform", "--nfe", "2,8", "--rows", 40, "--seeds", 1)
+    code, out, _ = cli(*run, "--samplers", "d3pm*", "--block-length", 4, "--threads", 1, "--out", str(tmp_path / "u"))
+    assert code == 0
+    assert "uniform/d3pm_ancestral steps=8" in out and "steps=2" not in out, "2 steps are fewer than 4 blocks"
 
 
 def test_braille_puts_points_where_they_are():

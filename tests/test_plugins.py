@@ -237,6 +237,19 @@ class {name.title().replace("_", "")}(Sampler):
         belief = believe(state, want="confidence")
         return state.commit_best({score}, belief.token, k={k})
 """
+    # Under uniform noise: every step takes the clean tokens that it has drawn for x_s, without the noise between.
+    mistakes["no_noise"] = ("", "law and one")
+    code += """
+@dataclass(frozen=True)
+class NoNoise(Sampler):
+    '''A sampler with a mistake, for a test.'''
+    name, family, cite, summary, exact_order = "no_noise", "uniform", "nobody", "wrong", True
+    one_at_a_time = {"steps": 64}
+
+    def step(self, believe, state):
+        belief = believe(state, t=1 - state.block_step.double() / state.block_steps)
+        return state.revise(belief.token, state.last_step)
+"""
     (tmp_path / "wrong_ones.py").write_text(code)
     info = tmp_path / "wrong_ones-1.0.dist-info"
     info.mkdir()

@@ -244,6 +244,52 @@ def test_counting_uniform_by_bayes(t):
             assert float(got[i, v]) == pytest.approx(share, rel=1e-11)
 
 
+def test_counting_a_level_a_position():
+    """Against Bayes in Python's floats; tokens at level 0 that contradict every point leave those of fewest mismatches."""
+    support = [[0, 1, 2], [0, 0, 2], [2, 1, 0], [1, 1, 1], [2, 2, 2]]
+    denoiser = CountingTokens(torch.tensor(support), 3, "uniform")
+    every = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    for seed in range(6):
+        t = torch.rand(every.shape, generator=rng(seed), dtype=torch.float64)
+        t = torch.where(t < 0.4, 0.0, torch.where(t > 0.9, 1.0, t))
+        for x, levels, got in zip(every.tolist(), t.tolist(), denoiser.posterior(every, t)):
+            wrong = [sum(v != c and u == 0 for v, c, u in zip(x, point, levels)) for point in support]
+            weights = [
+                math.prod(1 if u == 0 else (1 - u) * (v == c) + u / 3 for v, c, u in zip(x, point, levels))
+                * (k == min(wrong))
+                for k, point in zip(wrong, support)
+            ]
+            for i, v in itertools.product(range(3), repeat=2):
+                share = sum(w for w, point in zip(weights, support) if point[i] == v) / sum(weights)
+                assert float(got[i, v]) == pytest.approx(share, rel=1e-11)
+
+
+@pytest.mark.parametrize("name", ["sudoku4", "digits", "text"])
+def test_levels_of_rows_and_of_positions(name):
+    """(B,) is (B, L) of equal entries; a row of many levels has the same bits alone, in a batch and at some positions."""
+    problem = made(name)
+    denoiser = problem.denoiser("uniform")
+    assert denoiser.time_per_position
+    x, t = noised(problem, "uniform", 24)
+    full = denoiser.predict(x, t)
+    assert torch.equal(denoiser.predict(x, t[:, None].expand(x.shape)), full)
+    g = rng(9)
+    levels = torch.rand(x.shape, generator=g, dtype=torch.float64)
+    levels = torch.where(levels < 0.2, 0.0, torch.where(levels > 0.8, 1.0, levels))
+    full = denoiser.predict(x, levels)
+    assert not torch.equal(full, denoiser.predict(x, t))
+    torch.testing.assert_close(full.double().exp().sum(-1), torch.ones(x.shape).double(), rtol=0, atol=2e-6)
+    for i in range(0, 24, 6):
+        assert torch.equal(denoiser.predict(x[i : i + 1], levels[i : i + 1])[0], full[i])
+    rows = torch.rand(x.shape, generator=g) < 0.1
+    assert torch.equal(denoiser.predict(x, levels, rows=rows), full[rows])
+    if name != "sudoku4":  # what is known to be clean is what it is
+        known = levels == 0
+        assert torch.equal(full[known].argmax(-1), x[known]) and float(full[known].amax(-1).abs().max()) < 1e-9
+    with pytest.raises(OptionError, match=r"t of shape \(3,\) for x of .*\(B, L\) is needed"):
+        denoiser.predict(x, t[:3])
+
+
 def test_sudoku_score():
     problem = made("sudoku4")
     good = problem.score(problem.sample_truth(1000, 1))
@@ -310,13 +356,21 @@ def check_tiny(denoiser_of, law, length, vocab):
             share = sum(w for s, w in fits.items() if s[i] == v) / sum(fits.values())
             assert float(got[i, v]) == pytest.approx(share, rel=1e-10, abs=1e-15)
     x = torch.tensor(list(itertools.product(range(vocab), repeat=length)))
-    for t in (1.0, 0.6, 0.01):
-        p = denoiser_of("uniform").posterior(x, torch.full((len(x),), t, dtype=torch.float64))
-        for row, got in zip(x.tolist(), p):
-            w = {s: q * math.prod((1 - t) * (v == c) + t / vocab for v, c in zip(row, s)) for s, q in law.items()}
+    each = torch.rand(x.shape, generator=rng(length), dtype=torch.float64)
+    each = torch.where(
+        each < 0.3, 0.0, torch.where(each > 0.9, 1.0, each)
+    )  # a level a position, known and lost ones too
+    for t in (torch.full((len(x),), 1.0), torch.full((len(x),), 0.6).double(), 0.01, each):
+        p = denoiser_of("uniform").posterior(x, torch.as_tensor(t, dtype=torch.float64))
+        levels = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1 if t is not each else length)
+        for row, level, got in zip(x.tolist(), levels.expand(x.shape).tolist(), p):
+            w = {
+                s: q * math.prod((1 - u) * (v == c) + u / vocab for v, c, u in zip(row, s, level))
+                for s, q in law.items()
+            }
             for i, v in itertools.product(range(length), range(vocab)):
                 share = sum(q for s, q in w.items() if s[i] == v) / sum(w.values())
-                assert float(got[i, v]) == pytest.approx(share, rel=1e-9)
+                assert float(got[i, v]) == pytest.approx(share, rel=1e-9, abs=1e-15)
 
 
 def test_kernel_tokens_by_enumeration():

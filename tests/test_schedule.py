@@ -9,6 +9,7 @@ from scipy import integrate, stats
 from samplers import OptionError, mask_schedule, noise_schedule
 
 SPECS = ["linear", "1-cos", "sin", "arcsin", "sin^2", "beta(0.9,0.3)", "beta(0.3,0.9)", "beta(1,0.2)"]
+SPECS += ["I(0.9,0.3)", "u^2", "u^0.5", "1-(1-u)^0.5", "1-(1-u)^3", "exp(5)", "log(5)", "exp(0.01)", "log(300)"]
 NOISE = ["vp_linear", "vp_cosine", "edm", "flow"]
 
 
@@ -68,6 +69,65 @@ def test_counts_of_the_energy_paper():
         counts = mask_schedule(f"beta({a},{b})").counts(256, 256)
         assert sum(counts) == 256
         assert len(counts) == 256 - zero
+
+
+# Each formula of the masked share 1 - a at t = 1 - u, as the papers write it, and the slope a'(u) by hand.
+BY_HAND = {
+    "u^3": (lambda t: 1 - (1 - t) ** 3, lambda u: 3 * u**2),
+    "1-(1-u)^0.5": (lambda t: math.sqrt(t), lambda u: 0.5 / math.sqrt(1 - u)),
+    "exp(5)": (lambda t: (1 - math.exp(-5 * t)) / (1 - math.exp(-5)), lambda u: 5 * math.exp(5 * u) / math.expm1(5)),
+    "log(5)": (
+        lambda t: math.log(1 + math.expm1(5) * t) / 5,
+        lambda u: math.expm1(5) / 5 / (1 + math.expm1(5) * (1 - u)),
+    ),
+    "1-cos": (lambda t: math.cos(math.pi / 2 * (1 - t)), lambda u: math.pi / 2 * math.sin(math.pi / 2 * u)),
+    "I(0.9,0.3)": (lambda t: stats.beta(0.3, 0.9).cdf(t), lambda u: stats.beta(0.9, 0.3).pdf(u)),
+    "beta(0.7,0.4)": (
+        lambda t: math.cos(math.pi / 2 * stats.beta(0.7, 0.4).cdf(1 - t)) ** 2,
+        lambda u: math.pi / 2 * math.sin(math.pi * stats.beta(0.7, 0.4).cdf(u)) * stats.beta(0.7, 0.4).pdf(u),
+    ),
+}
+
+
+@pytest.mark.parametrize("spec", BY_HAND)
+def test_formula_and_slope_by_hand(spec):
+    masked, slope = BY_HAND[spec]
+    schedule = mask_schedule(spec)
+    for u in (0.001, 0.1, 0.37, 0.5, 0.83, 0.999):
+        assert float(schedule(u)) == pytest.approx(1 - masked(1 - u), rel=1e-9)
+        assert float(schedule.slope(u)) == pytest.approx(slope(u), rel=1e-9)
+
+
+def test_powers_of_one_are_linear():
+    u = torch.linspace(0, 1, 33, dtype=torch.float64)
+    for spec in ("u^1", "1-(1-u)^1", "I(1,1)"):
+        torch.testing.assert_close(mask_schedule(spec)(u), u, rtol=0, atol=1e-15)
+
+
+def test_emigm_reveals():
+    # Expected counts of 256 tokens in 16 iterations, from its code's probabilities 1 - g(s)/g(t) (reference table).
+    exp = 256 * mask_schedule("exp(5)").mass(16)
+    table = [0.6, 0.9, 1.2, 1.6, 2.2, 3, 4.2, 5.7, 7.8, 10.6, 14.5, 19.8, 27.1, 37, 50.6, 69.2]
+    torch.testing.assert_close(exp, torch.tensor(table, dtype=torch.float64), rtol=0, atol=0.06)
+    log = 256 * mask_schedule("log(5)").mass(16)
+    assert float(log[0]) == pytest.approx(3.3, abs=0.05)
+    assert float(log[-1]) == pytest.approx(119, abs=0.5)
+    # Its exp ends at 1 - e^-5: the ratios, all that an ancestral step uses, are those of the normalised one.
+    t = 1 - torch.linspace(0, 1, 17, dtype=torch.float64)
+    g = 1 - torch.exp(-5 * t)
+    torch.testing.assert_close(mask_schedule("exp(5)").reveal(16), 1 - g[1:] / g[:-1])
+
+
+@pytest.mark.parametrize("spec", ["u^0", "u^-1", "u^x", "1-(1-u)^0", "exp(0)", "exp(1e4)", "log(-1)", "I(1)", "I(0,1)"])
+def test_bad_numbers_in_a_formula(spec):
+    with pytest.raises(OptionError, match="schedule"):
+        mask_schedule(spec)
+
+
+def test_poly_is_refused_with_both_meanings():
+    for spec in ("poly", "poly(2)", "poly-0.5", "polynomial"):
+        with pytest.raises(OptionError, match=r"two opposite.*u\^p.*1-\(1-u\)\^p"):
+            mask_schedule(spec)
 
 
 @pytest.mark.parametrize("spec", ["cosine", "linaer", "beta(0,1)", "beta(1)", "beta(a,b)", "beta(inf,1)", ""])

@@ -58,8 +58,8 @@ class Point:
 
     @property
     def quality(self) -> Combined:
-        """The metric that plots use."""
-        return self.metrics[self.primary]
+        """The metric that plots use; NaN where nothing is scored."""
+        return self.metrics.get(self.primary) or Combined(math.nan, math.nan, math.nan, 0, "lower", None)
 
     @property
     def seconds(self) -> float:
@@ -107,8 +107,11 @@ def combine(estimates: Sequence[dict[str, Any]]) -> Combined:
     return Combined(value, low, high, n, better, truth)
 
 
-def points(records: Iterable[dict[str, Any]]) -> list[Point]:
-    """Points of all cells that ended well, in the order of the file; of two versions of a cell the later one counts."""
+def points(records: Iterable[dict[str, Any]], metric: str | None = None) -> list[Point]:
+    """Points of all cells that ended well, in the order of the file; of two versions of a cell the later one counts.
+
+    metric: what plots use, where a cell has it; else the cell's own primary one.
+    """
     settings: dict[str, dict[int, dict[str, Any]]] = {}
     for r in records:
         if r["status"] != "ok":
@@ -127,7 +130,7 @@ def points(records: Iterable[dict[str, Any]]) -> list[Point]:
                 sampler=first["sampler"],
                 knob=first["knob"],
                 value=first["value"],
-                primary=first["score"]["primary"],
+                primary=metric if metric is not None and metric in names else first["score"]["primary"],
                 metrics={m: combine([c["score"]["estimates"][m] for c in cells]) for m in names},
                 nfe=statistics.fmean(c["nfe"]["per_row"] for c in cells),
                 denoiser=statistics.median(c["seconds"]["denoiser"] / c["rows"] for c in cells),

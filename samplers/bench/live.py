@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -15,8 +16,9 @@ from rich.text import Text
 from .collect import Combined, Point, front, groups, points
 from .report import best_rows, columns, in_order, number
 from .sweep import Cell, Record, Store
+from .tune import Difference, Found, rows_of
 
-__all__ = ["Display", "table"]
+__all__ = ["Display", "SearchDisplay", "found_table", "table"]
 
 
 def table(group: list[Point], rows: list[Point], *, title: str = "", narrow: bool = False) -> Table:
@@ -52,10 +54,11 @@ class Display:
 
     Args:
         quiet: show nothing but notes and failures.
+        metric: what is shown of a cell's metrics; None: its primary one.
     """
 
-    def __init__(self, console: Console, *, quiet: bool = False):
-        self.console, self.quiet = console, quiet
+    def __init__(self, console: Console, *, quiet: bool = False, metric: str | None = None):
+        self.console, self.quiet, self.metric = console, quiet, metric
         self.live: Live | None = None
         self.records: list[Record] = []
         self.count = self.total = 0
@@ -104,13 +107,15 @@ class Display:
         if record["status"] != "ok":
             self.console.print(f"[red]{record['status']}[/] {line}: {record['error']}", highlight=False, soft_wrap=True)
         elif not self.live and not self.quiet:
-            primary = record["score"]["primary"]
-            e = record["score"]["estimates"][primary]
+            estimates = record["score"]["estimates"]
+            shown = self.metric if self.metric in estimates else record["score"]["primary"]
+            e = estimates.get(shown)
+            score = f"{shown} {number(e['value'])} ({number(e['low'])} to {number(e['high'])}), " if e else ""
             spent = sum(record["seconds"].values())
             width = len(str(self.total))
             self.console.print(
-                f"[{self.count:>{width}}/{self.total}] {line}: {primary} {number(e['value'])} "
-                f"({number(e['low'])} to {number(e['high'])}), NFE {number(record['nfe']['per_row'])}, {spent:.2f} s",
+                f"[{self.count:>{width}}/{self.total}] {line}: {score}NFE {number(record['nfe']['per_row'])}, "
+                f"{spent:.2f} s",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -120,7 +125,7 @@ class Display:
         parts: list[Any] = [self.bar]
         if self.cell:
             parts.append(Text(f"now {self.cell}", style="dim"))
-        made = points(self.records)
+        made = points(self.records, self.metric)
         for (problem, family), group in groups(made).items():
             best = best_rows(group)
             sampler_best = list({p.sampler: p for p in reversed(in_order(group)) if p in best}.values())[::-1]
@@ -128,3 +133,63 @@ class Display:
             parts.append(table(group, rows, title=f"{problem}, {family}: best so far", narrow=True))
         self.drawn = time.monotonic()
         return Group(*parts)
+
+
+class SearchDisplay(Display):
+    """The same for `tune.search(opened=..., stage=..., running=..., finished=...)`: a bar a stage, a line a stage elsewhere."""
+
+    def opened(self, store: Store) -> None:
+        for note in store.notes:
+            self.console.print(f"[yellow]note:[/] {note}")
+
+    def stage(self, name: str, cells: list[Cell], store: Store) -> None:
+        there = sum(map(store.done, cells))
+        self.count, self.total = self.count + there, self.total + len(cells)
+        settings = len({(str(c.options), c.settings["steps"]) for c in cells})
+        if not self.quiet:
+            done = f", {there} there already" if there else ""
+            self.console.print(f"{name}: {settings} settings, {len(cells)} runs{done}", highlight=False, markup=False)
+        if self.console.is_terminal and not self.quiet:
+            self.task = self.bar.add_task(name, total=len(cells) - there)
+            if not self.live:
+                self.live = Live(self, console=self.console, refresh_per_second=4, transient=True)
+                self.live.start()
+
+    def finished(self, record: Record) -> None:
+        self.count += 1
+        if self.live:
+            self.bar.advance(self.task)
+
+    def __rich__(self) -> Group:
+        return Group(self.bar, *([Text(f"now {self.cell}", style="dim")] if self.cell else []))
+
+
+def found_table(found: Sequence[Found], x: str, y: str) -> Table:
+    """A rich table of what a search found: for each number of steps the found pair and the references, on fresh seeds."""
+    made = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    made.add_column("steps", justify="right", no_wrap=True, min_width=5)
+    for header in ("pair", f"{x}, {y}"):
+        made.add_column(header, no_wrap=True)
+    for header in (found[0].point.primary, "NFE", "found less this"):
+        made.add_column(header, justify="right", no_wrap=True)
+    for one in found:
+        for name, pair, point, d in rows_of(one):
+            q, style = point.quality, "bold" if d is None else ""
+            cells = [
+                Text(str(one.steps) if d is None else "", style=style),
+                Text(name, style=style),
+                Text(f"{pair[0]:g}, {pair[1]:g}", style=style),
+                _with_interval(q, style),
+                Text(number(point.nfe), style=style),
+            ]
+            colour = "" if d is None else "green" if d.high < 0 else "red" if d.low > 0 else ""
+            made.add_row(*cells, "" if d is None else _with_interval(d, colour))
+    truth = found[0].point.quality.truth
+    if truth is not None:
+        made.add_row("", "exact", "", number(truth), style="italic dim")
+    return made
+
+
+def _with_interval(e: Combined | Difference, style: str) -> Text:
+    text = Text(number(e.value), style=style)
+    return text.append(f" [{number(e.low)}, {number(e.high)}]", style="not bold dim") if math.isfinite(e.low) else text

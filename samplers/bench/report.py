@@ -19,9 +19,10 @@ from .. import problems
 from ..errors import SamplersError
 from . import plot
 from .collect import Combined, Point, front, groups, points
+from .own import OwnModel, is_own
 from .sweep import REQUEST, Store, unpack
 
-__all__ = ["best_rows", "columns", "number", "table_md", "write_report"]
+__all__ = ["best_rows", "columns", "number", "plotted", "table_md", "write_report"]
 
 METRICS = {
     "tv": "total variation distance between the frequencies of the samples and the exact law, invalid samples included",
@@ -52,7 +53,7 @@ def number(v: float | None, digits: int = 3) -> str:
 
 def columns(group: Sequence[Point]) -> list[Column]:
     """The columns of a table: what it is, what it costs, how good it is (the plotted metric first)."""
-    metrics = [group[0].primary, *(m for m in group[0].metrics if m != group[0].primary)]
+    metrics = sorted(group[0].metrics, key=lambda m: m != group[0].primary)  # the plotted one first
 
     def metric(name: str) -> Callable[[Point], Combined | None]:
         return lambda p: p.metrics.get(name)
@@ -74,7 +75,9 @@ def in_order(group: Sequence[Point]) -> list[Point]:
 
 
 def best_rows(group: Sequence[Point]) -> list[Point]:
-    """For a short table: what is on the front, and the best of every sampler."""
+    """For a short table: what is on the front, and the best of every sampler; all where nothing is scored."""
+    if not group[0].metrics:
+        return in_order(group)
     chosen = {id(p) for p in front(group, lambda p: p.nfe)}
     seen = set()
     for p in in_order(group):
@@ -136,23 +139,30 @@ def write_report(folder: str | Path) -> tuple[Path, list[str]]:
     folder = Path(folder)
     store = Store(folder, write=False)
     records = list(store.records.values())
-    made = points(records)
+    about = json.loads((folder / REQUEST).read_text(encoding="utf-8")) if (folder / REQUEST).exists() else {}
+    made = points(records, plotted(about))
     if not made:
         raise SamplersError(f"{store.path} has no cell that ended well: nothing to report")
     notes = list(store.notes)
-    about = json.loads((folder / REQUEST).read_text(encoding="utf-8")) if (folder / REQUEST).exists() else {}
     page = folder / "report.html"
     parts = [f"## {problem}, {family}\n\n{table_md(group)}\n" for (problem, family), group in groups(made).items()]
     try:
         (folder / "table.md").write_text("\n".join(parts), encoding="utf-8")
+        scored = [p for p in made if p.metrics]
         if plot.available():
-            plot.write_pngs(made, folder)
+            if scored:
+                plot.write_pngs(scored, folder)
         else:
             notes.append("no plots: matplotlib is not installed (pip install sampler-zoo[bench])")
         page.write_text(_page(made, records, about, notes), encoding="utf-8")
     except OSError as error:
         raise SamplersError(f"the report cannot be written: {error}") from error
     return page, notes
+
+
+def plotted(about: dict[str, Any]) -> str | None:
+    """The metric that the requests behind a sweep asked for."""
+    return next((r["metric"] for r in about.get("requests", []) if r.get("metric")), None)
 
 
 # ---------------------------------------------------------------------------------------------- the page
@@ -239,11 +249,7 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
         f"<h1>{len(names)} sampler{'s' * (len(names) > 1)}, measured on {esc(where)}</h1>",
         f'<p class="byline">{len(cells):,} runs, {sum(r["rows"] for r in cells):,} samples, {esc(dates[-1][:10])}, '
         f"sampler-zoo {esc(cells[-1]['library'])}</p>",
-        '<p class="lead">The denoisers here are exact, so every distance from the truth is the sampler’s own doing, '
-        "and the dashed line is what exact samples score on average when there are as many of them: no sampler can be "
-        "expected below it. Each line is a sampler with ever more forwards of the model; down and to the left is "
-        "better, and bars are 95 % intervals over all rows and seeds. Ringed points on the grey stair are the Pareto "
-        "front: each is better than everything cheaper by more than chance.</p>",
+        f'<p class="lead">{_lead(made)}</p>',
     ]
     body += [f'<p class="note">{esc(n)}</p>' for n in notes]
     for number_, ((problem, family), group) in enumerate(by.items()):
@@ -259,8 +265,26 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
     )
 
 
+def _lead(made: Sequence[Point]) -> str:
+    exact = any(not is_own(p.problem) for p in made)
+    if not any(p.metrics for p in made):
+        return "Forwards and seconds of samplers on a model; nothing was scored."
+    truth = (
+        "The denoisers here are exact, so every distance from the truth is the sampler’s own doing, "
+        "and the dashed line is what exact samples score on average when there are as many of them: no sampler can be "
+        "expected below it. "
+    )
+    higher = any(p.quality.better == "higher" for p in made)
+    return (
+        f"{truth if exact else ''}Each line is a sampler with ever more forwards of the model; "
+        f"{'up' if higher else 'down'} and to the left is "
+        "better, and bars are 95 % intervals over all rows and seeds. Ringed points on the grey stair are the Pareto "
+        "front: each is better than everything cheaper by more than chance."
+    )
+
+
 def _section(problem: str, family: str, group: list[Point], style: plot.Style, prefix: str) -> list[str]:
-    made = problems.create(problem)
+    made = None if is_own(problem) else problems.create(problem)
     first = group[0].records[0]
     seeds = max(len(p.records) for p in group)
     facts = [f"{first['rows']:,} samples a run", f"{seeds} seed{'s' * (seeds > 1)}"]
@@ -270,24 +294,27 @@ def _section(problem: str, family: str, group: list[Point], style: plot.Style, p
         facts.append(f"blocks of {first['settings']['block_length']}")
     out = [
         f"<h2>{esc(problem)}<small>{esc(family)} · {' · '.join(facts)}</small></h2>",
-        f'<p class="what">{esc(made.summary[:1].upper() + made.summary[1:])}.</p>',
+        f'<p class="what">{esc(made.summary[:1].upper() + made.summary[1:] if made else OwnModel.summary)}.</p>',
     ]
-    if plot.available():
+    if plot.available() and group[0].metrics:
         titles = {"nfe": "Quality against model calls", "seconds": "Quality against time"}
         drawn = [plot.svg(group, cost, style, f"{prefix}{cost}", titles[cost]) for cost in plot.COSTS]
         out.append(f'<div class="plots">{"".join(drawn)}</div>')
     short = best_rows(group)
-    out += ["<h3>The front, and every sampler at its best</h3>", _table(group, short)]
-    known = [f"<b>{esc(m)}</b> {esc(METRICS[m])}" for m in group[0].metrics if m in METRICS]
+    title = "The front, and every sampler at its best" if group[0].metrics else "Cheapest first"
+    out += [f"<h3>{title}</h3>", _table(group, short)]
+    known = "; ".join(f"<b>{esc(m)}</b> {esc(METRICS[m])}" for m in group[0].metrics if m in METRICS)
+    marks = (
+        " • on the Pareto front by NFE. Marked: the best of a column among all settings; where exact samples are known to "
+        "score something, the nearest to that."
+    )
     out.append(
-        f'<p class="key">{"; ".join(known)}. Milliseconds are a sample’s, at {first["batch"]:,} rows a batch, split '
-        "into the denoiser and everything else. • on the Pareto front by NFE. Marked: the best of a column among all "
-        "settings; where exact samples are known to score something, the nearest to that.</p>"
+        f'<p class="key">{known + ". " if known else ""}Milliseconds are a sample’s, at {first["batch"]:,} rows a batch, '
+        f"split into the denoiser and everything else.{marks if group[0].metrics else ''}</p>"
     )
     if len(short) < len(group):
         out.append(f"<details><summary>All {len(group)} settings</summary>{_table(group, in_order(group))}</details>")
-    out += _pictures(made, family, group)
-    return out
+    return out + (_pictures(made, family, group) if made else [])
 
 
 def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:

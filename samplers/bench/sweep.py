@@ -15,7 +15,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,13 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import problems, registry
-from ..driver import sample
+from .. import registry
+from ..canvas import PAD
+from ..driver import Sample, Seconds, sample
 from ..errors import OptionError, SamplersError, UnknownNameError, did_you_mean
+from ..problems import Problem
 from ..sampler import Sampler
 from .machine import machine
+from .own import is_own, load_prompts, subject
 
-__all__ = ["DEMO", "Cell", "Outcome", "Request", "Store", "pack", "plan", "run", "unpack"]
+__all__ = ["DEMO", "Cell", "Outcome", "Request", "Store", "execute", "pack", "plan", "run", "session", "unpack"]
 
 CELLS, REQUEST = "cells.jsonl", "sweep.json"
 NFE = (2, 4, 8, 16)  # budgets where none are asked for
@@ -44,14 +47,20 @@ class Request:
     """What to measure.
 
     Attributes:
-        problems: names of exact problems.
+        problems: names of exact problems; or the user's own model, as module:attribute of a Denoiser.
         samplers: patterns such as 'masked/*', 'dpmpp*' or a full name.
         family: only this kind of noise; None: all for which the problem has a denoiser and the patterns a sampler.
         nfe: budgets, given to samplers as `steps`.
         seeds: how many; they are 0, 1, ...
         rows: samples a cell. batch: of these at a time (memory, and what seconds are measured at).
-        temperature: of token draws. 1 asks for the law itself, which is what is measured.
+        temperature: of token draws; None: 1 on a problem, which asks for the law itself, and that is what is measured;
+            on one's own model the sampler's own.
         block_length: of token samplers.
+        gen_length: positions to fill, of token models of any length.
+        prompts: module:attribute of lists of token ids, one a row, for one's own model; rows are at most as many.
+        metric: what plots use: of a problem one of its metrics, None: its primary one; of one's own model module:function of
+            a Sample, None: nothing is scored.
+        higher: whether more of one's own metric is better.
         options: 'name=value' for all samplers that have the option, 'sampler.name=value' for one.
     """
 
@@ -62,9 +71,13 @@ class Request:
     seeds: int = 3
     rows: int = 512
     batch: int = 512
-    temperature: float = 1.0
+    temperature: float | None = None
     block_length: int | None = None
     options: tuple[str, ...] = ()
+    gen_length: int | None = None
+    prompts: str | None = None
+    metric: str | None = None
+    higher: bool = False
 
     def __post_init__(self) -> None:
         for name in ("seeds", "rows", "batch"):
@@ -72,6 +85,8 @@ class Request:
                 raise OptionError(f"--{name} must be 1 or more, not {getattr(self, name)}")
         if not self.nfe or min(self.nfe) < 1:
             raise OptionError("--nfe needs budgets of 1 or more, such as 2,4,8")
+        if not all(map(is_own, self.problems)) and (self.prompts or self.gen_length or self.higher):
+            raise OptionError("--prompts, --gen-length and --higher go with --denoiser; a problem says these itself")
 
 
 # What `make bench` runs: about two minutes on two cores, on one thread (`run(threads=1)`). Batches this small gain
@@ -86,7 +101,7 @@ DEMO = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep, and what defines it."""
+    """One run of a sweep, and what defines it. `metric` and `higher` are those of one's own model."""
 
     problem: str
     family: str
@@ -100,11 +115,15 @@ class Cell:
     seed: int
     rows: int
     batch: int
+    metric: str | None = None
+    higher: bool = False
 
     @property
     def key(self) -> str:
         """16 hex digits of all that defines the cell. A new version of a sampler or of this library is another cell."""
         facts = dataclasses.asdict(self) | {"library": registry.version()}
+        if self.metric is None:  # a problem scores all it can, whatever is plotted
+            del facts["metric"], facts["higher"]
         return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -134,7 +153,7 @@ def plan(requests: Iterable[Request]) -> list[Cell]:
 
 
 def _families(request: Request, name: str) -> tuple[str, ...]:
-    problem = problems.create(name)
+    problem = subject(name, request.metric, request.higher)
     if request.family is None:
         return tuple(problem.families)
     problem.denoiser(request.family)  # its error names the families there are
@@ -154,12 +173,21 @@ def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
             sampler = cls.make(**own, **({knob: value} if knob != "steps" else {}))
             settings: dict[str, Any] = {"steps": value if knob == "steps" else None}
             if family in ("masked", "uniform"):
-                settings |= {"temperature": float(request.temperature), "block_length": request.block_length}
-            if knob == "steps" and request.block_length is not None and family == "masked":
-                length = problems.create(problem).length or request.block_length
+                temperature = request.temperature
+                if temperature is None and not is_own(problem):
+                    temperature = 1.0
+                settings |= {
+                    "temperature": temperature if temperature is None else float(temperature),
+                    "block_length": request.block_length,
+                }
+                more = {"gen_length": request.gen_length, "prompts": request.prompts}
+                settings |= {k: v for k, v in more.items() if v is not None}
+            if knob == "steps" and request.block_length is not None and family != "gaussian":
+                length = request.gen_length or subject(problem).length or request.block_length
                 if value < -(-length // request.block_length):
                     continue  # fewer steps than blocks cannot be
-            rows, batch = request.rows, min(request.batch, request.rows)
+            rows = request.rows if request.prompts is None else min(request.rows, len(load_prompts(request.prompts)))
+            batch = min(request.batch, rows)
             cells.append(
                 Cell(
                     problem=problem,
@@ -174,6 +202,8 @@ def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
                     seed=seed,
                     rows=rows,
                     batch=batch,
+                    metric=request.metric if is_own(problem) else None,
+                    higher=request.higher,
                 )
             )
     return cells
@@ -338,26 +368,12 @@ def run(
     """
     begun = time.perf_counter()
     cells = plan(requests)
-    store = Store(folder, fresh=fresh)
-    try:
-        about = {
-            "command": command,
-            "requests": [dataclasses.asdict(r) for r in requests],
-            "library": registry.version(),
-        }
-        (store.folder / REQUEST).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    about = {"command": command, "requests": [dataclasses.asdict(r) for r in requests]}
+    with session(folder, about, fresh=fresh) as store:
         todo = [c for c in cells if not store.done(c)]
         if started:
             started(cells, store)
-        before = torch.get_num_threads()
-        if threads is not None:
-            torch.set_num_threads(threads)
-        try:
-            _run_all(todo, store, running, finished)
-        finally:
-            torch.set_num_threads(before)
-    finally:
-        store.close()
+        execute(todo, store, threads=threads, running=running, finished=finished)
     ends = [store.records[c.key] for c in cells if c.key in store.records]
     return Outcome(
         store.folder,
@@ -369,20 +385,51 @@ def run(
     )
 
 
+@contextlib.contextmanager
+def session(folder: str | Path, about: dict[str, Any], *, fresh: bool = False) -> Iterator[Store]:
+    """The store of a folder, locked while it is used; `about` is written beside the cells, for the report."""
+    store = Store(folder, fresh=fresh)
+    try:
+        text = json.dumps(about | {"library": registry.version()}, indent=1, default=str) + "\n"
+        (store.folder / REQUEST).write_text(text, encoding="utf-8")
+        yield store
+    finally:
+        store.close()
+
+
+def execute(
+    todo: Sequence[Cell],
+    store: Store,
+    *,
+    threads: int | None = None,
+    running: Callable[[Cell], None] | None = None,
+    finished: Callable[[Record], None] | None = None,
+) -> None:
+    """Run cells, each on the disk before the next begins. Arguments as `run`'s."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        _run_all(todo, store, running, finished)
+    finally:
+        torch.set_num_threads(before)
+
+
 def _run_all(
     todo: Sequence[Cell],
     store: Store,
     running: Callable[[Cell], None] | None,
     finished: Callable[[Record], None] | None,
 ) -> None:
-    made: dict[tuple[str, str], tuple[problems.Problem, Any]] = {}
+    made: dict[tuple[Any, ...], tuple[Problem, Any]] = {}
     for cell in todo:
         if running:
             running(cell)
-        where = (cell.problem, cell.family)
+        what = (cell.problem, cell.metric, cell.higher)
+        where = (*what, cell.family)
         if where not in made:
-            problem = next((p for (name, _), (p, _) in made.items() if name == cell.problem), None)
-            problem = problem or problems.create(cell.problem)
+            problem = next((p for key, (p, _) in made.items() if key[:3] == what), None)
+            problem = problem or subject(*what)
             made[where] = (problem, problem.denoiser(cell.family))
             _warm_up(cell, made[where][1])
         record = run_cell(cell, *made[where])
@@ -394,36 +441,59 @@ def _run_all(
 def _warm_up(cell: Cell, denoiser: Any) -> None:
     """A few rows that are not measured: first calls allocate, and load libraries."""
     with contextlib.suppress(Exception):  # the measured run will say what is wrong
-        sample(denoiser, _sampler(cell), batch=8, **cell.settings | {"steps": 2})
+        _part(cell, denoiser, _sampler(cell), 0, min(8, cell.rows), steps=2)
 
 
 def _sampler(cell: Cell) -> Sampler:
     return registry.load(cell.sampler).make(**cell.options)
 
 
-def run_cell(cell: Cell, problem: problems.Problem, denoiser: Any) -> Record:
+def _part(cell: Cell, denoiser: Any, sampler: Sampler, first: int, batch: int, **changes: Any) -> Sample:
+    """`batch` rows of a cell, from number `first` on."""
+    settings = cell.settings | changes
+    prompts = settings.pop("prompts", None)
+    rows: dict[str, Any] = {"batch": batch}
+    if prompts is not None:
+        rows = {"prompt": load_prompts(prompts)[first : first + batch]}
+    return sample(denoiser, sampler, seed=cell.seed, first_row=first, **rows, **settings)
+
+
+def _joined(parts: Sequence[Sample]) -> Sample:
+    """Parts of a run as one Sample: rows in order, costs added."""
+    if len(parts) == 1:
+        return parts[0]
+    wide = max(p.x.shape[1] for p in parts)
+    narrow = [
+        torch.nn.functional.pad(p.x, (0, wide - p.x.shape[1]), value=PAD) if p.x.dim() == 2 else p.x for p in parts
+    ]
+    lengths = [p.lengths for p in parts if p.lengths is not None]
+    return dataclasses.replace(
+        parts[0],
+        x=torch.cat(narrow),
+        nfe_rows=torch.cat([p.nfe_rows for p in parts]),
+        lengths=torch.cat(lengths) if lengths else None,
+        seconds=Seconds(sum(p.seconds.denoiser for p in parts), sum(p.seconds.sampler for p in parts)),
+        **{k: sum(getattr(p, k) for p in parts) for k in ("nfe", "row_evals", "token_evals", "head_rows", "steps")},
+    )
+
+
+def run_cell(cell: Cell, problem: Problem, denoiser: Any) -> Record:
     """Run a cell and return its record. Rows are drawn in batches; row i is the same in any of them."""
     record: Record = {"key": cell.key, "status": "ok", **dataclasses.asdict(cell)}
     record |= {"library": registry.version(), "machine": machine()}
     try:
-        parts = []
         sampler = _sampler(cell)
-        for first in range(0, cell.rows, cell.batch):
-            batch = min(cell.batch, cell.rows - first)
-            parts.append(sample(denoiser, sampler, batch=batch, seed=cell.seed, first_row=first, **cell.settings))
-        x = torch.cat([p.x for p in parts])
+        firsts = range(0, cell.rows, cell.batch)
+        made = _joined([_part(cell, denoiser, sampler, f, min(cell.batch, cell.rows - f)) for f in firsts])
         record["nfe"] = {
-            "forwards": sum(p.nfe for p in parts),
-            "row_evals": sum(p.row_evals for p in parts),
-            "token_evals": sum(p.token_evals for p in parts),
-            "per_row": float(torch.cat([p.nfe_rows for p in parts]).double().mean()),
+            "forwards": made.nfe,
+            "row_evals": made.row_evals,
+            "token_evals": made.token_evals,
+            "per_row": float(made.nfe_rows.double().mean()),
         }
-        record["seconds"] = {
-            "denoiser": sum(p.seconds.denoiser for p in parts),
-            "sampler": sum(p.seconds.sampler for p in parts),
-        }
-        record["score"] = problem.score(x, cell.family).to_dict()
-        record["x"] = pack(x)
+        record["seconds"] = {"denoiser": made.seconds.denoiser, "sampler": made.seconds.sampler}
+        record["score"] = problem.score(made, cell.family).to_dict()
+        record["x"] = pack(made.x)
     except OptionError as error:
         record |= {"status": "declined", "error": registry.one_line(error)}
     except Exception as error:  # somebody's sampler: whatever it raises must not cost the other cells

@@ -32,7 +32,11 @@ class Ancestral(Sampler):
     counts_known = True
     one_at_a_time = {"block_length": 1}
 
-    schedule: str = option("linear", "mask schedule: linear, 1-cos, sin, sin^2, beta(a,b)", check=mask_schedule)
+    schedule: str = option(
+        "linear",
+        "mask schedule: linear, 1-cos, sin, sin^2, beta(a,b), u^p, 1-(1-u)^p, exp(k), log(k)",
+        check=mask_schedule,
+    )
 
     def init(self, canvas: Canvas) -> TimedState:
         return timed(canvas, self.schedule)

@@ -325,6 +325,12 @@ def check_reals(x: Tensor, shape: Sequence[int], who: str) -> None:
         raise OptionError(f"{who}: row {int((~finite).nonzero()[0])} holds a number that is not finite")
 
 
+def per_position(t: Tensor, x: Tensor) -> Tensor:
+    """Noise levels () or (B,), of whole rows, or (B, L) as (B, L) float64."""
+    t = torch.as_tensor(t, dtype=torch.float64, device=x.device)
+    return (t if t.dim() == 2 else t.reshape(-1, 1)).expand(x.shape)
+
+
 class ExactTokens(TokenDenoiser):
     """Base of the exact token denoisers. Subclasses write `posterior`; this packs, takes logs, adds the mask's column.
 
@@ -335,15 +341,26 @@ class ExactTokens(TokenDenoiser):
     length: int
     tokens: int
 
+    def _noised(self, family: str) -> None:
+        """Set what follows from the family, once `tokens` is there."""
+        self.mask_id = self.tokens if family == "masked" else None
+        self.vocab_size = self.tokens + (self.mask_id is not None)
+        # Under uniform noise x does not show what is noise. Each position has its own level: a prompt has none.
+        self.time_conditioned = self.time_per_position = family == "uniform"
+
     def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """p(x_0,i = v | x_t) for all of `positions` (P,) int64 (None: all L): (B, P, tokens) float64, summing to 1."""
+        """p(x_0,i = v | x_t) for all of `positions` (P,) int64 (None: all L): (B, P, tokens) float64, summing to 1.
+
+        t: as of `predict`; None for masked noise.
+        """
         raise NotImplementedError
 
     def predict(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
         """Log-probabilities of the clean token, exact: (B, L, V) or, with `rows` (B, L) bool, packed (N, V). float32.
 
         Args:
-            x: (B, L) int64. t: (B,) in [0, 1], the noise level, for uniform noise only.
+            x: (B, L) int64. t: in [0, 1], the noise level, for uniform noise only: (B, L), 0 where a token is known to be
+                clean; or (B,), of all positions of a row.
 
         Raises:
             OptionError: a wrong shape, a token out of range (row and position named), t missing or out of [0, 1].
@@ -352,11 +369,15 @@ class ExactTokens(TokenDenoiser):
         if not self.time_conditioned:
             t = None
         elif t is None:
-            raise OptionError(f"denoiser {self.name!r} needs t (B,), the noise level in (0, 1]")
+            raise OptionError(f"denoiser {self.name!r} needs t (B,) or (B, L), the noise level in (0, 1]")
         else:
-            t = torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x))
+            if isinstance(t, Tensor) and t.dim() and tuple(t.shape) not in ((len(x),), tuple(x.shape)):
+                raise OptionError(
+                    f"denoiser {self.name!r}: t of shape {tuple(t.shape)} for x of {tuple(x.shape)}; (B,) or (B, L) is needed"
+                )
+            t = per_position(t, x)
             if not bool(((t >= 0) & (t <= 1)).all()):
-                raise OptionError(f"denoiser {self.name!r}: noise level t must be in (0, 1]")
+                raise OptionError(f"denoiser {self.name!r}: noise level t must be in [0, 1]")
         if rows is None:
             p = self.posterior(x, t).flatten(0, 1)  # (B L, tokens)
         elif rows.shape != x.shape:

@@ -23,6 +23,7 @@ from .base import (
     kernel_estimate,
     mean_estimate,
     on_grid,
+    per_position,
     truth_normals,
     truth_uniforms,
 )
@@ -66,8 +67,8 @@ class KernelTokens(ExactTokens):
 
     With K[g, v] the chance that a centre's g shows as v, centre n weighs w_n = prod_i K[c_ni, x_i] over visible i, and
         p(x_0,i = v | x)  =  sum_g S_i(g) K[g, v],   S_i(g) = sum over n with c_ni = g of w_n / sum_n w_n,
-    at masked i; a visible token is what it is. Uniform noise at level t, L[v, x] = (1 - t) [v = x] + t/V, makes
-    K_t = K L of the weights, and p(x_0,i = v | x) = L[v, x_i] sum_g S_i(g) K[g, v] / K_t[g, x_i].
+    at masked i; a visible token is what it is. Uniform noise of level t at a position, L[v, x] = (1 - t) [v = x] + t/V,
+    makes K_t = K L of the weights there, and p(x_0,i = v | x) = L[v, x_i] sum_g S_i(g) K[g, v] / K_t[g, x_i].
     log w and S are two matrix products with the centres' one-hot, whose sums are exact (see base).
 
     Args:
@@ -88,9 +89,7 @@ class KernelTokens(ExactTokens):
         if not bool((kernel > 0).all()):
             raise OptionError("the kernel must be positive everywhere: every state needs a posterior")
         self.tokens, self.length = len(kernel), centres.shape[1]
-        self.mask_id = self.tokens if family == "masked" else None
-        self.vocab_size = self.tokens + (self.mask_id is not None)
-        self.time_conditioned = family == "uniform"
+        self._noised(family)
         self.device, self.name = torch.device(device), name
         self.kernel = kernel.to(self.device)  # (V, V)
         one_hot = F.one_hot(centres, self.tokens).flatten(1)  # (n, L V)
@@ -107,16 +106,13 @@ class KernelTokens(ExactTokens):
     def log_weights(self, x: Tensor, t: Tensor | None = None, table: Tensor | None = None) -> Tensor:
         """log prod_i table[c_ni, x_i] over the positions that are not masked: (B, n) float64.
 
-        table: (V, V) or one a row (B, V, V), at least as large as the kernel's least; default K, or K_t for t (B,).
+        table: (V, V), at least as large as the kernel's least; default K. With t, (B,) or (B, L), it is K_t.
         """
-        if table is None:
-            table = self.kernel if t is None else self._noisy_kernel(t)
-        by_token = on_grid(table.log(), self.log_bits).transpose(-1, -2).contiguous()  # (..., V of x, V of centres)
-        if by_token.dim() == 2:
-            by_token = torch.cat([by_token, torch.zeros_like(by_token[:1])])  # a mask says nothing
-            evidence = by_token[x]  # (B, L, V)
+        if t is None:
+            logs = on_grid((self.kernel if table is None else table).log(), self.log_bits).t()  # (V of x, V of centres)
+            evidence = torch.cat([logs, torch.zeros_like(logs[:1])])[x]  # (B, L, V): a mask says nothing
         else:
-            evidence = by_token[torch.arange(len(x), device=x.device)[:, None], x]  # (B, L, V)
+            evidence = on_grid(self._noisy_kernel(x, per_position(t, x)).log(), self.log_bits)
         return evidence.flatten(1)[:, self.used] @ self.points_t  # (B, n), exact
 
     def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
@@ -132,15 +128,14 @@ class KernelTokens(ExactTokens):
 
         seen = x[:, positions]  # (B, P)
         if t is not None:
-            noisy = self._noisy_kernel(t).transpose(1, 2).contiguous()  # (B, V of x, V of centres)
-            share = share / noisy[torch.arange(len(x), device=x.device)[:, None], seen]
+            level = per_position(t, x)[:, positions]  # (B, P)
+            share = share / self._noisy_kernel(seen, level)
         p = share[..., :1] * self.kernel[0]  # (B, P, V)
         for g in range(1, self.tokens):  # one term after the other: the order of a matrix product is not ours to choose
             p = p + share[..., g : g + 1] * self.kernel[g]
         if t is not None:
-            level = t[:, None, None]
             keep = F.one_hot(seen, self.tokens)  # (B, P, V)
-            return p * ((1 - level) * keep + level / self.tokens)
+            return p * ((1 - level[..., None]) * keep + level[..., None] / self.tokens)
         known = F.one_hot(seen, self.tokens + 1)[..., : self.tokens].to(p.dtype)
         return torch.where(seen[..., None] == self.tokens, p, known)
 
@@ -158,10 +153,9 @@ class KernelTokens(ExactTokens):
             full[:, self.used] = w @ self.points
         return full.unflatten(1, (self.length, self.tokens))[:, positions]
 
-    def _noisy_kernel(self, t: Tensor) -> Tensor:
-        """K_t[g, x] = (1 - t) K[g, x] + t / V for t (B,): (B, V, V)."""
-        level = t[:, None, None]
-        return (1 - level) * self.kernel + level / self.tokens
+    def _noisy_kernel(self, x: Tensor, t: Tensor) -> Tensor:
+        """K_t[g, x] = (1 - t) K[g, x] + t / V for all g, at each position's x and t (B, P): (B, P, V)."""
+        return (1 - t[..., None]) * self.kernel.t()[x] + t[..., None] / self.tokens
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) of clean tokens under the law, exact: (B, L) int64 -> (B,) float64, nats."""

@@ -1,4 +1,4 @@
-"""sudoku4: the 288 valid 4 x 4 grids, all equally likely. Its posteriors are counts."""
+"""sudoku4: the 288 valid 4 x 4 grids, all equally likely. Its posteriors are counts, weighted under uniform noise."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ from .base import (
     Score,
     check_reals,
     check_tokens,
+    exact_matmul,
+    on_grid,
+    per_position,
     truth_uniforms,
     wilson,
 )
 from .finite import FiniteGaussian
 
 __all__ = ["CountingTokens", "Sudoku4", "sudoku_grids"]
+
+QUIET_BITS = 40  # a noise level below 2^-40 is none
 
 
 @functools.lru_cache(maxsize=1)
@@ -46,13 +51,13 @@ def sudoku_grids() -> Tensor:
 
 
 class CountingTokens(ExactTokens):
-    """Posteriors of a finite support whose points are equally likely, by counting points in exact integers.
+    """Posteriors of a finite support whose points are equally likely: sums over the points, exact and so the same in
+    every batch.
 
-    Masked noise: the share of the points that agree with every visible token. Where none does, the share among those
-    with the fewest mismatches, the limit of vanishing smoothing of the law. Uniform noise at level t keeps a token with
-    probability 1 - t + t/V and else makes it any other one: a point with m mismatches weighs r^m, r = (t/V) / (1 - t +
-    t/V), and t = 0 is the limit above. Counts by m are integers and the polynomial in r is summed in a fixed order, so
-    equal probabilities are equal bit for bit, and nothing depends on the batch.
+    A position at level t keeps its token with probability 1 - t + t/V and else holds any other one: a point's weight has a
+    factor r = (t/V) / (1 - t + t/V) for each of its mismatches. A mask says nothing, and a token at level 0 (all visible
+    ones of masked noise) rules out the points that differ. Where none is left, the points of the fewest such mismatches are:
+    the limit of vanishing smoothing of the law. Equal probabilities are equal bit for bit.
 
     Args:
         support: (n, L) int64, tokens below `tokens`.
@@ -70,37 +75,39 @@ class CountingTokens(ExactTokens):
         name: str = "counting",
     ):
         self.tokens, self.length = tokens, support.shape[1]
-        self.mask_id = tokens if family == "masked" else None
-        self.vocab_size = tokens + (self.mask_id is not None)
-        self.time_conditioned = family == "uniform"
+        self._noised(family)
         self.device, self.name = torch.device(device), name
         self.support = support.to(self.device)  # (n, L)
-        # float32 holds the integers that occur (at most n < 2^24) exactly, so the products below are counts.
-        self.points = F.one_hot(self.support, tokens).flatten(1).to(torch.float32)  # (n, L V)
+        points = F.one_hot(self.support, tokens).flatten(1).to(torch.float64)  # (n, L V)
+        self.points_t = points.t().contiguous()  # (L V, n)
+        self.table = torch.cat(
+            [points, torch.ones_like(points[:, :1])], 1
+        )  # (n, L V + 1): the last makes the normaliser
+        # L logs of factors are below 2^magnitude in sum, and on this grid any sum of them is exact.
+        magnitude = math.ceil(math.log2(self.length * (QUIET_BITS * math.log(2) + math.log(tokens))))
+        self.log_bits = 52 - magnitude
 
-    def mismatches(self, x: Tensor) -> Tensor:
-        """In how many visible positions each point differs from x: (B, n) int64."""
-        seen = F.one_hot(x, self.tokens + 1)[..., : self.tokens].flatten(1).to(torch.float32)  # (B, L V), 0 at masks
-        return (seen.sum(1, keepdim=True) - seen @ self.points.t()).to(torch.int64)  # (B, n)
+    def weights(self, x: Tensor, t: Tensor | None) -> Tensor:
+        """Each point's weight, the largest 1: (B, n) float64. t: (B, L), None for masked noise."""
+        seen = F.one_hot(x, self.tokens + 1)[..., : self.tokens].to(torch.float64)  # (B, L, V), 0 at masks
+        quiet = torch.ones_like(x, dtype=torch.bool) if t is None else t < 2.0**-QUIET_BITS  # (B, L)
+        matches = (seen * quiet[..., None]).flatten(1) @ self.points_t  # (B, n), whole numbers
+        nearest = matches == matches.amax(1, keepdim=True)
+        if t is None:
+            return nearest.to(torch.float64)
+        level = t.clamp_min(2.0**-QUIET_BITS)
+        log_r = on_grid(torch.log(level / self.tokens / (1 - level + level / self.tokens)), self.log_bits)
+        log_r = torch.where(quiet, 0.0, log_r)  # (B, L)
+        log_w = ((1 - seen) * log_r[..., None]).flatten(1) @ self.points_t  # (B, n), exact
+        log_w = torch.where(nearest, log_w, -math.inf)
+        return torch.exp(log_w - log_w.amax(1, keepdim=True))
 
     def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        misses = self.mismatches(x)  # (B, n)
-        extra = misses - misses.amin(1, keepdim=True)  # (B, n), 0 for the closest points
-        if t is None:
-            levels = (extra == 0).to(torch.float32)[:, None]  # (B, 1, n)
-            ratio = torch.zeros(len(x), 1, 1, dtype=torch.float64, device=x.device)
-        else:
-            levels = F.one_hot(extra, self.length + 1).transpose(1, 2).to(torch.float32)  # (B, M, n), M = L + 1
-            ratio = (t / self.tokens / (1 - t + t / self.tokens))[:, None, None]  # (B, 1, 1)
-        counts = (levels.flatten(0, 1) @ self.points).to(torch.float64)  # (B M, L V), integers
-        counts = counts.unflatten(0, levels.shape[:2]).unflatten(2, (self.length, self.tokens))  # (B, M, L, V)
-        if positions is not None:
-            counts = counts[:, :, positions]  # (B, M, P, V)
-        total = levels.to(torch.float64).sum(2)[..., None, None]  # (B, M, 1, 1), integers
-        mass, whole = counts[:, -1], total[:, -1]
-        for m in range(counts.shape[1] - 2, -1, -1):  # Horner
-            mass, whole = mass * ratio + counts[:, m], whole * ratio + total[:, m]
-        return mass / whole  # (B, P, V) float64
+        w = self.weights(x, None if t is None else per_position(t, x))  # (B, n)
+        # Weights of 0 and 1 are counted; others are summed in three slices, for probabilities as small as 2^-100.
+        sums = w @ self.table if t is None else exact_matmul(w, self.table, slices=3)  # (B, L V + 1)
+        p = (sums[:, :-1] / sums[:, -1:]).unflatten(1, (self.length, self.tokens))  # (B, L, V)
+        return p if positions is None else p[:, positions]
 
 
 class Sudoku4(Problem):

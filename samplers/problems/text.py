@@ -22,6 +22,7 @@ from .base import (
     check_tokens,
     entropy_of_tokens,
     mean_estimate,
+    per_position,
     truth_uniforms,
 )
 
@@ -70,9 +71,9 @@ def fit_chain(codes: np.ndarray, vocab: int, order: int, smoothing: float) -> li
 class ChainTokens(ExactTokens):
     """Posteriors of a Markov chain of `order` n (a state is the last n - 1 tokens), by forward-backward.
 
-    With e_k(c) = p(x_k | c), which is 1 at a mask, [c = x_k] at a visible token and (1 - t) [c = x_k] + t/V under
-    uniform noise, p(x_0,k = c | x) is proportional to the sum over states that end in c of forward x backward. Both are
-    float64 and rescaled by their largest entry, so nothing underflows. Work is L V^n a row.
+    With e_k(c) = p(x_k | c), which is 1 at a mask, [c = x_k] at a visible token and (1 - t) [c = x_k] + t/V under uniform
+    noise of level t there, p(x_0,k = c | x) is proportional to the sum over states that end in c of forward x backward.
+    Both are float64 and rescaled by their largest entry, so nothing underflows. Work is L V^n a row.
 
     BLAS adds in an order that depends on shapes, so rows are always computed in blocks of one size, filled up if need
     be: a row's answer is then the same in every batch.
@@ -94,9 +95,7 @@ class ChainTokens(ExactTokens):
         name: str = "chain",
     ):
         self.tokens, self.order, self.length = len(tables[0]), len(tables), length
-        self.mask_id = self.tokens if family == "masked" else None
-        self.vocab_size = self.tokens + (self.mask_id is not None)
-        self.time_conditioned = family == "uniform"
+        self._noised(family)
         self.device, self.name = torch.device(device), name
         v, n = self.tokens, self.order
         self.middle = v ** (n - 2)  # M: the tokens of a state but its oldest, as one number
@@ -116,7 +115,7 @@ class ChainTokens(ExactTokens):
             likelihood = torch.cat([torch.eye(self.tokens), torch.ones(1, self.tokens)]).to(x.device, torch.float64)
             emission = likelihood[x]  # (B, L, V)
         else:
-            level = t[:, None, None]
+            level = per_position(t, x)[..., None]
             emission = (1 - level) * F.one_hot(x, self.tokens) + level / self.tokens  # (B, L, V) float64
         parts = []
         for part in emission.split(self.block):

@@ -10,7 +10,9 @@ import pytest
 # A test that takes one of these gets every sampler of the families; none is forgotten, since the registry is asked.
 FIXTURES = {
     "zoo_sampler": None,
+    "zoo_tokens": ("masked", "uniform"),
     "zoo_masked": ("masked",),
+    "zoo_uniform": ("uniform",),
     "zoo_gaussian": ("gaussian",),
 }
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import samplers
 from samplers import Canvas, OptionError, Sampler, believe, driver, registry
 from samplers.registry import FAMILIES
-from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, solve_ode
+from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, TinyUniformJoint, TinyUniformNet, solve_ode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +34,14 @@ GEN = 12
 
 
 def net(name, **kw):
-    return TinyNet(visible_too=registry.load(name).revises, **kw)
+    """An arbitrary model of the sampler's family."""
+    cls = registry.load(name)
+    return TinyUniformNet(**kw) if cls.family == "uniform" else TinyNet(visible_too=cls.revises, **kw)
+
+
+def joint(name, **kw):
+    """The exact model of a law that one can enumerate."""
+    return TinyUniformJoint(**kw) if registry.load(name).family == "uniform" else TinyJoint(**kw)
 
 
 # ---------------------------------------------------------------------------------------------- what it says of itself
@@ -79,54 +86,54 @@ def test_options(zoo_sampler):
                 samplers.create(zoo_sampler, **{option.name: "no such choice"})
 
 
-# ---------------------------------------------------------------------------------------------- masked tokens
+# ---------------------------------------------------------------------------------------------- tokens
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_prompt_untouched_no_mask_left(zoo_masked, setting):
-    denoiser = net(zoo_masked)
-    out = samplers.sample(denoiser, zoo_masked, prompt=PROMPTS, gen_length=GEN, seed=7, **setting)
+def test_prompt_untouched_no_mask_left(zoo_tokens, setting):
+    denoiser = net(zoo_tokens)
+    out = samplers.sample(denoiser, zoo_tokens, prompt=PROMPTS, gen_length=GEN, seed=7, **setting)
     assert out.x.dtype == torch.int64 and out.x.shape == (4, 6 + GEN)
     for i, prompt in enumerate(PROMPTS):
         end = len(prompt) + GEN
         assert out.x[i, : len(prompt)].tolist() == prompt
         assert int(out.lengths[i]) == end
         made = out.x[i, len(prompt) : end]
-        assert bool(((made >= 0) & (made < denoiser.mask_id)).all()), "a mask id, or no token, was left or drawn"
+        assert bool(((made >= 0) & (made < denoiser.tokens)).all()), "a mask id, or no token, was left or drawn"
         assert (out.x[i, end:] == samplers.PAD).all()
 
 
-def test_infill_keeps_what_is_given(zoo_masked):
-    denoiser = net(zoo_masked)
+def test_infill_keeps_what_is_given(zoo_tokens):
+    denoiser = net(zoo_tokens)
     x = torch.arange(20).remainder(11).repeat(3, 1)
     fill = torch.rand(3, 20, generator=torch.Generator().manual_seed(1)) < 0.5
     canvas = Canvas.infill(denoiser, x, fill)
-    out = samplers.sample(denoiser, zoo_masked, prompt=canvas, block_length=3, temperature=1.0)
+    out = samplers.sample(denoiser, zoo_tokens, prompt=canvas, block_length=3, temperature=1.0)
     assert (out.x[~fill] == x[~fill]).all()
-    assert (out.x < denoiser.mask_id).all()
+    assert (out.x < denoiser.tokens).all()
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_row_of_a_batch_is_the_row_alone(zoo_masked, setting):
-    together = samplers.sample(net(zoo_masked), zoo_masked, prompt=PROMPTS, gen_length=GEN, seed=3, **setting)
+def test_row_of_a_batch_is_the_row_alone(zoo_tokens, setting):
+    together = samplers.sample(net(zoo_tokens), zoo_tokens, prompt=PROMPTS, gen_length=GEN, seed=3, **setting)
     for i, prompt in enumerate(PROMPTS):
         alone = samplers.sample(
-            net(zoo_masked), zoo_masked, prompt=[prompt], gen_length=GEN, seed=3, first_row=i, **setting
+            net(zoo_tokens), zoo_tokens, prompt=[prompt], gen_length=GEN, seed=3, first_row=i, **setting
         )
         assert together.x[i, : len(prompt) + GEN].tolist() == alone.x[0].tolist()
         assert int(together.nfe_rows[i]) == alone.nfe
 
 
-def test_row_of_64_is_the_row_alone(zoo_masked):
-    together = samplers.sample(net(zoo_masked), zoo_masked, gen_length=16, batch=64, seed=11, temperature=1.0)
+def test_row_of_64_is_the_row_alone(zoo_tokens):
+    together = samplers.sample(net(zoo_tokens), zoo_tokens, gen_length=16, batch=64, seed=11, temperature=1.0)
     for i in (0, 1, 31, 63):
-        alone = samplers.sample(net(zoo_masked), zoo_masked, gen_length=16, seed=11, first_row=i, temperature=1.0)
+        alone = samplers.sample(net(zoo_tokens), zoo_tokens, gen_length=16, seed=11, first_row=i, temperature=1.0)
         assert together.x[i].tolist() == alone.x[0].tolist()
 
 
-def test_seed_decides(zoo_masked):
+def test_seed_decides(zoo_tokens):
     def run(seed):
-        return samplers.sample(net(zoo_masked), zoo_masked, gen_length=24, batch=8, seed=seed, temperature=1.0).x
+        return samplers.sample(net(zoo_tokens), zoo_tokens, gen_length=24, batch=8, seed=seed, temperature=1.0).x
 
     before = torch.get_rng_state()
     first = run(5)
@@ -138,10 +145,10 @@ def test_seed_decides(zoo_masked):
     assert (run([5] * 8)[0] == first[0]).all(), "one seed a row: its row 0"
 
 
-def test_interleaved_runs_agree(zoo_masked):
+def test_interleaved_runs_agree(zoo_tokens):
     def open_(seed):
         return samplers.stream(
-            net(zoo_masked), zoo_masked, gen_length=GEN, batch=3, seed=seed, block_length=5, temperature=1.0
+            net(zoo_tokens), zoo_tokens, gen_length=GEN, batch=3, seed=seed, block_length=5, temperature=1.0
         )
 
     apart = [list(open_(seed))[-1].x for seed in (1, 2)]
@@ -158,8 +165,8 @@ def test_interleaved_runs_agree(zoo_masked):
         assert (last[i].x == apart[i]).all()
 
 
-def test_states_are_immutable(zoo_masked):
-    states = samplers.stream(net(zoo_masked), zoo_masked, gen_length=GEN, batch=2, temperature=1.0)
+def test_states_are_immutable(zoo_tokens):
+    states = samplers.stream(net(zoo_tokens), zoo_tokens, gen_length=GEN, batch=2, temperature=1.0)
     kept = [(state, state.x.clone()) for state in states]
     assert all((state.x == x).all() for state, x in kept), "a step wrote into an earlier state"
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -167,16 +174,18 @@ def test_states_are_immutable(zoo_masked):
 
 
 @pytest.mark.parametrize("steps", [1, 5, 16, 40])
-def test_counted_nfe_is_the_declared(zoo_masked, steps):
+def test_counted_nfe_is_the_declared(zoo_tokens, steps):
     length, batch = 16, 1200
-    sampler = samplers.create(zoo_masked)
+    sampler = samplers.create(zoo_tokens)
     expected = sampler.expected_nfe(length, steps)
     if expected is None:
-        out = samplers.sample(net(zoo_masked), sampler, gen_length=length, batch=32, steps=steps, temperature=1.0)
-        assert int(out.nfe_rows.max()) <= min(length, steps), "`steps` is a cap for samplers of adaptive count"
+        out = samplers.sample(net(zoo_tokens), sampler, gen_length=length, batch=32, steps=steps, temperature=1.0)
+        # Who changes its mind may need more steps than there are positions.
+        cap = steps if sampler.revises else min(length, steps)
+        assert int(out.nfe_rows.max()) <= cap, "`steps` is a cap for samplers of adaptive count"
         return
     out = samplers.sample(
-        net(zoo_masked, vocab=3, reach=1), sampler, gen_length=length, batch=batch, steps=steps, temperature=1.0
+        net(zoo_tokens, vocab=3, reach=1), sampler, gen_length=length, batch=batch, steps=steps, temperature=1.0
     )
     counted = out.nfe_rows.double()
     error = float(counted.std()) / math.sqrt(batch)
@@ -185,9 +194,9 @@ def test_counted_nfe_is_the_declared(zoo_masked, steps):
     assert out.nfe >= int(counted.max())
 
 
-def test_counts_are_what_the_model_saw(zoo_masked):
-    denoiser = net(zoo_masked)
-    out = samplers.sample(denoiser, zoo_masked, prompt=[[1, 2], [3, 4]], gen_length=GEN, steps=6, cfg_scale=1.0)
+def test_counts_are_what_the_model_saw(zoo_tokens):
+    denoiser = net(zoo_tokens)
+    out = samplers.sample(denoiser, zoo_tokens, prompt=[[1, 2], [3, 4]], gen_length=GEN, steps=6, cfg_scale=1.0)
     assert out.nfe == len(denoiser.asked)
     assert out.row_evals == sum(rows for rows, _ in denoiser.asked)
     assert out.head_rows == sum(needed for _, needed in denoiser.asked)
@@ -195,18 +204,18 @@ def test_counts_are_what_the_model_saw(zoo_masked):
     assert out.row_evals == 2 * int(out.nfe_rows.sum()), "a guided step is one forward of two rows a row"
 
 
-def test_counts_are_foreseen(zoo_masked, monkeypatch):
+def test_counts_are_foreseen(zoo_tokens, monkeypatch):
     """Where a sampler says that its counts are known, a run that never looks at them is the same run."""
-    cls = registry.load(zoo_masked)
+    cls = registry.load(zoo_tokens)
     if not cls.counts_known:
         pytest.skip("its counts depend on the model")
     for setting in SETTINGS:
         run: Any = {"prompt": PROMPTS, "gen_length": GEN, "seed": 3, **setting}
-        looked = samplers.sample(net(zoo_masked), zoo_masked, **run)
+        looked = samplers.sample(net(zoo_tokens), zoo_tokens, **run)
         with monkeypatch.context() as patch:
             patch.setattr(driver, "_foresees", lambda sampler, denoiser: True)
             patch.setattr(believe.Believe, "_counts", _refuse_after(believe.Believe._counts))
-            foreseen = samplers.sample(net(zoo_masked), zoo_masked, **run)
+            foreseen = samplers.sample(net(zoo_tokens), zoo_tokens, **run)
         assert (looked.x == foreseen.x).all()
         assert (looked.nfe, looked.head_rows) == (foreseen.nfe, foreseen.head_rows)
         assert (looked.nfe_rows == foreseen.nfe_rows).all()
@@ -250,7 +259,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_waits_for_nothing(zoo_masked, monkeypatch):
+def test_a_step_waits_for_nothing(zoo_tokens, monkeypatch):
     """What a sampler does itself, on a CPU, where every op is seen; what it asks the model through is the driver's."""
     waits = Waits()
 
@@ -266,7 +275,7 @@ def test_a_step_waits_for_nothing(zoo_masked, monkeypatch):
 
     for name in ("__call__", "logits", "read"):
         monkeypatch.setattr(believe.Believe, name, unseen(getattr(believe.Believe, name)))
-    sampler = registry.load(zoo_masked)
+    sampler = registry.load(zoo_tokens)
     step = sampler.step
 
     def watched(self, believe, state):
@@ -283,11 +292,11 @@ def test_a_step_waits_for_nothing(zoo_masked, monkeypatch):
         return call
 
     monkeypatch.setattr(sampler, "step", watched)
-    samplers.sample(net(zoo_masked), zoo_masked, prompt=PROMPTS, gen_length=GEN, block_length=5, temperature=1.0)
+    samplers.sample(net(zoo_tokens), zoo_tokens, prompt=PROMPTS, gen_length=GEN, block_length=5, temperature=1.0)
     assert not waits.found, f"a step reads the device: {', '.join(sorted(set(waits.found)))}"
 
 
-def test_logits_are_stored_where_it_says_so(zoo_masked, monkeypatch):
+def test_logits_are_stored_where_it_says_so(zoo_tokens, monkeypatch):
     stored = []
     logits = believe.Believe.logits
 
@@ -296,47 +305,60 @@ def test_logits_are_stored_where_it_says_so(zoo_masked, monkeypatch):
         return logits(self, *args, **kw)
 
     monkeypatch.setattr(believe.Believe, "logits", watched)
-    samplers.sample(net(zoo_masked), zoo_masked, gen_length=GEN, temperature=1.0)
-    assert bool(stored) == registry.load(zoo_masked).stores_logits
+    samplers.sample(net(zoo_tokens), zoo_tokens, gen_length=GEN, temperature=1.0)
+    assert bool(stored) == registry.load(zoo_tokens).stores_logits
 
 
-def test_stop_rule(zoo_masked):
-    denoiser = net(zoo_masked)
-    free = samplers.sample(denoiser, zoo_masked, gen_length=32, batch=6, seed=2, temperature=1.0)
+def test_stop_rule(zoo_tokens):
+    denoiser = net(zoo_tokens)
+    free = samplers.sample(denoiser, zoo_tokens, gen_length=32, batch=6, seed=2, temperature=1.0)
     stop = int(free.x[0, 5])
-    out = samplers.sample(denoiser, zoo_masked, gen_length=32, batch=6, seed=2, temperature=1.0, stop=stop)
+    out = samplers.sample(denoiser, zoo_tokens, gen_length=32, batch=6, seed=2, temperature=1.0, stop=stop)
     for i, row in enumerate(out.x.tolist()):
         end = int(out.lengths[i])
         assert stop not in row[: end - 1], "a row ends behind its first stop token"
         assert row[end - 1] == stop or end == 32
-        assert denoiser.mask_id not in row and set(row[end:]) <= {samplers.PAD}
+        assert max(row) < denoiser.tokens and set(row[end:]) <= {samplers.PAD}
 
 
-def test_time_reaches_a_time_conditioned_model(zoo_masked):
+def test_time_reaches_a_time_conditioned_model(zoo_tokens):
+    if registry.load(zoo_tokens).family == "uniform":  # this model looks at t itself: (B,), in (0, 1]
+        samplers.sample(net(zoo_tokens, time_conditioned=True), zoo_tokens, gen_length=6, batch=5, block_length=4)
+        return
     denoiser = TinyJoint(length=4, time_conditioned=True)
-    samplers.sample(denoiser, zoo_masked, batch=5, temperature=1.0)
+    samplers.sample(denoiser, zoo_tokens, batch=5, temperature=1.0)
     for t in denoiser.times:
         assert t.dim() == 1 and bool(((t > 0) & (t <= 1)).all()), "t is the noise level, in (0, 1]"
     assert float(denoiser.times[0].max()) > float(denoiser.times[-1].min()) or len(denoiser.times) == 1
 
 
+def test_levels_reach_a_model_that_takes_them(zoo_uniform):
+    """A noise level a position: a prompt is clean, and so is what is decided; a block that is not begun is noise."""
+    denoiser = TinyUniformJoint(length=4)
+    samplers.sample(denoiser, zoo_uniform, prompt=[1], batch=5, temperature=1.0, block_length=2)
+    first, last = denoiser.times[0], denoiser.times[-1]
+    assert (first == torch.tensor([0.0, 1, 1, 1])).all()
+    assert (last[:, :3] == 0).all() and (last[:, 3] > 0).all()
+    assert all(bool(((t >= 0) & (t <= 1)).all()) for t in denoiser.times)
+
+
 @pytest.mark.parametrize("mode", ["left to right", "one at a time"])
-def test_law_on_a_tiny_problem(zoo_masked, mode):
+def test_law_on_a_tiny_problem(zoo_tokens, mode):
     """One position at a time draws from the exact law, whatever the rule, where the order cannot look at the draw.
 
     A block of one position leaves no choice of position. "One at a time" leaves it to the sampler, and holds for
-    those that say `exact_order`.
+    those that say `exact_order`; of those that are exact as steps go to infinity it takes as many as they ask for.
     """
-    sampler_class = registry.load(zoo_masked)
-    problem, batch = TinyJoint(), 12_000
+    sampler_class = registry.load(zoo_tokens)
+    problem, batch = joint(zoo_tokens), 12_000
     extra = dict(sampler_class.law_options)
     if mode == "left to right":
-        out = samplers.sample(problem, zoo_masked, batch=batch, seed=1, temperature=1.0, block_length=1, **extra)
+        out = samplers.sample(problem, zoo_tokens, batch=batch, seed=1, temperature=1.0, block_length=1, **extra)
     elif not sampler_class.exact_order:
         pytest.skip("the sampler says that its law is biased, or does not say")
     else:
         extra |= dict(sampler_class.one_at_a_time)
-        out = samplers.sample(problem, zoo_masked, batch=batch, seed=1, temperature=1.0, **extra)
+        out = samplers.sample(problem, zoo_tokens, batch=batch, seed=1, temperature=1.0, **extra)
     counts = torch.bincount(problem.index(out.x), minlength=len(problem.law)).double()
     expected = problem.law * batch
     # Cells that expect few draws are pooled, as the chi-square approximation wants; 5 sigma of its own distribution.
@@ -348,15 +370,16 @@ def test_law_on_a_tiny_problem(zoo_masked, mode):
     assert chi2 < df + 5 * math.sqrt(2 * df), f"chi-square {chi2:.1f} for {df} degrees of freedom"
 
 
-def test_greedy_takes_the_best(zoo_masked):
+def test_greedy_takes_the_best(zoo_tokens):
     """At temperature 0 nothing is random but the order: a model that is certain is copied."""
     target = torch.tensor([3, 1, 2, 0, 3, 2])
 
     def certain(ids):
         return torch.nn.functional.one_hot(target, 5).float().mul(9).expand(len(ids), -1, -1)
 
-    denoiser = samplers.TokenDenoiser.wrap(certain, vocab_size=5, mask_id=4)
-    out = samplers.sample(denoiser, zoo_masked, gen_length=6, batch=3, temperature=0.0)
+    mask_id = None if registry.load(zoo_tokens).family == "uniform" else 4
+    denoiser = samplers.TokenDenoiser.wrap(certain, vocab_size=5, mask_id=mask_id)
+    out = samplers.sample(denoiser, zoo_tokens, gen_length=6, batch=3, temperature=0.0)
     assert (out.x == target).all()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..denoiser import GaussianDenoiser, TokenDenoiser
 from ..schedule import NoiseSchedule, noise_schedule
 
-__all__ = ["TinyJoint", "TinyMixture", "TinyNet", "solve_ode"]
+__all__ = ["TinyJoint", "TinyMixture", "TinyNet", "TinyUniformJoint", "TinyUniformNet", "solve_ode"]
 
 
 class TinyJoint(TokenDenoiser):
@@ -27,6 +27,7 @@ class TinyJoint(TokenDenoiser):
     ):
         self.length, self.vocab_size, self.mask_id = length, vocab + 1, vocab
         self.time_conditioned, self.name = time_conditioned, f"tiny joint {vocab}^{length}"
+        self.tokens = vocab
         self.strings = torch.tensor(list(itertools.product(range(vocab), repeat=length)))  # (S, L)
         weight = torch.empty(len(self.strings), dtype=torch.float64).exponential_(generator=_generator(seed)) ** skew
         self.law = weight / weight.sum()  # (S,) float64
@@ -48,8 +49,41 @@ class TinyJoint(TokenDenoiser):
 
     def index(self, x: Tensor) -> Tensor:
         """(B,) int64: the number of each string in `law`."""
-        powers = (self.vocab_size - 1) ** torch.arange(self.length - 1, -1, -1)  # type: ignore[operator]
+        powers = self.tokens ** torch.arange(self.length - 1, -1, -1)  # type: ignore[operator]
         return (x * powers).sum(1)
+
+
+class TinyUniformJoint(TinyJoint):
+    """The exact denoiser of the same law under uniform noise, with a noise level a position: 0 is clean.
+
+    `times` keeps those that it was given.
+    """
+
+    def __init__(self, length: int = 3, vocab: int = 3, seed: int = 0, skew: float = 1.5):
+        super().__init__(length, vocab, seed, skew, time_conditioned=True)
+        self.vocab_size, self.mask_id, self.time_per_position = vocab, None, True
+        # Which strings have token v at position i: (L, V, S / V)
+        self.having = torch.stack(
+            [torch.stack([(self.strings[:, i] == v).nonzero()[:, 0] for v in range(vocab)]) for i in range(length)]
+        )
+
+    def predict(self, x, t=None, *, rows=None, cache=None):
+        assert t is not None and t.shape == x.shape, "a noise level a position is (B, L)"
+        self.times.append(t)
+        weight = self.noisy(x, t)  # (B, S)
+        total = torch.zeros(*x.shape, self.tokens, dtype=torch.float64)
+        for s in range(self.having.shape[2]):  # one after another, as above
+            total += weight[:, self.having[:, :, s]]
+        logits = torch.log(total).float()  # (B, L, V)
+        return logits if rows is None else logits[rows]
+
+    def noisy(self, x: Tensor, t: Tensor) -> Tensor:
+        """(B, S) float64: law(s) prod_i ((1 - t_i) [x_i = s_i] + t_i / V). x: (B, L) int64, t: (B, L)."""
+        weight = self.law.expand(len(x), -1)
+        for i in range(self.length):  # type: ignore[arg-type]
+            same = x[:, i, None] == self.strings[:, i]
+            weight = weight * ((1 - t[:, i, None]) * same + t[:, i, None] / self.tokens)
+        return weight
 
 
 class TinyNet(TokenDenoiser):
@@ -67,7 +101,7 @@ class TinyNet(TokenDenoiser):
         time_conditioned: bool = False,
         visible_too: bool = False,
     ):
-        self.vocab_size, self.mask_id, self.reach = vocab + 1, vocab, reach
+        self.vocab_size, self.mask_id, self.reach, self.tokens = vocab + 1, vocab, reach, vocab
         self.visible_too = visible_too
         self.time_conditioned, self.name = time_conditioned, "tiny net"
         self.table = torch.randn(2 * reach + 1, vocab + 1, vocab + 1, generator=_generator(seed)) * 0.8
@@ -75,20 +109,29 @@ class TinyNet(TokenDenoiser):
 
     def predict(self, x, t=None, *, rows=None, cache=None):
         assert x.dtype == torch.int64 and x.dim() == 2
-        assert bool(((x >= 0) & (x <= self.mask_id)).all()), "a token outside the vocabulary reached the model"
+        assert bool(((x >= 0) & (x < self.vocab_size)).all()), "a token outside the vocabulary reached the model"
         if self.time_conditioned:
             assert t is not None and t.shape == (len(x),) and bool(((t > 0) & (t <= 1)).all())
         rows = torch.ones_like(x, dtype=torch.bool) if rows is None else rows
-        masked = bool((x[rows] == self.mask_id).all())
-        assert masked or self.visible_too, "logits were asked for at a position that is not masked"
+        if not self.visible_too:
+            assert bool((x[rows] == self.mask_id).all()), "logits were asked for at a position that is not masked"
         self.asked.append((len(x), int(rows.sum())))
-        padded = torch.nn.functional.pad(x, (self.reach, self.reach), value=self.mask_id)
+        padded = torch.nn.functional.pad(x, (self.reach, self.reach), value=self.tokens)
         out = torch.zeros(*x.shape, self.vocab_size)
         for j in range(2 * self.reach + 1):
             out += self.table[j][padded[:, j : j + x.shape[1]]]
         if t is not None:
             out = out * (0.5 + 0.5 * t[:, None, None]).float()
         return out[rows]
+
+
+class TinyUniformNet(TinyNet):
+    """The same without a mask: an arbitrary model of uniform noise."""
+
+    def __init__(self, vocab: int = 11, seed: int = 0, reach: int = 3, time_conditioned: bool = False):
+        super().__init__(vocab, seed, reach, time_conditioned, visible_too=True)
+        self.vocab_size, self.mask_id, self.name = vocab, None, "tiny uniform net"
+        self.table = self.table[:, :, :vocab].contiguous()
 
 
 class TinyMixture(GaussianDenoiser):

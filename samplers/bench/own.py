@@ -1,0 +1,151 @@
+"""What a sweep measures on: an exact problem by its name, or the user's own model, written module:attribute.
+
+A model of one's own stands in a problem's place. It is scored by a metric of one's own, a function of the Sample, or not at
+all: then a sweep measures forwards and seconds.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .. import problems, registry
+from ..denoiser import Denoiser
+from ..errors import OptionError, SamplersError, did_you_mean
+from ..problems import Estimate, Problem, Score
+from ..problems.base import mean_estimate
+
+__all__ = ["OwnModel", "is_own", "load_denoiser", "load_prompts", "subject"]
+
+
+def is_own(name: str) -> bool:
+    """Whether a name is module:attribute, and so a model of the user's; no exact problem has a colon in its name."""
+    return ":" in name
+
+
+def load(spec: str, what: str) -> Any:
+    """The object that module:attribute names, looked for in the present folder, too. `what` is how errors call it."""
+    module, sign, attribute = spec.partition(":")
+    if not sign or not module or not attribute:
+        raise OptionError(f"{what} {spec!r}: write module:attribute, such as my_model:denoiser")
+    sys.path.insert(0, "")  # modules of the present folder, as with `python -m`
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except SamplersError:
+        raise
+    except Exception as error:  # somebody's module
+        raise OptionError(f"{what} {spec!r}: {registry.one_line(error)}") from error
+    finally:
+        sys.path.remove("")
+    return found
+
+
+def _called(found: Any, spec: str, what: str) -> Any:
+    """What a function without arguments returns; anything else as it is."""
+    try:
+        return found() if callable(found) else found
+    except SamplersError:
+        raise
+    except Exception as error:
+        raise OptionError(f"{what} {spec!r}: {registry.one_line(error)}") from error
+
+
+@functools.lru_cache(maxsize=1)  # a model may be large, and a sweep asks for it again and again
+def load_denoiser(spec: str) -> Denoiser:
+    """The Denoiser called module:attribute, or what the function of that name returns."""
+    found = load(spec, "--denoiser")
+    if not isinstance(found, Denoiser):
+        found = _called(found, spec, "--denoiser")
+    if not isinstance(found, Denoiser):
+        raise OptionError(
+            f"--denoiser {spec!r} is {type(found).__name__}, not a Denoiser or a function that returns one; "
+            "samplers.TokenDenoiser.wrap makes one of a callable"
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def load_prompts(spec: str) -> list[list[int]]:
+    """The prompts called module:attribute, one a row: lists of token ids, or a function that returns them."""
+    found = _called(load(spec, "--prompts"), spec, "--prompts")
+    try:
+        return [[int(v) for v in row] for row in found]
+    except (TypeError, ValueError):
+        raise OptionError(
+            f"--prompts {spec!r} is {type(found).__name__}; a list of lists of token ids is needed, one a row"
+        ) from None
+
+
+class OwnModel(Problem):
+    """A denoiser of the user's in a problem's place.
+
+    Args:
+        spec: module:attribute of a Denoiser.
+        metric: module:function of a Sample -> a number, or one a row (B,); None: nothing is scored.
+        higher: whether more is better.
+    """
+
+    summary = "a model of your own"
+
+    def __init__(self, spec: str, metric: str | None = None, higher: bool = False):
+        self.name, self.made = spec, load_denoiser(spec)
+        self.families = (self.made.family,)
+        self.length = getattr(self.made, "length", None)
+        self.metric = load(metric, "--metric") if metric else None
+        self.metric_name = metric.rpartition(":")[2] if metric else None
+        self.higher = higher
+        if metric and not callable(self.metric):
+            raise OptionError(f"--metric {metric!r} is {type(self.metric).__name__}, not a function of a Sample")
+
+    def denoiser(self, family: str | None = None, **kw: Any) -> Denoiser:
+        self._family(family)
+        return self.made
+
+    def score(self, sample: Any, family: str | None = None) -> Score:
+        """The user's metric: of values a row their mean with Student's interval; of one number itself, with none."""
+        family = self._family(family)
+        estimates: Mapping[str, Estimate] = {}
+        if self.metric is not None and self.metric_name is not None:
+            estimates = {self.metric_name: self._estimate(self.metric(sample), len(sample.x))}
+        return Score(estimates, problem=self.name, family=family, primary=self.metric_name or "")
+
+    def _estimate(self, said: Any, rows: int) -> Estimate:
+        better: Any = "higher" if self.higher else "lower"
+        try:
+            values = torch.as_tensor(said, dtype=torch.float64).detach().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise SamplersError(f"metric {self.metric_name!r} returned {type(said).__name__}, not numbers") from None
+        if values.dim() == 0:
+            return Estimate(float(values), math.nan, math.nan, rows, better)
+        if values.shape != (rows,):
+            raise SamplersError(
+                f"metric {self.metric_name!r} returned shape {tuple(values.shape)} for {rows} rows; one number is "
+                "needed, or one a row"
+            )
+        return mean_estimate(values, better=better)
+
+
+def subject(name: str, metric: str | None = None, higher: bool = False) -> Problem:
+    """What a sweep measures on: the exact problem of that name, or one's own model.
+
+    Raises:
+        UnknownNameError: no such problem. OptionError: a module that cannot be had, a metric that the problem has not.
+    """
+    if is_own(name):
+        return OwnModel(name, metric, higher)
+    problem = problems.create(name)
+    if metric is not None:
+        known: Sequence[str] = list(problem.score(problem.sample_truth(8)))
+        if metric not in known:
+            raise OptionError(
+                f"problem {name!r} has no metric {metric!r}{did_you_mean(metric, known)} It has: {', '.join(known)}"
+            )
+    return problem

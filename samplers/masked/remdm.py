@@ -1,0 +1,126 @@
+"""ReMDM: ancestral sampling that masks some of its tokens again, with the same marginals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..canvas import Canvas
+from ..errors import OptionError
+from ..sampler import Sampler, option
+from ..schedule import mask_schedule
+from .parts import DRAW_REMASK, TimedDraft, even_grid, timed
+
+# The authors' eta belong to 1,024 steps. A run of S steps that masks each token as often has eta x 1024 / S.
+ETA = {"cap": 0.008 * 1024, "rescale": 0.015 * 1024, "loop": 0.02 * 1024}
+
+
+@dataclass(frozen=True, eq=False)
+class RemaskState(TimedDraft):
+    """psi: (B, L) float32, the probability that each visible token had when it was drawn."""
+
+    psi: Tensor
+
+
+@dataclass(frozen=True)
+class ReMDM(Sampler):
+    """Wang et al. 2025, arXiv 2503.00307: a visible token is masked again with sigma, a masked one appears with
+    (b - (1 - sigma) a) / (1 - a), where the step takes the visible fraction from a to b.
+
+    Any sigma <= sigma_max = min(1, (1 - b) / a) keeps the schedule's marginals; 0 is `ancestral`. `strategy` chooses it:
+
+    cap      min(eta, sigma_max).
+    rescale  eta sigma_max.
+    conf     sigma_max softmax(-psi) over the visible tokens, psi the probability each had when it was drawn: about one
+             token a step. Masked tokens appear as in `ancestral`. eta scales it (the reference has no such factor).
+    loop     the schedule runs to alpha_on by time t_on, rests there to t_off with sigma = eta, and then ends.
+
+    In the last step sigma_max is 0 and all that is masked appears: no clean-up forward. Whether a token appears or is
+    masked again is decided before the model is asked, so a step in which nothing appears costs none.
+
+    Differs from the reference code: any schedule (there: linear); the process runs in each block by itself; rows have
+    their own steps saved (there the whole batch's); the last step draws in place of argmax; psi is that of softmax at
+    temperature 1 in float32 (bfloat16 there). The script's eta, for 1,024 steps, are cap 0.008, rescale 0.015, loop 0.02: left
+    out, eta is that times 1024 / steps, at most 1. docs/remasking.md says when all this pays.
+    """
+
+    name = "remdm"
+    family = "masked"
+    cite = "Wang et al. 2025, Remasking Discrete Diffusion Models with Inference-Time Scaling, arXiv 2503.00307"
+    summary = "ancestral with tokens masked again: cap, rescale, conf or loop"
+    exact_order = True
+    counts_known = True  # but with conf, see below
+    revises = True
+    one_at_a_time = {"block_length": 1}
+
+    strategy: str = option("cap", "how much is masked again", choices=("cap", "rescale", "conf", "loop"))
+    eta: float | None = option(
+        None, "its size; None: the authors' for 1,024 steps, times 1024 / steps; conf 1", ge=0, le=1
+    )
+    t_on: float = option(0.55, "loop: the time, from 1 to 0, at which it begins", gt=0, lt=1)
+    t_off: float = option(0.05, "loop: the time at which it ends; below t_on", gt=0, lt=1)
+    alpha_on: float = option(0.9, "loop: the visible fraction meanwhile", gt=0, lt=1)
+    schedule: str = option("linear", "mask schedule, as of ancestral", check=mask_schedule)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.t_off >= self.t_on:
+            raise OptionError(f"option 't_off' of sampler 'remdm' is {self.t_off}; it must be below t_on = {self.t_on}")
+        # Which tokens conf masks again depends on what the model said of them.
+        object.__setattr__(self, "counts_known", self.strategy != "conf")
+
+    def init(self, canvas: Canvas) -> RemaskState:
+        return timed(canvas, self.schedule, self.grid, RemaskState, psi=torch.zeros_like(canvas.x, dtype=torch.float32))
+
+    def grid(self, steps: int) -> Tensor:
+        """(steps + 1,) float64, the schedule's progress at k / steps: all the same but for loop, which rests."""
+        u = even_grid(steps)
+        if self.strategy != "loop":
+            return u
+        rest = float(mask_schedule(self.schedule).progress(torch.tensor(self.alpha_on, dtype=torch.float64)))
+        before, after = rest * u / (1 - self.t_on), 1 - (1 - rest) * (1 - u) / self.t_off
+        return torch.maximum(before.clamp(max=rest), after)
+
+    def sigma(self, begin: Tensor, end: Tensor, k: Tensor, steps: Tensor) -> Tensor:
+        """The share of visible tokens to mask again in step k of a block, which goes from `begin` to `end`."""
+        most = ((1 - end) / begin.clamp_min(1e-300)).clamp(max=1.0)  # sigma_max
+        k, steps = k.double(), steps.double()
+        eta = ETA.get(self.strategy, torch.inf) / steps if self.eta is None else torch.full_like(most, self.eta)
+        eta = eta.clamp(max=1.0)
+        if self.strategy in ("rescale", "conf"):
+            return eta * most
+        if self.strategy == "loop":
+            t = 1 - k / steps
+            most = torch.where((t <= self.t_on + 1e-9) & (t > self.t_off + 1e-9), most, 0.0)
+        return torch.minimum(most, eta)
+
+    def step(self, believe, state: RemaskState) -> RemaskState:
+        begin, end = state.visible(), state.visible(1)  # (B,)
+        sigma = self.sigma(begin, end, state.block_step, state.block_steps.clamp_min(1))[:, None]  # (B, 1)
+        begin, end = begin[:, None], end[:, None]
+        mask_id = state.canvas.mask_id
+        assert mask_id is not None
+        masked, visible = state.masked & state.open, state.open & ~state.masked
+        again, want = sigma, []
+        if self.strategy == "conf":
+            # In whole units of 2^-40, whose sum does not depend on the width of the batch.
+            weight = (torch.exp(-state.psi.double()) * visible * 2.0**40).to(torch.int64)  # (B, L)
+            again, sigma = sigma * weight / weight.sum(1, keepdim=True).clamp_min(1), torch.zeros_like(sigma)
+            want = ["confidence"]
+        uniform = state.rng.positions(state.x.shape[1], state.step, DRAW_REMASK)  # (B, L) float64
+        appears = uniform < (end - (1 - sigma) * begin) / (1 - begin).clamp_min(1e-300)
+        appears = masked & (appears | state.last_step[:, None])
+        belief = believe(state, appears, t=state.scheduled_level, want=tuple(want))
+        x = torch.where(visible & (uniform < again), mask_id, state.x)
+        psi = torch.where(appears, belief.confidence, state.psi) if want else state.psi
+        return state.revise(torch.where(appears, belief.token, x), state.last_step, psi=psi)
+
+    def expected_nfe(self, length: int, steps: int) -> float | None:
+        """Sum_k [1 - (1 - r_k)^L], r_k = b - (1 - sigma) a: what appears in step k, again or for the first time."""
+        if self.strategy == "conf":
+            return None
+        a = mask_schedule(self.schedule)(self.grid(steps))
+        sigma = self.sigma(a[:-1], a[1:], torch.arange(steps), torch.tensor(steps))
+        return float((1 - (1 - (a[1:] - (1 - sigma) * a[:-1])) ** length).sum())

@@ -1,0 +1,70 @@
+"""The theta-RK-2 method: a trial leap, then the whole step again with the rates that it found."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from ..canvas import Canvas
+from ..sampler import Sampler, option
+from ..schedule import mask_schedule
+from .parts import DRAW_REMASK, TimedState, combined, even_grid, timed
+from .theta_trapezoidal import two_stages
+
+
+@dataclass(frozen=True)
+class ThetaRK2(Sampler):
+    """Ren et al. 2025, arXiv 2502.00234, theta-RK-2: leap over h with (1 - 1/2theta) mu + 1/2theta mu*, from its beginning.
+
+    mu* are the rates after a trial leap over theta h, whose tokens are thrown away. For masked models: positions whose
+    time falls in the step get tokens from ((1 - 1/2theta) p + 1/2theta p*)_+, where p* = p(x_i | x with trial tokens at other
+    masked positions, each there with the probability theta (b - a) / (1 - a) of the trial leap).
+
+    This does not measure second order on masked problems, and cannot: two positions that appear in one step know
+    nothing of each other (the trial token that one of them saw is not kept), so their joint law is off by the first
+    order in h, as with one forward a step. The paper proves second order for `theta_trapezoidal`, for this one under
+    conditions. It is here to be measured, and for its users' old numbers; docs/solvers.md has ours.
+
+    Differs from the paper as `theta_trapezoidal` does; and the trial leap reveals none of the positions that then
+    appear (there: they have rate 0 and wait for the next step), so that positions keep the schedule's times.
+    """
+
+    name = "theta_rk2"
+    family = "masked"
+    cite = "Ren et al. 2025, Fast Solvers for Discrete Diffusion Models, arXiv 2502.00234"
+    summary = "two forwards a step, a trial leap and the step; first order on masked models"
+    exact_order = True
+    counts_known = True
+    stores_logits = True
+    one_at_a_time = {"block_length": 1}
+
+    theta: float = option(0.5, "length of the trial leap, as a share of the step", gt=0, le=0.5)
+    schedule: str = option("linear", "mask schedule, as of ancestral", check=mask_schedule)
+
+    def init(self, canvas: Canvas) -> TimedState:
+        return timed(canvas, self.schedule)
+
+    def step(self, believe, state: TimedState) -> TimedState:
+        begin, middle, end = two_stages(state, self.theta)
+        appears = state.open & (state.time < end[:, None])
+        uniform = state.rng.positions(state.x.shape[1], state.step, DRAW_REMASK)  # (B, L) float64
+        leaps = uniform < ((middle - begin) / (1 - begin).clamp_min(1e-300))[:, None]
+        trial = state.open & ~appears & leaps & appears.any(1, keepdim=True)
+        then = believe.logits(state, appears | trial, t=state.level(begin))
+        token = believe.read(state, then).token
+        again = appears & trial.any(1, keepdim=True)
+        tried = dataclasses.replace(state, x=torch.where(trial, token, state.x))
+        now = believe.logits(tried, again, t=state.level(middle))
+        token = torch.where(again, combined(believe, state, now, then, 1 / (2 * self.theta)), token)
+        return state.commit(appears, token)
+
+    def expected_nfe(self, length: int, steps: int) -> float:
+        """One forward where something appears, one more where something is tried beside it."""
+        a = mask_schedule(self.schedule)(even_grid(steps))
+        a = torch.cat([a[:-1:2], a[-1:]])  # a step's ends; an odd forward is the last step
+        mass = torch.diff(a)
+        tried = (1 - a[1:]) * self.theta * mass / (1 - a[:-1]).clamp_min(1e-300)
+        none = (1 - mass) ** length
+        return float((2 - 2 * none - (1 - tried) ** length + (1 - mass - tried) ** length).sum())

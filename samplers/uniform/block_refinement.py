@@ -1,0 +1,80 @@
+"""LLaDA2's rule: commit what is confident, at least the plan's share, and edit what has been committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..canvas import Canvas
+from ..sampler import Sampler, option
+from .parts import DRAW_NOISE_TOKEN, NoisyState, noisy, owed
+
+
+@dataclass(frozen=True, eq=False)
+class EditState(NoisyState):
+    """A state whose committed tokens may be edited; `level` is 0 where a token is committed, 1 where none is.
+
+    Attributes:
+        post: (B,) int64, steps that the present block has had for editing only.
+    """
+
+    post: Tensor
+
+
+@dataclass(frozen=True)
+class BlockRefinement(Sampler):
+    """inclusionAI 2026 (LLaDA2.1 technical report), joint threshold decoding, in the form of diffusers' BlockRefinementScheduler.
+
+    A token is drawn at every open position. Those with a probability of at least `threshold` are committed, and at least
+    as many of the best as the plan owes: ceil((k + 1) n / S) of a block's n positions after step k of S. The others get
+    tokens of fresh noise. With `edit_threshold`, a committed token whose position draws another one with at least that
+    probability is replaced by it; once all are committed the block goes on editing until a step changes nothing, for
+    `max_post_steps` at most, and within its own steps.
+
+    Differs from the reference: rows count for themselves; without editing a block is done when all is committed (there: it
+    runs all steps). 0 is editing whatever the probability, as in SGLang (diffusers: off).
+    """
+
+    name = "block_refinement"
+    family = "uniform"
+    cite = "inclusionAI 2026, LLaDA2.1 technical report; diffusers, BlockRefinementScheduler"
+    summary = "commit above a threshold, at least the plan's share; edit what is committed"
+    default_temperature = 0.0
+    revises = True
+    exact_order = False
+    one_at_a_time = {"threshold": 2.0}
+    sweep = ("threshold", (2.0, 0.99, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1))
+
+    threshold: float = option(0.95, "least probability of a committed token; above 1: the plan alone", gt=0)
+    edit_threshold: float | None = option(
+        None, "least probability of a token that replaces another; none: no editing", ge=0
+    )
+    max_post_steps: int = option(16, "steps for editing only, once a block is committed", ge=0)
+
+    def init(self, canvas: Canvas) -> EditState:
+        return noisy(canvas, EditState, post=torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device))
+
+    def least(self, state: EditState, left: Tensor) -> Tensor:
+        """(B,) int64: how many of the `left` (B,) uncommitted positions must be committed in this step."""
+        return owed(state, left)
+
+    def step(self, believe, state: EditState) -> EditState:
+        fresh = state.open & (state.level > 0)
+        left = fresh.sum(1)
+        belief = believe(state, fresh if self.edit_threshold is None else state.open, want="confidence")
+        least = self.least(state, left)
+        commit = ops.select(belief.confidence, fresh, threshold=self.threshold, least=least).chosen
+        blank = state.canvas.mask_id
+        rest = state.canvas.noise(state.step, DRAW_NOISE_TOKEN) if blank is None else blank
+        x = torch.where(commit, belief.token, torch.where(fresh, rest, state.x))
+        level = torch.where(commit, 0.0, state.level)
+        if self.edit_threshold is None:
+            return state.renoised(x, level, commit)
+        edit = state.open & ~fresh & (belief.token != state.x) & (belief.confidence >= self.edit_threshold)
+        post = torch.where(left == 0, state.post + 1, 0)
+        idle = (left == 0) & ~edit.any(1)
+        tired = ~(fresh & ~commit).any(1) & (post >= self.max_post_steps)
+        return state.renoised(torch.where(edit, belief.token, x), level, state.last_step | idle | tired, post=post)
