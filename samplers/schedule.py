@@ -162,7 +162,8 @@ _FAMILIES: tuple[tuple[str, str, Callable[..., MaskSchedule], str, float], ...] 
     ("log(k)", r"log\((.+)\)", _log, "log(5)", 700.0),
 )
 _MEANS = (
-    "linear: a = u; 1-cos: a = 1 - cos(pi u/2); sin: a = sin(pi u/2); sin^2; beta(a,b): a = sin^2(pi I_u(a,b)/2); "
+    "linear: a = u; 1-cos: a = 1 - cos(pi u/2); sin: a = sin(pi u/2); arcsin: a = 2 arcsin(u)/pi; sin^2; "
+    "beta(a,b): a = sin^2(pi I_u(a,b)/2); "
     "I(a,b): a = I_u(a,b); u^p; 1-(1-u)^p; exp(k): a = (e^(ku) - 1)/(e^k - 1); log(k): a = -ln(1 - (1 - e^-k) u)/k"
 )
 # Words that name two opposite schedules, and what to write in their place.
@@ -179,6 +180,7 @@ def mask_schedule(spec: str | MaskSchedule) -> MaskSchedule:
     linear      u
     1-cos       1 - cos(pi u/2): MaskGIT's, MD4's and eMIGM's "cosine"
     sin         sin(pi u/2): MDLM's "cosine"
+    arcsin      2 arcsin(u)/pi = 1 - 2 arccos(u)/pi: Guidance-MaskGIT's "arccos"
     sin^2       sin^2(pi u/2): MDLM's "cosine squared"
     beta(a,b)   sin^2(pi/2 I_u(a, b)), I the regularised incomplete beta function, the Beta distribution's CDF: the family
                 of arXiv 2509.13866. beta(0.5,0.5) is linear and beta(1,1) is sin^2
