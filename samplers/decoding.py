@@ -5,13 +5,13 @@ For models that look back only, in the order in which tokens came, and know each
 says `sequential` gets a Decoding as its `believe`, and builds its state on SequenceState:
 
     believe(state, want=...)              the masks at `state.open`, fed behind the row's sequence and not kept
-    believe.chunk(state, fed, *asks)      any positions, laid out for a forward; `believe.ask(state, chunk, token)` feeds
+    believe.chunk(fed, *asks)             any positions, laid out for a forward; `believe.ask(state, chunk, token)` feeds
                                           tokens there, to be kept if they are committed
     believe.branches(state, number)       copies of the sequence, one a branch, that do not see each other
 
 Answers are (B, L) planes as always: at a mask the token that stands there, else the token that follows the one fed
-before it. What the cache holds beyond a row's sequence is overwritten, so a state may be stepped from again as long as
-no other has been stepped from since.
+before it. What the cache holds beyond a row's sequence is overwritten: an earlier state can be stepped from again, while no
+row has been done since; the states that came after it then no longer can.
 
 The host looks at the device once a chunk, and once where branches are made; `believe(state)` has the driver's own look.
 """
@@ -59,7 +59,7 @@ def check(denoiser: TokenDenoiser, sampler: Sampler, args: Mapping[str, Any]) ->
         "cache": "it always has one of its own, so give none",
         "cfg_scale": "guidance would need a second sequence, whose prompt is masked; use cfg_scale=0",
         "steps": "its forwards follow from its options; give none",
-        "constrain": "a slot is decoded as a whole, so nothing can be fixed inside; forbid= bars tokens everywhere",
+        "constrain": "what it fixes would not be in the sequence; forbid= bars tokens everywhere",
     }
     for name, why in never.items():
         if args[name]:
@@ -163,7 +163,7 @@ class Decoding(Believe):
 
     # ------------------------------------------------------------------------------------------ for samplers
 
-    def chunk(self, state: SequenceState, fed: Tensor, *asks: Tensor, on: Branches | None = None) -> Chunk | None:
+    def chunk(self, fed: Tensor, *asks: Tensor, on: Branches | None = None) -> Chunk | None:
         """The positions `fed`, (B, L) bool, laid out behind the sequences, or behind branches; None if there are none.
 
         Args:
@@ -251,11 +251,11 @@ class Decoding(Believe):
         rank = (branches.number < branches.size).cumsum(1)  # (B, L), counted from 1
         first = torch.full((branches.size + 1,), rank.shape[1], device=rank.device)
         first.scatter_reduce_(0, branches.number.flatten(), rank.flatten(), "amin")
-        if chunk := self.chunk(state, where & ~again[:, None]):
+        if chunk := self.chunk(where & ~again[:, None]):
             inside = branches.number.clamp(max=branches.size - 1)
             index = branches.begin[inside] + rank - first[inside]
             chunk.on.store.join(branches.store, chunk.lay(index), chunk.lay(inside), chunk.count)
-        if chunk := self.chunk(state, where & again[:, None]):
+        if chunk := self.chunk(where & again[:, None]):
             self.ask(state, chunk, token)
 
     # ------------------------------------------------------------------------------------------ Believe's parts

@@ -307,12 +307,27 @@ def test_a_row_of_a_batch_is_the_published_loop():
     for i, setting in enumerate(settings(40, 11)):
         model, gen_length = Glass(seed=setting.pop("seed")), setting.pop("gen_length")
         prompts = [[], [1], setting.pop("prompt"), [i % 5, 2, 3, 4], [0] * 7]
+        setting["reference"] = i % 2 == 1
         out = samplers.sample(model, "refusion", prompt=prompts, gen_length=gen_length, **setting)
         for row, prompt in enumerate(prompts):
             expected, forwards, *_ = plain(model, prompt, gen_length, **setting)
             assert made(out, row, prompt) == expected
             assert int(out.nfe_rows[row]) == forwards
         assert int(out.nfe_rows.max()) <= out.nfe <= int(out.nfe_rows.sum())
+
+
+def test_rows_with_blocks_of_their_own_length():
+    """A canvas of fixed length leaves a short prompt more to fill: serial_num_blocks cuts each row by itself."""
+    prompts, setting = [[1] * 8, [2] * 24, [3] * 16], {"slot_size": 4, "slot_threshold": 0.5, "token_threshold": 0.5}
+    model = Glass(seed=2)
+    model.length = 40
+    out = samplers.sample(model, "refusion", prompt=prompts, **setting)
+    for row, prompt in enumerate(prompts):
+        expected, forwards, *_ = plain(model, prompt, 40 - len(prompt), **setting)
+        assert made(out, row, prompt) == expected
+        assert int(out.nfe_rows[row]) == forwards
+    with pytest.raises(OptionError, match="row 1 has 12 positions to fill"):
+        samplers.sample(model, "refusion", prompt=[[1] * 8, [2] * 28], **setting)
 
 
 def test_a_row_of_a_batch_is_the_row_alone_when_drawn():

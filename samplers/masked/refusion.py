@@ -116,7 +116,7 @@ class Refusion(Sampler):
         tried = there & chosen[..., None]
         unsure = tried.clone()
         unsure[..., 0] = False  # nothing stands before a slot's first token that could tell its probability
-        chunk = believe.chunk(state, state.plane(tried), state.plane(unsure))
+        chunk = believe.chunk(state.plane(tried), state.plane(unsure))
         assert chunk is not None, "a row that is not done has a slot"
         seen = believe.ask(state, chunk, drafted.token, 0, want="given", given=drafted.token)
         out, where = self._accept(state, drafted.token, seen.given, chosen, there, 1)
@@ -139,7 +139,7 @@ class Refusion(Sampler):
             after = place - accepted[..., None]  # (B, S, s): 0 at the first refused token, which will stand next
             again, unsure = (there & left[..., None] & (after >= n) for n in (0, 1))
             fed = again if turn else there & chosen[..., None]  # at first all of a slot: its head has seen other slots
-            chunk = believe.chunk(state, *map(state.plane, (fed, again, unsure)), on=branches)
+            chunk = believe.chunk(*map(state.plane, (fed, again, unsure)), on=branches)
             if chunk is None:
                 break
             masked = state.plane(again)
