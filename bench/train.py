@@ -42,6 +42,7 @@ from samplers.models.load import save, write_safetensors
 from samplers.models.mlp import MLP
 from samplers.models.tokenizer import Tokenizer
 from samplers.models.transformer import Config, Transformer
+from samplers.models.zoo import DigitsDenoiser
 from samplers.problems.digits import GREYS, Digits, KernelTokens, digit_images, grey_kernel
 from samplers.schedule import noise_schedule
 
@@ -186,20 +187,20 @@ def per_character(nll, characters):
 # ---------------------------------------------------------------------------------------------- models
 
 
-def lambda_dce(net, x, mask_id, g, offset=0):
+def lambda_dce(net, x, mask_id, g):
     """RADD's denoising cross-entropy (Ou et al. 2406.03736, eq. 3.8): lambda ~ U(0, 1), each token masked with chance
     lambda, the sum of their -log p / lambda. One uniform is shared by the batch, a stratum a row. → nats a position."""
     batch = len(x)
     lam = (torch.rand((), generator=g) + torch.arange(batch)) / batch % 1.0
     lam = lam.clamp_min(1e-3)[:, None]  # (B, 1)
     masked = torch.rand(x.shape, generator=g) < lam  # (B, L) bool
-    hidden = net(torch.where(masked, mask_id, x) + offset, rows=masked)  # (N, D)
+    hidden = net(torch.where(masked, mask_id, x), rows=masked)  # (N, D)
     loss = F.cross_entropy(net.head.logits(hidden).float(), x[masked], reduction="none")
     return (loss / lam.expand_as(x)[masked]).sum() / x.numel()
 
 
 @torch.no_grad()
-def masked_bound(net, x, mask_id, offset=0, draws=8, seed=1):
+def masked_bound(net, x, mask_id, draws=8, seed=1):
     """The same bound on -log p, for each row of x (n, L): (n,) nats. In its other form, k of L positions masked and L / k
     times their -log p, k uniform (stratified over `draws`), which has the same mean and less noise."""
     g = torch.Generator().manual_seed(seed)
@@ -211,7 +212,7 @@ def masked_bound(net, x, mask_id, offset=0, draws=8, seed=1):
             k = (u * length).long().clamp_max(length - 1) + 1  # (b,)
             rank = torch.rand(part.shape, generator=g).argsort(1).argsort(1)
             masked = rank < k[:, None]
-            hidden = net(torch.where(masked, mask_id, part) + offset, rows=masked)
+            hidden = net(torch.where(masked, mask_id, part), rows=masked)
             loss = torch.zeros(part.shape, dtype=torch.float64)
             loss[masked] = F.cross_entropy(net.head.logits(hidden).float(), part[masked], reduction="none").double()
             out += loss.sum(1) * length / k / draws
@@ -371,31 +372,38 @@ def digits():
     return images[~held], images[held]
 
 
+def save_mlp(net, folder, **facts):
+    write_safetensors(dict(net.bfloat16().named_parameters()), folder / "model.safetensors")
+    net.float()
+    about = {"architectures": ["SamplersMLP"], "mlp": net.config, **facts}
+    (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+class Pixels:
+    """An MLP of the digits as lambda_dce and masked_bound call a network: its hidden rows are its logits."""
+
+    def __init__(self, net):
+        self.denoiser, self.head = DigitsDenoiser(net), self
+
+    def __call__(self, ids, rows):
+        return self.denoiser.predict(ids, rows=rows)
+
+    def logits(self, hidden):
+        return hidden
+
+
 class DigitsMasked:
     """Grey levels under the problem's own law: every pixel of an image moved by its kernel, anew in every step."""
 
-    name, steps, batch, rate = "digits-mdm", 1200, 32, 3e-3
-    embeddings_a_pixel = GREYS + 1
+    name, steps, batch, rate = "digits-mdm", 3500, 128, 2e-3
+    autocast = False
 
     def __init__(self):
         self.images, self.held = digits()
         self.kernel = grey_kernel(0.5, 1e-3)
-        self.offset = self.embeddings_a_pixel * torch.arange(64)
-        self.config = Config(
-            GREYS,
-            width=96,
-            layers=4,
-            heads=4,
-            mlp_width=256,
-            attention="full",
-            embeddings=64 * self.embeddings_a_pixel,
-            qk_norm=True,
-            rope_theta=1000.0,
-            max_length=64,
-        )
 
     def network(self, seed):
-        return Transformer(self.config, seed=seed)
+        return MLP(128, 256, 3, features=0, out=64 * GREYS, seed=seed)
 
     def drawn(self, images, g):
         """(n, 64) int64, the kernel's draw of each pixel."""
@@ -403,14 +411,14 @@ class DigitsMasked:
 
     def loss(self, net, g, step):
         pick = torch.randint(len(self.images), (self.batch,), generator=g)
-        return lambda_dce(net, self.drawn(self.images[pick], g), GREYS, g, self.offset)
+        return lambda_dce(Pixels(net), self.drawn(self.images[pick], g), GREYS, g)
 
     def check(self, net, part=None):
         x = self.drawn(self.held, torch.Generator().manual_seed(0))[:part]
-        return a_pixel(masked_bound(net, x, GREYS, self.offset, draws=16 if part is None else 4))
+        return a_pixel(masked_bound(Pixels(net), x, GREYS, draws=64 if part is None else 8))
 
     def save(self, net, folder):
-        save_transformer(net, folder, zoo="digits", mask_id=GREYS)
+        save_mlp(net, folder, zoo="digits", mask_id=GREYS)
         x = self.drawn(self.held, torch.Generator().manual_seed(0))
         share = F.one_hot(self.images, GREYS).double().mean(0) @ self.kernel  # (64, 17), each pixel's own
         alone = -share.log()[torch.arange(64), x].sum(1)
@@ -479,12 +487,7 @@ class DigitsGauss:
         return a_pixel(total + prior + 32 * (math.log(2 * math.pi * ratio**2) + 1))
 
     def save(self, net, folder):
-        net.bfloat16()
-        write_safetensors(dict(net.named_parameters()), folder / "model.safetensors")
-        net.float()
-        about = {"architectures": ["SamplersMLP"], "mlp": net.config, "zoo": "gauss"}
-        about |= {"schedule": "vp_linear", "prediction": "v"}
-        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+        save_mlp(net, folder, zoo="gauss", schedule="vp_linear", prediction="v")
         g = torch.Generator().manual_seed(0)
         x = self.held.double() + 0.08 * torch.randn(self.held.shape, generator=g)
         mean = self.images.double().mean(0)

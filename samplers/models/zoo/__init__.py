@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...caching import Feed
-from ...denoiser import Denoiser, GaussianDenoiser
+from ...denoiser import Denoiser, GaussianDenoiser, TokenDenoiser
 from ...errors import ModelError, UnknownNameError, did_you_mean
 from ...problems.digits import GREYS, Digits
 from ...schedule import noise_schedule
@@ -57,21 +56,21 @@ def load(name: str, *, device: torch.device | str = "cpu", dtype: torch.dtype = 
     """The denoiser called `name`. It has `render` (a row as text, for --watch), and for text `encode` and `decode`.
 
     Args:
-        device: where it runs. dtype: of its parameters; digits-gauss is float32 always.
+        device: where it runs. dtype: of a text model's parameters; the digits' are float32.
 
     Raises:
         UnknownNameError: no such model. ModelError: a file of it is missing or broken.
     """
     folder = _folder(name)
-    kind = json.loads((folder / "config.json").read_text()).get("zoo")
-    if kind == "gauss":
-        return _gauss(name, folder, device)
-    if kind not in ("text", "digits"):
+    about = json.loads((folder / "config.json").read_text())
+    kind = about.get("zoo")
+    if kind == "text":
+        model, _ = load_transformer(folder, dtype=dtype, device=device)
+        return TextDenoiser(model, Tokenizer.load(folder / "vocab.json"), name=name)
+    if kind not in ("digits", "gauss"):
         raise ModelError(f"{folder}: config.json has zoo={kind!r}, expected 'text', 'digits' or 'gauss'")
-    model, config = load_transformer(folder, dtype=dtype, device=device)
-    if kind == "digits":
-        return DigitsDenoiser(model, mask_id=config["mask_id"], name=name, length=64)
-    return TextDenoiser(model, Tokenizer.load(folder / "vocab.json"), name=name)
+    network = _mlp(folder, about["mlp"], device)
+    return DigitsDenoiser(network, name=name) if kind == "digits" else _gauss(name, about, network, device)
 
 
 def _folder(name: str) -> Path:
@@ -106,28 +105,34 @@ class TextDenoiser(TransformerDenoiser):
         return self.tokenizer.decode(x_row.detach().cpu(), mask="·", eos="¶\n")
 
 
-class DigitsDenoiser(TransformerDenoiser):
-    """A transformer over pictures: every position has its own 18 embeddings, token v at position p being id 18 p + v,
-    since what a pixel is depends on where it is and rotations only tell how far apart two are."""
+class DigitsDenoiser(TokenDenoiser):
+    """An MLP over the 64 pixels of a picture: to each its grey level and whether it is masked, from each 17 logits."""
 
-    def hidden(
-        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Feed | None = None
-    ) -> Tensor:
-        position = torch.arange(x.shape[1], device=x.device) if cache is None else cache.positions
-        return super().hidden(x + (GREYS + 1) * position, t, rows=rows, cache=cache)
+    vocab_size, mask_id, length = GREYS, GREYS, 64
+
+    def __init__(self, network: MLP, *, name: str = "digits-mdm"):
+        self.network, self.name, self.device = network, name, network.last.weight.device
+
+    def predict(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
+        masked = x == GREYS
+        seen = torch.where(masked, 0.0, x / 8 - 1)  # (B, 64)
+        logits = self.network(torch.cat([seen, masked.to(seen.dtype)], 1)).view(*x.shape, GREYS)
+        return logits if rows is None else logits[rows]
 
     render = staticmethod(Digits.render)
 
 
-def _gauss(name: str, folder: Path, device: torch.device | str) -> GaussianDenoiser:
-    about = json.loads((folder / "config.json").read_text())
-    network = MLP(**about["mlp"])
+def _mlp(folder: Path, shape: dict[str, int], device: torch.device | str) -> MLP:
+    network = MLP(**shape)
     state = {key: x.float() for key, x in read_safetensors(folder / "model.safetensors").items()}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise ModelError(f"{folder}: {' '.join(str(error).split())}") from error
-    network.to(device).requires_grad_(False)
+    return network.to(device).requires_grad_(False)
+
+
+def _gauss(name: str, about: dict[str, Any], network: MLP, device: torch.device | str) -> GaussianDenoiser:
     schedule = noise_schedule(about["schedule"])
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
