@@ -89,7 +89,9 @@ class TextDenoiser(TransformerDenoiser):
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, name: str):
-        super().__init__(model, mask_id=tokenizer.mask_id, name=name)
+        # Of the text models it is the causal one that was trained as ReFusion prescribes (bench/train.py).
+        causal = model.config.attention == "causal"
+        super().__init__(model, mask_id=tokenizer.mask_id, name=name, predicts_next=causal)
         self.tokenizer, self.eos_id = tokenizer, tokenizer.eos_id
 
     def encode(self, text: str) -> Tensor:
