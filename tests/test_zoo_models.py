@@ -289,7 +289,7 @@ def test_text_appears(capsys):
 def test_causal_text_is_causal():
     """What comes later in the cache's order changes nothing; positions do."""
     denoiser = zoo.load("text-refusion")
-    assert (denoiser.attention, denoiser.caches) == ("causal", ("block",))
+    assert (denoiser.attention, denoiser.caches, denoiser.predicts_next) == ("causal", ("prefix", "block"), True)
     ids = denoiser.encode("If the argument is omitted or None, the")[None]
     out = denoiser.hidden(ids)
     changed = ids.clone()
