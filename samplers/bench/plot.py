@@ -219,6 +219,7 @@ def figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Styl
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     names = max(len({p.sampler for p in made}) for _, made in panels)
+    right = max(RIGHT, 0.25 + 0.075 * max(len(p.sampler) for _, made in panels for p in made))
     height = max(HEIGHT, BELOW + ABOVE + names * 12.5 / 72)
     w, h = WIDTH * columns, height * rows
     figure = Figure(figsize=(w, h))
@@ -229,7 +230,7 @@ def figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Styl
         box = (
             (c * WIDTH + LEFT) / w,
             1 - ((r + 1) * height - BELOW) / h,
-            (WIDTH - LEFT - RIGHT) / w,
+            (WIDTH - LEFT - right) / w,
             (height - BELOW - ABOVE) / h,
         )
         axes = figure.add_axes(box)
