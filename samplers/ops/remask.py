@@ -240,7 +240,7 @@ def accept_slots_(
 
     The paper's two uses: global verification is head=1, extra=0 (a slot's first token has no left neighbour in its
     slot to be verified by; where count is 0 and end -1 refinement follows), and a round of refinement is
-    head=accepted so far, extra=1 (each round at least one token a slot).
+    head=accepted so far + 1, extra=0: the token behind those that stand stands too, so each round brings one a slot.
 
     Args:
         x: (B, L) int64, written in place.
