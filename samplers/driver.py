@@ -270,7 +270,8 @@ def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, 
         )
     if denoiser.family != sampler.family:
         others = registry.names("*", denoiser.family)
-        hint = f"; samplers of that family: {', '.join(others)}" if others else ""
+        more = f" ... (samplers.list_samplers(family={denoiser.family!r}))" if len(others) > 6 else ""
+        hint = f"; samplers of that family: {', '.join(others[:6])}{more}" if others else ""
         raise FamilyError(
             f"sampler {sampler.name!r} is of the {sampler.family} family and denoiser {denoiser.name!r} of the "
             f"{denoiser.family} family{hint}"
