@@ -37,7 +37,7 @@ class FirstHitting(Sampler):
 
     parallel             all from the prediction p at the group's first hit. First order in 1 / steps.
     extrapolation        each from p + c (p - p'), p' the prediction before: the line through both, at the position's own
-                         time. Less error on exact problems at the same NFE (tests), but for the first group.
+                         time; the first group has none. Less error on exact problems at the same NFE (docs/solvers.md).
     predictor_corrector  as parallel; then the tokens of the group before are drawn once more with the same uniforms,
                          from the same line at their own times, by what the model now says of them. It is not asked
                          again with the corrected tokens in place. A model that repeats visible tokens changes nothing.
