@@ -19,6 +19,7 @@ from .caching import Kept, Scheme
 from .canvas import Canvas, TokenState
 from .denoiser import Counter, Denoiser, GaussianDenoiser, TokenDenoiser
 from .errors import DenoiserError, SamplersError
+from .ops.masked_softmax import guide
 from .random import DRAW_BLIND, DRAW_TOKEN
 from .sampler import Sampler, State
 
@@ -193,15 +194,12 @@ class Believe(_Asked):
         want = (want,) if isinstance(want, str) else tuple(want)
         made = self._blank(state, want)
         for who, asked, needed, length, guided in self._parts(state, rows):
-            kw: dict[str, Any] = {"confidence_temperature": confidence_temperature, "want": want}
             flat = torch.nonzero_static(asked, size=needed)  # (N, 2): known size, so no wait
             row, position = who[flat[:, 0]], flat[:, 1]
-            if "given" in want:
-                kw["given"] = (state.x if given is None else given)[row, position]
             # What top-k and top-p cut is known when all logits are, and so they need the logits stored.
             unstored = self.denoiser.head is not None and not self.truncation and self.constraint is None
             made_of = self._with_head if unstored else self._with_logits
-            kw = self._drawing(state, row, position, kw, temperature)
+            kw = self._drawing(state, row, position, want, temperature, confidence_temperature, given)
             out = made_of(state, t, who, asked, needed, length, guided, row, position, **kw)
             self._take(state, out, row, position, made)
         return self._belief(state, made)
@@ -218,10 +216,7 @@ class Believe(_Asked):
             value, index = self._answer(state, t, who, asked, needed, length, guided)
             value = value.clone() if index is None else value[index]  # ours, to write into
             if guided:
-                value, blind = value[:needed].float(), value[needed:].float()
-                # As in the op: -inf stays -inf, and where only the guidance is -inf the logit is taken as it is.
-                fine = (value != -torch.inf) & (blind != -torch.inf)
-                value = torch.where(fine, value + self.knobs.cfg_scale * (value - blind), value)
+                value = guide(value[:needed].float(), value[needed:].float(), self.knobs.cfg_scale)
             value = self._barred(value.float(), row, position).index_fill_(1, self._forbid_inside, -torch.inf)
             parts.append(Logits(row, position, value))
         if not parts:
@@ -245,12 +240,9 @@ class Believe(_Asked):
         draw: which of the step's uniforms; a second draw in one step needs another than the first.
         """
         want = (want,) if isinstance(want, str) else tuple(want)
-        kw: dict[str, Any] = {"confidence_temperature": confidence_temperature, "want": want}
         row, position = logits.row, logits.position
-        if "given" in want:
-            kw["given"] = (state.x if given is None else given)[row, position]
         made = self._blank(state, want)
-        kw = self._drawing(state, row, position, kw, temperature, draw)
+        kw = self._drawing(state, row, position, want, temperature, confidence_temperature, given, draw)
         self._take(state, ops.masked_softmax(logits.value, **kw), row, position, made)
         return self._belief(state, made)
 
@@ -289,14 +281,14 @@ class Believe(_Asked):
     def _parts(self, state: TokenState, rows: Tensor | None) -> Iterator[tuple[Tensor, Tensor, int, int, bool]]:
         """The forwards to make: (rows of the batch (A,), asked (A, length), positions asked, length, guided) of each."""
         canvas = state.canvas
+        seen = rows is None and self._seen is not None and self._seen[0] is state
+        rows = state.open if rows is None else rows & canvas.fill
         if self.foreseen is not None:
             look = self.foreseen.take()
-        elif rows is None and self._seen is not None and self._seen[0] is state:
-            look = self._seen[1]
+        elif seen:
+            look = self._seen[1]  # type: ignore[index]
         else:
-            counts = self._counts(state, state.open if rows is None else rows & canvas.fill)
-            look = counts.flatten().tolist()
-        rows = state.open if rows is None else rows & canvas.fill
+            look = self._counts(state, rows).flatten().tolist()
         group, groups = self._group(state)
         active = rows.any(1)
         for g, (n_rows, needed) in enumerate(zip(look[::2], look[1::2])):
@@ -419,11 +411,22 @@ class Believe(_Asked):
 
     # ------------------------------------------------------------------------------------------ what is made of it
 
-    def _drawing(self, state, row, position, kw, temperature=None, draw=DRAW_TOKEN) -> dict[str, Any]:
-        """The op's arguments that say how to draw."""
+    def _drawing(
+        self, state, row, position, want, temperature, confidence_temperature, given, draw=DRAW_TOKEN
+    ) -> dict[str, Any]:
+        """The op's arguments that say how to draw, and what else is wanted of N positions."""
         temperature = self.temperature if temperature is None else temperature
-        uniform = state.rng.at(row, position, state.step, draw) if temperature > 0 else None
-        return kw | {"uniform": uniform, "temperature": temperature, "forbid": self._forbid, **self.truncation}
+        kw = {
+            "uniform": state.rng.at(row, position, state.step, draw) if temperature > 0 else None,
+            "temperature": temperature,
+            "confidence_temperature": confidence_temperature,
+            "forbid": self._forbid,
+            "want": want,
+            **self.truncation,
+        }
+        if "given" in want:
+            kw["given"] = (state.x if given is None else given)[row, position]
+        return kw
 
     def _blank(self, state: TokenState, want: tuple[str, ...]) -> dict[str, Tensor]:
         """Values for where nothing is asked."""
@@ -468,7 +471,7 @@ class Foreseen:
         self.believe = believe
         self._asked: list[list[int]] = []
 
-    def advance(self, constrain: Any = None) -> None:
+    def advance(self) -> None:
         """Take the step that the run will take."""
         assert not self._asked, "a step of the run asked for less than was foreseen"
         self.state = self.sampler.step(self, self.state)

@@ -33,8 +33,8 @@ from samplers.ops.masked_softmax import (
     _first_above,
     _flat,
     _fma,
-    _guide,
     _halving_sum,
+    guide,
 )
 from samplers.random import philox
 
@@ -354,7 +354,7 @@ def _twin_fold(
         return
     x = logits.float()
     if guidance is not None and cfg_scale != 0:
-        x = _guide(x, guidance.float(), cfg_scale)
+        x = guide(x, guidance.float(), cfg_scale)
     if forbid is not None and forbid.numel():
         here = torch.where((forbid >= offset) & (forbid < offset + width), forbid - offset, width)
         mask = torch.zeros(width + 1, dtype=torch.bool, device=x.device).index_fill(0, here, True)

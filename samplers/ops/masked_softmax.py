@@ -310,7 +310,7 @@ def _halving_sum(acc):
     return acc[..., 0]
 
 
-def _guide(a, b, w):
+def guide(a, b, w):
     """(1 + w) a - w b, with what is impossible kept impossible."""
     out = ((a - b).double() * float(np.float32(w)) + a.double()).float()  # an FMA
     out = torch.where((a == -math.inf) | (b == -math.inf), a, out)
@@ -357,7 +357,7 @@ def _twin(*args):
         x = (logits[here] if index is None else logits[index[here]]).float()  # (n, V) float32
         if guidance is not None:
             b = (guidance[here] if guidance_index is None else guidance[guidance_index[here]]).float()
-            x = _guide(x, b, call.cfg_scale)
+            x = guide(x, b, call.cfg_scale)
         if forbidden is not None:
             x = x.masked_fill(forbidden, -math.inf)
         if call.top_k or call.top_p < 1:
