@@ -6,12 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 import samplers
 from samplers import driver, registry, watch
-from samplers.cli import main
 from samplers.watch import braille
 
 DENOISER = """
@@ -21,19 +19,6 @@ def make():
 denoiser = make()
 nothing = 3
 """
-
-
-@pytest.fixture
-def cli(capsys):
-    def call(*argv):
-        try:
-            code = main([str(a) for a in argv])
-        except SystemExit as exit:
-            code = exit.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def flat(text):

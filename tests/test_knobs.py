@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from looks import Looks
 
 import samplers
 from samplers import Canvas, Constraint, OptionError, TokenDenoiser, believe, driver, registry
@@ -258,40 +258,6 @@ def test_fixing_takes_no_step():
 
 
 # ---------------------------------------------------------------------------------------------- what a step asks
-
-
-class Looks(TorchDispatchMode):
-    """Counts what would make the host wait for a device: numbers read, and shapes that depend on data."""
-
-    WAITS = {
-        "_local_scalar_dense",
-        "nonzero",
-        "masked_select",
-        "equal",
-        "is_nonzero",
-        "unique2",
-        "_unique2",
-        "repeat_interleave",
-    }
-
-    def __init__(self, monkeypatch):
-        super().__init__()
-        self.count = 0
-        before = torch.Tensor.tolist
-
-        def tolist(tensor):
-            self.count += 1
-            return before(tensor)
-
-        monkeypatch.setattr(torch.Tensor, "tolist", tolist)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.split("::")[1]
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            t is not None and t.dtype in (torch.bool, torch.uint8) for t in args[1]
-        )
-        self.count += name in self.WAITS or by_mask
-        return func(*args, **(kwargs or {}))
 
 
 LOOP = {"prompt": [[1, 2], [3], []], "gen_length": 12, "block_length": 6, "seed": 1, "temperature": 1.0}

@@ -12,7 +12,6 @@ from samplers import FamilyError, OptionError, SamplersError, UnknownNameError, 
 from samplers.bench import plot, tune
 from samplers.bench.own import subject
 from samplers.bench.sweep import Request, Store, run
-from samplers.cli import main
 from samplers.masked.beta_energy import BetaEnergy
 from samplers.masked.random_order import RandomOrder
 from samplers.sampler import option
@@ -51,19 +50,6 @@ prompts = [[i % 8, 1] + [2] * (i % 3) for i in range(10)]
 bad_prompts = ["one"]
 noise = samplers.problems.create("mixture").denoiser("gaussian")
 """
-
-
-@pytest.fixture
-def cli(capsys):
-    def call(*argv):
-        try:
-            code = main([str(a) for a in argv])
-        except SystemExit as exit:
-            code = exit.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture
