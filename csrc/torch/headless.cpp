@@ -1,8 +1,6 @@
 // Headless sampling: the schemas of its two ops, their checks, and the way to the kernels. The loop over tiles, with
 // the product of each, is samplers/ops/headless.py.
 #include <algorithm>
-#include <cmath>
-#include <tuple>
 #include <vector>
 
 #include "../cpu/headless.h"
@@ -16,26 +14,6 @@ namespace {
 
 constexpr char kFoldOp[] = "headless_fold_", kFinishOp[] = "headless_finish";
 
-bool float_type(const Tensor& t, cpu::Type& type) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      type = cpu::Type::kF32;
-      return true;
-    case ScalarType::BFloat16:
-      type = cpu::Type::kBF16;
-      return true;
-    case ScalarType::Half:
-      type = cpu::Type::kF16;
-      return true;
-    default:
-      return false;
-  }
-}
-
-cpu::Rows rows_of(const Tensor& t) {
-  return {static_cast<const char*>(t.const_data_ptr()), t.stride(0) * static_cast<int64_t>(t.element_size()), nullptr};
-}
-
 void check_state(const char* op, const Tensor& like, const Tensor& real, const Tensor& whole, int64_t n) {
   STD_TORCH_CHECK(same_device(real, like) && real.dim() == 2 && real.scalar_type() == ScalarType::Double &&
                       real.size(0) == n && real.size(1) == kReals && real.is_contiguous(),
@@ -45,12 +23,6 @@ void check_state(const char* op, const Tensor& like, const Tensor& real, const T
                       whole.size(0) == n && whole.size(1) == kWholes && whole.is_contiguous(),
                   op, ": whole must be a contiguous (", n, ", ", int{kWholes},
                   ") int64 tensor on the device of the rest");
-}
-
-void check_temperatures(const char* op, double temperature, double confidence_temperature) {
-  STD_TORCH_CHECK(temperature >= 0 && std::isfinite(temperature), op, ": temperature must be finite and >= 0");
-  STD_TORCH_CHECK(confidence_temperature > 0 && std::isfinite(confidence_temperature), op,
-                  ": confidence_temperature must be finite and > 0");
 }
 
 void headless_fold(const Tensor& logits, int64_t offset, Tensor real, Tensor whole, const Maybe& uniform,
@@ -73,13 +45,7 @@ void headless_fold(const Tensor& logits, int64_t offset, Tensor real, Tensor who
   check_temperatures(kFoldOp, temperature, confidence_temperature);
   job.temperature = temperature;
   job.confidence_temperature = confidence_temperature;
-  if (temperature > 0) {
-    STD_TORCH_CHECK(uniform.has_value(), "headless_fold_: temperature > 0 needs uniform");
-    job.uniform = vector_of<double>(kFoldOp, uniform, ScalarType::Double, job.n, "uniform", &logits);
-    for (int64_t i = 0; i < job.n && !cuda; ++i)
-      STD_TORCH_CHECK(job.uniform[i] >= 0 && job.uniform[i] < 1, "headless_fold_: uniform[", i, "] = ", job.uniform[i],
-                      " is outside [0, 1)");
-  }
+  job.uniform = uniforms_of(kFoldOp, uniform, temperature, job.n, logits);
   std::vector<int64_t> ids;
   const int64_t* f = vector_of<int64_t>(kFoldOp, forbid, ScalarType::Long, -1, "forbid", &logits);
   if (f && !cuda) {
@@ -91,9 +57,9 @@ void headless_fold(const Tensor& logits, int64_t offset, Tensor real, Tensor who
   job.forbid = cuda ? f : ids.data();  // the CUDA kernels take them in any order
   job.n_forbid = cuda ? (f ? forbid->size(0) : 0) : static_cast<int64_t>(ids.size());
   if (guidance && cfg_scale != 0) {
-    STD_TORCH_CHECK(guidance->is_cpu() && guidance->dim() == 2 && guidance->scalar_type() == logits.scalar_type() &&
-                        guidance->size(0) == job.n && guidance->size(1) == job.width &&
-                        (job.width == 1 || guidance->stride(1) == 1),
+    STD_TORCH_CHECK(same_device(*guidance, logits) && guidance->dim() == 2 &&
+                        guidance->scalar_type() == logits.scalar_type() && guidance->size(0) == job.n &&
+                        guidance->size(1) == job.width && (job.width == 1 || guidance->stride(1) == 1),
                     "headless_fold_: guidance must be like logits: same shape, same dtype, last dimension contiguous");
     job.guidance = rows_of(*guidance);
     job.cfg_scale = static_cast<float>(cfg_scale);
@@ -115,8 +81,8 @@ void headless_fold(const Tensor& logits, int64_t offset, Tensor real, Tensor who
 #endif
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> headless_finish(
-    const Tensor& real, const Tensor& whole, double temperature, double confidence_temperature, int64_t want) {
+Said headless_finish(const Tensor& real, const Tensor& whole, double temperature, double confidence_temperature,
+                     int64_t want) {
   cpu::HeadlessFinish job{};
   job.n = real.dim() == 2 ? real.size(0) : -1;
   check_state(kFinishOp, real, real, whole, job.n);
@@ -126,20 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> headless_fini
   job.temperature = temperature;
   job.confidence_temperature = confidence_temperature;
   job.want = want;
-  const auto make = [&](ScalarType t, bool wanted) { return torch::stable::new_empty(real, {wanted ? job.n : 0}, t); };
-  const auto floats = [&](int64_t bit, float*& data) {
-    Tensor t = make(ScalarType::Float, want & bit);
-    data = want & bit ? static_cast<float*>(t.mutable_data_ptr()) : nullptr;
-    return t;
-  };
-  Tensor token = make(ScalarType::Long, true), status = make(ScalarType::Int, true);
-  job.token = static_cast<int64_t*>(token.mutable_data_ptr());
-  job.status = static_cast<int32_t*>(status.mutable_data_ptr());
-  Tensor confidence = floats(cpu::kConfidence, job.confidence);
-  Tensor margin = floats(cpu::kMargin, job.margin);
-  Tensor entropy = floats(cpu::kEntropy, job.entropy);
-  Tensor lse = floats(cpu::kLse, job.lse);
-  Tensor given = floats(cpu::kGiven, job.given);
+  const Said said = said_of(real, job.n, want, job, job.given);
   if (real.is_cpu()) {
     cpu::headless_finish(job);
   } else {
@@ -148,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> headless_fini
     check_launch(kFinishOp, cuda::headless_finish(job, device.stream));
 #endif
   }
-  return {token, confidence, margin, entropy, lse, given, status};
+  return said;
 }
 
 }  // namespace

@@ -1,7 +1,5 @@
 // masked_softmax: its schema, its checks, and the way to the kernels.
 #include <algorithm>
-#include <cmath>
-#include <tuple>
 #include <vector>
 
 #include "../cpu/masked_softmax.h"
@@ -13,14 +11,9 @@ namespace samplers {
 namespace {
 
 using cpu::Job;
-using cpu::Rows;
 
 constexpr char kOp[] = "masked_softmax";
 constexpr int64_t kMaxTruncated = 1 << 18;  // the integer masses of so many entries fit in 63 bits
-
-Rows rows_of(const Tensor& t, const int64_t* index) {
-  return {static_cast<const char*>(t.const_data_ptr()), t.stride(0) * static_cast<int64_t>(t.element_size()), index};
-}
 
 void compute(const Job& job, const Tensor& logits, const Maybe& guidance, bool cuda) {
   if (!cuda) return cpu::masked_softmax(job);
@@ -40,20 +33,15 @@ void compute(const Job& job, const Tensor& logits, const Maybe& guidance, bool c
 
 // On the CPU the data of index, uniform, forbid, guidance_index and given are looked at; a device is not waited for,
 // and its kernels see to it that no value reads memory that is not the op's.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softmax(
-    const Tensor& logits, const Maybe& index, const Maybe& uniform, double temperature, double confidence_temperature,
-    const Maybe& forbid, const Maybe& guidance, const Maybe& guidance_index, double cfg_scale, int64_t top_k,
-    double top_p, const Maybe& given, int64_t want) {
+Said masked_softmax(const Tensor& logits, const Maybe& index, const Maybe& uniform, double temperature,
+                    double confidence_temperature, const Maybe& forbid, const Maybe& guidance,
+                    const Maybe& guidance_index, double cfg_scale, int64_t top_k, double top_p, const Maybe& given,
+                    int64_t want) {
   STD_TORCH_CHECK((logits.is_cpu() || logits.is_cuda()) && logits.dim() == 2,
                   "masked_softmax: logits must be a 2-D tensor on the CPU or a CUDA device");
   const bool cuda = logits.is_cuda();
-  const ScalarType type = logits.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
-                  "masked_softmax: logits must be float32, bfloat16 or float16");
   Job job{};
-  job.type = type == ScalarType::Float      ? cpu::Type::kF32
-             : type == ScalarType::BFloat16 ? cpu::Type::kBF16
-                                            : cpu::Type::kF16;
+  STD_TORCH_CHECK(float_type(logits, job.type), "masked_softmax: logits must be float32, bfloat16 or float16");
   job.vocab = logits.size(1);
   STD_TORCH_CHECK(job.vocab > 0, "masked_softmax: logits have no columns");
   STD_TORCH_CHECK(job.vocab == 1 || logits.stride(1) == 1,
@@ -63,19 +51,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
   if (rows && !cuda) check_ids(kOp, rows, job.n, logits.size(0), "index");
   job.logits = rows_of(logits, rows);
 
-  STD_TORCH_CHECK(temperature >= 0 && std::isfinite(temperature),
-                  "masked_softmax: temperature must be finite and >= 0");
-  STD_TORCH_CHECK(confidence_temperature > 0 && std::isfinite(confidence_temperature),
-                  "masked_softmax: confidence_temperature must be finite and > 0");
+  check_temperatures(kOp, temperature, confidence_temperature);
   job.temperature = temperature;
   job.confidence_temperature = confidence_temperature;
-  if (temperature > 0) {
-    STD_TORCH_CHECK(uniform.has_value(), "masked_softmax: temperature > 0 needs uniform");
-    job.uniform = vector_of<double>(kOp, uniform, ScalarType::Double, job.n, "uniform", &logits);
-    for (int64_t i = 0; i < job.n && !cuda; ++i)
-      STD_TORCH_CHECK(job.uniform[i] >= 0 && job.uniform[i] < 1, "masked_softmax: uniform[", i, "] = ", job.uniform[i],
-                      " is outside [0, 1)");
-  }
+  job.uniform = uniforms_of(kOp, uniform, temperature, job.n, logits);
 
   std::vector<int64_t> ids;
   const int64_t* f = vector_of<int64_t>(kOp, forbid, ScalarType::Long, -1, "forbid", &logits);
@@ -92,7 +71,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
 
   if (guidance && cfg_scale != 0) {
     STD_TORCH_CHECK(
-        same_device(*guidance, logits) && guidance->dim() == 2 && guidance->scalar_type() == type &&
+        same_device(*guidance, logits) && guidance->dim() == 2 && guidance->scalar_type() == logits.scalar_type() &&
             guidance->size(1) == job.vocab && (job.vocab == 1 || guidance->stride(1) == 1),
         "masked_softmax: guidance must be like logits: 2-D, same dtype, same columns, last dimension contiguous");
     const int64_t* from =
@@ -120,24 +99,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> masked_softma
     if (!cuda) check_ids(kOp, job.given, job.n, job.vocab, "given");
   }
 
-  const auto make = [&](ScalarType t, bool wanted) {
-    return torch::stable::new_empty(logits, {wanted ? job.n : 0}, t);
-  };
-  const auto floats = [&](int64_t bit, float*& data) {
-    Tensor t = make(ScalarType::Float, want & bit);
-    data = want & bit ? static_cast<float*>(t.mutable_data_ptr()) : nullptr;
-    return t;
-  };
-  Tensor token = make(ScalarType::Long, true), status = make(ScalarType::Int, true);
-  job.token = static_cast<int64_t*>(token.mutable_data_ptr());
-  job.status = static_cast<int32_t*>(status.mutable_data_ptr());
-  Tensor confidence = floats(cpu::kConfidence, job.confidence);
-  Tensor margin = floats(cpu::kMargin, job.margin);
-  Tensor entropy = floats(cpu::kEntropy, job.entropy);
-  Tensor lse = floats(cpu::kLse, job.lse);
-  Tensor given_out = floats(cpu::kGiven, job.given_out);
+  const Said said = said_of(logits, job.n, want, job, job.given_out);
   compute(job, logits, guidance, cuda);
-  return {token, confidence, margin, entropy, lse, given_out, status};
+  return said;
 }
 
 }  // namespace
