@@ -57,7 +57,8 @@ def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
     """The scheme that `sample(cache=...)` names, if this denoiser can do it.
 
     Raises:
-        OptionError: an unknown scheme, one that the denoiser does not support, a refresh interval below 1.
+        OptionError: an unknown scheme, one that the denoiser does not support, a refresh interval below 1; a denoiser
+            that is given more of a position than its token.
     """
     if spec is None:
         return None
@@ -69,6 +70,12 @@ def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
         have = ", ".join(denoiser.caches) or "none"
         why = "; block needs causal or block_causal attention" if name == "block" and denoiser.caches else ""
         raise OptionError(f"cache={spec!r}: denoiser {denoiser.name!r} supports {have}{why}; use cache=None")
+    for fact, what in (("self_conditioned", "its last logits"), ("time_per_position", "a time for each position")):
+        if getattr(denoiser, fact):
+            raise OptionError(
+                f"cache={spec!r}: denoiser {denoiser.name!r} is {fact}: it is given {what} beside the tokens, which no "
+                "cache passes on; use cache=None"
+            )
     assert name is not None
     return Scheme(name, int(match[2]) if match[2] else REFRESH)
 

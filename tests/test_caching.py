@@ -288,6 +288,14 @@ def test_bad_schemes(cache, says):
         samplers.sample(transformer("full"), "radd", gen_length=4, cache=cache)
 
 
+@pytest.mark.parametrize("fact", ["self_conditioned", "time_per_position"])
+def test_a_model_that_is_given_more_than_tokens(fact):
+    denoiser = transformer("full")
+    setattr(denoiser, fact, True)
+    with pytest.raises(OptionError, match=f"is {fact}: it is given .* cache=None"):
+        samplers.sample(denoiser, "radd", gen_length=4, cache="dual")
+
+
 def test_schemes_by_attention():
     assert str(cache_scheme("delayed", transformer("full"))) == "delayed(8)"
     assert cache_scheme(None, transformer("full")) is None
