@@ -5,13 +5,15 @@ For models that look back only, in the order in which tokens came, and know each
 says `sequential` gets a Decoding as its `believe`, and builds its state on SequenceState:
 
     believe(state, want=...)              the masks at `state.open`, fed behind the row's sequence and not kept
+    believe.next(state, where, masks)     the next token of each row, as plain autoregression asks for it
     believe.chunk(fed, *asks)             any positions, laid out for a forward; `believe.ask(state, chunk, token)` feeds
                                           tokens there, to be kept if they are committed
     believe.branches(state, number)       copies of the sequence, one a branch, that do not see each other
 
 Answers are (B, L) planes as always: at a mask the token that stands there, else the token that follows the one fed
-before it. What the cache holds beyond a row's sequence is overwritten: an earlier state can be stepped from again, while no
-row has been done since; the states that came after it then no longer can.
+before it. What was committed in the step before and is not kept yet is fed first, and kept. What the cache holds beyond
+a row's sequence is overwritten: an earlier state can be stepped from again, while no row has been done since; the states
+that came after it then no longer can.
 
 The host looks at the device once a chunk, and once where branches are made; `believe(state)` has the driver's own look.
 """
@@ -86,12 +88,6 @@ class SequenceState(TokenState):
         order = (~given).to(torch.uint8).argsort(dim=1, stable=True)
         return canvas.start().extend(cls, order=order, length=given.sum(1), **more)
 
-    @property
-    def held(self) -> Tensor:
-        """(B, L) bool: the positions of the sequence."""
-        assert self.canvas.mask_id is not None
-        return self.x.ne(self.canvas.mask_id)
-
     def _moved(self, x: Tensor, before: Tensor, *, steps: int = 1, **changes: Any):
         new = x != self.x  # a token that came is never changed
         position = torch.arange(x.shape[1], device=x.device).expand_as(x)
@@ -157,8 +153,8 @@ class Decoding(Believe):
     """What a sequential sampler asks the model through; see the module. Counting, draws and checks are Believe's."""
 
     main: Branches | None = None  # the rows' own sequences; those of rows that are done have left
-    _fresh = True  # nothing is in the cache yet
     _rows: list[int]  # the batch row of each sequence
+    _masks: Tensor | None = None  # (B, L) bool, of the rows that `next` asks for those that are answered by a mask
     _next: tuple[Chunk, Tensor, int, bool] | None = None  # what the forward that comes is: chunk, tokens, ask, keep
 
     # ------------------------------------------------------------------------------------------ for samplers
@@ -205,6 +201,20 @@ class Decoding(Believe):
             return self(state, asked, want=want, given=given, temperature=temperature)
         self._forward(state, None, None, asked, 0, 0, False)
         return Belief(**self._blank(state, (want,) if isinstance(want, str) else want))
+
+    def next(self, state: SequenceState, where: Tensor, masks: Tensor, *, want: str | tuple[str, ...] = ()) -> Belief:
+        """One forward for one more token a row: fed what the row has committed last, and a mask where one is needed.
+
+        Args:
+            where: (B, L) bool, at most one position a row.
+            masks: (B, L) bool, positions that are answered by a mask in their place, which is not kept. Any other must be
+                the one behind the last of the sequence, whose line answers.
+        """
+        self._masks = masks & where
+        try:
+            return self(state, where, want=want)
+        finally:
+            self._masks = None
 
     def branches(self, state: SequenceState, number: Tensor) -> Branches | None:
         """Copies of the rows' sequences, one a branch, for positions that must not see those of other branches.
@@ -260,10 +270,23 @@ class Decoding(Believe):
 
     # ------------------------------------------------------------------------------------------ Believe's parts
 
+    def _fed(self, state: SequenceState, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) bool each, what the next forward is fed: what of the sequences is not kept yet, and masks behind it."""
+        kept = torch.zeros_like(state.length)  # (B,)
+        if self.main is not None:
+            kept[torch.tensor(self._rows, device=kept.device)] = self.main.store.lengths
+        masks = rows if self._masks is None else self._masks
+        # Where the last token's own line answers, it is fed again if it must be (an earlier state, stepped from again).
+        kept = torch.minimum(kept, state.length - (rows & ~masks).any(1).to(torch.int64))
+        rank = torch.arange(rows.shape[1], device=rows.device)
+        lacking = (rank >= kept[:, None]) & (rank < state.length[:, None]) & rows.any(1, keepdim=True)
+        where = torch.where(lacking, state.order, rows.shape[1])
+        return torch.nn.functional.pad(torch.zeros_like(rows), (0, 1)).scatter_(1, where, True)[:, :-1], masks
+
     def _counts(self, state: TokenState, rows: Tensor) -> Tensor:
         """The look that a plan needs: positions fed, the most in a row, positions asked; and which rows are asked."""
         assert isinstance(state, SequenceState)
-        fed = rows | (state.held if self._fresh else False)
+        fed = torch.logical_or(*self._fed(state, rows))
         numbers = torch.stack([fed.sum(), fed.sum(1).max(), rows.sum()])
         return torch.cat([numbers, rows.any(1).to(torch.int64)])
 
@@ -281,14 +304,15 @@ class Decoding(Believe):
         yield torch.arange(len(asked), device=asked.device), asked, needed, asked.shape[1], False
 
     def _plan(self, state: SequenceState, rows: Tensor, look: list[int]) -> None:
-        """The next forward is the masks of `rows`; the first one of a run feeds what is given, too, which comes first."""
+        """The next forward is for `rows`, behind what of the sequences is not kept yet."""
         active = look[3:]
+        lacking, masks = self._fed(state, rows)
         if self.main is None:
             self._rows = list(range(len(active)))
             store = self.denoiser.new_cache(len(active), rows.shape[1])
             self.main = Branches(store, torch.empty(0), len(active))
         stays = [i for i, row in enumerate(self._rows) if active[row]]
-        if len(stays) < len(self._rows) and not self._fresh:
+        if len(stays) < len(self._rows):
             self.main.store.leave(torch.tensor(stays, device=rows.device))
             self._rows, self.main.size = [self._rows[i] for i in stays], len(stays)
         here = torch.tensor(self._rows, device=rows.device)
@@ -296,11 +320,10 @@ class Decoding(Believe):
         self.main.number = number.index_put_((here,), torch.arange(self.main.size, device=rows.device))[
             :, None
         ].expand_as(rows)
-        self.main.store.crop(state.length[here])
-        fed = rows | (state.held if self._fresh else False)
-        chunk = self._chunk(self.main, fed, rows if self._fresh else None, (rows,), self.main.summed(fed), look[:3])
-        self._next = (chunk, state.x, 0, self._fresh)
-        self._fresh = False
+        self.main.store.crop((state.length - lacking.sum(1))[here])
+        fed = lacking | masks
+        chunk = self._chunk(self.main, fed, masks, (rows,), self.main.summed(fed), look[:3])
+        self._next = (chunk, state.x, 0, self._masks is not None or look[0] > look[2])
 
     def _chunk(self, on, fed, last, asks, count, look) -> Chunk:
         """A chunk of which all numbers are known; positions in `last`, where that is given, come behind the others."""
@@ -319,11 +342,11 @@ class Decoding(Believe):
         assert self._next is not None
         (chunk, token, _, keep), self._next = self._next, None
         position = torch.arange(asked.shape[1], device=asked.device).expand_as(asked)
-        x, position, asked = chunk.lay(token), chunk.lay(position), chunk.lay(asked)
+        x, position, lines, ahead = *map(chunk.lay, (token, position, asked)), asked & ~chunk.fed
         masked = x == self.denoiser.mask_id
-        # A mask is answered in its own line of the output, any other token in the line before.
-        behind = torch.nn.functional.pad((asked & ~masked)[:, 1:], (0, 1))
-        rows = (asked & masked) | behind
+        # A mask is answered in its own line of the output, any other token in the line before; one that is not fed, too.
+        pad = torch.nn.functional.pad
+        rows = (lines & masked) | pad((lines & ~masked)[:, 1:], (0, 1)) | chunk.lay(pad(ahead[:, 1:], (0, 1)))
         stored = None
         if keep:
             there = torch.arange(chunk.width, device=x.device) < chunk.count[:, None]

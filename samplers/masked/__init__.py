@@ -8,6 +8,7 @@ from ..hookspecs import hookimpl
 
 _CLASSES = {
     "ancestral": "Ancestral",
+    "autoregressive": "Autoregressive",
     "beta_energy": "BetaEnergy",
     "credit": "Credit",
     "entropy_bound": "EntropyBound",
