@@ -12,7 +12,7 @@ import torch
 from samplers import problems, registry
 from samplers.bench import DEMO, Request, Store, front, plan, points, run, write_report
 from samplers.bench import plot as plots
-from samplers.bench.collect import combine
+from samplers.bench.collect import Combined, Point, combine
 from samplers.bench.report import conflicts, number, png
 from samplers.bench.sweep import pack, unpack
 from samplers.errors import FamilyError, OptionError, SamplersError, UnknownNameError
@@ -299,6 +299,23 @@ def test_without_matplotlib_there_still_is_a_report(finished, monkeypatch):
     assert "matplotlib" in notes[0]
     assert "<table" in page.read_text()
     assert '<div class="plots">' not in page.read_text()
+
+
+def test_a_crowd_is_grey():
+    """Of many samplers those that keep near the front are named, each on the paper; the others are counted."""
+
+    def made_by(name, off):
+        for steps in (2, 4, 8):
+            q = Combined(off / steps, 0.9 * off / steps, 1.1 * off / steps, 100, "lower", 0.05)
+            yield Point("p", "masked", name, "steps", steps, "tv", {"tv": q}, steps, 0.1, 0.0, 8, 0, ())
+
+    made = [p for i in range(plots.NAMED + 5) for p in made_by(f"s{i:02d}", 1 + i)]
+    (axes,) = plots.figure([("p", made)], "nfe", plots.styles(made)).axes
+    names = [t for t in axes.texts if t.get_text().startswith("s")]
+    assert [t.get_text() for t in names] == [f"s{i:02d}" for i in range(plots.NAMED)]
+    places = sorted(t.xyann[1] for t in names)
+    assert places[0] >= 0 and all(b - a > 0.02 for a, b in zip(places, places[1:]))
+    assert "grey: 5 others" in [t.get_text() for t in axes.texts]
 
 
 def test_nothing_to_report_is_said(tmp_path):

@@ -34,6 +34,7 @@ AXIS = {
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C7A4E", "#7B6FD0", "#4A4A4A", "#8B1E3F")
 DARK = ("#4AA8E0", "#F0B73A", "#2FC79A", "#F08A4B", "#E39CC3", "#8FD0F5", "#BCA873", "#A79DF0", "#C8C8C8", "#D9789A")
 MARKERS = ("o", "s", "^", "D")
+NAMED = 12  # samplers of a panel that are in colour and named, at most; the others are grey
 # Stand-ins that no palette holds: svg() turns them into var(--...).
 INK, SOFT, FAINT = "#1a1b1c", "#6b6c6d", "#d3d4d5"
 
@@ -83,8 +84,26 @@ def _spread(wanted: list[float], gap: float, top: float) -> list[float]:
         for k, i in enumerate(members):
             places[i] = start - k * gap
         ceiling = places[members[-1]] - gap
-    lift = max(0.0, -min(places))  # the lowest label stays on the paper, if need be above `top`
-    return [p + lift for p in places]
+    floor = 0.0  # the lowest label stays on the paper, if need be the highest above `top`
+    for i in reversed(order):
+        places[i] = max(places[i], floor)
+        floor = places[i] + gap
+    return places
+
+
+def _named(made: Sequence[Point], best: Sequence[Point], price: Callable[[Point], float]) -> list[str]:
+    """The samplers that stay near the front all along, those on it before others."""
+    names = sorted({p.sampler for p in made})
+    if len(names) <= NAMED:
+        return names
+
+    def off(name: str) -> tuple[bool, float]:
+        own = [p for p in made if p.sampler == name]
+        ideal = [max((b for b in best if price(b) <= price(p)), key=price).quality.value for p in own]
+        gaps = [abs(p.quality.value - v) / max(abs(p.quality.value), abs(v), 1e-12) for p, v in zip(own, ideal)]
+        return all(p not in best for p in own), sum(gaps) / len(gaps)
+
+    return sorted(sorted(names, key=off)[:NAMED])
 
 
 def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str) -> None:
@@ -101,9 +120,13 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str
     log = lowest > 0 and max(values) / lowest > 6
 
     best = front(made, price)
-    for name in sorted({p.sampler for p in made}):
+    named = _named(made, best, price)
+    for name in sorted({p.sampler for p in made}, key=lambda name: name in named):
         own = sorted((p for p in made if p.sampler == name), key=_place)  # along the knob: a line may well turn back
         xs, ys = [price(p) for p in own], [p.quality.value for p in own]
+        if name not in named:
+            axes.plot(xs, ys, color=FAINT, lw=0.9, marker=".", ms=3, mec="none", zorder=1.7)
+            continue
         colour, marker = style[name]
         bars = [
             (x, max(p.quality.low, lowest / 4) if log else p.quality.low, p.quality.high)
@@ -147,7 +170,7 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str
     # Names stand beside the paper, each where its line ends, moved apart where they would touch.
     names, ends = [], []
     to_axes = axes.transData + axes.transAxes.inverted()
-    for name in sorted({p.sampler for p in made}):
+    for name in named:
         last = max((p for p in made if p.sampler == name), key=price)
         names.append(name)
         ends.append(tuple(to_axes.transform((price(last), last.quality.value))))
@@ -165,6 +188,19 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str
             color=colour,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.45, "shrinkA": 1, "shrinkB": 3},
             annotation_clip=False,
+        )
+
+    if grey := len({p.sampler for p in made}) - len(named):
+        others = f"grey: {grey} others"
+        axes.annotate(
+            others,
+            (1, 0),
+            xycoords="axes fraction",
+            xytext=(0, -32),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+            color=SOFT,
         )
 
     def plain(v: float, _: Any = None) -> str:
@@ -218,7 +254,7 @@ def figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Styl
 
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    names = max(len({p.sampler for p in made}) for _, made in panels)
+    names = min(NAMED, max(len({p.sampler for p in made}) for _, made in panels))
     right = max(RIGHT, 0.25 + 0.075 * max(len(p.sampler) for _, made in panels for p in made))
     height = max(HEIGHT, BELOW + ABOVE + names * 12.5 / 72)
     w, h = WIDTH * columns, height * rows
