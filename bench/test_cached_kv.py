@@ -3,8 +3,9 @@
     make bench-kernels        or  python bench/kernels.py --only cached_kv
 
 One group a case: the floor, a contiguous copy of the same bytes; ours; and what published code does. A block of 32 rows
-is replaced or appended, 256 random rows are scattered or gathered; the capacity is part of a group's name, and no time
-of ours may depend on it. index_copy_ runs over the layers in a Python loop, as models hold a cache a layer.
+is replaced or appended, the last that there is room for; 256 random rows are scattered or gathered. The capacity is part of
+a group's name, and no time of ours may depend on it. index_copy_ and torch.cat, which makes a new cache of the old one and
+the new rows, run over the layers in a Python loop, as models hold a cache a layer.
 cached_attention stands against torch's attention over keys that are put together first.
 """
 
@@ -48,13 +49,21 @@ def slice_copy(key, value, new_key, new_value, start):
     value[:, :, :, start : start + new_key.shape[3]].copy_(new_value)
 
 
+def cat(key, value, new_key, new_value):
+    """A cache that grows: each layer's rows so far and the new ones, put together anew."""
+    old = key.shape[3] - new_key.shape[3]
+    for layer in range(key.shape[0]):
+        for x, y in ((key, new_key), (value, new_value)):
+            torch.cat([x[layer][:, :, :old], y[layer]], 2)
+
+
 def copy(to, new):
     for x, y in zip(to, new):
         x.copy_(y)
 
 
 def append(key, value, new_key, new_value, lengths):
-    lengths.fill_(100)
+    lengths.fill_(key.shape[3] - new_key.shape[3])
     ops.kv_append_(key, value, new_key, new_value, lengths)
 
 
@@ -65,13 +74,15 @@ def measure(benchmark, group, key, value, rows, calls):
 def test_block(benchmark, cache):
     name, key, value = cache
     new = new_rows(key, BLOCK)
-    to, lengths, index = [torch.empty_like(x) for x in new], torch.tensor([100]), torch.arange(100, 100 + BLOCK)
+    to, lengths, start = [torch.empty_like(x) for x in new], torch.tensor([0]), key.shape[3] - BLOCK
+    index = torch.arange(start, start + BLOCK)
     calls = {
         "copy": lambda: copy(to, new),
-        "ours, replace": lambda: ops.kv_replace_(key, value, *new, 100),
+        "ours, replace": lambda: ops.kv_replace_(key, value, *new, start),
         "ours, append": lambda: append(key, value, *new, lengths),
-        "slice copy_": lambda: slice_copy(key, value, *new, 100),
+        "slice copy_": lambda: slice_copy(key, value, *new, start),
         "index_copy_": lambda: index_copy(key, value, *new, index),
+        "torch.cat": lambda: cat(key, value, *new),
     }
     measure(benchmark, f"block of {BLOCK}; {name}", key, value, BLOCK, calls)
 
