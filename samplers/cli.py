@@ -785,9 +785,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--problem", help="an exact problem: digits, mixture, sudoku4, text")
     what.add_argument(
         "--denoiser",
-        metavar="NAME|MODULE:ATTRIBUTE",
-        help="a model in the box (digits-gauss, digits-mdm, text-mdm, text-refusion); a Denoiser of your own, or a "
-        "function that returns one",
+        metavar="NAME|hf:NAME|MODULE:ATTRIBUTE",
+        help="a model in the box (digits-gauss, digits-mdm, text-mdm, text-refusion); a folder of safetensors or a "
+        "repository on the Hugging Face hub; a Denoiser of your own, or a function that returns one",
     )
     p.add_argument("--sampler", required=True, metavar="NAME")
     p.add_argument("--family", **families)
@@ -866,8 +866,8 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--quiet", action="store_true", help="only failures, and where the results are")
 
     own_model: dict[str, Any] = {
-        "metavar": "MODULE:ATTRIBUTE",
-        "help": "a Denoiser of your own, or a function that returns one",
+        "metavar": "NAME|hf:NAME|MODULE:ATTRIBUTE",
+        "help": "a model in the box, of a folder or the hub, or of your own; see `samplers sample --help`",
     }
 
     p = command("bench", _bench, "measure samplers against the truth; resumable")

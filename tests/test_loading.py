@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import pickle
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import samplers
 from samplers.errors import ModelError, SamplersError
-from samplers.models import Config, Llama3Rope, Transformer, load, save
+from samplers.models import Config, Llama3Rope, Transformer, load, pretrained, save
 from samplers.models.load import read_safetensors, write_safetensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -188,6 +191,44 @@ def test_llada_is_llama_with_other_names_and_full_attention(transformers, tmp_pa
     with torch.no_grad():
         expected = model(IDS, attention_mask=torch.zeros(3, 1, 40, 40)).logits
         torch.testing.assert_close(ours.head.logits(ours(IDS)), expected, rtol=0, atol=1e-4)
+
+
+def test_a_denoiser_of_a_folder(tmp_path, cli):
+    """LLaDA's: its mask, its attention; and the command line samples from it."""
+    llada(tmp_path)
+    denoiser = pretrained(tmp_path)
+    assert (denoiser.mask_id, denoiser.attention, denoiser.predicts_next) == (95, "full", False)
+    assert denoiser.vocab_size == 96 and denoiser.caches == ("prefix", "dual", "delayed")
+    run = ["--sampler", "low_confidence", "--gen-length", "6", "--batch", "2", "--seed", "3", "--json"]
+    code, out, err = cli("sample", "--denoiser", f"hf:{tmp_path}", "--prompt", "5,6,7", *run)
+    assert code == 0, err
+    x = samplers.sample(denoiser, "low_confidence", prompt=[5, 6, 7], gen_length=6, batch=2, seed=3).x
+    assert json.loads(out)["x"] == x.tolist()
+
+
+def test_a_denoiser_of_the_hub(monkeypatch, tmp_path, cli):
+    """huggingface_hub is asked for JSON and safetensors; where it is missing, or says no, that is what one reads."""
+    save(Transformer(Config(30, 16, 2, 2), seed=0), tmp_path, mask_id=29)
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        if name == "someone/nothing":
+            raise RuntimeError("404: no such\nrepository")
+        return str(tmp_path)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    made = pretrained("someone/model")
+    assert (made.name, made.mask_id, made.predicts_next) == ("someone/model", 29, True)
+    assert asked == [("someone/model", ["*.json", "*.safetensors"])]
+    with pytest.raises(ModelError, match=r"'someone/nothing' is no folder, and .* no such repository"):
+        pretrained("someone/nothing")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, _, err = cli("sample", "--denoiser", "hf:someone/model", "--sampler", "radd", "--gen-length", "4")
+    assert code == 2 and "pip install huggingface_hub" in err
+    save(Transformer(Config(30, 16, 2, 2), seed=0), tmp_path)
+    with pytest.raises(ModelError, match="names no mask token"):
+        pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import torch
 
 from .. import problems, registry
 from ..denoiser import Denoiser
-from ..errors import OptionError, SamplersError, UnknownNameError, did_you_mean
-from ..models import zoo
+from ..errors import ModelError, OptionError, SamplersError, UnknownNameError, did_you_mean
+from ..models import pretrained, zoo
 from ..problems import Estimate, Problem, Score
 from ..problems.base import mean_estimate
 
@@ -61,7 +61,13 @@ def _called(found: Any, spec: str, what: str) -> Any:
 
 @functools.lru_cache(maxsize=1)  # a model may be large, and a sweep asks for it again and again
 def load_denoiser(spec: str) -> Denoiser:
-    """The Denoiser called module:attribute, or what the function of that name returns; or a trained model, by its name."""
+    """The Denoiser called module:attribute, or what the function of that name returns; a trained model, by its name; or
+    hf:NAME, a folder of safetensors or a repository on the Hugging Face hub."""
+    if spec.startswith("hf:"):
+        try:
+            return pretrained(spec.removeprefix("hf:"))
+        except ModelError as error:
+            raise OptionError(f"--denoiser {spec!r}: {error}") from error
     if spec and ":" not in spec:
         try:
             return zoo.load(spec)

@@ -2,7 +2,7 @@
 
 Transformer, Config, Llama3Rope   the decoder and its shape                                  (transformer.py)
 Cache                             keys and values of all layers, moved in place, counted     (cache.py)
-TransformerDenoiser               the decoder as the driver sees it                            (denoiser.py)
+TransformerDenoiser, pretrained   the decoder as the driver sees it; of a folder or a hub's name (denoiser.py)
 load, save                        safetensors: Llama, Qwen2, Qwen3, LLaDA, ours              (load.py)
 Tokenizer                         byte-pair encoding of the zoo's text models                (tokenizer.py)
 zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
@@ -10,7 +10,7 @@ zoo                               trained models by name: zoo.load("text-mdm"), 
 """
 
 from .cache import Cache
-from .denoiser import TransformerDenoiser
+from .denoiser import TransformerDenoiser, pretrained
 from .load import load, save
 from .tokenizer import Tokenizer
 from .transformer import Config, Llama3Rope, Transformer
@@ -23,6 +23,7 @@ __all__ = [
     "Transformer",
     "TransformerDenoiser",
     "load",
+    "pretrained",
     "save",
     "zoo",
 ]

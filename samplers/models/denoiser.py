@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,11 +10,12 @@ from torch import Tensor
 
 from ..caching import Feed
 from ..denoiser import TokenDenoiser
-from ..errors import OptionError
+from ..errors import ModelError, OptionError
 from .cache import Cache
+from .load import load
 from .transformer import Transformer
 
-__all__ = ["TransformerDenoiser"]
+__all__ = ["TransformerDenoiser", "pretrained"]
 
 CACHES = {"full": ("prefix", "dual", "delayed"), "causal": ("prefix", "block"), "block_causal": ("block",)}
 
@@ -64,6 +66,48 @@ class TransformerDenoiser(TokenDenoiser):
     ) -> Tensor:
         with torch.no_grad():
             return self.model(x, rows=rows, **_told(x, cache)).flatten(0, -2)
+
+
+def pretrained(name: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"):
+    """The TransformerDenoiser of a model's folder, or of a repository on the Hugging Face hub: `--denoiser hf:NAME`.
+
+    What is read, see samplers.models.load. The mask token is what config.json says (mask_token_id or mask_id); a causal model
+    predicts the next token. One that needs to be told more is loaded in two lines: `load`, `TransformerDenoiser`.
+
+    Args:
+        name: a folder, or owner/name, whose JSON and safetensors files are then fetched by huggingface_hub.
+        dtype, device: as for `load`.
+
+    Raises:
+        ModelError: as of `load`; no such folder, and no huggingface_hub or nothing to be had from it; no mask token.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        folder = _fetched(str(name))
+    model, about = load(folder, dtype=dtype, device=device)
+    mask_id = next((about[key] for key in ("mask_token_id", "mask_id") if about.get(key) is not None), None)
+    if mask_id is None:
+        raise ModelError(
+            f"{folder}: config.json names no mask token (mask_token_id). If the model has one: "
+            "samplers.models.TransformerDenoiser(samplers.models.load(folder)[0], mask_id=...)"
+        )
+    causal = model.config.attention == "causal"
+    return TransformerDenoiser(model, mask_id=mask_id, name=str(name), predicts_next=causal)
+
+
+def _fetched(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ModelError(
+            f"{name!r} is no folder; to have it fetched from the Hugging Face hub: pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # of many kinds: no such repository, no network, a name that cannot be one
+        raise ModelError(
+            f"{name!r} is no folder, and the Hugging Face hub does not give it: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _told(x: Tensor, feed: Feed | None) -> dict[str, Any]:
