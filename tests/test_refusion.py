@@ -5,13 +5,13 @@ from collections import Counter
 
 import pytest
 import torch
-from looks import Looks
 
 import samplers
 from samplers import Canvas, OptionError, TokenDenoiser, believe, decoding
 from samplers.models.cache import Cache
 from samplers.models.denoiser import TransformerDenoiser
 from samplers.models.transformer import Config, Transformer
+from samplers.testing.looks import Looks
 from samplers.testing.tiny import TinyJoint, TinyNet, TinySequential
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -612,7 +612,7 @@ def test_looks_at_the_device(threshold, monkeypatch):
         rounds = (run.nfe - 2 * steps) // 2
         assert (steps, rounds) == ((3, 0) if threshold == 0 else (3, 9))
         # The last look finds that all is done; then one check.
-        assert looks.count == 3 * steps + 2 + (rounds + 3 * steps if rounds else 0)
+        assert len(looks.found) == 3 * steps + 2 + (rounds + 3 * steps if rounds else 0)
 
 
 # ---------------------------------------------------------------------------------------------- invariants

@@ -195,7 +195,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tiny, tmp_path):
 def test_rates(making):
     """Nothing before the last quarter depends on how many steps there will be; the end is at 0."""
     assert [making.rate_at(s, 4000) for s in range(2900)] == [making.rate_at(s, 8000) for s in range(2900)]
-    assert max(making.rate_at(s, 4000) for s in range(4000)) == 1
+    assert max(making.rate_at(s, 4000) for s in range(4000)) == 1 and making.rate_at(5999, 20_000) == 0.5
     assert making.rate_at(3999, 4000) < 1e-3
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import samplers
 from samplers import Canvas, OptionError, Sampler, believe, driver, registry
 from samplers.registry import FAMILIES
+from samplers.testing.looks import Looks
 from samplers.testing.tiny import (
     TinyJoint,
     TinyMixture,
@@ -264,71 +264,23 @@ def _refuse_after(count):
     return counted
 
 
-class Waits(TorchDispatchMode):
-    """Notes what would wait for a device: reading a value, or a shape that hangs on values; not inside the driver's part."""
-
-    READS = (
-        "_local_scalar_dense",
-        "nonzero",
-        "masked_select",
-        "equal",
-        "is_nonzero",
-        "_unique2",
-        "unique_dim",
-        "bincount",
-    )
-
-    def __init__(self):
-        super().__init__()
-        self.asking, self.found = 0, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name().partition("::")[2].partition(".")[0]
-        by_mask = name in ("index", "index_put", "index_put_") and any(
-            i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
-        )
-        if not self.asking and (name in self.READS or by_mask):
-            self.found.append(name + " by a mask" * by_mask)
-        return func(*args, **(kwargs or {}))
-
-
 def test_a_step_waits_for_nothing(zoo_tokens, monkeypatch):
     """What a sampler does itself, on a CPU, where every op is seen; what it asks the model through is the driver's."""
     if registry.load(zoo_tokens).sequential:
         pytest.skip("a sequence grows by what is accepted: how far is read after each verification")
-    waits = Waits()
-
-    def unseen(method):
-        def call(self, *args, **kw):
-            waits.asking += 1
-            try:
-                return method(self, *args, **kw)
-            finally:
-                waits.asking -= 1
-
-        return call
-
+    looks = Looks(monkeypatch)
     for name in ("__call__", "logits", "read"):
-        monkeypatch.setattr(believe.Believe, name, unseen(getattr(believe.Believe, name)))
+        monkeypatch.setattr(believe.Believe, name, looks.unseen(getattr(believe.Believe, name)))
     sampler = registry.load(zoo_tokens)
     step = sampler.step
 
     def watched(self, believe, state):
-        with waits, monkeypatch.context() as patch:
-            for name in ("tolist", "numpy"):  # no op, on a CPU
-                patch.setattr(torch.Tensor, name, noted(name, getattr(torch.Tensor, name)))
+        with looks:
             return step(self, believe, state)
-
-    def noted(name, method):
-        def call(self, *args, **kw):
-            waits.found += [] if waits.asking else [name]
-            return method(self, *args, **kw)
-
-        return call
 
     monkeypatch.setattr(sampler, "step", watched)
     samplers.sample(net(zoo_tokens), zoo_tokens, prompt=PROMPTS, gen_length=GEN, block_length=5, temperature=1.0)
-    assert not waits.found, f"a step reads the device: {', '.join(sorted(set(waits.found)))}"
+    assert not looks.found, f"a step reads the device: {', '.join(sorted(set(looks.found)))}"
 
 
 def test_logits_are_stored_where_it_says_so(zoo_tokens, monkeypatch):
