@@ -134,7 +134,7 @@ def rope_frequencies(config: Config, device: torch.device | str = "cpu") -> Tens
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """R(p) x: element i and element i + head_width / 2 are a pair. x (B, H, n, D), cos and sin (B, 1, n, D / 2)."""
     a, b = x.chunk(2, -1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # nothing to do but under autocast
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
 
 
@@ -307,7 +307,7 @@ class Transformer(nn.Module):
 
         x = self.embed(ids)  # (B, n, D)
         angle = positions[:, None, :, None] * rope_frequencies(c, ids.device)  # (B, 1, n, d / 2) float32
-        cos, sin = angle.cos(), angle.sin()
+        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         new: list[tuple[Tensor, Tensor]] = []
         for i, block in enumerate(self.blocks):
             q, k, v = block.qkv(x, cos, sin)
@@ -360,6 +360,8 @@ class Transformer(nn.Module):
         if store in ("replace", "scatter"):
             assert places is not None
             there = places >= 0 if store == "scatter" else there
+            if there is not None and _looks(ids.device) and bool(there.all()):
+                there = None  # no filling, and attention is faster without a mask
             # Replaced rows are not seen in the cache. Filling points nowhere: at one column too many.
             nowhere = places if there is None else torch.where(there, places, cache.length)
             stale = torch.zeros(len(ids), cache.length + 1, dtype=torch.bool, device=ids.device)
