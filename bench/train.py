@@ -6,9 +6,9 @@
     python bench/train.py digits-gauss      the digits as reals, Gaussian noise
 
 A run is its seed and its number of steps: step k draws its batch from a generator seeded by (seed, k), so a run that was
-stopped (--minutes, Ctrl-C) and goes on from its checkpoint ends where an unbroken one does, to the bit on one machine.
-The seconds in training.json are by the clock, on a machine with other work.
-One thread unless --threads says more. bfloat16 products (autocast) are twice as fast as float32 on a CPU that has them.
+stopped (--minutes, Ctrl-C) and goes on from its checkpoint ends where an unbroken one does, to the bit on one machine with as
+many threads. The seconds in training.json are by the clock, on a machine with other work. text-mdm in the box had one
+thread for 8,000 steps and two from there. One thread unless --threads says more. bfloat16 products (autocast) are twice as fast as float32 on a CPU that has them.
 
 The text is what Python itself carries: pydoc_data.topics and the docstrings of the standard library, as they are in the
 Python that runs this (training.json says which, and the text's SHA-256). Whole documents are held out: those whose name
@@ -133,9 +133,9 @@ class Ngram:
 class Text:
     """What the two text models share: the ids, the batches, the n-grams beside them."""
 
-    def __init__(self):
+    def __init__(self, tokenizer=None):
         self.train, self.held = text()
-        self.tokenizer = Tokenizer.train("\n".join(self.train), VOCAB)
+        self.tokenizer = tokenizer or Tokenizer.train("\n".join(self.train), VOCAB)
         self.ids, self.held_ids = (self._encoded(part) for part in (self.train, self.held))
         self.characters = sum(len(doc) + 1 for doc in self.held)  # the end of a text is one
 
@@ -227,8 +227,8 @@ def save_transformer(net, folder, **facts):
 
 class TextMasked:
     name = "text-mdm"
-    steps, batch, rate = 4200, 8, 3e-3
-    attention, causal_steps = "full", 1500
+    steps, batch, rate = 18_000, 8, 3e-3
+    attention, causal_steps = "full", 4000
 
     def __init__(self):
         self.text = Text()
@@ -331,7 +331,7 @@ def refusion_loss(net, x, mask_id, g):
 
 
 class TextRefusion(TextMasked):
-    name, attention, steps = "text-refusion", "causal", 2000
+    name, attention, steps = "text-refusion", "causal", 8000
 
     def loss(self, net, g, step):
         return refusion_loss(net, self.text.windows(g, self.batch), self.mask_id, g)
@@ -509,15 +509,10 @@ RECIPES = {recipe.name: recipe for recipe in (TextMasked, TextRefusion, DigitsMa
 # ---------------------------------------------------------------------------------------------- training
 
 
-HORIZON = 8000  # steps
-
-
-def rate_at(step, steps, warmup=200):
-    """Linear warm-up, a cosine that would end at HORIZON, and over the last quarter of the steps linearly down to 0: up to
-    there it does not depend on how many steps there will be, so that can still be decided."""
-    if step < warmup:
-        return (step + 1) / warmup
-    slow = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / (HORIZON - warmup))))
+def rate_at(step, steps, warmup=200, full=1500):
+    """Linear warm-up, full up to a step, then as 1 / sqrt(step), and over the last quarter of the steps linearly down to 0:
+    up to there it does not depend on how many steps there will be, so that can still be decided."""
+    slow = (step + 1) / warmup if step < warmup else min(1.0, math.sqrt(full / (step + 1)))
     return slow * min(1.0, (steps - step) / (steps / 4))
 
 
