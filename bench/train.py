@@ -6,9 +6,10 @@
     python bench/train.py digits-gauss      the digits as reals, Gaussian noise
 
 A run is its seed and its number of steps: step k draws its batch from a generator seeded by (seed, k), so a run that was
-stopped (--minutes, Ctrl-C) and goes on from its checkpoint ends where an unbroken one does, to the bit on one machine with as
-many threads. The seconds in training.json are by the clock, on a machine with other work. text-mdm in the box had one
-thread for 8,000 steps and two from there. One thread unless --threads says more. bfloat16 products (autocast) are twice as fast as float32 on a CPU that has them.
+stopped (--minutes, Ctrl-C) and goes on from its checkpoint ends where an unbroken one does, to the bit on one machine with
+as many threads. The seconds in training.json are by the clock, on a machine with other work. One thread unless --threads
+says more; the text-mdm in the box had one for 8,000 steps and two from there. bfloat16 products (autocast) are twice as
+fast as float32 on a CPU that has them.
 
 The text is what Python itself carries: pydoc_data.topics and the docstrings of the standard library, as they are in the
 Python that runs this (training.json says which, and the text's SHA-256). Whole documents are held out: those whose name
