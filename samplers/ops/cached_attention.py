@@ -198,7 +198,7 @@ def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, 
             seen = seen[:, None, :, None]
             mask = _bias(seen.mT, q.dtype)
             old, old_lse = _flash(q[here], k, v, attn_mask=mask, scale=scale)
-            if old.isnan().any():  # rows that are not seen may hold anything, but a mask does not hide a NaN
+            if old.sum().isnan():  # rows that are not seen may hold anything, but a mask does not hide a NaN
                 k, v = (torch.where(seen, x, 0) for x in (k, v))
                 old, old_lse = _flash(q[here], k, v, attn_mask=mask, scale=scale)
         share = torch.sigmoid(old_lse - lse[here])  # (b, H, g n): of the cache's rows in the softmax's sum
