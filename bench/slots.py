@@ -18,7 +18,6 @@ the tables show in bench/results/MACHINE/slots.json.
 
 import argparse
 import json
-import re
 import statistics
 import zlib
 from pathlib import Path
@@ -28,9 +27,10 @@ from kernels import RESULTS, facts, slug
 from rich.console import Console
 from rich.progress import Progress
 from train import VOCAB, Ngram, Text
+from zoo import fill_in
 
 import samplers
-from samplers.models import zoo
+from samplers.models import zoo as models
 from samplers.models.tokenizer import Tokenizer
 
 PAGE = Path(__file__).parents[1] / "docs" / "caches_and_slots.md"
@@ -78,7 +78,7 @@ def said(options, args):
 def key(job, temperature, first, rows):
     """What a cell is, its model's weights included."""
     model, sampler, options, args = job
-    digest = zlib.crc32((zoo.FOLDER / model / "model.safetensors").read_bytes())
+    digest = zlib.crc32((models.FOLDER / model / "model.safetensors").read_bytes())
     return json.dumps([model, digest, sampler, options, args, temperature, first, rows], sort_keys=True)
 
 
@@ -108,12 +108,12 @@ def run(path, console):
         for i in (range(ALONE) if rows == 1 else (0,))
     ]
     jobs.sort(key=lambda j: (j[2], j[3], j[1]))  # prompt by prompt, the settings in turns
-    real = f"real, {zoo.facts('text-mdm')['text_sha256']}"
+    real = f"real, {models.facts('text-mdm')['text_sha256']}"
     wanted = [real, *(key(*job) for job in jobs)]
     if all(k in done for k in wanted):
         return [done[k] for k in wanted]
-    models = {name: zoo.load(name) for name in ("text-refusion", "text-mdm")}
-    text = Text(Tokenizer.load(zoo.FOLDER / "text-mdm" / "vocab.json"))
+    loaded = {name: models.load(name) for name in ("text-refusion", "text-mdm")}
+    text = Text(Tokenizer.load(models.FOLDER / "text-mdm" / "vocab.json"))
     windows = text.held_windows()
     windows = windows[torch.linspace(0, len(windows) - 1, PROMPTS).long()]  # (PROMPTS, 160)
     judge = Ngram(text.ids.tolist(), 5, VOCAB)
@@ -137,7 +137,7 @@ def run(path, console):
             if k in done:
                 continue
             model, sampler, options, args = job
-            denoiser = models[model]
+            denoiser = loaded[model]
             setting = {"gen_length": GEN, "temperature": temperature, "seed": 0, "forbid": [denoiser.eos_id]}
             prompt = windows[first : first + rows, :PROMPT]
             made = samplers.sample(denoiser, sampler, prompt=prompt, first_row=first, **setting, **args, **options)
@@ -247,17 +247,11 @@ def _fastest(s):
 
 
 def write(saved):
-    page = PAGE.read_text()
     parts = {}
     for t in TEMPERATURES:
         parts[f"bands at T = {t:g}"] = bands(saved["settings"], t)
         parts[f"all at T = {t:g}"] = table(saved["real"], saved["settings"], t)
-    for name, text in parts.items():
-        mark = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.S)
-        if not mark.search(page):
-            raise SystemExit(f"{PAGE} has no place for {name}: <!-- {name} --> … <!-- end -->")
-        page = mark.sub(lambda m, text=text: m[1] + text + m[2], page)
-    PAGE.write_text(page)
+    fill_in(PAGE, parts)
 
 
 def main():

@@ -159,6 +159,17 @@ def law_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def fill_in(path: Path, parts: dict[str, str]) -> None:
+    """Each text goes between its marks in a page: <!-- name --> … <!-- end -->, an empty line or the old text."""
+    page = path.read_text()
+    for name, text in parts.items():
+        mark = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(\n<!-- end -->)", re.S)
+        if not mark.search(page):
+            raise SystemExit(f"{path} has no place for {name}: <!-- {name} --> … <!-- end -->")
+        page = mark.sub(lambda m, text=text: m[1] + text + m[2], page)
+    path.write_text(page)
+
+
 def write(out: Path) -> None:
     saved = json.loads(SAVED.read_text()) if SAVED.exists() else {}
     parts, made = {}, []
@@ -185,13 +196,7 @@ def write(out: Path) -> None:
         parts["law"] = law_table(saved["law"])
     saved["machine"], saved["torch_threads"] = machine(), 1
     SAVED.write_text(json.dumps(saved, indent=1) + "\n")
-    page = PAGE.read_text()
-    for name, text in parts.items():
-        mark = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.S)
-        if not mark.search(page):
-            raise SystemExit(f"{PAGE} has no place for {name}: <!-- {name} --> … <!-- end -->")
-        page = mark.sub(lambda m, text=text: m[1] + text + m[2], page)
-    PAGE.write_text(page)
+    fill_in(PAGE, parts)
     if made and plot.available():
         style = plot.styles(made)
         panels = [(f"{problem}, {family}", group) for (problem, family), group in collect.groups(made).items()]

@@ -121,7 +121,7 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str
 
     best = front(made, price)
     named = _named(made, best, price)
-    for name in sorted({p.sampler for p in made}, key=lambda name: name in named):
+    for name in sorted({p.sampler for p in made}, key=lambda name: (name in named, name)):
         own = sorted((p for p in made if p.sampler == name), key=_place)  # along the knob: a line may well turn back
         xs, ys = [price(p) for p in own], [p.quality.value for p in own]
         if name not in named:
