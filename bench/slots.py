@@ -271,6 +271,7 @@ def main():
             "gen_length": GEN,
             "real": truth,
         }
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(head | {"settings": settings}, indent=1) + "\n")
     write(json.loads(path.read_text()))
     console.print(f"{PAGE}, {path}")

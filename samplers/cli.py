@@ -564,12 +564,7 @@ def _bench(args: argparse.Namespace) -> int:
                 finished=display.finished,
             )
     except KeyboardInterrupt:
-        Console(stderr=True).print(
-            f"[yellow]interrupted[/]: {display.count} of {display.total} cells are in {folder}; to go on:\n  {command}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return 130
+        return _interrupted(f"{display.count} of {display.total} cells are in {folder}", command)
     lost = _without_any(folder, outcome.declined)
     ran = outcome.planned - outcome.reused
     console.print(
@@ -602,6 +597,14 @@ def _again(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with a run, or makes its report again."""
     again = "samplers " + shlex.join(a for a in args.argv if a != "--fresh")
     return again if args.out or getattr(args, "demo", False) else f"{again} --out {shlex.quote(str(folder))}"
+
+
+def _interrupted(kept: str, command: str) -> int:
+    """Says what is kept of a stopped run and how to go on; the exit code."""
+    Console(stderr=True).print(
+        f"[yellow]interrupted[/]: {kept}; to go on:\n  {command}", highlight=False, soft_wrap=True
+    )
+    return 130
 
 
 def _without_any(folder: Path, declined: list[dict[str, Any]]) -> set[str]:
@@ -677,12 +680,7 @@ def _tune(args: argparse.Namespace) -> int:
                 finished=display.finished,
             )
     except KeyboardInterrupt:
-        Console(stderr=True).print(
-            f"[yellow]interrupted[/]: {display.count} runs are in {folder}; to go on:\n  {command}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return 130
+        return _interrupted(f"{display.count} runs are in {folder}", command)
     paths, notes = tune.write(what, found, folder)
     console.print()
     console.print(found_table(found, x.option, y.option))

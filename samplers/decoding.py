@@ -284,9 +284,11 @@ class Decoding(Believe):
         return torch.nn.functional.pad(torch.zeros_like(rows), (0, 1)).scatter_(1, where, True)[:, :-1], masks
 
     def _counts(self, state: TokenState, rows: Tensor) -> Tensor:
-        """The look that a plan needs: positions fed, the most in a row, positions asked; and which rows are asked."""
         assert isinstance(state, SequenceState)
-        fed = torch.logical_or(*self._fed(state, rows))
+        return self._look(torch.logical_or(*self._fed(state, rows)), rows)
+
+    def _look(self, fed: Tensor, rows: Tensor) -> Tensor:
+        """The look that a plan needs: positions fed, the most in a row, positions asked; and which rows are asked."""
         numbers = torch.stack([fed.sum(), fed.sum(1).max(), rows.sum()])
         return torch.cat([numbers, rows.any(1).to(torch.int64)])
 
@@ -294,19 +296,19 @@ class Decoding(Believe):
         if self._next is None:
             seen = self._seen is not None and self._seen[0] is state and rows is None
             rows = state.open if rows is None else rows
-            look = self._seen[1] if seen else self._counts(state, rows).tolist()  # type: ignore[index]
+            lacking, masks = self._fed(state, rows)
+            look = self._seen[1] if seen else self._look(lacking | masks, rows).tolist()  # type: ignore[index]
             if not look[0]:
                 return
-            self._plan(state, rows, look)
+            self._plan(state, rows, lacking, masks, look)
         assert self._next is not None
         chunk, _, which, _ = self._next
         asked, needed = chunk.asks[which]
         yield torch.arange(len(asked), device=asked.device), asked, needed, asked.shape[1], False
 
-    def _plan(self, state: SequenceState, rows: Tensor, look: list[int]) -> None:
-        """The next forward is for `rows`, behind what of the sequences is not kept yet."""
+    def _plan(self, state: SequenceState, rows: Tensor, lacking: Tensor, masks: Tensor, look: list[int]) -> None:
+        """The next forward is for `rows`: fed what of the sequences is not kept yet, and masks behind it."""
         active = look[3:]
-        lacking, masks = self._fed(state, rows)
         if self.main is None:
             self._rows = list(range(len(active)))
             store = self.denoiser.new_cache(len(active), rows.shape[1])
@@ -321,9 +323,9 @@ class Decoding(Believe):
             :, None
         ].expand_as(rows)
         self.main.store.crop((state.length - lacking.sum(1))[here])
-        fed = lacking | masks
-        chunk = self._chunk(self.main, fed, masks, (rows,), self.main.summed(fed), look[:3])
-        self._next = (chunk, state.x, 0, self._masks is not None or look[0] > look[2])
+        fed, keep = lacking | masks, self._masks is not None or look[0] > look[2]
+        chunk = self._chunk(self.main, fed, masks if keep else None, (rows,), self.main.summed(fed), look[:3])
+        self._next = (chunk, state.x, 0, keep)
 
     def _chunk(self, on, fed, last, asks, count, look) -> Chunk:
         """A chunk of which all numbers are known; positions in `last`, where that is given, come behind the others."""

@@ -118,3 +118,16 @@ def sampled_like(problem, sampler, law, rows=20_000, **run):
         seen, expected = np.append(seen[~rare], seen[rare].sum()), np.append(expected[~rare], expected[rare].sum())
         seen, expected = seen[expected > 0], expected[expected > 0]
     return chisquare(seen, expected * seen.sum() / expected.sum()).pvalue > 1e-5
+
+
+def rows_are_what_they_are_alone(denoiser, name, **setting):
+    """What the kit asks of a sampler's defaults: prompts untouched, no mask left, tokens and forwards of a row those of
+    the row alone."""
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
+    run = {"gen_length": 12, "seed": 3, "temperature": 1.0, **setting}
+    together = samplers.sample(denoiser, name, prompt=prompts, **run)
+    for i, prompt in enumerate(prompts):
+        row = together.x[i, : len(prompt) + 12].tolist()
+        assert row[: len(prompt)] == prompt and denoiser.mask_id not in row
+        alone = samplers.sample(denoiser, name, prompt=[prompt], first_row=i, **run)
+        assert row == alone.x[0].tolist() and int(together.nfe_rows[i]) == alone.nfe

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from laws import Chain, LeaveOneOut, sampled_like
+from laws import Chain, LeaveOneOut, rows_are_what_they_are_alone, sampled_like
 
 import samplers
 from samplers import OptionError, TokenDenoiser
@@ -397,15 +397,7 @@ OPTIONS = [
     "setting", [{"steps": 5}, {"block_length": 5, "steps": 9}, {"cfg_scale": 1.5, "steps": 40}], ids=str
 )
 def test_options_keep_what_the_kit_asks_of_defaults(name, options, setting):
-    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
-    run = {"gen_length": 12, "seed": 3, "temperature": 1.0, **options, **setting}
-    denoiser = TinyNet(visible_too=name == "p2")
-    together = samplers.sample(denoiser, name, prompt=prompts, **run)
-    for i, prompt in enumerate(prompts):
-        row = together.x[i, : len(prompt) + 12].tolist()
-        assert row[: len(prompt)] == prompt and denoiser.mask_id not in row
-        alone = samplers.sample(denoiser, name, prompt=[prompt], first_row=i, **run)
-        assert row == alone.x[0].tolist() and int(together.nfe_rows[i]) == alone.nfe
+    rows_are_what_they_are_alone(TinyNet(visible_too=name == "p2"), name, **options, **setting)
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)

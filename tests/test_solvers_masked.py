@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from laws import Chain, LeaveOneOut, mild, sampled_like, slopes
+from laws import Chain, LeaveOneOut, mild, rows_are_what_they_are_alone, sampled_like, slopes
 
 import samplers
 from samplers.random import DRAW_TOKEN, uniform
@@ -405,15 +405,8 @@ OTHERS = [
     "setting", [{"steps": 5}, {"block_length": 5, "steps": 7}, {"cfg_scale": 1.5, "steps": 40}], ids=str
 )
 def test_options_keep_what_the_kit_asks_of_defaults(name, options, setting):
-    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
-    run = {"gen_length": 12, "seed": 3, "temperature": 1.0, **options, **setting}
     denoiser = TinyNet(visible_too=options.get("method") == "predictor_corrector")
-    together = samplers.sample(denoiser, name, prompt=prompts, **run)
-    for i, prompt in enumerate(prompts):
-        row = together.x[i, : len(prompt) + 12].tolist()
-        assert row[: len(prompt)] == prompt and denoiser.mask_id not in row
-        alone = samplers.sample(denoiser, name, prompt=[prompt], first_row=i, **run)
-        assert row == alone.x[0].tolist() and int(together.nfe_rows[i]) == alone.nfe
+    rows_are_what_they_are_alone(denoiser, name, **options, **setting)
 
 
 if (
