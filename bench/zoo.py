@@ -81,8 +81,8 @@ def law() -> list[dict[str, Any]]:
     for name in track(for_any_model(), description="law"):
         cls: Any = registry.load(name)
         # A biased rule is left to choose: a block of one position would take its choice away.
-        chooses = cls.exact_order or "block_length" not in cls.one_at_a_time
-        options = dict(cls.law_options) | (dict(cls.one_at_a_time) if chooses else {})
+        chooses = cls.facts.bias in ("exact", "asymptotic") or "block_length" not in cls.conformance.one_at_a_time
+        options = dict(cls.conformance.exact) | (dict(cls.conformance.one_at_a_time) if chooses else {})
         try:
             out = samplers.sample(denoiser, name, batch=LAW_ROWS, temperature=1.0, seed=5, **options)
         except samplers.SamplersError as error:
@@ -93,7 +93,7 @@ def law() -> list[dict[str, Any]]:
         rows.append(
             {
                 "sampler": name,
-                "claim": {True: "exact", False: "biased", None: ""}[cls.exact_order],
+                "claim": cls.facts.bias or "",
                 "options": options,
                 "nfe": float(out.nfe_rows.double().mean()),
                 "invalid": score["invalid"].value,

@@ -7,20 +7,23 @@ from typing import TYPE_CHECKING
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from . import energy, ops, problems
-    from .believe import Belief
+    from . import authoring, energy, models, ops, problems
     from .canvas import PAD, Canvas
     from .denoiser import Denoiser, GaussianDenoiser, Head, TokenDenoiser
-    from .driver import Constraint, Sample, sample, stream
+    from .driver import Constraint, sample, stream
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
     from .likelihood import Likelihood, nll
+    from .prediction import Prediction
+    from .result import Sample
     from .sampler import Sampler, State, create, list_samplers, option
     from .schedule import MaskSchedule, NoiseSchedule, mask_schedule, noise_schedule
 
 # Public name -> its module ("" for a module that is itself public). Names load when they are used, so that
 # `samplers list`, and a pytest run that merely has our plug-in installed, do not wait for torch.
 _WHERE = {
+    "authoring": "",
     "energy": "",
+    "models": "",
     "ops": "",
     "problems": "",
     "PAD": "canvas",
@@ -29,9 +32,9 @@ _WHERE = {
     "GaussianDenoiser": "denoiser",
     "Head": "denoiser",
     "TokenDenoiser": "denoiser",
-    "Belief": "believe",
+    "Prediction": "prediction",
     "Constraint": "driver",
-    "Sample": "driver",
+    "Sample": "result",
     "sample": "driver",
     "stream": "driver",
     "DenoiserError": "errors",

@@ -1,52 +1,47 @@
-"""Canvas: the prompt, the positions to fill, their blocks and where to stop; and the state of a run over it.
+"""Canvas: the prompt and the positions to fill. Layout: a canvas cut into blocks, with steps, stop rules and seeds.
 
-Written once for all token samplers: a sampler sees `state.open`, the positions that it may commit now, and hands back
-what it chose with `state.commit(where, token)`. Which block comes next, which rows are done and how many steps a row has
-taken are worked out here, row by row, so that a row never waits for another: row i of a batch is what it is alone.
+Both are values that never change in a run. What a run changes is in state.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import ops
+from .arguments import check_tokens, positive_int, prompt_rows
 from .denoiser import GaussianDenoiser, TokenDenoiser
 from .errors import OptionError
-from .random import DRAW_START, Rng
-from .sampler import State
+from .random import Rng
 
-__all__ = ["PAD", "Canvas", "DraftState", "NoiseCanvas", "NoiseState", "TokenState", "parse_stop", "whole"]
+if TYPE_CHECKING:
+    from .state import NoiseState, TokenState
+
+__all__ = ["FAR", "PAD", "Canvas", "Layout", "NoiseCanvas"]
 
 PAD = -1  # in a finished Sample: beyond a row's own end. Never given to a model.
-
-_FAR = 2**40  # later than any block or position
-
-S = TypeVar("S", bound="TokenState")
+FAR = 2**40  # the number of no block: later than any other
 
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """What a token run starts from, and what never changes in it.
+    """What a token run starts from.
 
     Make one with `Canvas.of` (prompts, then gen_length positions) or `Canvas.infill` (any positions) and give it to
     `sample(prompt=...)`; sample() makes it of plain prompts itself.
 
     Attributes:
-        x: (B, L) int64, the prompt's tokens, mask_id where something is to be filled in, mask_id beyond a row's end
-            (0 in both places under uniform noise, which has no mask: `start` puts noise there).
-        fill: (B, L) bool, the positions to fill in.
-        lengths: each row's own length; rows may be ragged, and a model never sees beyond a row's end.
+        x: (B, L) int64, the prompt's tokens, mask_id at the positions to fill and beyond a row's end (0 in both places
+            under uniform noise, which has no mask: the first state puts noise there).
+        fill: (B, L) bool, the positions to fill.
+        lengths: each row's own length. Rows may be ragged, and a model never sees beyond a row's end.
         mask_id: the mask token; None under uniform noise.
         vocab_size: the width of the model's logits.
-        filled: positions to fill in all rows together.
+        filled: number of positions to fill in all rows together.
     """
 
     x: Tensor  # (B, L) int64
@@ -55,15 +50,6 @@ class Canvas:
     mask_id: int | None
     vocab_size: int
     filled: int
-    # What `prepared` fills in:
-    block_length: int | Tensor | None = None  # as it was given
-    block: Tensor | None = None  # (B, L) int64, the number of a position's block; _FAR where there is nothing to fill
-    block_size: Tensor | None = None  # (B, blocks) int64, positions to fill in each block
-    block_steps: Tensor | None = None  # (B, blocks) int64, steps given to each block
-    stop: tuple[Tensor, ...] = ()  # phrases, (m,) int64 each
-    group_lengths: tuple[int, ...] = ()  # the different lengths of rows: those of one length share a forward
-    group: Tensor | None = None  # (B,) int64, each row's place in group_lengths
-    rng: Rng | None = None
 
     @classmethod
     def of(
@@ -81,15 +67,15 @@ class Canvas:
             gen_length: None takes what is left of a denoiser of fixed `length`.
 
         Raises:
-            OptionError: a prompt longer than the canvas, one with the mask id or a token that is no token in it, a
-                missing or impossible gen_length.
+            OptionError: a prompt longer than the canvas, one that contains the mask id or an id outside the vocabulary,
+                a missing or impossible gen_length.
         """
-        prompts = _prompts(prompt, batch)
+        prompts = prompt_rows(prompt, batch)
         if gen_length is None:
             if denoiser.length is None:
                 raise OptionError(f"gen_length is needed: denoiser {denoiser.name!r} takes a canvas of any length")
         else:
-            whole("gen_length", gen_length)
+            positive_int("gen_length", gen_length)
         given = torch.tensor([len(p) for p in prompts])  # (B,)
         ends = given + gen_length if gen_length is not None else torch.full_like(given, denoiser.length or 0)
         if denoiser.length is not None:
@@ -110,15 +96,15 @@ class Canvas:
         blank = denoiser.mask_id or 0
         x = torch.full(fill.shape, blank)
         x[:, : int(given.max())] = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=blank)
-        _check_tokens(x, denoiser, position < given[:, None])
-        return cls._on(denoiser, x, fill, tuple(ends.tolist()))
+        check_tokens(x, denoiser, position < given[:, None])
+        return cls._for_denoiser(denoiser, x, fill, tuple(ends.tolist()))
 
     @classmethod
     def infill(cls, denoiser: TokenDenoiser, x: Any, fill: Any, batch: int = 1) -> Canvas:
-        """Any positions: the tokens of `x` are kept where `fill` is False and filled in where it is True.
+        """Any positions: the tokens of `x` are kept where `fill` is False, and filled in where it is True.
 
         Args:
-            x: (L,) or (B, L) ints; what stands where `fill` is True does not matter.
+            x: (L,) or (B, L) ints; what stands at the positions to fill does not matter.
             fill: (L,) or (B, L) bools. One row is repeated `batch` times.
 
         Raises:
@@ -138,82 +124,68 @@ class Canvas:
             )
         for i in (~where.any(1)).nonzero().flatten().tolist():
             raise OptionError(f"infill: row {i} has no position to fill")
-        _check_tokens(tokens, denoiser, ~where)
+        check_tokens(tokens, denoiser, ~where)
         filled = torch.where(where, denoiser.mask_id or 0, tokens.to(torch.int64))
-        return cls._on(denoiser, filled, where, (tokens.shape[1],) * len(tokens))
+        return cls._for_denoiser(denoiser, filled, where, (tokens.shape[1],) * len(tokens))
 
     @classmethod
-    def _on(cls, denoiser: TokenDenoiser, x: Tensor, fill: Tensor, lengths: tuple[int, ...]) -> Canvas:
+    def _for_denoiser(cls, denoiser: TokenDenoiser, x: Tensor, fill: Tensor, lengths: tuple[int, ...]) -> Canvas:
         device = denoiser.device
         return cls(x.to(device), fill.to(device), lengths, denoiser.mask_id, denoiser.vocab_size, int(fill.sum()))
 
-    def prepared(
-        self, *, block_length: int | Tensor | None, steps: int | None, stop: tuple[Tensor, ...], rng: Rng
-    ) -> Canvas:
-        """This canvas with its positions cut into blocks of `block_length`, (B,) where rows have their own, and `steps` dealt
-        out to them."""
+    def layout(
+        self,
+        *,
+        block_length: int | Tensor | None = None,
+        steps: int | None = None,
+        stop: tuple[Tensor, ...] = (),
+        rng: Rng,
+    ) -> Layout:
+        """This canvas cut into blocks, with `steps` allocated to them.
+
+        Args:
+            block_length: positions per block, (B,) int64 if rows have their own; None: one block.
+            steps: steps per row; None: one per position.
+            stop: phrases, (m,) int64 each.
+            rng: the randomness of the rows.
+
+        Raises:
+            OptionError: fewer steps than blocks, a block_length below 1.
+        """
         n_fill = self.fill.sum(1).cpu()  # (B,)
         if isinstance(block_length, Tensor):
             length = block_length.cpu()  # (B,)
         else:
-            most = int(n_fill.max()) if block_length is None else whole("block_length", block_length)
+            most = int(n_fill.max()) if block_length is None else positive_int("block_length", block_length)
             length = torch.full_like(n_fill, most)
         device = self.x.device
         rank = self.fill.cumsum(1) - 1  # (B, L) number among the positions to fill
-        block = torch.where(self.fill, rank // length.to(device)[:, None], _FAR)
         blocks = -(-n_fill // length)  # (B,)
         starts = torch.arange(int(blocks.max())) * length[:, None]  # (B, blocks)
         size = torch.minimum((n_fill[:, None] - starts).clamp(min=0), length[:, None])  # (B, blocks)
-        return dataclasses.replace(
-            self,
+        return Layout(
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(Canvas)},
             block_length=block_length,
-            block=block,
+            block=torch.where(self.fill, rank // length.to(device)[:, None], FAR),
             block_size=size.to(device),
-            block_steps=_deal(size, blocks, steps).to(device),
+            block_steps=_allocate_steps(size, blocks, steps).to(device),
             stop=tuple(p.to(device) for p in stop),
-            group_lengths=(kinds := tuple(sorted(set(self.lengths)))),
-            group=torch.tensor([kinds.index(n) for n in self.lengths], device=device),
             rng=rng,
         )
 
-    def start(self) -> TokenState:
-        """The state before the first step; under uniform noise a DraftState, whose positions to fill hold noise."""
-        if self.block is None or self.rng is None:
-            raise OptionError("this canvas is not prepared: sample() and stream() do it, or Canvas.prepared()")
-        zeros = torch.zeros(len(self.x), dtype=torch.int64, device=self.x.device)
-        end = torch.tensor(self.lengths, device=self.x.device)
-        state = TokenState(self, self.x, self.fill, zeros, zeros, zeros, zeros, zeros, zeros.bool(), end)
-        before = torch.full_like(zeros, -1)
-        if self.mask_id is not None:
-            return state._moved(self.x, before)
-        noise = self.noise(zeros, DRAW_START)
-        drafts = state.extend(DraftState, decided=torch.zeros_like(self.fill))
-        return drafts._moved(torch.where(self.fill, noise, self.x), before)
-
-    def drafts(self) -> DraftState:
-        """The state before the first step of a sampler that changes its mind: tokens are drafts until they are decided."""
-        state = self.start()
-        return state if isinstance(state, DraftState) else state.extend(DraftState, decided=torch.zeros_like(self.fill))
-
-    def noise(self, step: Tensor, draw: int) -> Tensor:
-        """(B, L) int64: tokens of uniform noise, each row's at its own step. step: (B,) int64."""
-        assert self.rng is not None
-        u = self.rng.positions(self.x.shape[1], step, draw)
-        return (u * self.vocab_size).to(torch.int64)  # u < 1 with 53 bits: the product rounds below V for V < 2^52
-
-    def to(self, device: torch.device | str) -> Canvas:
-        """This canvas with all its tensors on `device`."""
+    def to(self, device: torch.device | str) -> Any:
+        """The same with all tensors on `device`."""
 
         def moved(value: Any) -> Any:
-            return (
-                tuple(map(moved, value)) if isinstance(value, tuple) else getattr(value, "to", lambda _: value)(device)
-            )
+            if isinstance(value, tuple):
+                return tuple(map(moved, value))
+            return value.to(device) if isinstance(value, (Tensor, Rng)) else value
 
         return dataclasses.replace(self, **{f.name: moved(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
     @property
     def has_prompt(self) -> bool:
-        """Whether any row has a position that is given (known without asking the device)."""
+        """Whether any row has a position that is given (known without a device sync)."""
         return self.filled < sum(self.lengths)
 
     @functools.cached_property
@@ -224,283 +196,75 @@ class Canvas:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenState(State):
-    """A token run between two steps. Samplers that carry more subclass it and build theirs with `state.extend`.
+class Layout(Canvas):
+    """A canvas that a run can start on; `Canvas.layout` makes it. Samplers see it as `state.canvas`.
 
-    Attributes:
-        canvas: what never changes.
-        x: (B, L) int64, mask_id where undecided.
-        open: (B, L) bool, undecided and in the row's present block: what may be committed now.
-        step: (B,) int64, steps the row has taken; the counter of its randomness.
-        block_step: (B,) int64, steps it has taken in the present block.
-        block_size: (B,) int64, positions that the present block had to fill.
-        block_steps: (B,) int64, steps that the present block is given.
-        count: (B,) int64, positions in `open`.
-        done: (B,) bool, rows with nothing left to do.
-        end: (B,) int64, where the row ends: its length, or behind a stop phrase.
+    Attributes (besides the canvas's own):
+        block_length: as it was given.
+        block: (B, L) int64, the number of each position's block; FAR if there is nothing to fill.
+        block_size: (B, blocks) int64, positions to fill in each block.
+        block_steps: (B, blocks) int64, steps allocated to each block.
+        stop: phrases, (m,) int64 each; a row ends after the first that it contains.
+        rng: the randomness of the rows.
     """
 
-    canvas: Canvas
-    x: Tensor  # (B, L) int64
-    open: Tensor  # (B, L) bool
-    step: Tensor  # (B,) int64
-    block_step: Tensor  # (B,) int64
-    block_size: Tensor  # (B,) int64
-    block_steps: Tensor  # (B,) int64
-    count: Tensor  # (B,) int64
-    done: Tensor  # (B,) bool
-    end: Tensor  # (B,) int64
-
-    @property
-    def finished(self) -> bool:
-        return bool(self.done.all())
-
-    @property
-    def rng(self) -> Rng:
-        assert self.canvas.rng is not None
-        return self.canvas.rng
-
-    @property
-    def masked(self) -> Tensor:
-        """(B, L) bool: positions to fill that hold the mask, in any block."""
-        position = torch.arange(self.x.shape[1], device=self.x.device)
-        return self.canvas.fill & (self.x == self.canvas.mask_id) & (position < self.end[:, None])
-
-    @property
-    def undecided(self) -> Tensor:
-        """(B, L) bool: positions still to decide, in any block; here those that hold the mask."""
-        return self.masked
-
-    @property
-    def noise_level(self) -> Tensor:
-        """(B,) float64: the share of the positions to fill that is still noise; the t of time-conditioned models."""
-        noisy = self.undecided if self.canvas.mask_id is None else self.masked
-        return noisy.sum(1).to(torch.float64) / self.canvas.fill.sum(1)
-
-    @property
-    def noise(self) -> float:
-        """How many positions to fill hold noise, in all rows together: what a progress bar waits for. Reads the device."""
-        return float((self.noise_level * self.canvas.fill.sum(1)).sum())
-
-    @property
-    def levels(self) -> Tensor:
-        """(B, L) float64: the noise level of each position, for models that take a time a position.
-
-        0 where the token is given, decided or (masked family) visible; else 1: a mask, and noise that nothing is known of.
-        What is behind a stop phrase and was never decided is noise, too.
-        """
-        noisy = self._draft if self.canvas.mask_id is None else self.x == self.canvas.mask_id
-        return (self.canvas.fill & noisy).to(torch.float64)
-
-    def extend(self, cls: type[S], **more: Any) -> S:
-        """This state as a subclass with more fields."""
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(TokenState)}
-        return cls(**shared, **more)
-
-    def commit(self: S, where: Tensor, token: Tensor, **changes: Any) -> S:
-        """The next state: `token` written at `where`, one step taken by every row that is not done.
-
-        Args:
-            where: (B, L) bool; anything outside `open` is left alone, so no sampler can touch a prompt.
-            token: (B, L) int64.
-            changes: new values of a subclass's own fields.
-        """
-        return self._moved(torch.where(where & self.open, token, self.x), self._block(self.open), **changes)
-
-    def commit_best(self: S, score: Tensor, token: Tensor, **rule: Any) -> S:
-        """The next state: `token` written at the open positions of the best scores, one step taken as by `commit`.
-
-        Args:
-            score: (B, L) floats; the higher first, equal ones by position.
-            token: (B, L) int64.
-            rule: how many, as in `samplers.ops.select`: k=, threshold=, factor= or budget=; least=, most=, lowest=.
-        """
-        x = self.x.clone()  # states are immutable
-        ops.commit_(x, token, score, self.open, **rule)
-        return self._moved(x, self._block(self.open))
-
-    def fix(self: S, where: Tensor, token: Tensor) -> S:
-        """The state with `token` decided at `where`, in any block; no step is taken. For constraints: see sample().
-
-        where: (B, L) bool; what is given or decided already is left alone. token: (B, L) int64.
-        """
-        return self._moved(torch.where(where & self.undecided, token, self.x), self._block(self.open), steps=0)
-
-    def _block(self, undecided: Tensor) -> Tensor:
-        """(B,): each row's lowest block with an undecided position; _FAR where there is none."""
-        assert self.canvas.block is not None
-        return torch.where(undecided, self.canvas.block, _FAR).amin(1)
-
-    def _moved(self: S, x: Tensor, before: Tensor, *, steps: int = 1, **changes: Any) -> S:
-        """The state with tokens `x`, reached in `steps` steps from the block `before` of each row."""
-        canvas = self.canvas
-        assert canvas.block_size is not None and canvas.block_steps is not None
-        state = dataclasses.replace(self, x=x, **changes)
-        if canvas.stop:
-            state = dataclasses.replace(state, end=state._stopped())
-        undecided = state.undecided
-        block = state._block(undecided)
-        number = block.clamp(max=canvas.block_size.shape[1] - 1)[:, None]
-        same, started = block == before, before >= 0
-        went = started & ~self.done
-        opened = undecided & (canvas.block == block[:, None])
-        return dataclasses.replace(
-            state,
-            open=opened,
-            step=self.step + went * steps,
-            block_step=torch.where(same, self.block_step + steps, 0),
-            block_size=canvas.block_size.gather(1, number).squeeze(1),
-            block_steps=canvas.block_steps.gather(1, number).squeeze(1),
-            count=opened.sum(1),
-            done=block == _FAR,
-        )
-
-    @property
-    def _draft(self) -> Tensor:
-        """(B, L) bool: where a token may still change."""
-        return torch.zeros_like(self.open)
-
-    def _stopped(self) -> Tensor:
-        """(B,): behind the earliest stop phrase that stands whole in the filled part; else the end as it was.
-
-        Tokens are never changed once decided, so a phrase that stands will stay and what is behind it need not be
-        filled in; the row is done when everything before it is decided too.
-        """
-        canvas, end = self.canvas, self.end
-        length = self.x.shape[1]
-        for phrase in canvas.stop:
-            m = len(phrase)
-            if m > length:
-                continue
-            hit = (self.x.unfold(1, m, 1) == phrase).all(2)  # (B, L - m + 1)
-            hit &= (canvas.fill & ~self._draft).unfold(1, m, 1).all(2)
-            behind = torch.arange(m, length + 1, device=self.x.device)
-            end = torch.minimum(end, torch.where(hit, behind, _FAR).amin(1))
-        return end
-
-
-@dataclass(frozen=True, eq=False)
-class DraftState(TokenState):
-    """A token run whose tokens may change until they are decided: remasking, editing, and all of uniform noise.
-
-    A block stays the row's present one until all of it is decided, whether or not a mask is left in it. `commit` writes
-    and decides; `revise` writes drafts.
-
-    Attributes:
-        decided: (B, L) bool, positions of the canvas whose token is final.
-    """
-
-    decided: Tensor  # (B, L) bool
-
-    @property
-    def undecided(self) -> Tensor:
-        """(B, L) bool: positions to fill whose token is not final, in any block."""
-        position = torch.arange(self.x.shape[1], device=self.x.device)
-        return self.canvas.fill & ~self.decided & (position < self.end[:, None])
-
-    @property
-    def _draft(self) -> Tensor:
-        return ~self.decided
-
-    @property
-    def last_step(self) -> Tensor:
-        """(B,) bool: rows in the last of their block's steps; what is open must be decided now."""
-        return self.block_step + 1 >= self.block_steps
-
-    def revise(self: D, x: Tensor, decide: Tensor, **changes: Any) -> D:
-        """The next state: the tokens of `x` at the open positions, as drafts; one step taken.
-
-        Args:
-            x: (B, L) int64; the mask id where a position is masked again. Outside `open` it is not looked at.
-            decide: (B, L) or (B,) bool, the open positions, or rows all of whose open positions, that are final now. A
-                masked one is not: give it a token first.
-            changes: new values of a subclass's own fields.
-        """
-        decide = decide[:, None] if decide.dim() == 1 else decide
-        x = torch.where(self.open, x, self.x)
-        return self._moved(x, self._block(self.open), decided=self._with(decide & self.open, x), **changes)
-
-    def commit(self: D, where: Tensor, token: Tensor, **changes: Any) -> D:
-        return self.revise(torch.where(where, token, self.x), where, **changes)
-
-    def commit_best(self: D, score: Tensor, token: Tensor, **rule: Any) -> D:
-        return self.commit(ops.select(score, self.open, **rule).chosen, token)
-
-    def fix(self: D, where: Tensor, token: Tensor) -> D:
-        where = where & self.undecided
-        x = torch.where(where, token, self.x)
-        return self._moved(x, self._block(self.open), steps=0, decided=self._with(where, x))
-
-    def _with(self, more: Tensor, x: Tensor) -> Tensor:
-        """(B, L): what is decided when `more` is, too."""
-        decided = self.decided | more
-        return decided if self.canvas.mask_id is None else decided & (x != self.canvas.mask_id)
-
-
-D = TypeVar("D", bound=DraftState)
-
-
-@dataclass(frozen=True, eq=False)
-class NoiseCanvas:
-    """What a Gaussian run starts from.
-
-    Attributes:
-        denoiser: for its shape, schedule and dtype.
-        steps: number of function evaluations asked for.
-        rng: who the rows are.
-    """
-
-    denoiser: GaussianDenoiser
-    steps: int
+    block_length: int | Tensor | None
+    block: Tensor  # (B, L) int64
+    block_size: Tensor  # (B, blocks) int64
+    block_steps: Tensor  # (B, blocks) int64
+    stop: tuple[Tensor, ...]
     rng: Rng
 
-    def start(self) -> NoiseState:
-        return NoiseState(self, self.noise(0))
-
-    def noise(self, draw: int) -> Tensor:
-        """(B, *shape) standard normals, the draw-th of this run."""
-        return self.rng.normal(self.denoiser.shape, draw, self.denoiser.dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class NoiseState(State):
-    """A Gaussian run between two steps. Samplers subclass it to carry their grid and their history.
-
-    Attributes:
-        canvas: what never changes.
-        x: (B, *shape)
-        i: steps taken.
-    """
-
-    canvas: NoiseCanvas
-    x: Tensor
-    i: int = 0
-    last: bool = False
-
     @property
-    def finished(self) -> bool:
-        return self.last
+    def state_class(self) -> type[TokenState]:
+        """The kind of state that a sampler without one of its own starts with."""
+        from .state import DraftState, TokenState
+
+        return TokenState if self.mask_id is not None else DraftState
+
+    @functools.cached_property
+    def rows_by_length(self) -> dict[int, list[int]]:
+        """Row length -> the rows of that length. Rows of one length share a forward pass."""
+        rows: dict[int, list[int]] = {}
+        for i, length in enumerate(self.lengths):
+            rows.setdefault(length, []).append(i)
+        return dict(sorted(rows.items()))
+
+    @functools.cached_property
+    def length(self) -> Tensor:
+        """(B,) int64: `lengths`, on the device."""
+        return torch.tensor(self.lengths, dtype=torch.int64, device=self.x.device)
+
+    @functools.cached_property
+    def fill_count(self) -> Tensor:
+        """(B,) int64: positions to fill in each row."""
+        return self.fill.sum(1)
+
+    @functools.cached_property
+    def fill_counts(self) -> list[int]:
+        """`fill_count`, on the host. One device sync per run."""
+        return self.fill_count.tolist()
+
+    @functools.cached_property
+    def fill_number(self) -> Tensor:
+        """(B, L) int64: the number of each position to fill among those of the batch, in row-major order."""
+        return (self.fill.flatten().cumsum(0) - 1).view_as(self.fill)
+
+    def noise(self, step: Tensor, draw: int) -> Tensor:
+        """(B, L) int64: tokens of uniform noise, each row's at its own step. step: (B,) int64."""
+        u = self.rng.positions(self.x.shape[1], step, draw)
+        return (u * self.vocab_size).to(torch.int64)  # u < 1 with 53 bits: the product rounds below V for V < 2^52
 
 
-# ---------------------------------------------------------------------------------------------- reading arguments
+def _allocate_steps(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
+    """Steps for each block: one per position if `steps` is None, else one each and the rest by size. (B, blocks) int64.
 
-
-def whole(name: str, value: Any) -> int:
-    """`value`, an integer of 1 or more; OptionError naming the argument where it is not."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"{name} must be an integer of 1 or more, not {value!r}")
-    return value
-
-
-def _deal(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
-    """Steps for each block: one a position where `steps` is None, else one each and the rest by size. (B, blocks) int64.
-
-    Blocks of equal size get equal steps whenever the division is even, as in LLaDA; where it is not the sum still is
-    `steps`, and as many steps as positions still are one a position (the rest is dealt by size - 1 for that).
+    Blocks of equal size get equal steps whenever the division is even, as in LLaDA. If it is not, the sum still is
+    `steps`, and as many steps as positions still are one per position (the rest is allocated by size - 1 for that).
     """
     if steps is None:
         return size
-    whole("steps", steps)
+    positive_int("steps", steps)
     if (most := int(blocks.max())) > steps:
         row = int(blocks.argmax())
         raise OptionError(
@@ -513,59 +277,27 @@ def _deal(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
     return torch.where(size > 0, 1 + extra.to(torch.int64), 0)
 
 
-def _prompts(prompt: Any, batch: int) -> list[Tensor]:
-    whole("batch", batch)
-    if prompt is None:
-        return [torch.zeros(0, dtype=torch.int64)] * batch
-    ragged = isinstance(prompt, Sequence) and len(prompt) > 0 and not isinstance(prompt[0], Integral)
-    try:
-        rows = [torch.as_tensor(p) for p in prompt] if ragged else torch.as_tensor(prompt)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionError(f"prompt: {error}; token ids are needed, (P,), (B, P) or a list of rows") from error
-    if isinstance(rows, Tensor):
-        rows = [rows] if rows.dim() == 1 else list(rows) if rows.dim() == 2 else [torch.zeros(0, 0)]
-    for i, row in enumerate(rows):
-        if row.dim() != 1 or (row.is_floating_point() and len(row)) or row.dtype == torch.bool:
-            raise OptionError(
-                f"prompt: row {i} is of shape {tuple(row.shape)} and {row.dtype}; token ids are needed, (P,) int64"
-            )
-    rows = [row.to("cpu", torch.int64) for row in rows]
-    if len(rows) == 1:
-        return rows * batch
-    if batch not in (1, len(rows)):
-        raise OptionError(f"prompt has {len(rows)} rows and batch={batch}; give one prompt, or as many as rows")
-    return rows
+@dataclass(frozen=True, eq=False)
+class NoiseCanvas:
+    """What a Gaussian run starts from.
 
+    Attributes:
+        denoiser: for its shape, schedule and dtype.
+        steps: number of function evaluations asked for.
+        rng: the randomness of the rows.
+    """
 
-def _check_tokens(x: Tensor, denoiser: TokenDenoiser, given: Tensor) -> None:
-    """OptionError for the first of the `given` positions, (B, L) bool, of x that holds the mask id or no token."""
-    held = x == denoiser.mask_id if denoiser.mask_id is not None else torch.zeros_like(given)
-    for i, j in (given & held).nonzero().tolist():
-        raise OptionError(
-            f"prompt: row {i}, position {j} is the mask id {denoiser.mask_id}; a prompt is made of "
-            "tokens that are known. To fill positions in the middle use samplers.Canvas.infill(denoiser, x, fill)"
-        )
-    for i, j in (given & ((x < 0) | (x >= denoiser.vocab_size))).nonzero().tolist():
-        raise OptionError(
-            f"prompt: row {i}, position {j} is {int(x[i, j])}; tokens of {denoiser.name!r} are 0 to "
-            f"{denoiser.vocab_size - 1}"
-        )
+    denoiser: GaussianDenoiser
+    steps: int
+    rng: Rng
 
+    @property
+    def state_class(self) -> type[NoiseState]:
+        """The kind of state that a sampler without one of its own starts with."""
+        from .state import NoiseState
 
-def parse_stop(stop: Any) -> tuple[Tensor, ...]:
-    """Stop rules as phrases: a token id; a phrase (a list of ids); or a list of phrases, any of which stops a row."""
-    if stop is None:
-        return ()
-    if isinstance(stop, int) and not isinstance(stop, bool):
-        stop = [[stop]]
-    elif isinstance(stop, (Sequence, Tensor)) and len(stop) and all(isinstance(s, int) for s in stop):
-        stop = [stop]
-    try:
-        phrases = tuple(torch.as_tensor(p, dtype=torch.int64).reshape(-1) for p in stop)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionError(
-            f"stop={stop!r}: a token id, a phrase such as [13, 13], or a list of phrases is needed"
-        ) from error
-    if not phrases or any(len(p) == 0 for p in phrases):
-        raise OptionError(f"stop={stop!r}: a stop phrase must have a token")
-    return phrases
+        return NoiseState
+
+    def noise(self, draw: int) -> Tensor:
+        """(B, *shape) standard normals, number `draw` of this run."""
+        return self.rng.normal(self.denoiser.shape, draw, self.denoiser.dtype)

@@ -100,8 +100,8 @@ def _facts(cls: Any) -> dict[str, Any]:
     order = getattr(cls, "order", None)
     if not isinstance(order, int):  # an option of that name says it per instance
         order = next((o.default for o in cls.options() if o.name == "order"), None)
-    law = {True: "exact", False: "biased"}.get(cls.exact_order) if cls.family in ("masked", "uniform") else None
-    return {"order": order, "law": law, "sweep": cls.sweep[0] if cls.sweep else None}
+    law = cls.facts.bias if cls.family in ("masked", "uniform") else None
+    return {"order": order, "law": law, "sweep": cls.facts.sweep[0] if cls.facts.sweep else None}
 
 
 def _count(facts: dict[str, Any], cls: Any) -> str:
@@ -199,7 +199,7 @@ def _show(args: argparse.Namespace) -> int:
         "doc": doc,
         "options": options,
         **facts,
-        "sweep": {"option": cls.sweep[0], "values": list(cls.sweep[1])} if cls.sweep else None,
+        "sweep": {"option": cls.facts.sweep[0], "values": list(cls.facts.sweep[1])} if cls.facts.sweep else None,
         "default_temperature": cls.default_temperature if cls.family in ("masked", "uniform") else None,
         "expected_nfe": costs,
         "source": _where(cls),
@@ -235,9 +235,8 @@ def _show(args: argparse.Namespace) -> int:
         grid.add_row("[dim]temperature[/]", f"{about['default_temperature']:g} unless you say otherwise")
     if facts["law"]:
         laws = {
-            "exact": "exact: one position at a time gives the model's own law"
-            if "steps" not in cls.one_at_a_time
-            else "exact: the model's own law in the limit of many steps",
+            "exact": "exact: one position at a time gives the model's own distribution",
+            "asymptotic": "asymptotic: the model's own distribution in the limit of many steps",
             "biased": "biased by design: the choice of position looks at the token",
         }
         grid.add_row("[dim]law[/]", laws[facts["law"]])
@@ -248,9 +247,9 @@ def _show(args: argparse.Namespace) -> int:
         at = ", ".join(f"{v:.4g} at {s} steps" for s, v in known.items())
         grid.add_row("[dim]expected NFE[/]", at + ("" if cls.family == "gaussian" else f" (L = {LENGTH})"))
     elif facts["sweep"]:
-        cap = "" if cls.sequential else "; `steps` is a cap"
+        cap = "" if cls.facts.sequential else "; `steps` is a cap"
         grid.add_row("[dim]NFE[/]", f"depends on the model, set by {facts['sweep']}{cap}")
-    if cls.sequential:
+    if cls.facts.sequential:
         grid.add_row(
             "[dim]model[/]", "must look back only, have a KV cache and predict the next token, too (predicts_next)"
         )
@@ -260,7 +259,7 @@ def _show(args: argparse.Namespace) -> int:
     console.print(grid)
     on = f"--problem {'digits' if cls.family == 'gaussian' else 'sudoku4'} --family {cls.family}"
     more = "--steps 16"
-    if cls.sequential:
+    if cls.facts.sequential:
         on, more = "--denoiser my_model:denoiser", "--gen-length 64"
     console.print(
         f"\n[bold]Try[/]\nsamplers sample {on} --sampler {args.name} {more} --watch",

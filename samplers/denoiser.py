@@ -21,7 +21,7 @@ from torch import Tensor
 from .errors import DenoiserError, OptionError, did_you_mean
 from .schedule import NoiseSchedule, noise_schedule
 
-__all__ = ["Counter", "Denoiser", "GaussianDenoiser", "Head", "TokenDenoiser"]
+__all__ = ["CacheUse", "Counter", "Denoiser", "GaussianDenoiser", "Head", "Previous", "TokenDenoiser"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,55 @@ class Head:
         return out if self.softcap is None else (out / self.softcap).tanh() * self.softcap
 
 
+@dataclass(frozen=True, eq=False)
+class Previous:
+    """What a self-conditioned denoiser predicted in the forward pass before, at the positions to fill.
+
+    Attributes:
+        fill: (A, length) bool, the positions to fill of the rows that it is given.
+        value: (F, V) float32, its last logits at those positions, in row-major order; zeros if there were none.
+    """
+
+    fill: Tensor
+    value: Tensor
+
+    def dense(self) -> Tensor:
+        """(A, length, V) float32: the logits at every position, zeros at given ones. Large: only if the model needs it."""
+        out = self.value.new_zeros(*self.fill.shape, self.value.shape[1])
+        return out.masked_scatter_(self.fill[..., None], self.value)
+
+    def doubled(self) -> Previous:
+        """The same rows twice, one after the other, as guidance gives them to the model."""
+        return Previous(torch.cat([self.fill] * 2), torch.cat([self.value] * 2))
+
+
+@dataclass(frozen=True, eq=False)
+class CacheUse:
+    """What a denoiser with a KV cache is told beside the tokens that it is given.
+
+    Attributes:
+        store: what its `new_cache` made.
+        positions: (A, n) int64, where on the canvas the given tokens stand; row i of the batch is row i of the store, or
+            row `rows[i]` if that is given.
+        count: (A,) int64: only the first count[i] tokens of row i are there, the others are filling. None: all are.
+        write: what becomes of their keys and values: None nothing; "fill" they are the first rows of the store, and
+            nothing in it is seen; "scatter" each goes to the row of its position, whose old content is not seen;
+            "append" they go after what is kept.
+        stored: with "append": (A,) int64, only the first stored[i] go there, the others are given for their answers; None:
+            as `count`. Needs causal attention.
+        keep: (A, length) bool, rows of the store that are seen; None: all that are filled.
+        rows: with "fill": runs (first, end) of the store's rows, which are the batch's rows in order; None: all.
+    """
+
+    store: Any
+    positions: Tensor
+    count: Tensor | None = None
+    write: str | None = None
+    stored: Tensor | None = None
+    keep: Tensor | None = None
+    rows: tuple[tuple[int, int], ...] | None = None
+
+
 class Denoiser:
     """What every denoiser says of itself.
 
@@ -79,11 +128,11 @@ class TokenDenoiser(Denoiser):
         mask_id: the mask token (it may be V or more when the logits have no column for it), None for uniform noise.
         attention: full, causal or block_causal: what a position's prediction may depend on.
         length: the only canvas length it takes, or None for any.
-        caches: the caching schemes (samplers.caching) that it can do; then `predict` or `hidden` takes a Feed as `cache`,
-            x, t and rows being those of the fed tokens, and `new_cache` makes what Feed.store is.
+        caches: the caching schemes (samplers.feeds.cached) that it can do; then `predict` or `hidden` takes a CacheUse as
+            `cache`, x, t and rows being those of the given tokens, and `new_cache` makes what CacheUse.store is.
         predicts_next: True: a mask in its input is answered with the token that stands there, any other token with the one
-            that stands at the position behind it (one head, two meanings: ReFusion). Its cache must have `crop`, `taken` and
-            `join` as models.cache.Cache has them.
+            that stands at the position after it (one head, two meanings: ReFusion). Its cache must have `crop`,
+            `index_select` and `append_from` as models.cache.Cache has them.
         attention_block: positions a block of block_causal attention, counted from the canvas's first; else 1.
         head: the last layer, of a denoiser that has `hidden`; None: it has logits only.
         self_conditioned: True: `predict` takes `previous`, what it answered for these rows the time before.
@@ -114,9 +163,9 @@ class TokenDenoiser(Denoiser):
             t: (B,) float, the noise level in (0, 1], 1 = all noise; (B, L) where `time_per_position`. None where
                 `time_conditioned` is False.
             rows: (B, L) bool, the positions that are needed; None for all.
-            cache: a samplers.caching.Feed, where the run has a cache.
-            previous: a subclass that is `self_conditioned` takes this, too: (B, L, V) float32, the last logits for each
-                position, zeros where there were none.
+            cache: a CacheUse, if the run has a cache.
+            previous: a subclass that is `self_conditioned` also takes this: a Previous, its last logits at the positions to
+                fill.
 
         Returns:
             (B, L, V), or (N, V) packed in row-major order of `rows`. float32, bfloat16 or float16.
@@ -128,7 +177,7 @@ class TokenDenoiser(Denoiser):
 
     def new_cache(self, batch: int, length: int) -> Any:
         """An empty cache for `batch` rows of `length` positions, with `lengths` (batch,) int64, the rows that are filled,
-        `bytes_written`, and `leave(source)`: row i becomes row source[i], (A,) ascending, and the others go.
+        `bytes_written`, and `keep_rows(source)`: row i becomes row source[i], (A,) ascending, and the others go.
         """
         raise NotImplementedError(f"denoiser {self.name!r} has no cache")
 
@@ -164,7 +213,8 @@ class TokenDenoiser(Denoiser):
         self_conditioned: bool = False,
     ) -> TokenDenoiser:
         """A denoiser of a plain callable `fn(ids (B, L) int64) -> logits (B, L, V)`; fn(ids, t) if `time_conditioned`,
-        with `previous=` the last logits (B, L, V) if `self_conditioned` (not with a head: nothing keeps its logits).
+        with `previous=` the last logits, (B, L, V) float32, zeros at first and at given positions, if `self_conditioned`
+        (not with a head: nothing keeps its logits).
 
         With `head` the callable gives what the head is applied to, (B, L, D), and the logits are never stored.
         Its rows must not depend on each other: then row i of a batch is what that row is alone.
@@ -195,7 +245,8 @@ class _WrappedTokens(TokenDenoiser):
         self.device = torch.device(device)
         self.name = name or getattr(fn, "__name__", type(fn).__name__)
 
-    def _call(self, x: Tensor, t: Tensor | None, **more: Any) -> Tensor:
+    def _call(self, x: Tensor, t: Tensor | None, previous: Previous | None = None) -> Tensor:
+        more = {} if previous is None else {"previous": previous.dense()}
         out = self.fn(x, t, **more) if self.time_conditioned else self.fn(x, **more)
         what, width = "logits (B, L, V)", self.vocab_size
         if self.head is not None:

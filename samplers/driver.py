@@ -1,87 +1,43 @@
 """The driver: sample() and stream(), and everything that is the same for all samplers.
 
-Guidance, temperature, blocks, stop rules, constraints, seeds, counting, timing and progress are here and in believe.py
-and canvas.py, and nowhere else, so every sampler has all of them without a line of its own.
+Guidance, temperature, blocks, stop rules, constraints, seeds, counting, timing and progress are here, in predictor.py and in
+state.py, and nowhere else, so every sampler has all of them without a line of its own.
 """
 
 from __future__ import annotations
 
-import operator
+import functools
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from numbers import Integral
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from . import decoding, registry
-from .believe import Believe, Foreseen, Knobs, NoiseBelieve
-from .caching import cache_scheme
-from .canvas import PAD, Canvas, NoiseCanvas, TokenState, parse_stop, whole
-from .denoiser import Denoiser, GaussianDenoiser, TokenDenoiser
+from . import registry
+from .arguments import interval, number, parse_stop, positive_int, token_ids
+from .canvas import PAD, Canvas, NoiseCanvas
+from .denoiser import Counter, Denoiser, GaussianDenoiser, TokenDenoiser
+from .dry_run import DryRun
 from .errors import FamilyError, OptionError, SamplersError
+from .feeds import Feed
+from .feeds.cached import CachedFeed, cache_scheme
+from .feeds.plain import PlainFeed
+from .feeds.sequence import SequenceFeed, check_sequential
+from .predictor import GaussianPredictor, Predictor, SamplingConfig, SequencePredictor
 from .random import Rng
+from .result import Sample, Seconds
 from .sampler import Sampler, State
+from .state import TokenState
+from .syncs import dry_runs_pay
 
-__all__ = ["Constraint", "Sample", "Seconds", "Stream", "sample", "stream"]
+__all__ = ["Constraint", "Stream", "sample", "stream"]
 
-
-@dataclass(frozen=True)
-class Seconds:
-    """Wall-clock seconds of a run: inside the denoiser, and in everything else (sampler and driver)."""
-
-    denoiser: float
-    sampler: float
-
-    @property
-    def total(self) -> float:
-        return self.denoiser + self.sampler
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """What a run produced, and what it cost.
-
-    Attributes:
-        x: (B, L) int64 tokens, PAD (-1) beyond a row's end; or (B, *shape) reals.
-        nfe: forwards: calls of the model, whatever the batch. A guided step is one forward.
-        row_evals: rows over all forwards; a guided step has two for each row.
-        token_evals: positions over all forwards.
-        head_rows: positions at which logits were asked for.
-        cache_bytes: bytes of keys and values that were written to caches.
-        nfe_rows: (B,) int64, forwards that each row took part in; what the row would cost alone.
-        steps: steps of the driver, those that cost no forward included.
-        seconds: split into denoiser and sampler.
-        lengths: each row's own length, prompt included; None for reals.
-        sampler, options, distribution, version: what made it.
-        settings: the driver's arguments.
-        trace: the states after each step, on request.
-    """
-
-    x: Tensor
-    nfe: int
-    row_evals: int
-    token_evals: int
-    head_rows: int
-    cache_bytes: int
-    nfe_rows: Tensor
-    steps: int
-    seconds: Seconds
-    lengths: Tensor | None
-    sampler: str
-    options: dict[str, Any]
-    distribution: str
-    version: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    trace: tuple[State, ...] | None = None
-
-    def __repr__(self) -> str:
-        return (
-            f"<Sample {tuple(self.x.shape)} by {self.sampler}: nfe {self.nfe}, "
-            f"{float(self.nfe_rows.double().mean()):.4g} a row, {self.seconds.total:.3g} s>"
-        )
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(eq=False)
@@ -89,11 +45,12 @@ class Stream(Iterator[State]):
     """A run that is looked at between its steps; made by stream().
 
     Iterating gives the state before the first step and after each one. At any time there are `state`, `steps` (taken)
-    and `nfe` (forwards so far); `result()` makes a Sample of what there is.
+    and `nfe` (forward passes so far); `result()` makes a Sample of what there is.
     """
 
-    sampler: Sampler
-    believe: Believe | NoiseBelieve
+    sampler: Sampler[Any]
+    predictor: Predictor | GaussianPredictor
+    predict: Any  # what the sampler gets: the predictor, or one that can do more
     state: State
     limit: int
     settings: dict[str, Any]
@@ -105,20 +62,20 @@ class Stream(Iterator[State]):
 
     @property
     def nfe(self) -> int:
-        """Forwards so far."""
-        return self.believe.counter.nfe
+        """Forward passes so far."""
+        return self.predictor.counter.nfe
 
     def __next__(self) -> State:
         if not self.begun:
             self.begun = True
             return self.state
-        if self.believe.finished(self.state):  # type: ignore[arg-type]
+        if self.predictor.finished(self.state):  # type: ignore[arg-type]
             self.close()
-            self.believe.check()
+            self.predictor.check()
             raise StopIteration
         self.advance()
         if self.bar:
-            self.bar.moved(self)
+            self.bar.advance(self)
         return self.state
 
     def close(self) -> None:
@@ -129,24 +86,38 @@ class Stream(Iterator[State]):
     def advance(self) -> None:
         """Take one step."""
         start = time.perf_counter()
-        with torch.no_grad():
-            if self.constrain is not None:
-                self._bind()
-            if isinstance(self.believe, Believe) and self.believe.foreseen is not None:
-                self.believe.foreseen.advance()
-            self.state = self.sampler.step(self.believe, self.state)
+        try:
+            self._step()
+        except Exception:
+            self.predictor.check()  # on a device, an answer that was bad is found late: it explains what came of it
+            raise
         self.steps += 1
         self.wall += time.perf_counter() - start
         if self.steps > self.limit:
-            self.believe.check()
+            self.predictor.check()
             raise SamplersError(
                 f"sampler {self.sampler.name!r} is not done after {self.steps} steps: a step must commit at least one "
                 "position in the last of its block's steps, or move on"
             )
 
-    def _bind(self) -> None:
+    def _step(self) -> None:
+        with torch.no_grad():
+            if self.constrain is not None:
+                self._apply_constraint()
+            if isinstance(self.predictor, Predictor):
+                assert isinstance(self.state, TokenState)
+                if self.predictor.dry_run is not None:
+                    self.predictor.dry_run.advance()
+                self.predictor.feed.begin_step(self.state)
+                self.state = self.predictor.feed.end_step(self.sampler.step(self.predict, self.state))
+            else:
+                self.state = self.sampler.step(self.predict, self.state)
+
+    def _apply_constraint(self) -> None:
         """Ask the constraint, decide what it fixes and forbid what it forbids."""
-        assert self.constrain is not None and isinstance(self.believe, Believe) and isinstance(self.state, TokenState)
+        assert (
+            self.constrain is not None and isinstance(self.predictor, Predictor) and isinstance(self.state, TokenState)
+        )
         said = self.constrain(self.state)
         if said is None:
             said = Constraint()
@@ -157,14 +128,14 @@ class Stream(Iterator[State]):
         said.check(self.state)
         if said.fix is not None:
             self.state = self.state.fix(said.fix >= 0, said.fix)
-        self.believe.constraint = (
+        self.predictor.constraint = (
             None if said.forbid is None else said.forbid.view(*(1,) * (3 - said.forbid.dim()), *said.forbid.shape)
         )
 
     def result(self, trace: list[State] | None = None) -> Sample:
         """What the run has made so far, and what it has cost. A row that is not done still holds mask ids."""
-        self.believe.check()
-        counter, item = self.believe.counter, registry.entry_of(type(self.sampler))
+        self.predictor.check()
+        counter, item = self.predictor.counter, registry.entry_of(type(self.sampler))
         inside = counter.seconds
         x, lengths = self.state.x, None
         if isinstance(self.state, TokenState):
@@ -177,8 +148,8 @@ class Stream(Iterator[State]):
             row_evals=counter.row_evals,
             token_evals=counter.token_evals,
             head_rows=counter.head_rows,
-            cache_bytes=self.believe.cache_bytes,
-            nfe_rows=self.believe.nfe_rows,
+            cache_bytes=self.predictor.cache_bytes,
+            nfe_rows=self.predictor.nfe_rows,
             steps=self.steps,
             seconds=Seconds(inside, max(self.wall - inside, 0.0)),
             lengths=lengths,
@@ -231,29 +202,7 @@ class Constraint:
                 )
 
 
-def _ids(name: str, value: Any, denoiser: TokenDenoiser) -> tuple[int, ...]:
-    """Token ids of an int or a sequence of them."""
-    if value is None:
-        return ()
-    try:
-        ids = [operator.index(i) for i in ([value] if isinstance(value, Integral) else value)]
-    except TypeError:
-        ids = [-1]
-    for i in ids:
-        if not 0 <= i < denoiser.vocab_size:
-            raise OptionError(
-                f"{name}={value!r}: token ids of {denoiser.name!r}, 0 to {denoiser.vocab_size - 1}, are needed: one or a list"
-            )
-    return tuple(ids)
-
-
-def _number(name: str, value: Any, low: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < float("inf"):
-        raise OptionError(f"{name} must be a number of {low:g} or more, not {value!r}")
-    return float(value)
-
-
-def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, Any]) -> Stream:
+def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, Any]) -> Stream:
     if isinstance(sampler, str):
         sampler = registry.load(sampler).make(**options)
     elif not isinstance(sampler, Sampler):
@@ -279,29 +228,30 @@ def _open(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, 
     # numpy's integers, and whatever else is one, become Python's here; everything below may ask for int.
     args |= {k: int(v) for k, v in args.items() if isinstance(v, Integral) and not isinstance(v, (bool, int))}
     if args["steps"] is not None:
-        whole("steps", args["steps"])
+        positive_int("steps", args["steps"])
     settings = {k: v for k, v in args.items() if k not in ("prompt", "constrain")}
     if isinstance(denoiser, GaussianDenoiser):
-        return _open_gaussian(denoiser, sampler, args, settings)
+        return _start_gaussian(denoiser, sampler, args, settings)
     if isinstance(denoiser, TokenDenoiser):
-        return _open_tokens(denoiser, sampler, args, settings)
+        return _start_tokens(denoiser, sampler, args, settings)
     raise FamilyError(f"denoiser {denoiser.name!r} of the {denoiser.family} family: no driver for that family yet")
 
 
-def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]) -> Stream:
+def _start_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]) -> Stream:
     temperature = args["temperature"]
-    temperature = sampler.default_temperature if temperature is None else _number("temperature", temperature, 0.0)
-    cfg_scale = _number("cfg_scale", args["cfg_scale"], 0.0)
-    top_k, top_p = args["top_k"], _number("top_p", args["top_p"], 0.0)
+    temperature = sampler.default_temperature if temperature is None else number("temperature", temperature, 0.0)
+    cfg_scale = number("cfg_scale", args["cfg_scale"], 0.0)
+    top_k, top_p = args["top_k"], number("top_p", args["top_p"], 0.0)
     if top_k != 0:
-        whole("top_k", top_k)
+        positive_int("top_k", top_k)
     if not 0 < top_p <= 1:
         raise OptionError(f"top_p must be a number above 0, up to 1 (all), not {args['top_p']!r}")
-    if sampler.sequential:
-        decoding.check(denoiser, sampler, args)
+    facts = sampler.effective_facts
+    if facts.sequential:
+        check_sequential(denoiser, sampler, args)
     scheme = cache_scheme(args["cache"], denoiser)
-    interval = _interval(args["cfg_interval"])
-    forbid, demote = (_ids(name, args[name], denoiser) for name in ("forbid", "demote"))
+    cfg_interval = interval(args["cfg_interval"])
+    forbid, demote = (token_ids(name, args[name], denoiser) for name in ("forbid", "demote"))
     if args["constrain"] is not None and not callable(args["constrain"]):
         raise OptionError(f"constrain takes a callable state -> Constraint or None, not {args['constrain']!r}")
     prompt = args["prompt"]
@@ -314,41 +264,38 @@ def _open_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any]
     else:
         canvas = Canvas.of(denoiser, prompt, args["gen_length"], args["batch"])
     batch = len(canvas.x)
-    canvas = canvas.prepared(
+    layout = canvas.layout(
         block_length=args["block_length"],
         steps=args["steps"],
         stop=parse_stop(args["stop"]),
         rng=Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
     )
-    knobs = Knobs(temperature, cfg_scale, interval, top_k, top_p, forbid, demote)
-    asking = decoding.Decoding if sampler.sequential else Believe
-    believe = asking(denoiser, batch, knobs, scheme=scheme, sampler=sampler.name)
-    state = sampler.init(canvas)
-    if _foresees(sampler, denoiser) and not canvas.stop and args["constrain"] is None:
-        believe.foreseen = Foreseen(sampler, canvas, believe)
-    assert canvas.block_steps is not None
-    # Every block may take its steps, and then one more a position: more than any sampler that moves can need.
-    limit = int(canvas.block_steps.sum(1).max()) + canvas.x.shape[1] + 16
-    settings |= {"batch": batch, **asdict(knobs)}
-    return Stream(sampler, believe, state, limit, settings, args["constrain"])
+    config = SamplingConfig(temperature, cfg_scale, cfg_interval, top_k, top_p, forbid, demote)
+    counter = Counter(denoiser)
+    feed: Feed
+    if facts.sequential:
+        feed = SequenceFeed(counter, batch)
+    elif scheme is not None:
+        feed = CachedFeed(counter, batch, cfg_scale, cfg_interval, scheme)
+    else:
+        feed = PlainFeed(counter, batch, cfg_scale, cfg_interval)
+    predictor = Predictor(counter, feed, config, sampler=sampler.name)
+    predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
+    state = sampler.init(layout)
+    if _uses_dry_run(sampler, denoiser) and not layout.stop and args["constrain"] is None:
+        predictor.dry_run = DryRun(sampler, layout, predictor)
+    # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
+    limit = int(layout.block_steps.sum(1).max()) + layout.x.shape[1] + 16
+    settings |= {"batch": batch, **asdict(config)}
+    return Stream(sampler, predictor, predict, state, limit, settings, args["constrain"])
 
 
-def _foresees(sampler: Sampler, denoiser: TokenDenoiser) -> bool:
-    """Whether counts are worked out beside the run: on a CPU a look costs nothing."""
-    return sampler.counts_known and denoiser.device.type != "cpu"
+def _uses_dry_run(sampler: Sampler[Any], denoiser: TokenDenoiser) -> bool:
+    """Whether counts are worked out beside the run: on a CPU reading them costs nothing."""
+    return sampler.effective_facts.static_plan and dry_runs_pay(denoiser.device)
 
 
-def _interval(value: Any) -> tuple[float, float]:
-    try:
-        low, high = (_number("cfg_interval", v, 0.0) for v in value)
-    except (TypeError, ValueError):
-        low, high = 1.0, 0.0
-    if not 0 <= low < high <= 1:
-        raise OptionError(f"cfg_interval is {value!r}; two noise levels (low, high), 0 <= low < high <= 1, are needed")
-    return low, high
-
-
-def _open_gaussian(
+def _start_gaussian(
     denoiser: GaussianDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]
 ) -> Stream:
     alone = {"prompt", "gen_length", "block_length", "cache", "temperature", "stop", "forbid", "demote", "constrain"}
@@ -364,56 +311,17 @@ def _open_gaussian(
         raise OptionError(
             f"top_k, top_p and cfg_interval are for token samplers; {sampler.name!r} is of the gaussian family"
         )
-    batch, steps = whole("batch", args["batch"]), args["steps"]
+    batch, steps = positive_int("batch", args["batch"]), args["steps"]
     canvas = NoiseCanvas(
         denoiser,
         20 if steps is None else steps,
         Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
     )
-    believe = NoiseBelieve(denoiser, batch, sampler=sampler.name)
+    predictor = GaussianPredictor(Counter(denoiser), batch, sampler=sampler.name)
     settings = {
         k: v for k, v in settings.items() if k not in alone | {"cfg_scale", "cfg_interval", "top_k", "top_p"}
     } | {"steps": canvas.steps}
-    return Stream(sampler, believe, sampler.init(canvas), canvas.steps + 16, settings)
-
-
-def stream(
-    denoiser: Denoiser,
-    sampler: str | Sampler,
-    *,
-    prompt: Any = None,
-    gen_length: int | None = None,
-    batch: int = 1,
-    seed: Any = 0,
-    first_row: int = 0,
-    steps: int | None = None,
-    block_length: int | None = None,
-    cache: str | None = None,
-    cfg_scale: float = 0.0,
-    cfg_interval: tuple[float, float] = (0.0, 1.0),
-    temperature: float | None = None,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    forbid: int | Sequence[int] | None = None,
-    demote: int | Sequence[int] | None = None,
-    stop: Any = None,
-    constrain: Callable[[TokenState], Constraint | None] | None = None,
-    trace: bool = False,
-    progress: bool = False,
-    **options: Any,
-) -> Stream:
-    """As `sample`, yielding the state before the first step and after each one: live views, early exit.
-
-    Arguments are checked when it is called, not at the first step. Stop iterating whenever you like: nothing is left
-    open. `trace` is taken for the sake of one signature: the states that it would keep are those that are yielded.
-    `stream(...).result()` is the Sample.
-    """
-    args = locals()
-    for name in ("denoiser", "sampler", "options", "trace", "progress"):
-        args.pop(name)
-    run = _open(denoiser, sampler, options, args)
-    run.bar = _Bar(run) if progress else None
-    return run
+    return Stream(sampler, predictor, predictor, sampler.init(canvas), canvas.steps + 16, settings)
 
 
 def sample(
@@ -486,6 +394,40 @@ def sample(
     return run.result(kept)
 
 
+def _same_arguments(of: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+    """The decorated function has the signature of `of`, which it is given by keyword."""
+
+    def decorate(function: Callable[..., R]) -> Callable[P, R]:
+        signature = inspect.signature(of)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **keywords: P.kwargs) -> R:
+            bound = signature.bind(*args, **keywords)
+            bound.apply_defaults()
+            return function(bound.arguments)
+
+        call.__signature__ = signature.replace(return_annotation=function.__annotations__["return"])  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+@_same_arguments(sample)
+def stream(args: dict[str, Any]) -> Stream:
+    """As `sample`, yielding the state before the first step and after each one: live views, early exit.
+
+    Arguments are checked when it is called, not at the first step. Stop iterating whenever you like: nothing is left
+    open. `trace` is accepted for the sake of one signature: the states that it would keep are those that are yielded.
+    `stream(...).result()` is the Sample.
+    """
+    denoiser, sampler, options = (args.pop(name) for name in ("denoiser", "sampler", "options"))
+    args.pop("trace")
+    progress = args.pop("progress")
+    run = _start_run(denoiser, sampler, options, args)
+    run.bar = _Bar(run) if progress else None
+    return run
+
+
 class _Bar:
     """A rich progress bar over committed positions or evaluations."""
 
@@ -504,7 +446,7 @@ class _Bar:
         self.task = self.progress.add_task(run.sampler.name, total=self.total)
         self.progress.start()
 
-    def moved(self, run: Stream) -> None:
+    def advance(self, run: Stream) -> None:
         state = run.state
         done = self.total - state.noise if isinstance(state, TokenState) else run.nfe
         self.progress.update(self.task, completed=done)

@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .canvas import PAD, whole
-from .denoiser import Counter, Denoiser, TokenDenoiser
+from .arguments import positive_int
+from .canvas import PAD
+from .denoiser import Counter, Denoiser, Previous, TokenDenoiser
 from .errors import DenoiserError, FamilyError, OptionError, did_you_mean
 from .random import Rng, uniform
 from .schedule import MaskSchedule, mask_schedule
@@ -151,7 +152,7 @@ def nll(
     _check_denoiser(denoiser)
     if method not in METHODS:
         raise OptionError(f"unknown method {method!r}{did_you_mean(str(method), METHODS)} Known: {', '.join(METHODS)}")
-    whole("batch", batch)
+    positive_int("batch", batch)
     x, lengths, fill = _rows(denoiser, x, prompt, fill)
     n = fill.sum(1)  # (B,)
     design = _design(mc, stratified, antithetic, replicates)
@@ -208,8 +209,8 @@ class _Design:
 
 
 def _design(mc: int, stratified: bool, antithetic: bool, replicates: int) -> _Design:
-    whole("mc", mc)
-    whole("replicates", replicates)
+    positive_int("mc", mc)
+    positive_int("replicates", replicates)
     copies = replicates if stratified else mc // (1 + antithetic)
     unit = copies * (1 + antithetic) if stratified else 1 + antithetic
     if copies < 2 or mc % unit:
@@ -277,7 +278,8 @@ def _loss(counter: Counter, x: Tensor, hidden: Tensor, level: Tensor, row: Tenso
         t = torch.where(hidden.to(device), t[:, None], 0.0)  # (A, L)
     more = {}
     if denoiser.self_conditioned:  # every mask is a first look: there is no answer from before
-        more["previous"] = torch.zeros(*x.shape, denoiser.vocab_size, device=device)
+        zeros = torch.zeros(needed, denoiser.vocab_size, dtype=torch.float32, device=device)
+        more["previous"] = Previous(hidden.to(device), zeros)
     forbid, rows = torch.tensor([denoiser.mask_id], device=device), hidden.to(device)
     if denoiser.head is None:
         logits, index = counter.tokens(noisy, t, rows, needed, **more)

@@ -13,20 +13,47 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .errors import OptionError
 
-__all__ = ["DRAW_BLIND", "DRAW_NOISE", "DRAW_POSITION", "DRAW_START", "DRAW_TOKEN", "Rng", "philox", "uniform"]
+if TYPE_CHECKING:
+    from .state import TokenState
 
-# What a draw is for. A step may need several at one position; they must not be the same number.
+__all__ = [
+    "DRAW_BLIND",
+    "DRAW_FIRST_FREE",
+    "DRAW_NOISE",
+    "DRAW_NOISE_TOKEN",
+    "DRAW_PICK",
+    "DRAW_POSITION",
+    "DRAW_RANK",
+    "DRAW_REMASK",
+    "DRAW_ROUTE",
+    "DRAW_START",
+    "DRAW_TOKEN",
+    "Rng",
+    "gumbel",
+    "philox",
+    "uniform",
+]
+
+# What a draw is for: the numbers that the library uses. A step may need several uniform numbers at one position, and two
+# with one number are the same number. Samplers of other packages count their own from DRAW_FIRST_FREE.
 DRAW_TOKEN = 0  # which token
-DRAW_POSITION = 1  # whether, or in which order, a position is committed
+DRAW_POSITION = 1  # whether, or in which order, a position is committed: drawn once for the whole run
 DRAW_NOISE = 2  # Gaussian noise (2 and 3 make one normal)
 DRAW_START = 4  # the noise that a canvas of uniform noise starts with
 DRAW_BLIND = 5  # the prompt that guidance does not see, under uniform noise
+DRAW_RANK = 8  # the chance in an order of positions that is drawn anew in every step; gumbel()
+DRAW_REMASK = 9  # whether a position appears or is masked again, if that is drawn anew in every step
+DRAW_ROUTE = 10  # uniform noise: clean, stay or noise
+DRAW_NOISE_TOKEN = 11  # uniform noise: which token the noise puts there
+DRAW_PICK = 12  # uniform noise: which positions a corrector takes
+DRAW_FIRST_FREE = 1000
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -111,3 +138,11 @@ class Rng:
         # 1 - u is in (0, 1]: its log is finite.
         z = torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * math.pi * v)
         return z.to(dtype).reshape(len(self.row), *shape)
+
+
+def gumbel(state: TokenState, draw: int = DRAW_RANK) -> Tensor:
+    """(B, L) float64: standard Gumbel noise of this step; `draw` says which of the step's uniform numbers it uses.
+
+    The k highest of score + gumbel are k draws without replacement from softmax(score) (Kool et al. 2019, arXiv 1903.06059).
+    """
+    return -torch.log(-torch.log(state.rng.positions(state.x.shape[1], state.step, draw)))

@@ -4,14 +4,14 @@ A sampler is a frozen dataclass. Its fields are its options; its class attribute
 first state and `step` the next one. All the state there is lives in the State, so two interleaved runs never meet.
 
     @dataclass(frozen=True)
-    class Greedy(Sampler):
+    class Greedy(Sampler[TokenState]):
         '''Smith et al. 2026, algorithm 1: ...'''
         name, family, cite = "greedy", "masked", "arXiv 2601.00000"
-        summary = "commit the single most confident position a step"
+        summary = "commit the single most confident position per step"
 
-        def step(self, believe, state):
-            belief = believe(state, want="confidence")
-            return state.commit_best(belief.confidence, belief.token, k=1)
+        def step(self, predict: Predict, state: TokenState) -> TokenState:
+            prediction = predict(state, want="confidence")
+            return state.commit_best(prediction.confidence, prediction.token, k=1)
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from .errors import OptionError, did_you_mean, unknown_option
+from .errors import OptionError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Option", "Sampler", "State", "create", "list_samplers", "option"]
+__all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "create", "list_samplers", "option"]
+
+S = TypeVar("S", bound="State")
 
 
 def option(
@@ -121,57 +123,78 @@ def _kinds(hint: Any) -> tuple[type, ...]:
     return kinds if all(isinstance(k, type) for k in kinds) else ()
 
 
-# Arguments of sample(): a user who gives one to create() meant the other place.
-DRIVER_ARGUMENTS = (
-    "prompt",
-    "gen_length",
-    "batch",
-    "seed",
-    "first_row",
-    "steps",
-    "block_length",
-    "cache",
-    "cfg_scale",
-    "cfg_interval",
-    "temperature",
-    "top_k",
-    "top_p",
-    "forbid",
-    "demote",
-    "stop",
-    "constrain",
-    "trace",
-    "progress",
-)
+BIASES = ("exact", "asymptotic", "biased")
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """Base of all samplers; subclass it as a frozen dataclass.
+class Facts:
+    """What is known of a sampler before it runs. The driver and the benchmark read it; the tests hold the sampler to it.
+
+    Attributes:
+        bias: the distribution of the samples against the model's, when one position is committed per step.
+            "exact": equal to it, since the choice of position does not depend on the drawn token. "asymptotic": equal
+            to it in the limit of many steps. "biased": different, by design. None: it is not known, or has no meaning.
+        static_plan: True if the rows and the number of positions that each step asks about do not depend on the
+            model's answers. The driver then works them out in a dry run beside the run, without a device sync.
+        revises: True if a visible token may be masked again or changed (always so under uniform noise), and the model
+            is asked about visible positions.
+        sequential: True if decided tokens are appended to a sequence, and the model is asked through that sequence
+            (samplers.feeds.sequence). The model must then be causal, have a cache, and predict the next token.
+        stores_logits: True if the sampler asks for the logits themselves (predict.logits). A model that exposes its head
+            then stores them as well.
+        sweep: (option, values), for a sampler whose NFE is set by an option and not by `steps`. A benchmark uses them.
+    """
+
+    bias: str | None = None
+    static_plan: bool = False
+    revises: bool = False
+    sequential: bool = False
+    stores_logits: bool = False
+    sweep: tuple[str, tuple[Any, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.bias is not None and self.bias not in BIASES:
+            raise OptionError(f"Facts(bias={self.bias!r}): {', '.join(map(repr, BIASES))} or None is needed")
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """Settings under which the conformance kit (samplers.testing) tests a sampler. Most samplers need none.
+
+    Attributes:
+        small: options under which the sampler accepts canvases as small and odd as the kit's.
+        one_at_a_time: arguments of sample() under which a step commits one position, beside steps = positions. For a
+            sampler whose bias is "asymptotic": enough steps for the kit's problem.
+        exact: options under which tokens are drawn from the model's own distribution, for a sampler that otherwise adds
+            to its logits.
+        order: options under which the declared order is what one measures: the end of the grid is exact, and no step is
+            of lower order. For continuous samplers.
+    """
+
+    small: Mapping[str, Any] = field(default_factory=dict)
+    one_at_a_time: Mapping[str, Any] = field(default_factory=dict)
+    exact: Mapping[str, Any] = field(default_factory=dict)
+    order: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Class attributes that say something of a sampler. Every other public one must be an option, a method, or a constant
+# in capitals: a misspelt fact would otherwise be ignored in silence.
+CLASS_FACTS = ("name", "family", "cite", "summary", "default_temperature", "facts", "conformance", "order")
+
+
+@dataclass(frozen=True)
+class Sampler(Generic[S]):
+    """Base of all samplers. Subclass it as a frozen dataclass, `class Mine(Sampler[MyState])`.
 
     Class attributes:
-        name: lower_snake, the field's name for it.
-        family: masked, uniform, gaussian or bayesian_flow.
+        name: lower_snake, the name that the field uses.
+        family: masked, uniform or gaussian.
         cite: the paper.
         summary: one line.
-        default_temperature: what sample() uses where no temperature is given (token families).
-        exact_order: True where the choice of position ignores the drawn token, so that one position at a time gives the
-            model's law exactly; False where it does not (a biased law, by design); None where it does not apply. True of a
-            sampler that moves all positions a little in each step (uniform noise) says: exact as steps go to infinity.
-        counts_known: True where it does not depend on the model's answers which rows are asked about how many positions in
-            which step. The driver then works them out beside the run, and never waits for the device.
-        revises: True where a visible token may be masked again or changed (always, under uniform noise), and the model is
-            asked about visible ones.
-        sequential: True where what is decided is appended to a sequence, and the model is asked through it
-            (samplers.decoding): it must look back only, have a cache and predict the next token, too.
-        small_options: options under which it takes canvases as small and odd as the kit's.
-        one_at_a_time: arguments of sample() under which a step commits one position, besides steps = positions; of a sampler
-            that is exact in the limit, enough steps for the kit's problem.
-        law_options: options under which a token is drawn from the model's own law; of samplers that else add to its logits.
-        stores_logits: True where it asks for the logits themselves (believe.logits): a model with a head stores them, too.
-        order: convergence order in the step, of continuous samplers (an attribute, or an option as in dpm_solver).
-        order_options: options under which that order is what one measures: exact end, no lower-order steps.
-        sweep: (option, values) for a sampler whose NFE is set by an option and not by `steps`; a benchmark walks them.
+        default_temperature: what sample() uses if no temperature is given (token families).
+        facts: see Facts.
+        conformance: see Conformance.
+        order: the convergence order of a continuous solver, as a class attribute or as an option (dpm_solver).
     """
 
     name: ClassVar[str]
@@ -179,20 +202,34 @@ class Sampler:
     cite: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     default_temperature: ClassVar[float] = 1.0
-    exact_order: ClassVar[bool | None] = None
-    counts_known: ClassVar[bool] = False
-    revises: ClassVar[bool] = False
-    sequential: ClassVar[bool] = False
-    small_options: ClassVar[Mapping[str, Any]] = {}
-    one_at_a_time: ClassVar[Mapping[str, Any]] = {}
-    law_options: ClassVar[Mapping[str, Any]] = {}
-    stores_logits: ClassVar[bool] = False
-    order_options: ClassVar[Mapping[str, Any]] = {}
-    sweep: ClassVar[tuple[str, tuple[Any, ...]] | None] = None
+    facts: ClassVar[Facts] = Facts()
+    conformance: ClassVar[Conformance] = Conformance()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for key, kind in (("facts", Facts), ("conformance", Conformance)):
+            if not isinstance(getattr(cls, key), kind):
+                raise TypeError(f"{cls.__qualname__}.{key} must be samplers.authoring.{kind.__name__}(...)")
+        options = {f.name for base in cls.__mro__ for f in getattr(base, "__dataclass_fields__", {}).values()}
+        options |= set(vars(cls).get("__annotations__", {})) | set(CLASS_FACTS)
+        for key, value in vars(cls).items():
+            plain = not (callable(value) or hasattr(value, "__get__") or isinstance(value, dataclasses.Field))
+            if plain and key not in options and not key.startswith("_") and not key.isupper():
+                raise TypeError(
+                    f"{cls.__qualname__}.{key} is neither an option (annotate it) nor a known class attribute"
+                    f"{did_you_mean(key, (*CLASS_FACTS, *Facts.__dataclass_fields__, *Conformance.__dataclass_fields__))} "
+                    f"Known: {', '.join(CLASS_FACTS)}; what is known of a sampler goes into facts = Facts(...), settings of the "
+                    "kit into conformance = Conformance(...), and your own constants are written in capitals"
+                )
 
     def __post_init__(self) -> None:
         for opt in self.options():
             object.__setattr__(self, opt.name, opt.validated(getattr(self, opt.name), f"sampler {self.name!r}"))
+
+    @property
+    def effective_facts(self) -> Facts:
+        """The facts under the options of this sampler. Override it if an option changes one of them."""
+        return self.facts
 
     @classmethod
     def options(cls) -> tuple[Option, ...]:
@@ -204,37 +241,44 @@ class Sampler:
         )
 
     @classmethod
-    def make(cls, **options: Any) -> Sampler:
-        """The sampler with these options; OptionError naming an unknown one and those that exist."""
+    def make(cls, **options: Any) -> Sampler[S]:
+        """The sampler with these options.
+
+        Raises:
+            OptionError: an unknown option, with the nearest names of options and of arguments of sample(); or a value
+                out of bounds.
+        """
+        from .arguments import wrong_argument
+
         known = [o.name for o in cls.options()]
         for key in options:
-            if key in known:
-                continue
-            if key in DRIVER_ARGUMENTS:
-                raise OptionError(
-                    f"{key!r} is not an option of sampler {cls.name!r} but an argument of samplers.sample(): "
-                    f"sample(denoiser, {cls.name!r}, {key}=...)"
-                )
-            raise unknown_option(f"sampler {cls.name!r}", key, known)
+            if key not in known:
+                raise wrong_argument(f"sampler {cls.name!r}", key, known)
         return cls(**options)
 
     def values(self) -> dict[str, Any]:
         """The options and their values, as results record them."""
         return {o.name: getattr(self, o.name) for o in self.options()}
 
-    def init(self, canvas: Any) -> State:
-        """The state before the first step. Override to carry more than the canvas's own start.
+    def init(self, canvas: Any) -> S:
+        """The state before the first step. Override it to carry more: `return MyState.begin(canvas, mine=...)`.
 
-        canvas: a Canvas (token families) or a NoiseCanvas (gaussian), prepared by the driver.
+        Args:
+            canvas: what the run starts from, and what never changes in it: a Layout, or a NoiseCanvas for the gaussian
+                family. (Any, since the families differ; annotate yours.)
         """
-        return canvas.start()
+        return canvas.state_class.begin(canvas)
 
-    def step(self, believe: Any, state: Any) -> State:
-        """The state one step on. Calls `believe` for what the model thinks; never reads the device to decide."""
+    def step(self, predict: Any, state: S) -> S:
+        """The state one step on. It asks the model through `predict`, and never reads the device in order to decide.
+
+        Args:
+            predict: a Predict; a SequencePredictor if facts.sequential; a GaussianPredict for the gaussian family.
+        """
         raise NotImplementedError(f"sampler {self.name!r} does not say how to step")
 
     def expected_nfe(self, length: int, steps: int) -> float | None:
-        """Mean forwards for a row of `length` masked positions in one block, exact; None where it depends on the model."""
+        """Mean NFE of a row of `length` masked positions in one block, exactly; None if it depends on the model."""
         return None
 
 

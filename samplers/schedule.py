@@ -348,3 +348,22 @@ def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
         hint = did_you_mean(str(spec), _NOISE)
         raise OptionError(f"unknown noise schedule {spec!r}{hint} Known: {', '.join(_NOISE)}")
     return _NOISE[spec]()
+
+
+def step_tables(block_steps: Tensor, curve: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:
+    """Tables of `curve(S)`, (S + 1,) float64 that ends in 1, for each number of steps S that some block is given.
+
+    Args:
+        block_steps: (B, blocks) int64, Layout.block_steps.
+
+    Returns:
+        table (S, K + 1) float64, 1 beyond k = S; which (max S + 1,) int64, S -> its row in the table.
+    """
+    kinds = sorted({int(s) for s in block_steps.unique()} - {0})
+    most = kinds[-1]
+    table = torch.ones(len(kinds), most + 1, dtype=torch.float64)
+    which = torch.zeros(most + 1, dtype=torch.int64)
+    for i, s in enumerate(kinds):
+        table[i, : s + 1] = curve(s)
+        which[s] = i
+    return table.to(block_steps.device), which.to(block_steps.device)

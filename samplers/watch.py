@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from .canvas import TokenState
 from .driver import Sample, Stream
+from .state import TokenState
 
 __all__ = ["braille", "render_rows", "watch"]
 

@@ -81,7 +81,7 @@ def test_an_earlier_state_can_be_stepped_from_again():
     run = samplers.stream(Glass(seed=4), "autoregressive", prompt=[[1, 2], []], gen_length=9, slot_size=4)
     states = list(run)
     for k in reversed(range(len(states) - 1)):
-        again = run.sampler.step(run.believe, states[k])
+        again = run.sampler.step(run.predict, states[k])
         assert (again.x == states[k + 1].x).all() and (again.order == states[k + 1].order).all()
 
 

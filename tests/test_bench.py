@@ -77,7 +77,7 @@ def test_two_sweeps_cannot_write_to_one_folder(tmp_path):
 
 def test_an_adaptive_sampler_walks_its_own_option(finished):
     cells = [c for c in map(json.loads, lines(finished)) if c["sampler"] == "threshold" and c["seed"] == 0]
-    option, values = registry.load("threshold").sweep
+    option, values = registry.load("threshold").facts.sweep
     assert [c["value"] for c in cells] == list(values)
     assert {c["knob"] for c in cells} == {option}
     assert all(c["settings"]["steps"] is None for c in cells)
@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_is_said_before_any_work(tmp_path):
 class Raising(RandomOrder):
     name = "raising"
 
-    def step(self, believe, state):
+    def step(self, predict, state):
         raise ZeroDivisionError("no step\nfor you")
 
 

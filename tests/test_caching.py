@@ -5,7 +5,7 @@ import torch
 
 import samplers
 from samplers import OptionError, TokenDenoiser
-from samplers.caching import cache_scheme
+from samplers.feeds.cached import cache_scheme
 from samplers.models.denoiser import TransformerDenoiser
 from samplers.models.transformer import Config, Transformer
 from samplers.testing.tiny import TinyNet
@@ -85,7 +85,7 @@ class Store:
         self.rows[a] |= new
         self.bytes_written += len(new)
 
-    def leave(self, source):
+    def keep_rows(self, source):
         self.rows = [self.rows[i] for i in source.tolist()]
         self.lengths = self.lengths[source]
 

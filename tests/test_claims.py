@@ -56,15 +56,15 @@ def test_one_position_at_a_time_is_never_wrong(sudoku, name):
     """20,000 grids at temperature 1: none invalid; uniform over the 288 where the order is blind to the draw."""
     cls = registry.load(name)
     denoiser, run = sudoku.denoiser("masked"), {"batch": 20_000, "temperature": 1.0, "seed": 5}
-    score = sudoku.score(samplers.sample(denoiser, name, **run, **cls.one_at_a_time))
+    score = sudoku.score(samplers.sample(denoiser, name, **run, **cls.conformance.one_at_a_time))
     assert score["invalid"].value == 0.0
-    if cls.exact_order:
+    if cls.facts.bias == "exact":
         assert score.extras["chi2_p"] > 1e-3
         assert score["tv"].low <= score["tv"].truth
         return
     # Left to choose its order by the draw, the rule prefers some grids: biased by design, and measurably.
-    free = {k: v for k, v in cls.one_at_a_time.items() if k != "block_length"} | CHOOSES.get(name, {})
-    if free != cls.one_at_a_time:
+    free = {k: v for k, v in cls.conformance.one_at_a_time.items() if k != "block_length"} | CHOOSES.get(name, {})
+    if free != cls.conformance.one_at_a_time:
         score = sudoku.score(samplers.sample(denoiser, name, **run, **free))
     assert score.extras["chi2_p"] < 1e-12
     assert score["tv"].low > score["tv"].truth
@@ -221,7 +221,7 @@ def test_ddim_with_noise_keeps_the_variance_of_a_gaussian():
 @pytest.mark.parametrize("name", MASKED)
 def test_the_head_is_asked_only_where_it_is_masked(name):
     denoiser = problems.create("sudoku4").denoiser("masked")
-    asked, revises = [], registry.load(name).revises
+    asked, revises = [], registry.load(name).facts.revises
     predict = type(denoiser).predict
 
     def watching(self, x, t=None, *, rows=None, cache=None):

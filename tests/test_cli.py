@@ -261,7 +261,7 @@ def test_bench(cli, tmp_path):
 def test_bench_with_a_failure_is_exit_code_1(cli, tmp_path, monkeypatch):
     from samplers.masked.radd import Radd
 
-    def broken(self, believe, state):
+    def broken(self, predict, state):
         raise RuntimeError("out of ideas")
 
     monkeypatch.setattr(Radd, "step", broken)

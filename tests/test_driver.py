@@ -17,10 +17,11 @@ from samplers import (
     OptionError,
     TokenDenoiser,
     UnknownNameError,
-    believe,
+    predictor,
     registry,
 )
-from samplers.believe import Believe
+from samplers.feeds.plain import PlainFeed
+from samplers.testing import pretend_device
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet, for_any_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -44,7 +45,7 @@ def wrap(fn=None, **kw):
         (
             lambda: samplers.create("threshold", treshold=0.5),
             OptionError,
-            "no option 'treshold': did you mean 'threshold'",
+            "nor an option of sampler 'threshold': did you mean 'threshold'",
         ),
         (lambda: samplers.create("threshold", threshold=0), OptionError, "'threshold' of sampler 'threshold'.*> 0"),
         (lambda: samplers.create("entropy_bound", bound=math.nan), OptionError, "NaN"),
@@ -210,7 +211,7 @@ def test_a_sampler_that_never_commits_is_stopped():
     class Idle(samplers.Sampler):
         name, family = "idle", "masked"
 
-        def step(self, believe, state):
+        def step(self, predict, state):
             return state.commit(torch.zeros_like(state.open), state.x)
 
     with pytest.raises(samplers.SamplersError, match="'idle' is not done after"):
@@ -220,10 +221,12 @@ def test_a_sampler_that_never_commits_is_stopped():
 def test_belief_that_was_not_asked_for():
     denoiser = wrap()
     state = next(iter(samplers.stream(denoiser, "radd", gen_length=3)))
-    belief = Believe(denoiser, 1, believe.Knobs(0.0))(state, want="margin")
-    assert belief.margin.shape == (1, 3)
+    counter = samplers.denoiser.Counter(denoiser)
+    ask = predictor.Predictor(counter, PlainFeed(counter, 1, 0.0, (0.0, 1.0)), predictor.SamplingConfig(0.0))
+    prediction = ask(state, want="margin")
+    assert prediction.margin.shape == (1, 3)
     with pytest.raises(samplers.SamplersError, match="want='entropy'"):
-        _ = belief.entropy
+        _ = prediction.entropy
 
 
 # ---------------------------------------------------------------------------------------------- guidance, blocks, stops
@@ -274,12 +277,12 @@ def test_steps_are_dealt_to_blocks(steps, block_length, deal):
     canvas = Canvas.of(TinyNet(), None, 12)
     from samplers.random import Rng
 
-    ready = canvas.prepared(block_length=block_length, steps=steps, stop=(), rng=Rng.of(0, 1))
+    ready = canvas.layout(block_length=block_length, steps=steps, stop=(), rng=Rng.of(0, 1))
     assert ready.block_steps[0].tolist() == deal
     assert sum(deal) == steps
-    free = canvas.prepared(block_length=block_length, steps=None, stop=(), rng=Rng.of(0, 1))
+    free = canvas.layout(block_length=block_length, steps=None, stop=(), rng=Rng.of(0, 1))
     assert free.block_steps[0].tolist() == free.block_size[0].tolist()
-    same = canvas.prepared(block_length=block_length, steps=12, stop=(), rng=Rng.of(0, 1))
+    same = canvas.layout(block_length=block_length, steps=12, stop=(), rng=Rng.of(0, 1))
     assert same.block_steps[0].tolist() == free.block_size[0].tolist()
 
 
@@ -313,9 +316,9 @@ def test_commit_best_is_select_and_commit(rule):
     class Keeps(samplers.Sampler):
         name, family = "keeps", "masked"
 
-        def step(self, believe, state):
+        def step(self, predict, state):
             states.append(state)
-            return state.commit(state.open, believe(state).token)
+            return state.commit(state.open, predict(state).token)
 
     samplers.sample(TinyNet(), Keeps(), prompt=[1, 2], gen_length=6, batch=3, block_length=3, temperature=1.0)
     state = states[0]
@@ -480,7 +483,7 @@ def test_a_head_changes_nothing_but_memory(sampler, cfg_scale, monkeypatch):
     def no_logits(*args, **kw):
         raise AssertionError("logits were stored")
 
-    if not registry.load(sampler).stores_logits:
+    if not registry.load(sampler).facts.stores_logits:
         monkeypatch.setattr(samplers.Head, "logits", no_logits)
         monkeypatch.setattr(samplers.ops, "masked_softmax", no_logits)
     denoiser = WithHead()
@@ -530,14 +533,14 @@ def test_logits_and_read_are_a_call_in_two_parts(head, w):
     class InParts(samplers.Sampler):
         name, family = "in_parts", "masked"
 
-        def step(self, believe, state):
+        def step(self, predict, state):
             want = ("confidence", "margin", "entropy")
-            logits = believe.logits(state, state.open)
+            logits = predict.logits(state, state.open)
             seen.append(logits.value)
-            belief, direct = believe.read(state, logits, want=want), believe(state, want=want)
+            prediction, direct = predict.read(state, logits, want=want), predict(state, want=want)
             for field in ("token", *want):
-                torch.testing.assert_close(getattr(belief, field), getattr(direct, field), **near)
-            return state.commit_best(belief.confidence, belief.token, k=2)
+                torch.testing.assert_close(getattr(prediction, field), getattr(direct, field), **near)
+            return state.commit_best(prediction.confidence, prediction.token, k=2)
 
     fixed = torch.linspace(-1, 1, 6 * V).view(6, V)
     plain = TokenDenoiser.wrap(lambda ids: fixed.expand(len(ids), -1, -1), vocab_size=V, mask_id=MASK)
@@ -574,19 +577,10 @@ def test_bad_heads():
 # On a device nothing is looked at when it comes. The same path, on the CPU:
 
 
-def late_init(monkeypatch):
-    before = believe._Asked.__init__
-
-    def init(self, *args):
-        before(self, *args)
-        self.looks_at_once = False
-
-    monkeypatch.setattr(believe._Asked, "__init__", init)
-
-
 @pytest.fixture
-def late(monkeypatch):
-    late_init(monkeypatch)
+def late():
+    with pretend_device(dry_runs=False):
+        yield
 
 
 def spoilt_from(forward, head=False):
@@ -612,7 +606,7 @@ def test_found_late_names_row_position_and_forward(late, sampler, head):
     denoiser, seen = spoilt_from(1, head)
     with pytest.raises(DenoiserError, match=r"row 2, position \d a NaN or \+inf among its logits") as caught:
         samplers.sample(denoiser, sampler, prompt=PROMPT, gen_length=6, steps=4, temperature=0.7)
-    assert f"(forward {seen.index(True) + 1}, sampler {sampler!r})" in str(caught.value)
+    assert f"(forward pass {seen.index(True) + 1}, sampler {sampler!r})" in str(caught.value)
     in_the_step = 1 if sampler.startswith("theta_") else 0  # further forwards of the same step
     assert seen.index(True) >= len(seen) - 1 - in_the_step, (
         "the next step looks at the device anyway: it must not go on"
@@ -623,9 +617,9 @@ def test_found_late_in_the_last_forward(late):
     denoiser, _ = spoilt_from(3)
     run = samplers.stream(denoiser, "random_order", prompt=PROMPT, gen_length=6, steps=3)
     least = (int(state.x.min()) for state in run)  # states are not waited for; no token in them is none
-    with pytest.raises(DenoiserError, match=r"row 2, position \d .*forward 3"):
+    with pytest.raises(DenoiserError, match=r"row 2, position \d .*forward pass 3"):
         assert all(token >= 0 for token in least)
-    with pytest.raises(DenoiserError, match="forward 3"):
+    with pytest.raises(DenoiserError, match="forward pass 3"):
         run.result()
 
 
@@ -633,9 +627,9 @@ def test_found_late_before_a_run_that_never_ends(late):
     class Stuck(samplers.Sampler):
         name, family = "stuck", "masked"
 
-        def step(self, believe, state):
-            if not bool(believe.nfe_rows.any()):
-                believe(state)
+        def step(self, predict, state):
+            if not bool(predict.nfe_rows.any()):
+                predict(state)
             return state.commit(torch.zeros_like(state.open), state.x)
 
     with pytest.raises(DenoiserError, match="row 2, position 1"):
@@ -665,8 +659,8 @@ def test_found_late_costs_no_look_a_step(monkeypatch):
         return (counts[1] - counts[0]) / 2
 
     at_once = looks_of_a_step()
-    late_init(monkeypatch)
-    assert looks_of_a_step() == at_once - 1
+    with pretend_device(dry_runs=False):
+        assert looks_of_a_step() == at_once - 1
 
 
 def test_gaussian_found_late(late):
@@ -678,5 +672,5 @@ def test_gaussian_found_late(late):
         return out
 
     calls = []
-    with pytest.raises(DenoiserError, match=r"row 1 a value that is not finite \(forward 3,"):
+    with pytest.raises(DenoiserError, match=r"row 1 a value that is not finite \(forward pass 3,"):
         samplers.sample(GaussianDenoiser.wrap(fn, shape=(2,)), "ddim", batch=3, steps=6)

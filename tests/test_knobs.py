@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import samplers
-from samplers import Canvas, Constraint, OptionError, TokenDenoiser, believe, driver, registry
-from samplers.canvas import DraftState
+from samplers import Canvas, Constraint, OptionError, TokenDenoiser, predictor, registry
+from samplers.feeds.plain import PlainFeed
+from samplers.state import DraftState, TokenState
+from samplers.testing import pretend_device
 from samplers.testing.looks import Looks
 from samplers.testing.tiny import TinyJoint, TinyNet, for_any_model
 
@@ -17,7 +19,7 @@ RUN = {"prompt": [[1, 2, 3], [4], []], "gen_length": 12, "seed": 5, "temperature
 
 
 def net(name="low_confidence", **kw):
-    return TinyNet(visible_too=registry.load(name).revises, **kw)
+    return TinyNet(visible_too=registry.load(name).facts.revises, **kw)
 
 
 # ---------------------------------------------------------------------------------------------- forbid, demote
@@ -63,11 +65,13 @@ def test_a_demoted_token_is_committed_last_and_changes_no_probability():
 
 def test_a_demoted_token_has_the_entropy_of_a_guess():
     canvas = next(iter(samplers.stream(scripted(torch.zeros(2, 4)), "radd", gen_length=2)))
-    ask = believe.Believe(scripted(torch.tensor([[9.0, 0, 0, 0], [0, 9.0, 0, 0]])), 1, believe.Knobs(0.0, demote=(1,)))
-    belief = ask(canvas, canvas.open & torch.tensor([True, True]), want=("entropy", "margin", "confidence"))
-    assert belief.entropy[0, 1] == pytest.approx(math.log(4)) and belief.entropy[0, 0] < 0.1
-    assert (belief.margin[0, 1], belief.confidence[0, 1]) == (0, 0)
-    assert belief.margin[0, 0] > 0.9
+    counter = samplers.denoiser.Counter(scripted(torch.tensor([[9.0, 0, 0, 0], [0, 9.0, 0, 0]])))
+    feed = PlainFeed(counter, 1, 0.0, (0.0, 1.0))
+    ask = predictor.Predictor(counter, feed, predictor.SamplingConfig(0.0, demote=(1,)))
+    prediction = ask(canvas, canvas.open & torch.tensor([True, True]), want=("entropy", "margin", "confidence"))
+    assert prediction.entropy[0, 1] == pytest.approx(math.log(4)) and prediction.entropy[0, 0] < 0.1
+    assert (prediction.margin[0, 1], prediction.confidence[0, 1]) == (0, 0)
+    assert prediction.margin[0, 0] > 0.9
 
 
 # ---------------------------------------------------------------------------------------------- guidance interval
@@ -219,11 +223,11 @@ def test_knobs_are_for_tokens():
 def prepared(length=6, block_length=3, steps=4, stop=None):
     canvas = Canvas.of(TinyNet(), None, length)
     rng = samplers.random.Rng.of(0, 1)
-    return canvas.prepared(block_length=block_length, steps=steps, stop=samplers.canvas.parse_stop(stop), rng=rng)
+    return canvas.layout(block_length=block_length, steps=steps, stop=samplers.arguments.parse_stop(stop), rng=rng)
 
 
 def test_a_block_of_drafts_stays_until_it_is_decided():
-    state = prepared().drafts()
+    state = DraftState.begin(prepared())
     assert isinstance(state, DraftState)
     none = torch.zeros(1, 6, dtype=torch.bool)
     full = torch.arange(6)[None]
@@ -240,7 +244,7 @@ def test_a_block_of_drafts_stays_until_it_is_decided():
 
 
 def test_a_stop_phrase_among_drafts_does_not_count():
-    state = prepared(block_length=6, stop=4).drafts()
+    state = DraftState.begin(prepared(block_length=6, stop=4))
     state = state.revise(torch.tensor([[1, 4, 1, 1, 1, 1]]), torch.zeros(1, 6, dtype=torch.bool))
     assert state.end.tolist() == [6]
     state = state.revise(state.x, torch.tensor([[False, True, False, False, False, False]]))
@@ -250,7 +254,7 @@ def test_a_stop_phrase_among_drafts_does_not_count():
 
 
 def test_fixing_takes_no_step():
-    for state in (prepared().start(), prepared().drafts()):
+    for state in (TokenState.begin(prepared()), DraftState.begin(prepared())):
         fixed = state.fix(torch.tensor([[True, True, True, False, True, False]]), torch.arange(6)[None])
         assert fixed.x.tolist() == [[0, 1, 2, 11, 4, 11]]
         assert fixed.step.tolist() == [0] and fixed.open.tolist() == [[False] * 3 + [True, False, True]]
@@ -270,29 +274,22 @@ def test_a_step_never_waits_for_a_device(name, monkeypatch):
     table = torch.randn(24, 12, generator=torch.Generator().manual_seed(0))
     denoiser = TokenDenoiser.wrap(lambda ids: table[ids] + table[: ids.shape[1]], vocab_size=12, mask_id=11)
     # As on a device: findings wait there, and counts that are known are not looked at.
-    before = believe._Asked.__init__
-
-    def late(self, *args):
-        before(self, *args)
-        self.looks_at_once = False
-
-    monkeypatch.setattr(believe._Asked, "__init__", late)
-    monkeypatch.setattr(driver, "_foresees", lambda sampler, denoiser: sampler.counts_known)
-    run = samplers.stream(denoiser, name, **LOOP)
+    with pretend_device():
+        run = samplers.stream(denoiser, name, **LOOP)
     next(run)
-    foreseen = run.believe.foreseen
-    assert (foreseen is not None) == cls.counts_known
+    foreseen = run.predictor.dry_run
+    assert (foreseen is not None) == cls.facts.static_plan
     if foreseen is not None:
         # It works on the CPU, beside the run, and its looks are not the device's: let it finish first.
         asked = []
         while not foreseen.state.finished:
             foreseen.advance()
-            asked.append(foreseen._asked.copy())
-            foreseen._asked.clear()
+            asked.append(foreseen._counts.copy())
+            foreseen._counts.clear()
         ahead = iter([a for step in asked for a in step])
-        monkeypatch.setattr(foreseen, "take", lambda: next(ahead))
+        monkeypatch.setattr(foreseen, "next_counts", lambda: next(ahead))
         monkeypatch.setattr(foreseen, "advance", lambda: None)
-        monkeypatch.setattr(run.believe, "finished", lambda state: run.steps >= len(asked))
+        monkeypatch.setattr(run.predictor, "finished", lambda state: run.steps >= len(asked))
     steps = 0
     with Looks(monkeypatch) as looks:
         while next(run, None) is not None:

@@ -13,8 +13,7 @@ import torch
 
 import samplers
 from samplers import TokenDenoiser
-from samplers.masked.parts import DRAW_RANK
-from samplers.random import uniform
+from samplers.random import DRAW_RANK, uniform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,8 +18,8 @@ SAMPLER = """
         '''A sampler made for a test, eq. 0.'''
         name, family, cite, summary = "{name}", "masked", "nobody", "takes everything at once"
 
-        def step(self, believe, state):
-            return state.commit(state.open, believe(state).token)
+        def step(self, predict, state):
+            return state.commit(state.open, predict(state).token)
 """
 
 
@@ -221,21 +221,24 @@ def test_the_kit_finds_a_sampler_that_is_wrong(tmp_path, monkeypatch):
     """A kit that passes everything is worth nothing: these samplers have one mistake each."""
     mistakes = {
         "global_rng": ("torch.rand(state.x.shape)", "seed_decides or row_of"),
-        "batch_count": ("belief.confidence.flatten().argsort().argsort().view_as(state.x).float()", "row_of"),
-        "peeks": ("belief.confidence", "law and one"),
+        "batch_count": ("prediction.confidence.flatten().argsort().argsort().view_as(state.x).float()", "row_of"),
+        "peeks": ("prediction.confidence", "law and one"),
     }
-    code = "import torch\nfrom dataclasses import dataclass\nfrom samplers import Sampler\n"
+    code = (
+        "import torch\nfrom dataclasses import dataclass\nfrom samplers.authoring import Conformance, Facts, Sampler\n"
+    )
     for name, (score, _) in mistakes.items():
         k = "len(state.x)" if name == "batch_count" else 1
         code += f"""
 @dataclass(frozen=True)
 class {name.title().replace("_", "")}(Sampler):
     '''A sampler with a mistake, for a test.'''
-    name, family, cite, summary, exact_order = "{name}", "masked", "nobody", "wrong", True
+    name, family, cite, summary = "{name}", "masked", "nobody", "wrong"
+    facts = Facts(bias="exact")
 
-    def step(self, believe, state):
-        belief = believe(state, want="confidence")
-        return state.commit_best({score}, belief.token, k={k})
+    def step(self, predict, state):
+        prediction = predict(state, want="confidence")
+        return state.commit_best({score}, prediction.token, k={k})
 """
     # Under uniform noise: every step takes the clean tokens that it has drawn for x_s, without the noise between.
     mistakes["no_noise"] = ("", "law and one")
@@ -243,12 +246,13 @@ class {name.title().replace("_", "")}(Sampler):
 @dataclass(frozen=True)
 class NoNoise(Sampler):
     '''A sampler with a mistake, for a test.'''
-    name, family, cite, summary, exact_order = "no_noise", "uniform", "nobody", "wrong", True
-    one_at_a_time = {"steps": 64}
+    name, family, cite, summary = "no_noise", "uniform", "nobody", "wrong"
+    facts = Facts(bias="exact")
+    conformance = Conformance(one_at_a_time={"steps": 64})
 
-    def step(self, believe, state):
-        belief = believe(state, t=1 - state.block_step.double() / state.block_steps)
-        return state.revise(belief.token, state.last_step)
+    def step(self, predict, state):
+        prediction = predict(state, t=1 - state.block_step.double() / state.block_steps)
+        return state.revise(prediction.token, state.last_step)
 """
     (tmp_path / "wrong_ones.py").write_text(code)
     info = tmp_path / "wrong_ones-1.0.dist-info"

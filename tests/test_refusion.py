@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import samplers
-from samplers import Canvas, OptionError, TokenDenoiser, believe, decoding
+from samplers import Canvas, OptionError, TokenDenoiser
+from samplers.feeds.sequence import missing_capabilities
 from samplers.models.cache import Cache
 from samplers.models.denoiser import TransformerDenoiser
 from samplers.models.transformer import Config, Transformer
+from samplers.testing import pretend_device
 from samplers.testing.looks import Looks
 from samplers.testing.tiny import TinyJoint, TinyNet, TinySequential
 
@@ -296,7 +298,7 @@ def test_it_is_the_published_loop(reference):
         out = run.result()
         assert made(out, 0, prompt) == expected
         assert out.nfe == forwards == int(out.nfe_rows)
-        assert run.believe.main.store.key[0, 0, 0, : int(last.length), 0].tolist() == kept
+        assert run.predictor.feed.main.store.key[0, 0, 0, : int(last.length), 0].tolist() == kept
         met += branches
     assert set(met) == BRANCHES | ({"hole"} if reference else set())
     assert min(met.values()) >= 5, met
@@ -595,15 +597,9 @@ def test_bytes_written():
 @pytest.mark.parametrize("threshold", [0.0, 1.0], ids=["accepted", "refined"])
 def test_looks_at_the_device(threshold, monkeypatch):
     """A step looks three times, the driver's look included; refinement once a round, once to find it done, once to merge."""
-    before = believe._Asked.__init__
-
-    def late(self, *args):
-        before(self, *args)
-        self.looks_at_once = False
-
-    monkeypatch.setattr(believe._Asked, "__init__", late)
     setting = {"slot_size": 4, "serial_num_blocks": 3, "slot_threshold": 0.0, "token_threshold": threshold}
-    run = samplers.stream(Glass(), "refusion", prompt=[[1], [2, 3], []], gen_length=24, **setting)
+    with pretend_device():
+        run = samplers.stream(Glass(), "refusion", prompt=[[1], [2, 3], []], gen_length=24, **setting)
     next(run)
     looks = Looks(monkeypatch)
     monkeypatch.setattr(Glass, "predict", looks.unseen(Glass.predict))  # the model's own looks
@@ -674,7 +670,7 @@ def test_i4_the_cache_is_what_a_recompute_gives(slot, token, merge):
         n = int(after.length.max())
         ids, there = after.x.gather(1, after.order)[:, :n], torch.arange(n) < after.length[:, None]
         denoiser.model(ids.where(there, 0), after.order[:, :n], cache=fresh, store="append", count=after.length)
-        main = run.believe.main.store
+        main = run.predictor.feed.main.store
         seen = there[None, :, None, :, None]
         off = [
             ((a[..., :n, :] - b[..., :n, :]) * seen).abs().amax() / b.abs().max()
@@ -699,7 +695,7 @@ def test_i5_masks_of_later_blocks_change_nothing():
     answers = []
     for run, rows in zip(runs, ("open", "masked")):
         state = next(run)
-        answers.append(run.believe(state, getattr(state, rows), want="confidence"))
+        answers.append(run.predictor(state, getattr(state, rows), want="confidence"))
     ask = state.open
     assert int(ask.sum()) * 2 == int(state.masked.sum())
     assert (answers[0].token[ask] == answers[1].token[ask]).all()
@@ -725,7 +721,7 @@ def test_an_earlier_state_can_be_stepped_from_again():
     states = list(run)
     assert len(states) > 5
     for k in reversed(range(len(states) - 1)):
-        again = run.sampler.step(run.believe, states[k])
+        again = run.sampler.step(run.predict, states[k])
         assert (again.x == states[k + 1].x).all() and (again.order == states[k + 1].order).all()
 
 
@@ -835,7 +831,7 @@ def test_a_model_that_cannot():
     late.time_conditioned, late.self_conditioned = False, True
     with pytest.raises(OptionError, match=r"cannot: its answers depend on the ones before"):
         samplers.sample(late, "refusion", gen_length=16)
-    assert decoding.lacks(small()) == []
+    assert missing_capabilities(small()) == []
 
 
 @pytest.mark.parametrize(
@@ -867,5 +863,5 @@ def test_a_bad_answer_names_row_and_position():
                 out[0] = math.nan
             return out
 
-    with pytest.raises(samplers.DenoiserError, match=r"row 0, position 3 a NaN .*forward 3, sampler 'refusion'"):
+    with pytest.raises(samplers.DenoiserError, match=r"row 0, position 3 a NaN .*forward pass 3, sampler 'refusion'"):
         samplers.sample(Broken(), "refusion", prompt=[[1, 2]], gen_length=16, slot_threshold=1.0, token_threshold=1.0)

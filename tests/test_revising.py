@@ -222,7 +222,7 @@ def test_remdm_asks_only_at_masks():
     """TinyNet refuses any other question. And where its counts are known before the model answers, it says so."""
     for strategy in ("cap", "rescale", "conf", "loop"):
         samplers.sample(TinyNet(), "remdm", strategy=strategy, gen_length=20, steps=30, eta=0.1, batch=4)
-        assert samplers.create("remdm", strategy=strategy).counts_known == (strategy != "conf")
+        assert samplers.create("remdm", strategy=strategy).effective_facts.static_plan == (strategy != "conf")
     assert samplers.create("remdm").expected_nfe(8, 8) > samplers.create("radd").expected_nfe(8, 8)
     assert samplers.create("remdm", eta=0.0).expected_nfe(8, 8) == pytest.approx(
         samplers.create("radd").expected_nfe(8, 8)
@@ -232,7 +232,7 @@ def test_remdm_asks_only_at_masks():
 # ---------------------------------------------------------------------------------------------- p2, its law
 
 
-def planned(chain, steps, eta=1.0, planner="self"):
+def scheduled_count(chain, steps, eta=1.0, planner="self"):
     """The rule on exact probabilities at temperature 1: all draws of all positions, written out."""
 
     def step(x, k):
@@ -259,7 +259,7 @@ def planned(chain, steps, eta=1.0, planner="self"):
 def test_p2_is_its_rule(model, options, steps):
     problem = model(3, 2, skew=1.5)
     chain = Chain(problem)
-    law = planned(chain, steps, **options)
+    law = scheduled_count(chain, steps, **options)
     assert sampled_like(problem, "p2", law, steps=steps, **options)
     assert not sampled_like(problem, "p2", chain.law, steps=steps, **options), "it is biased"
 

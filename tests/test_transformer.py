@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import samplers
-from samplers.caching import Feed
+from samplers.denoiser import CacheUse
 from samplers.models import Cache, Config, Llama3Rope, Transformer, TransformerDenoiser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -379,7 +379,7 @@ def test_random_walk_of_operations(seed):
         elif kind == "taken":
             source = [rng.randrange(batch) for _ in range(rng.randint(1, 5))]
             room = rng.choice([None, rng.randint(1, length + 3)])
-            other, made = cache.taken(torch.tensor(source), room), Rows(len(source))
+            other, made = cache.index_select(torch.tensor(source), room), Rows(len(source))
             for b, s in enumerate(source):
                 made.lengths[b] = min(rows.lengths[s], other.length)
                 for i in range(made.lengths[b]):
@@ -405,7 +405,7 @@ def test_slots_merged_into_one_row():
     model, prefix, slots = make(), tokens(1, 5), tokens(3, 4, seed=4)
     cache = model.cache(1, 20)
     model(prefix, cache=cache, store="append")
-    several = cache.taken(torch.zeros(3, dtype=torch.int64), 9)
+    several = cache.index_select(torch.zeros(3, dtype=torch.int64), 9)
     places = torch.arange(5, 17).view(3, 4)
     model(slots, places, cache=several, store="append")
     keep = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)  # the rest is behind an end
@@ -443,9 +443,9 @@ def test_denoiser_with_a_cache():
     needed = torch.zeros(2, 12, dtype=torch.bool)
     needed[:, 4:8] = True
     places = torch.arange(12).expand(2, -1)
-    whole = denoiser.hidden(x, rows=needed, cache=Feed(cache, places, write="fill"))
+    whole = denoiser.hidden(x, rows=needed, cache=CacheUse(cache, places, write="fill"))
     assert whole.shape == (8, 48)
-    block = denoiser.hidden(x[:, 4:8], rows=needed[:, 4:8], cache=Feed(cache, places[:, 4:8], write="scatter"))
+    block = denoiser.hidden(x[:, 4:8], rows=needed[:, 4:8], cache=CacheUse(cache, places[:, 4:8], write="scatter"))
     torch.testing.assert_close(block, whole, **TIGHT)
 
 

@@ -175,7 +175,7 @@ def test_what_exact_samples_score_is_the_aim():
 
 
 def test_a_failure_is_said(tmp_path, monkeypatch):
-    def broken(self, believe, state):
+    def broken(self, predict, state):
         raise RuntimeError("out of ideas")
 
     monkeypatch.setattr(BetaEnergy, "step", broken)

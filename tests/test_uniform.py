@@ -11,9 +11,8 @@ import torch
 
 import samplers
 from samplers import Canvas, TokenDenoiser
-from samplers.random import Rng
+from samplers.random import DRAW_NOISE_TOKEN, Rng
 from samplers.testing.tiny import TinyNet, TinyUniformJoint, TinyUniformNet
-from samplers.uniform.parts import DRAW_NOISE_TOKEN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -209,8 +208,8 @@ def test_corrector_counts_and_needs_the_device():
     for c, steps in ((1, 2), (1, 9), (3, 4), (3, 16), (20, 5)):
         out = samplers.sample(TinyUniformNet(), "d3pm_ancestral", gen_length=6, steps=steps, corrector_steps=c, batch=3)
         assert out.nfe == steps
-    assert samplers.create("d3pm_ancestral").counts_known
-    assert not samplers.create("d3pm_ancestral", corrector_steps=1).counts_known
+    assert samplers.create("d3pm_ancestral").effective_facts.static_plan
+    assert not samplers.create("d3pm_ancestral", corrector_steps=1).effective_facts.static_plan
     k = 4
     run = {"gen_length": 8, "steps": 12, "corrector_steps": 2, "corrector_k": k, "batch": 5}
     states = list(samplers.stream(TinyUniformNet(), "d3pm_ancestral", **run))
@@ -229,7 +228,7 @@ def test_given_tokens_make_the_conditional_law(sampler, given):
         x[i], fill[i] = v, False
         fits *= problem.strings[:, i] == v
     law = problem.law * fits / (problem.law * fits).sum()
-    extra = dict(samplers.registry.load(sampler).one_at_a_time)
+    extra = dict(samplers.registry.load(sampler).conformance.one_at_a_time)
     canvas = Canvas.infill(problem, x, fill, batch=6000)
     out = samplers.sample(problem, sampler, prompt=canvas, temperature=1.0, seed=8, **extra)
     assert chi2_fits(out.x, problem, law)
@@ -357,7 +356,7 @@ def test_block_refinement_by_hand():
     p = {"a": [0.7, 0.2, 0.1], "b": [0.1, 0.85, 0.05], "c": [0.2, 0.3, 0.5], "d": [0.1, 0.1, 0.8]}
     book = [
         [p["a"], p["c"], p["c"], p["a"]],  # none sure: the best two, 0 and 3
-        [p["b"], p["d"], p["b"], p["c"]],  # 1 (0.8) and 2 (0.85) are sure, more than is owed; 0 wants a 1 with 0.85
+        [p["b"], p["d"], p["b"], p["c"]],  # 1 (0.8) and 2 (0.85) are sure, more than is quota; 0 wants a 1 with 0.85
         [p["b"], p["d"], p["b"], p["d"]],  # 3 wants a 2 with 0.8
     ]
     run = {"temperature": 0.0, "threshold": 0.75, "steps": 3}
@@ -527,6 +526,8 @@ class Remembers(TokenDenoiser):
         self.said, self.calls, self.guided = {}, 0, 0
 
     def predict(self, x, t=None, *, rows=None, cache=None, previous):
+        assert len(previous.value) == int(previous.fill.sum()), "logits are kept for the positions to fill only"
+        previous = previous.dense()
         assert previous.shape == (*x.shape, self.vocab_size) and previous.dtype == torch.float32
         half = len(x)
         blind = self.mask_id is not None and bool((x[:, 0] == self.mask_id).any())

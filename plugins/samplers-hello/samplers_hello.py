@@ -1,27 +1,26 @@
-"""A sampler in a package of its own: masked diffusion read from left to right, a few positions a step."""
+"""A sampler in a package of its own: masked diffusion read from left to right, a few positions per step."""
 
 from dataclasses import dataclass
 
-from samplers import Sampler, option
-from samplers.masked.parts import at_least
+from samplers.authoring import Facts, Predict, Sampler, TokenState, min_count, option
 
 
 @dataclass(frozen=True)
-class LeftToRight(Sampler):
-    """Autoregressive order on a masked model (Bengio and Bengio 2000, chain rule), `width` positions a step.
+class LeftToRight(Sampler[TokenState]):
+    """Autoregressive order on a masked model (Bengio and Bengio 2000, chain rule), `width` positions per step.
 
-    The choice of position ignores the drawn tokens: with width 1 the model's law is drawn exactly.
+    The choice of position ignores the drawn tokens: with width 1 the model's distribution is drawn exactly.
     """
 
     name = "left_to_right"
     family = "masked"
     cite = "Bengio and Bengio 2000, Modeling High-Dimensional Discrete Data with Multi-Layer Neural Networks"
     summary = "the leftmost masked positions first"
-    exact_order = True
+    facts = Facts(bias="exact")
 
-    width: int = option(1, "positions a step", ge=1)
+    width: int = option(1, "positions per step", ge=1)
 
-    def step(self, believe, state):
-        width = at_least(state).clamp_min(self.width)  # (B,) `steps` is a cap: more where the steps run out
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        width = min_count(state).clamp_min(self.width)  # (B,) `steps` is a cap: more if the steps run out
         chosen = state.open & (state.open.cumsum(1) <= width[:, None])  # (B, L)
-        return state.commit(chosen, believe(state, chosen).token)
+        return state.commit(chosen, predict(state, chosen).token)

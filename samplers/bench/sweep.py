@@ -28,9 +28,9 @@ from torch import Tensor
 
 from .. import registry
 from ..canvas import PAD
-from ..decoding import lacks
 from ..driver import Sample, Seconds, sample
 from ..errors import OptionError, SamplersError, UnknownNameError, did_you_mean
+from ..feeds.sequence import missing_capabilities
 from ..problems import Problem
 from ..sampler import Sampler
 from .machine import machine
@@ -184,9 +184,11 @@ def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
     for family, name in chosen:
         cls, item = registry.load(name), registry.entry(name)
         own = given.get(name, {})
-        knob, values = ("steps", request.nfe) if cls.sweep is None or cls.sweep[0] in own else cls.sweep
-        if cls.sequential and knob == "steps":  # which it does not take
-            knob, values = cls.sweep[0], (own[cls.sweep[0]],)
+        knob, values = (
+            ("steps", request.nfe) if cls.facts.sweep is None or cls.facts.sweep[0] in own else cls.facts.sweep
+        )
+        if cls.facts.sequential and knob == "steps":  # which it does not take
+            knob, values = cls.facts.sweep[0], (own[cls.facts.sweep[0]],)
         for value, cache in itertools.product(values, request.caches):
             sampler = cls.make(**own | ({knob: value} if knob != "steps" else {}))
             settings: dict[str, Any] = {"steps": value if knob == "steps" else None}
@@ -231,7 +233,7 @@ def _cells(request: Request, problem: str, seed: int) -> list[Cell]:
 
 def _runs(name: str, family: str, problem: str) -> bool:
     """Whether the problem's denoiser is one that the sampler can be asked through."""
-    return not registry.load(name).sequential or not lacks(subject(problem).denoiser(family))  # type: ignore[arg-type]
+    return not registry.load(name).facts.sequential or not missing_capabilities(subject(problem).denoiser(family))  # type: ignore[arg-type]
 
 
 def _check_patterns(patterns: Sequence[str]) -> None:

@@ -267,7 +267,7 @@ class _Cells:
         if clash := [o for o in (what.x.option, what.y.option) if o in given]:
             raise OptionError(f"-o {clash[0]}=...: that option is searched over")
         # An option that a benchmark would walk stays as it is, unless it is searched over: `steps` is the knob here.
-        self.own = ({cls.sweep[0]: known[cls.sweep[0]].default} if cls.sweep else {}) | given
+        self.own = ({cls.facts.sweep[0]: known[cls.facts.sweep[0]].default} if cls.facts.sweep else {}) | given
         self.what, self.cls, self.whole = what, cls, {o.name for o in known.values() if type(o.default) is int}
         if len(what.request.problems) != 1:
             raise OptionError("a search is on one problem or model at a time")

@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import GaussianSampler, GridState
 
 
 @dataclass(frozen=True)
-class Ddim(GaussianSampler):
+class Ddim(GaussianSampler[GridState]):
     """Song et al. 2020, arXiv 2010.02502, eq. 12: x_t = a_t x_0 + sqrt(s_t^2 - n^2) e + n z.
 
     n = eta s_t / s_s sqrt(1 - a_s^2 / a_t^2) is written for any alpha and sigma through h = lambda_t - lambda_s as
@@ -29,14 +30,14 @@ class Ddim(GaussianSampler):
     )
     eta: float = option(0.0, "0: deterministic; 1: DDPM's noise", ge=0, le=1)
 
-    def step(self, believe, state: GridState) -> GridState:
-        if done := self.finish(believe, state):
+    def step(self, predict: GaussianPredict, state: GridState) -> GridState:
+        if done := self.finish(predict, state):
             return done
         s, t = state.points[state.i], state.points[state.i + 1]
-        x0 = believe(state.x, s.t)
+        x0 = predict(state.x, s.t)
         noise = self.eta * t.sigma * math.sqrt(-math.expm1(-2 * (t.lam - s.lam)))
         direct = math.sqrt(max(t.sigma**2 - noise**2, 0.0))
         x = t.alpha * x0 + direct / s.sigma * (state.x - s.alpha * x0)
         if noise:
             x = x + noise * state.canvas.noise(state.i + 1)  # draw 0 made x_T
-        return self.moved(state, x)
+        return self.advance(state, x)

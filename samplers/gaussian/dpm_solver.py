@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..canvas import NoiseCanvas
 from ..errors import OptionError
-from ..sampler import option
+from ..prediction import GaussianPredict
+from ..sampler import Conformance, option
 from .grid import GaussianSampler, GridState, Point
 
 
@@ -19,7 +20,7 @@ class DpmState(GridState):
 
 
 @dataclass(frozen=True)
-class DpmSolver(GaussianSampler):
+class DpmSolver(GaussianSampler[DpmState]):
     """Lu et al. 2022, arXiv 2206.00927, algorithms 1 (orders 1 and 2) and 2 (order 3), singlestep, noise prediction.
 
     x_t = (a_t / a_s) x_s - s_t [P1 e + P2 (h e') + ...],  h = lambda_t - lambda_s, P1 = e^h - 1, P2 = P1 / h - 1, with
@@ -33,7 +34,7 @@ class DpmSolver(GaussianSampler):
     name = "dpm_solver"
     cite = "Lu et al. 2022, DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling, arXiv 2206.00927"
     summary = "exponential integrator in log-SNR, orders 1 to 3, singlestep"
-    order_options = {**GaussianSampler.order_options, "method": "fixed"}
+    conformance = Conformance(order={**GaussianSampler.conformance.order, "method": "fixed"})
 
     order: int = option(3, "order of a step, and its evaluations", choices=(1, 2, 3))
     method: str = option(
@@ -42,7 +43,7 @@ class DpmSolver(GaussianSampler):
 
     def init(self, canvas: NoiseCanvas) -> DpmState:
         orders = self.orders(self.solver_steps(canvas))
-        return self.begin(canvas, self._outer(canvas, orders), DpmState, orders=orders)
+        return DpmState.begin(canvas, points=self._outer(canvas, orders), orders=orders)
 
     def orders(self, evaluations: int) -> tuple[int, ...]:
         """Order of each step: they sum to `evaluations`."""
@@ -71,15 +72,15 @@ class DpmSolver(GaussianSampler):
             at.append(at[-1] + p)
         return tuple(fine[i] for i in at)
 
-    def step(self, believe, state: DpmState) -> DpmState:
-        if done := self.finish(believe, state):
+    def step(self, predict: GaussianPredict, state: DpmState) -> DpmState:
+        if done := self.finish(predict, state):
             return done
         s, t = state.points[state.i], state.points[state.i + 1]
         order, x = state.orders[state.i], state.x
         h = t.lam - s.lam
 
         def noise(at: Point, value):
-            return (value - at.alpha * believe(value, at.t)) / at.sigma
+            return (value - at.alpha * predict(value, at.t)) / at.sigma
 
         def inner(r: float) -> Point:
             return Point.at(state.canvas.denoiser.schedule, lam=s.lam + r * h)
@@ -102,4 +103,4 @@ class DpmSolver(GaussianSampler):
             u2 = base(p2, e) - 2 * p2.sigma * (math.expm1(h2) / h2 - 1) * (e1 - e)
             e2 = noise(p2, u2)
             out = base(t, e) - 1.5 * t.sigma * (math.expm1(h) / h - 1) * (e2 - e)
-        return self.moved(state, out)
+        return self.advance(state, out)

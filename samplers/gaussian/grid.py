@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from ..canvas import NoiseCanvas, NoiseState
+from ..canvas import NoiseCanvas
 from ..errors import OptionError
-from ..sampler import Sampler, option
+from ..prediction import GaussianPredict
+from ..sampler import Conformance, Sampler, option
 from ..schedule import NoiseSchedule
+from ..state import NoiseState
 
 __all__ = ["GRIDS", "GaussianSampler", "GridState", "Point"]
 
 GRIDS = ("logsnr", "time_uniform", "time_quadratic", "karras")
+
+
+G = TypeVar("G", bound="GridState")
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,19 @@ class GridState(NoiseState):
     points: tuple[Point, ...] = ()
     history: tuple[tuple[float, Any], ...] = ()
 
+    @classmethod
+    def begin(cls: type[G], canvas: NoiseCanvas, **fields: Any) -> G:
+        """The state before the first step: noise of the first point's scale (the data's own part of x_T is left out).
 
-G = TypeVar("G", bound=GridState)
+        Args:
+            fields: `points`, and the values of the subclass's own fields.
+        """
+        scale = fields["points"][0].sigma
+        return super().begin(canvas, **({"x": scale * canvas.noise(0)} | fields))
 
 
 @dataclass(frozen=True)
-class GaussianSampler(Sampler):
+class GaussianSampler(Sampler[G]):
     """Base of the continuous samplers: x_t = alpha x_0 + sigma e, walked down a grid of times.
 
     `end` says how a run closes. "zero": the last evaluation, at t_end, is returned as the denoised x_0 (k-diffusion's
@@ -69,7 +80,7 @@ class GaussianSampler(Sampler):
     """
 
     family = "gaussian"
-    order_options: ClassVar[Mapping[str, Any]] = {"grid": "logsnr", "end": "t_end"}
+    conformance = Conformance(order={"grid": "logsnr", "end": "t_end"})
 
     grid: str = option(
         "logsnr", "spacing of the times: uniform in lambda, t or t^(1/2), or Karras et al.'s", choices=GRIDS
@@ -109,22 +120,21 @@ class GaussianSampler(Sampler):
         """Evaluations left for solver steps."""
         return canvas.steps - (self.end == "zero")
 
-    def init(self, canvas: NoiseCanvas) -> GridState:
-        return self.begin(canvas, self.times(canvas, self.solver_steps(canvas)))
+    def init(self, canvas: NoiseCanvas) -> G:
+        return GridState.begin(canvas, points=self.times(canvas, self.solver_steps(canvas)))  # type: ignore[return-value]
 
-    def begin(self, canvas: NoiseCanvas, points: tuple[Point, ...], cls: type[G] = GridState, **more: Any) -> G:  # type: ignore[assignment]
-        """The first state on `points`: noise of the first point's scale (the data's own part of x_T is left out, as usual)."""
-        return cls(canvas, points[0].sigma * canvas.start().x, points=points, **more)
+    def step(self, predict: GaussianPredict, state: G) -> G:
+        raise NotImplementedError(f"sampler {self.name!r} does not say how to step")
 
-    def finish(self, believe: Any, state: G) -> G | None:
+    def finish(self, predict: GaussianPredict, state: G) -> G | None:
         """The closing step, once the grid is used up; None before that."""
         if state.i + 1 < len(state.points):
             return None
         if self.end == "zero":
-            return self.moved(state, believe(state.x, state.points[-1].t), last=True)
-        return self.moved(state, state.x, last=True)
+            return self.advance(state, predict(state.x, state.points[-1].t), last=True)
+        return self.advance(state, state.x, last=True)
 
-    def moved(self, state: G, x: torch.Tensor, **changes: Any) -> G:
+    def advance(self, state: G, x: torch.Tensor, **changes: Any) -> G:
         """The state one step on; the last of a "t_end" run is the one that reaches the end of the grid."""
         reached = self.end == "t_end" and state.i + 2 >= len(state.points)
         return dataclasses.replace(state, x=x, i=state.i + 1, **({"last": reached} | changes))

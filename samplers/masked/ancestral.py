@@ -6,14 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ..canvas import Canvas
-from ..sampler import Sampler, option
+from ..canvas import Layout
+from ..prediction import Predict
+from ..sampler import Conformance, Facts, Sampler, option
 from ..schedule import mask_schedule
-from .parts import TimedState, timed
+from .times import TimedState
 
 
 @dataclass(frozen=True)
-class Ancestral(Sampler):
+class Ancestral(Sampler[TimedState]):
     """Sahoo et al. 2024 (MDLM), arXiv 2406.07524, eq. 7: a masked token appears with (a_{k+1} - a_k) / (1 - a_k).
 
     Each step draws for the positions that appear in it from p(x_0 | x_t), independently. The grid is k / steps in
@@ -28,9 +29,8 @@ class Ancestral(Sampler):
     family = "masked"
     cite = "Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models, arXiv 2406.07524"
     summary = "reverse process on a time grid, one forward a step"
-    exact_order = True
-    counts_known = True
-    one_at_a_time = {"block_length": 1}
+    facts = Facts(bias="exact", static_plan=True)
+    conformance = Conformance(one_at_a_time={"block_length": 1})
 
     schedule: str = option(
         "linear",
@@ -38,12 +38,12 @@ class Ancestral(Sampler):
         check=mask_schedule,
     )
 
-    def init(self, canvas: Canvas) -> TimedState:
-        return timed(canvas, self.schedule)
+    def init(self, canvas: Layout) -> TimedState:
+        return TimedState.begin(canvas, schedule=self.schedule)
 
-    def step(self, believe, state: TimedState) -> TimedState:
-        belief = believe(state, state.open, t=state.scheduled_level)
-        return state.commit(state.time < state.visible(1)[:, None], belief.token)
+    def step(self, predict: Predict, state: TimedState) -> TimedState:
+        prediction = predict(state, state.open, t=state.scheduled_level)
+        return state.commit(state.time < state.visible(1)[:, None], prediction.token)
 
     def expected_nfe(self, length: int, steps: int) -> float:
         """Sum_k (1 - a_k^L): a row is evaluated until its last token has appeared."""

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from ..canvas import Canvas
-from ..decoding import Decoding, SequenceState
-from ..sampler import Sampler, option
+from ..canvas import Layout
+from ..feeds.sequence import SequenceState
+from ..predictor import SequencePredictor
+from ..sampler import Facts, Sampler, option
 
 
 @dataclass(frozen=True)
-class Autoregressive(Sampler):
+class Autoregressive(Sampler[SequenceState]):
     """The chain rule: x_i ~ p(x_i | x_0 ... x_{i-1}), i ascending, each from the line of the token before it.
 
     Of a model that looks back only and predicts the next token. A position is answered by a mask in its place, which
@@ -26,24 +27,23 @@ class Autoregressive(Sampler):
     family = "masked"
     cite = "the chain rule; slots as in Li et al. 2025, ReFusion, arXiv 2512.13586"
     summary = "left to right, one token a forward, through a KV cache; of causal models that predict the next token"
-    exact_order = True
-    sequential = True
+    facts = Facts(bias="exact", sequential=True)
 
     slot_size: int | None = option(
         None, "positions a slot, whose first token is answered by a mask; None: no slots", ge=1
     )
 
-    def init(self, canvas: Canvas) -> SequenceState:
+    def init(self, canvas: Layout) -> SequenceState:
         return SequenceState.begin(canvas)
 
-    def step(self, believe: Decoding, state: SequenceState) -> SequenceState:
+    def step(self, predict: SequencePredictor, state: SequenceState) -> SequenceState:
         first = state.open & (state.open.cumsum(1) == 1)  # (B, L), one a row
         last = state.order.gather(1, (state.length - 1).clamp(min=0)[:, None])  # (B, 1)
         position = torch.arange(first.shape[1], device=first.device)
         masks = (position != last + 1) | (state.length == 0)[:, None]
         if self.slot_size is not None:
             masks |= (state.canvas.fill.cumsum(1) - 1) % self.slot_size == 0
-        return state.commit(first, believe.next(state, first, masks).token)
+        return state.commit(first, predict.next(state, first, masks).token)
 
     def expected_nfe(self, length: int, steps: int) -> float:
         return length

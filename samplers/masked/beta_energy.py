@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import ops
-from ..canvas import Canvas
-from ..sampler import Sampler, option
+from ..canvas import Layout
+from ..prediction import Predict
+from ..sampler import Conformance, Facts, Sampler, option
 from ..schedule import mask_schedule
-from .parts import TimedState, planned, timed
+from .plans import scheduled_count
+from .times import TimedState
 
 
 @dataclass(frozen=True)
-class BetaEnergy(Sampler):
+class BetaEnergy(Sampler[TimedState]):
     """Chen et al. 2025, arXiv 2509.13866, condition 3.4 with the Beta interpolation: alpha_t = sin^2(pi/2 I_t(a, b)).
 
     alpha of that form minimises the kinetic, conditional kinetic and geodesic energies for gamma_t = I_t(a, b); every
@@ -29,24 +31,23 @@ class BetaEnergy(Sampler):
     cite = "Chen et al. 2025, Masked Diffusion Models as Energy Minimization, arXiv 2509.13866"
     summary = "counts from alpha = sin^2(pi/2 I_t(a,b)), positions by confidence"
     default_temperature = 0.0
-    exact_order = False
-    counts_known = True
-    one_at_a_time = {"block_length": 1}
+    facts = Facts(bias="biased", static_plan=True)
+    conformance = Conformance(one_at_a_time={"block_length": 1})
 
     a: float = option(0.9, "first parameter of the Beta distribution; larger: fewer tokens early", gt=0, lt=100)
     b: float = option(0.3, "second parameter; smaller: more tokens in the last steps", gt=0, lt=100)
     rank: str = option("confidence", "which positions go first", choices=("confidence", "random"))
 
-    def init(self, canvas: Canvas) -> TimedState:
-        return timed(canvas, f"beta({self.a!r},{self.b!r})")
+    def init(self, canvas: Layout) -> TimedState:
+        return TimedState.begin(canvas, schedule=f"beta({self.a!r},{self.b!r})")
 
-    def step(self, believe, state: TimedState) -> TimedState:
-        count = planned(state)
+    def step(self, predict: Predict, state: TimedState) -> TimedState:
+        count = scheduled_count(state)
         if self.rank == "random":
             chosen = ops.select(state.time, state.open, k=count, lowest=True).chosen
-            return state.commit(chosen, believe(state, chosen).token)
-        belief = believe(state, want="confidence")
-        return state.commit_best(belief.confidence, belief.token, k=count)
+            return state.commit(chosen, predict(state, chosen).token)
+        prediction = predict(state, want="confidence")
+        return state.commit_best(prediction.confidence, prediction.token, k=count)
 
     def expected_nfe(self, length: int, steps: int) -> float:
         """The number of steps that commit something."""

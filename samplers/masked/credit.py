@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas, TokenState
-from ..sampler import Sampler, option
-from .parts import at_least
+from ..canvas import Layout
+from ..prediction import Predict
+from ..sampler import Conformance, Facts, Sampler, option
+from ..state import TokenState
+from .plans import min_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,7 @@ class CreditState(TokenState):
 
 
 @dataclass(frozen=True)
-class Credit(Sampler):
+class Credit(Sampler[CreditState]):
     """Wang et al. 2025 (CreditDecoding), arXiv 2510.06133, as in dInfer: threshold on softmax(l + alpha log(1 + C)).
 
     C, a number for each position and token, is multiplied by `decay` in every step; then the best token of each open
@@ -43,26 +45,21 @@ class Credit(Sampler):
     cite = "Wang et al. 2025, CreditDecoding: Accelerating Parallel Decoding ... with Trace Credits, arXiv 2510.06133"
     summary = "threshold, with credit for tokens that were the best guess before"
     default_temperature = 0.0
-    exact_order = False
-    one_at_a_time = {"threshold": 2.0}
-    law_options = {"alpha": 0.0}
-    stores_logits = True
-    sweep = ("threshold", (2.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3))
+    facts = Facts(bias="biased", stores_logits=True, sweep=("threshold", (2.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3)))
+    conformance = Conformance(one_at_a_time={"threshold": 2.0}, exact={"alpha": 0.0})
 
     threshold: float = option(0.9, "least probability of a committed token; above 1: one position a step", gt=0)
     alpha: float = option(0.7, "weight of log(1 + credit) in the logits", ge=0)
     decay: float = option(0.8, "what is left of a credit after a step", ge=0, le=1)
     gamma: float = option(0.2, "power of the best token's probability that it gains", ge=0)
 
-    def init(self, canvas: Canvas) -> CreditState:
-        state = canvas.start()
-        assert canvas.block_steps is not None
-        ids = torch.full((*state.x.shape, int(canvas.block_steps.max())), -1, device=state.x.device)
-        return state.extend(CreditState, ids=ids, credit=torch.zeros_like(ids, dtype=torch.float32))
+    def init(self, canvas: Layout) -> CreditState:
+        ids = torch.full((*canvas.x.shape, int(canvas.block_steps.max())), -1, device=canvas.x.device)
+        return CreditState.begin(canvas, ids=ids, credit=torch.zeros_like(ids, dtype=torch.float32))
 
-    def step(self, believe, state: CreditState) -> CreditState:
-        logits = believe.logits(state)
-        best = believe.read(state, logits, want="confidence", temperature=0.0)
+    def step(self, predict: Predict, state: CreditState) -> CreditState:
+        logits = predict.logits(state)
+        best = predict.read(state, logits, want="confidence", temperature=0.0)
         known = state.ids == best.token[:, :, None]  # (B, L, K)
         slot = torch.arange(state.ids.shape[2], device=state.x.device) == state.block_step[:, None, None]  # (B, 1, K)
         gains = state.open[:, :, None] & torch.where(known.any(2, keepdim=True), known, slot)  # (B, L, K), one of K
@@ -73,6 +70,8 @@ class Credit(Sampler):
         at = (logits.row, logits.position)
         more = self.alpha * torch.log1p(credit[at])  # (N, K), 0 where there is no id
         logits.value.scatter_add_(1, ids[at].clamp_min(0), more)
-        belief = believe.read(state, logits, want="confidence")
-        state = state.commit_best(belief.confidence, belief.token, threshold=self.threshold, least=at_least(state))
+        prediction = predict.read(state, logits, want="confidence")
+        state = state.commit_best(
+            prediction.confidence, prediction.token, threshold=self.threshold, least=min_count(state)
+        )
         return replace(state, ids=ids, credit=credit)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..sampler import Sampler, option
-from .parts import at_least
+from ..prediction import Predict
+from ..sampler import Conformance, Facts, Sampler, option
+from ..state import TokenState
+from .plans import min_count
 
 
 @dataclass(frozen=True)
-class EntropyBound(Sampler):
+class EntropyBound(Sampler[TokenState]):
     """Ben-Hamu et al. 2025 (EB-Sampler), arXiv 2505.24857, algorithm 1.
 
     Open positions are sorted by an error proxy (entropy; or -confidence; or -margin), and the longest prefix is committed
@@ -27,18 +29,17 @@ class EntropyBound(Sampler):
     cite = "Ben-Hamu et al. 2025, Accelerated Sampling ... via Entropy Bounded Unmasking (EB-Sampler), arXiv 2505.24857"
     summary = "the longest prefix of certain positions with sum H - max H <= bound"
     default_temperature = 0.0
-    exact_order = True
-    one_at_a_time = {"bound": 0.0}
-    sweep = ("bound", (0.0, 0.1, 0.3, 0.7, 1.5, 3.0, 6.0, 12.0))
+    facts = Facts(bias="exact", sweep=("bound", (0.0, 0.1, 0.3, 0.7, 1.5, 3.0, 6.0, 12.0)))
+    conformance = Conformance(one_at_a_time={"bound": 0.0})
 
     bound: float = option(0.1, "nats of joint dependence that a step may lose", ge=0)
     proxy: str = option("entropy", "what positions are sorted by", choices=("entropy", "confidence", "margin"))
 
-    def step(self, believe, state):
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
         # Entropies come from float32 sums: below 1e-7 is certain.
-        rule = {"budget": self.bound + 1e-7, "least": at_least(state)}
+        rule = {"budget": self.bound + 1e-7, "least": min_count(state)}
         if self.proxy == "entropy":
-            belief = believe(state, want="entropy")
-            return state.commit_best(belief.entropy, belief.token, lowest=True, **rule)
-        belief = believe(state, want=("entropy", self.proxy))
-        return state.commit_best(getattr(belief, self.proxy), belief.token, cost=belief.entropy, **rule)
+            prediction = predict(state, want="entropy")
+            return state.commit_best(prediction.entropy, prediction.token, lowest=True, **rule)
+        prediction = predict(state, want=("entropy", self.proxy))
+        return state.commit_best(getattr(prediction, self.proxy), prediction.token, cost=prediction.entropy, **rule)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import ops
-from ..sampler import Sampler, option
-from .parts import at_least
+from ..prediction import Predict
+from ..sampler import Conformance, Facts, Sampler, option
+from ..state import TokenState
+from .plans import min_count
 
 
 @dataclass(frozen=True)
-class Factor(Sampler):
+class Factor(Sampler[TokenState]):
     """Wu et al. 2025 (Fast-dLLM), arXiv 2505.22618, by factor: the most n tokens with c_(n) >= 1 - factor / (n + 1).
 
     c_(1) >= c_(2) >= ... are the confidences, the drawn tokens' probabilities at temperature 1; the first is always
@@ -26,16 +28,15 @@ class Factor(Sampler):
     cite = "Wu et al. 2025, Fast-dLLM: Training-free Acceleration of Diffusion LLM, arXiv 2505.22618"
     summary = "the longest prefix by confidence with c_(n) >= 1 - factor / (n + 1)"
     default_temperature = 0.0
-    exact_order = False
-    one_at_a_time = {"factor": 0.0}
-    sweep = ("factor", (0.0, 0.03, 0.1, 0.3, 0.6, 1.0, 1.5, 2.5))
+    facts = Facts(bias="biased", sweep=("factor", (0.0, 0.03, 0.1, 0.3, 0.6, 1.0, 1.5, 2.5)))
+    conformance = Conformance(one_at_a_time={"factor": 0.0})
 
     factor: float = option(1.0, "how much doubt n tokens may have; larger: more positions a step", ge=0)
     reference: bool = option(False, "where only the last open position fails, commit it too, as the code does")
 
-    def step(self, believe, state):
-        belief = believe(state, want="confidence")
-        chosen, count = ops.select(belief.confidence, state.open, factor=self.factor, least=at_least(state))
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        prediction = predict(state, want="confidence")
+        chosen, count = ops.select(prediction.confidence, state.open, factor=self.factor, least=min_count(state))
         if self.reference:
             chosen = chosen | (count + 1 == state.count)[:, None]
-        return state.commit(chosen, belief.token)
+        return state.commit(chosen, prediction.token)

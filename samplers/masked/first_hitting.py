@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..believe import Logits
-from ..canvas import Canvas
-from ..sampler import Sampler, option
+from ..canvas import Layout
+from ..prediction import Logits, Predict
+from ..sampler import Facts, Sampler, option
 from ..schedule import mask_schedule
-from .parts import TimedDraft, TimedState, combined, even_plan, timed
+from .plans import even_count
+from .times import TimedDraft, TimedState, draw_from_mixture
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +27,7 @@ class HittingState(TimedDraft):
 
 
 @dataclass(frozen=True)
-class FirstHitting(Sampler):
+class FirstHitting(Sampler[TimedState]):
     """Zheng et al. 2024, arXiv 2409.02908, algorithm 1: the continuous-time reverse process, simulated exactly.
 
     The paper draws the next time recursively, tau_{n-1} = a^{-1}(1 - u^{1/n} (1 - a_{tau_n})), and then a masked position
@@ -52,42 +53,42 @@ class FirstHitting(Sampler):
     family = "masked"
     cite = "Zheng et al. 2024, Masked Diffusion Models are Secretly Time-Agnostic Masked Models, arXiv 2409.02908"
     summary = "exact continuous-time reverse process: one forward a token, in random order"
-    exact_order = True
-    counts_known = True
+    facts = Facts(bias="exact", static_plan=True)
 
     schedule: str = option("linear", "mask schedule, which sets the times a model sees", check=mask_schedule)
     method: str = option(
         "parallel", "several positions a step", choices=("parallel", "extrapolation", "predictor_corrector")
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "revises", self.method == "predictor_corrector")
-        object.__setattr__(self, "stores_logits", self.method != "parallel")
+    @property
+    def effective_facts(self) -> Facts:
+        return dataclasses.replace(
+            self.facts, revises=self.method == "predictor_corrector", stores_logits=self.method != "parallel"
+        )
 
-    def init(self, canvas: Canvas) -> TimedState:
+    def init(self, canvas: Layout) -> TimedState:
         if self.method == "parallel":
-            return timed(canvas, self.schedule)
+            return TimedState.begin(canvas, schedule=self.schedule)
         none, zero = torch.zeros_like(canvas.fill), torch.zeros(len(canvas.x), dtype=torch.float64)
-        return timed(canvas, self.schedule, cls=HittingState, last=None, hit=zero.to(none.device), drafts=none)
+        return HittingState.begin(canvas, schedule=self.schedule, last=None, hit=zero.to(none.device), drafts=none)
 
-    def step(self, believe, state: TimedState) -> TimedState:
-        count = even_plan(state)  # (B,)
+    def step(self, predict: Predict, state: TimedState) -> TimedState:
+        count = even_count(state)  # (B,)
         masked = state.masked & state.open
         chosen = ops.select(state.time, masked, k=count, lowest=True).chosen  # (B, L) the earliest
         # `time` is a visible fraction: at the hit, 1 - time of the block's positions are expected masked.
         hit = torch.where(chosen, state.time, 1.0).amin(1)  # (B,)
         if not isinstance(state, HittingState):
-            return state.commit(chosen, believe(state, chosen, t=state.level(hit)).token)
+            return state.commit(chosen, predict(state, chosen, t=state.level(hit)).token)
 
         if extrapolates := self.method == "extrapolation":
             # The next group is asked as well: its line goes through this prediction and its own.
-            after = even_plan(state, 1)
+            after = even_count(state, 1)
             more = ops.select(state.time, masked, k=count + torch.where(after > 1, after, 0), lowest=True).chosen
         else:
             more = state.drafts & state.open
         more = more & ~chosen & chosen.any(1, keepdim=True)
-        now = believe.logits(state, chosen | more, t=state.level(hit))
+        now = predict.logits(state, chosen | more, t=state.level(hit))
         last = now if state.last is None or not len(state.last.row) else state.last
         known = last.on_canvas(torch.ones_like(last.row), torch.zeros_like(state.x)).bool()  # (B, L)
         place = (state.time - state.hit[:, None]) / (hit - state.hit).clamp_min(1e-300)[:, None]  # 0 at last, 1 now
@@ -99,10 +100,10 @@ class FirstHitting(Sampler):
             "drafts": torch.where(asked[:, None], chosen, state.drafts),
         }
         if extrapolates:
-            return state.commit(chosen, combined(believe, state, now, last, place), **kept)
-        token = combined(believe, state, now, now, 1.0)
+            return state.commit(chosen, draw_from_mixture(predict, state, now, last, place), **kept)
+        token = draw_from_mixture(predict, state, now, now, 1.0)
         before = dataclasses.replace(state, step=state.step - 1)  # whose uniforms the drafts were drawn with
-        x = torch.where(more & known, combined(believe, before, now, last, place), state.x)
+        x = torch.where(more & known, draw_from_mixture(predict, before, now, last, place), state.x)
         filled = ~(masked & ~chosen).any(1, keepdim=True)
         return state.revise(torch.where(chosen, token, x), more | filled, **kept)
 

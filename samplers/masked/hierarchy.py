@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..sampler import Sampler, option
-from .parts import at_least, topped_up
+from ..prediction import Predict
+from ..sampler import Conformance, Facts, Sampler, option
+from ..state import TokenState
+from .plans import fill_up_to, min_count
 
 
 def leaders(score: Tensor, member: Tensor) -> Tensor:
@@ -28,7 +30,7 @@ def leaders(score: Tensor, member: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Hierarchy(Sampler):
+class Hierarchy(Sampler[TokenState]):
     """Ma et al. 2025 (dInfer), arXiv 2510.08666, hierarchical decoding: of every run of masks the best if > low_threshold.
 
     Neighbours depend on each other most. A step commits the most confident position of every run of neighbouring masked
@@ -44,16 +46,15 @@ class Hierarchy(Sampler):
     cite = "Ma et al. 2025, dInfer: An Efficient Inference Framework for Diffusion Language Models, arXiv 2510.08666"
     summary = "the surest position of every run of masks, and all above a threshold"
     default_temperature = 0.0
-    exact_order = False
-    one_at_a_time = {"threshold": 2.0, "low_threshold": 2.0}
-    sweep = ("low_threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1))
+    facts = Facts(bias="biased", sweep=("low_threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)))
+    conformance = Conformance(one_at_a_time={"threshold": 2.0, "low_threshold": 2.0})
 
     threshold: float = option(0.9, "any position above it is committed", gt=0)
     low_threshold: float = option(0.4, "the best position of a run of masks is committed above it", gt=0)
 
-    def step(self, believe, state):
-        belief = believe(state, want="confidence")
-        sure = belief.confidence > self.threshold
-        sure |= leaders(belief.confidence, state.open) & (belief.confidence > self.low_threshold)
-        chosen = topped_up(state, sure, belief.confidence, at_least(state))
-        return state.commit(chosen, belief.token)
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        prediction = predict(state, want="confidence")
+        sure = prediction.confidence > self.threshold
+        sure |= leaders(prediction.confidence, state.open) & (prediction.confidence > self.low_threshold)
+        chosen = fill_up_to(state, sure, prediction.confidence, min_count(state))
+        return state.commit(chosen, prediction.token)

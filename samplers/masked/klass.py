@@ -8,9 +8,26 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..canvas import Canvas, TokenState
-from ..sampler import Sampler, option
-from .parts import DRAW_RANK, at_least, even_plan, row_sum, topped_up
+from ..canvas import Layout
+from ..prediction import Predict
+from ..random import DRAW_RANK
+from ..sampler import Conformance, Facts, Sampler, option
+from ..state import TokenState
+from .plans import even_count, fill_up_to, min_count
+
+
+def row_sum(x: Tensor) -> Tensor:
+    """(N,): the sum of each row of x (N, V), in an order that depends on V alone.
+
+    torch's own sum may cut a row in pieces where there are few rows, and then rounds otherwise than in a larger batch.
+    """
+    while x.shape[1] > 1:
+        half, odd = divmod(x.shape[1], 2)
+        last = x[:, -1:]
+        x = x[:, :half] + x[:, half : 2 * half]
+        x = torch.cat([x, last], 1) if odd else x
+    return x[:, 0]
+
 
 # Logits that are worked on together, in float64: on a CPU little enough for its caches, elsewhere for its memory.
 CHUNK_CPU, CHUNK_DEVICE = 1 << 19, 1 << 25
@@ -55,7 +72,7 @@ class KlassState(TokenState):
 
 
 @dataclass(frozen=True)
-class Klass(Sampler):
+class Klass(Sampler[KlassState]):
     """Kim et al. 2025 (KLASS), arXiv 2511.05664, algorithm 1: commit where KL(p_t || p_{t+1}) stays low and confidence is high.
 
     p_t is a position's prediction in this step and p_{t+1} that of the step before. Ready are the open positions whose KL
@@ -74,10 +91,10 @@ class Klass(Sampler):
     cite = "Kim et al. 2025, KLASS: KL-Guided Fast Inference in Masked Diffusion Models, arXiv 2511.05664"
     summary = "positions whose prediction is confident and has stopped moving"
     default_temperature = 0.0
-    exact_order = False
-    one_at_a_time = {"conf_threshold": 2.0}
-    stores_logits = True
-    sweep = ("conf_threshold", (2.0, 0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3))
+    facts = Facts(
+        bias="biased", stores_logits=True, sweep=("conf_threshold", (2.0, 0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.3))
+    )
+    conformance = Conformance(one_at_a_time={"conf_threshold": 2.0})
 
     kl_threshold: float = option(0.01, "nats; a prediction that moves less in a step is stable", ge=0)
     conf_threshold: float = option(0.9, "least probability of a token, not included; above 1: none is ready", gt=0)
@@ -85,30 +102,29 @@ class Klass(Sampler):
     strategy: str = option("all", "which of the ready", choices=("all", "max_conf", "min_kl", "random"))
     across_blocks: bool = option(False, "watch positions of later blocks too, as the reference code does")
 
-    def init(self, canvas: Canvas) -> KlassState:
-        state = canvas.start()
-        never = torch.full_like(state.x, -1)
-        nothing = torch.zeros(1, canvas.vocab_size, device=state.x.device)
-        lse = torch.zeros(1, dtype=torch.float64, device=state.x.device)
-        return state.extend(KlassState, said=nothing, lse=lse, place=never, stable=torch.zeros_like(never))
+    def init(self, canvas: Layout) -> KlassState:
+        never = torch.full_like(canvas.x, -1)
+        nothing = torch.zeros(1, canvas.vocab_size, device=canvas.x.device)
+        lse = torch.zeros(1, dtype=torch.float64, device=canvas.x.device)
+        return KlassState.begin(canvas, said=nothing, lse=lse, place=never, stable=torch.zeros_like(never))
 
-    def step(self, believe, state: KlassState) -> KlassState:
-        logits = believe.logits(state, state.masked if self.across_blocks else state.open)
-        belief = believe.read(state, logits, want="confidence")
+    def step(self, predict: Predict, state: KlassState) -> KlassState:
+        logits = predict.logits(state, state.masked if self.across_blocks else state.open)
+        prediction = predict.read(state, logits, want="confidence")
         place = state.place[logits.row, logits.position]  # (N,)
         moved, lse = divergence(logits.value, state.said, state.lse, place)  # (N,)
-        kl = logits.on_canvas(moved, torch.full_like(belief.confidence, torch.inf, dtype=torch.float64))  # (B, L)
+        kl = logits.on_canvas(moved, torch.full_like(prediction.confidence, torch.inf, dtype=torch.float64))  # (B, L)
         stable = torch.where(kl < self.kl_threshold, state.stable + 1, 0)  # (B, L)
 
-        ready = state.open & (stable >= self.history_length) & (belief.confidence > self.conf_threshold)
+        ready = state.open & (stable >= self.history_length) & (prediction.confidence > self.conf_threshold)
         ready &= (state.block_step >= self.history_length - 1)[:, None]
         any_ready = ready.any(1)  # (B,)
         if self.strategy != "all":
-            score = {"max_conf": belief.confidence, "min_kl": -kl}.get(self.strategy)
+            score = {"max_conf": prediction.confidence, "min_kl": -kl}.get(self.strategy)
             if score is None:
                 score = state.rng.positions(state.x.shape[1], state.step, DRAW_RANK)
             ready = ops.select(score, ready, k=1).chosen
-        least = torch.maximum(at_least(state), torch.where(any_ready, 0, even_plan(state)))
-        chosen = topped_up(state, ready, belief.confidence, least)
+        least = torch.maximum(min_count(state), torch.where(any_ready, 0, even_count(state)))
+        chosen = fill_up_to(state, ready, prediction.confidence, least)
         here = logits.on_canvas(torch.arange(len(moved), device=moved.device), torch.full_like(state.x, -1))
-        return state.commit(chosen, belief.token, said=logits.value, lse=lse, place=here, stable=stable)
+        return state.commit(chosen, prediction.token, said=logits.value, lse=lse, place=here, stable=stable)

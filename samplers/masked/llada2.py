@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..sampler import option
 from ..uniform.block_refinement import BlockRefinement, EditState
-from .parts import even_plan
+from .plans import even_count
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,4 @@ class LLaDA2(BlockRefinement):
     )
 
     def least(self, state: EditState, left: Tensor) -> Tensor:
-        return even_plan(state)
+        return even_count(state)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..sampler import option
-from .parts import Planned, gumbel
+from ..prediction import Predict
+from ..random import gumbel
+from ..sampler import Facts, option
+from ..state import TokenState
+from .plans import ScheduledSampler
 
 
 @dataclass(frozen=True)
-class LowConfidence(Planned):
+class LowConfidence(ScheduledSampler):
     """Nie et al. 2025 (LLaDA), arXiv 2502.09992, algorithm 5, "low-confidence remasking"; Dream's maskgit_plus.
 
     A token is drawn at every open position; the n // S (one more in the first n % S steps) with the highest probability
@@ -31,23 +34,22 @@ class LowConfidence(Planned):
     cite = "Nie et al. 2025, Large Language Diffusion Models, arXiv 2502.09992"
     summary = "LLaDA: the k most confident positions a step"
     default_temperature = 0.0
-    exact_order = False
-    counts_known = True
-    rank: ClassVar[str] = "confidence"
+    facts = Facts(bias="biased", static_plan=True)
+    RANK: ClassVar[str] = "confidence"
 
     tempered: bool = option(False, "rank by probabilities at the draw's temperature, as Dream's code does")
     alg_temp: float = option(
         0.0, "draw positions without replacement from softmax(score / alg_temp), as Dream; 0: the best", ge=0
     )
 
-    def step(self, believe, state):
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
         count = self.count(state)
-        temperature = believe.temperature if self.tempered and believe.temperature > 0 else 1.0
+        temperature = predict.temperature if self.tempered and predict.temperature > 0 else 1.0
         rows = state.open & (count > 0)[:, None]
-        belief = believe(state, rows, want=self.rank, confidence_temperature=temperature)
-        score = getattr(belief, self.rank)  # (B, L) float32
-        if self.rank == "entropy":
+        prediction = predict(state, rows, want=self.RANK, confidence_temperature=temperature)
+        score = getattr(prediction, self.RANK)  # (B, L) float32
+        if self.RANK == "entropy":
             score = -score
         if self.alg_temp > 0:
             score = score / self.alg_temp + gumbel(state)
-        return state.commit_best(score, belief.token, k=count)
+        return state.commit_best(score, prediction.token, k=count)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas
-from ..sampler import Sampler, option
+from ..canvas import Layout
+from ..prediction import Predict
+from ..random import gumbel
+from ..sampler import Facts, Sampler, option
 from ..schedule import mask_schedule
-from .parts import TimedState, even_grid, gumbel, timed
+from .times import TimedState, even_grid
 
 
 def _late_grid(steps: int) -> Tensor:
@@ -20,7 +22,7 @@ def _late_grid(steps: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Maskgit(Sampler):
+class Maskgit(Sampler[TimedState]):
     """Chang et al. 2022 (MaskGIT), arXiv 2202.04200, section 3.2: keep floor(n gamma((k + 1) / S)) masked after step k.
 
     gamma = 1 - a is the masked share of the schedule, cos by default. A token is drawn at every open position, and those
@@ -36,15 +38,14 @@ class Maskgit(Sampler):
     family = "masked"
     cite = "Chang et al. 2022, MaskGIT: Masked Generative Image Transformer, arXiv 2202.04200"
     summary = "scheduled counts by log-confidence with annealed Gumbel noise"
-    exact_order = False
-    counts_known = True
+    facts = Facts(bias="biased", static_plan=True)
 
     schedule: str = option("1-cos", "mask schedule; 1-cos is MaskGIT's cosine", check=mask_schedule)
     r_temp: float = option(4.5, "Gumbel noise on the log-confidence at the start, fading to 0", ge=0)
     late: bool = option(False, "count and anneal as Guidance-MaskGIT's code does")
 
-    def init(self, canvas: Canvas) -> TimedState:
-        return timed(canvas, self.schedule, self.grid)
+    def init(self, canvas: Layout) -> TimedState:
+        return TimedState.begin(canvas, schedule=self.schedule, grid=self.grid)
 
     @property
     def grid(self):
@@ -57,14 +58,14 @@ class Maskgit(Sampler):
             return torch.maximum(torch.floor(n * a + 1e-9), k + 1.0)
         return n - torch.floor(n * (1 - a) + 1e-9)
 
-    def step(self, believe, state: TimedState) -> TimedState:
+    def step(self, predict: Predict, state: TimedState) -> TimedState:
         n, k, steps = state.block_size, state.block_step, state.block_steps
         count = self.total(n, k, state.visible(1)).to(torch.int64) - (n - state.count)
         count = count.clamp_min(0 if self.late else 1)  # (B,)
         ratio = k / (steps - 1).clamp_min(1) if self.late else (k + 1) / steps.clamp_min(1)
-        belief = believe(state, state.open & (count > 0)[:, None], want="confidence")
+        prediction = predict(state, state.open & (count > 0)[:, None], want="confidence")
         noise = self.r_temp * (1 - ratio).clamp_min(0)[:, None] * gumbel(state)  # (B, L)
-        return state.commit_best(belief.confidence.double().log() + noise, belief.token, k=count)
+        return state.commit_best(prediction.confidence.double().log() + noise, prediction.token, k=count)
 
     def expected_nfe(self, length: int, steps: int) -> float:
         """The number of steps that commit something."""

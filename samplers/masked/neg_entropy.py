@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..sampler import Facts
 from .low_confidence import LowConfidence
 
 
@@ -18,5 +19,5 @@ class NegEntropy(LowConfidence):
     name = "neg_entropy"
     cite = "Ye et al. 2025, Dream 7B: Diffusion Large Language Models, arXiv 2508.15487"
     summary = "the k positions of the lowest entropy a step"
-    exact_order = True
-    rank = "entropy"
+    facts = Facts(bias="exact", static_plan=True)
+    RANK = "entropy"

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from .. import ops
-from ..canvas import Canvas
-from ..sampler import Sampler, option
+from ..canvas import Layout
+from ..prediction import Predict
+from ..sampler import Conformance, Facts, Sampler, option
 from ..schedule import mask_schedule
-from .parts import TimedDraft, even_grid, timed
+from .times import TimedDraft, even_grid
 
 
 @dataclass(frozen=True)
-class P2(Sampler):
+class P2(Sampler[TimedDraft]):
     """Peng et al. 2025 (path planning), arXiv 2502.03540: in step i the n - floor(n (1 - kappa(i / S))) best-scored
     of a block's n tokens stand; the others are masked.
 
@@ -39,10 +40,8 @@ class P2(Sampler):
     family = "masked"
     cite = "Peng et al. 2025, Path Planning for Masked Diffusion Model Sampling, arXiv 2502.03540"
     summary = "keep the best-scored tokens of all in every step, mask the others again"
-    exact_order = False
-    counts_known = True
-    revises = True
-    one_at_a_time = {"block_length": 1}
+    facts = Facts(bias="biased", static_plan=True, revises=True)
+    conformance = Conformance(one_at_a_time={"block_length": 1})
 
     eta: float = option(1.0, "factor on visible tokens' scores; 0 never masks them, above 1 masks them first", ge=0)
     alpha: float = option(1.0, "weight of log p in the score; the rest is negative entropy", ge=0, le=1)
@@ -51,25 +50,29 @@ class P2(Sampler):
         "self", "visible tokens are judged by a fresh draw, or as they are", choices=("self", "token")
     )
 
-    def init(self, canvas: Canvas) -> TimedDraft:
-        return timed(canvas, self.kappa, cls=TimedDraft)
+    def init(self, canvas: Layout) -> TimedDraft:
+        return TimedDraft.begin(canvas, schedule=self.kappa)
 
-    def step(self, believe, state: TimedDraft) -> TimedDraft:
+    def step(self, predict: Predict, state: TimedDraft) -> TimedDraft:
         mask_id = state.canvas.mask_id
         assert mask_id is not None
         masked = torch.floor(state.count * (1 - state.visible(1)) + 1e-9).to(torch.int64)  # (B,)
         visible = state.open & ~state.masked
         want = ["confidence"] + ["entropy"] * (self.alpha < 1) + ["given"] * (self.planner == "token")
         held = torch.where(visible, state.x, 0)  # the mask id is no token to ask for
-        belief = believe(state, want=tuple(want), t=state.scheduled_level, given=held)
-        p = torch.where(visible, belief.given, belief.confidence) if self.planner == "token" else belief.confidence
+        prediction = predict(state, want=tuple(want), t=state.scheduled_level, given=held)
+        p = (
+            torch.where(visible, prediction.given, prediction.confidence)
+            if self.planner == "token"
+            else prediction.confidence
+        )
         score = self.alpha * p.clamp_min(1e-30).log()  # (B, L) float32
         if self.alpha < 1:
-            score = score - (1 - self.alpha) * belief.entropy
+            score = score - (1 - self.alpha) * prediction.entropy
         # With eta = 0 a visible token must win over a masked one that is certain, too.
         score = torch.where(visible, self.eta * score if self.eta else torch.inf, score)
         stands = ops.select(score, state.open, k=state.count - masked).chosen
-        token = torch.where(visible, state.x, belief.token)
+        token = torch.where(visible, state.x, prediction.token)
         return state.revise(torch.where(stands, token, mask_id), masked == 0)
 
     def expected_nfe(self, length: int, steps: int) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..prediction import Predict
 from ..schedule import mask_schedule
 from .ancestral import Ancestral
-from .parts import TimedState
+from .times import TimedState
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,10 @@ class Radd(Ancestral):
     cite = "Ou et al. 2024, Your Absorbing Discrete Diffusion Secretly Models the Conditional Distributions, arXiv 2406.03736"
     summary = "ancestral, forwards only where a token appears (lazy per-row cache)"
 
-    def step(self, believe, state: TimedState) -> TimedState:
+    def step(self, predict: Predict, state: TimedState) -> TimedState:
         appears = state.open & (state.time < state.visible(1)[:, None])
-        belief = believe(state, appears, t=state.scheduled_level)
-        return state.commit(appears, belief.token)
+        prediction = predict(state, appears, t=state.scheduled_level)
+        return state.commit(appears, prediction.token)
 
     def expected_nfe(self, length: int, steps: int) -> float:
         """Sum_k [1 - (1 - r_k)^L]."""

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .. import ops
-from ..canvas import Canvas
-from .parts import Planned, TimedState, timed
+from ..canvas import Layout
+from ..prediction import Predict
+from ..sampler import Facts
+from .plans import ScheduledSampler
+from .times import TimedState
 
 
 @dataclass(frozen=True)
-class RandomOrder(Planned):
+class RandomOrder(ScheduledSampler):
     """Uria et al. 2014, arXiv 1310.1757: any-order autoregression in a random order, steps = positions for one at a time.
 
     The order is drawn once: position i's place is that of its own uniform. With fewer steps a step commits the next
@@ -28,17 +31,16 @@ class RandomOrder(Planned):
     family = "masked"
     cite = "Uria, Murray, Larochelle 2014, A Deep and Tractable Density Estimator, arXiv 1310.1757"
     summary = "planned counts a step at random positions; the baseline"
-    exact_order = True
-    counts_known = True
+    facts = Facts(bias="exact", static_plan=True)
 
-    def init(self, canvas: Canvas) -> TimedState:
+    def init(self, canvas: Layout) -> TimedState:
         state = super().init(canvas)
-        return state if isinstance(state, TimedState) else timed(canvas, "linear")
+        return state if isinstance(state, TimedState) else TimedState.begin(canvas)
 
-    def order(self, state) -> Tensor:
+    def order(self, state: TimedState) -> Tensor:
         """(B, L): the lowest go first."""
         return state.time
 
-    def step(self, believe, state):
+    def step(self, predict: Predict, state: TimedState) -> TimedState:
         chosen = ops.select(self.order(state), state.open, k=self.count(state), lowest=True).chosen
-        return state.commit(chosen, believe(state, chosen).token)
+        return state.commit(chosen, predict(state, chosen).token)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .parts import DRAW_RANK
+from ..random import DRAW_RANK
 from .random_order import RandomOrder
 
 

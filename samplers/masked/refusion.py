@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..canvas import Canvas
-from ..decoding import Decoding, SequenceState
+from ..canvas import Layout
 from ..errors import OptionError
-from ..sampler import Sampler, option
+from ..feeds.sequence import SequenceState
+from ..predictor import SequencePredictor
+from ..sampler import Conformance, Facts, Sampler, option
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ class SlotState(SequenceState):
 
 
 @dataclass(frozen=True)
-class Refusion(Sampler):
+class Refusion(Sampler[SlotState]):
     """Li et al. 2025 (ReFusion), arXiv 2512.13586, plan and infill: slots in any order, left to right inside them.
 
     In a step the masks of the present serial block are drafted, behind the row's sequence. Slots whose first token is more
@@ -74,10 +75,8 @@ class Refusion(Sampler):
     cite = "Li et al. 2025, ReFusion: A Diffusion Large Language Model with Parallel Autoregressive Decoding, arXiv 2512.13586"
     summary = "slots drafted in parallel, verified and refined autoregressively, through a KV cache"
     default_temperature = 0.0
-    exact_order = False
-    sequential = True
-    small_options = {"slot_size": 2, "serial_num_blocks": 1}
-    sweep = ("token_threshold", (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, 0.0))
+    facts = Facts(bias="biased", sequential=True, sweep=("token_threshold", (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, 0.0)))
+    conformance = Conformance(small={"slot_size": 2, "serial_num_blocks": 1})
 
     slot_size: int = option(8, "positions a slot", ge=1)
     serial_num_blocks: int = option(2, "blocks, one after another, where no block_length is given", ge=1)
@@ -92,9 +91,8 @@ class Refusion(Sampler):
         False, "lose the slots that the reference code loses where a refined slot has a stop token"
     )
 
-    def init(self, canvas: Canvas) -> SlotState:
+    def init(self, canvas: Layout) -> SlotState:
         canvas = canvas if canvas.block_length is not None else self._cut(canvas)
-        assert canvas.block is not None
         position = torch.arange(canvas.x.shape[1], device=canvas.x.device)
         begins = canvas.fill & (canvas.block != torch.nn.functional.pad(canvas.block[:, :-1], (1, 0), value=-1))
         place = (position - torch.where(begins, position, -1).cummax(1).values) % self.slot_size  # (B, L) in its slot
@@ -106,8 +104,8 @@ class Refusion(Sampler):
         lost = torch.zeros_like(canvas.fill)
         return SlotState.begin(canvas, cell=cell[:, :-1].unflatten(1, (count, -1)), lost=lost)
 
-    def step(self, believe: Decoding, state: SlotState) -> SlotState:
-        drafted = believe(state, want="confidence")
+    def step(self, predict: SequencePredictor, state: SlotState) -> SlotState:
+        drafted = predict(state, want="confidence")
         there = state.slots(state.open) & (state.cell >= 0)  # (B, S, s)
         assert drafted.confidence is not None
         score = state.slots(drafted.confidence).flatten(1)
@@ -116,21 +114,21 @@ class Refusion(Sampler):
         tried = there & chosen[..., None]
         unsure = tried.clone()
         unsure[..., 0] = False  # nothing stands before a slot's first token that could tell its probability
-        chunk = believe.chunk(state.plane(tried), state.plane(unsure))
+        chunk = predict.chunk(state.plane(tried), state.plane(unsure))
         assert chunk is not None, "a row that is not done has a slot"
-        seen = believe.ask(state, chunk, drafted.token, 0, want="given", given=drafted.token)
+        seen = predict.ask(state, chunk, drafted.token, 0, want="given", given=drafted.token)
         out, where = self._accept(state, drafted.token, seen.given, chosen, there, 1)
 
         refused = chosen & (out.count == 0)[:, None]
-        token, refined, lost = self._refine(believe, state, drafted.token, out.accepted, refused, there)
+        token, refined, lost = self._refine(predict, state, drafted.token, out.accepted, refused, there)
         state = state.commit(where | refined, token, lost=state.lost | lost)
         return state.closed() if self.reference else state
 
-    def _refine(self, believe, state, token, accepted, chosen, there) -> tuple[Tensor, Tensor, Tensor]:
+    def _refine(self, predict, state, token, accepted, chosen, there) -> tuple[Tensor, Tensor, Tensor]:
         """The chosen slots to their ends, apart from each other: tokens, where they stand, what the reference loses."""
         chosen, stop = self._stopped(state, token, accepted, chosen, there)
         number = torch.where(chosen, chosen.flatten().cumsum(0).view_as(chosen) - 1, -1)[..., None]  # (B, S, 1)
-        branches = believe.branches(state, state.plane(torch.where(there, number, -1), -1))
+        branches = predict.branches(state, state.plane(torch.where(there, number, -1), -1))
         if branches is None:
             return token, torch.zeros_like(state.open), torch.zeros_like(state.open)
         place, size = torch.arange(self.slot_size, device=token.device), there.sum(2)
@@ -139,19 +137,19 @@ class Refusion(Sampler):
             after = place - accepted[..., None]  # (B, S, s): 0 at the first refused token, which will stand next
             again, unsure = (there & left[..., None] & (after >= n) for n in (0, 1))
             fed = again if turn else there & chosen[..., None]  # at first all of a slot: its head has seen other slots
-            chunk = believe.chunk(*map(state.plane, (fed, again, unsure)), on=branches)
+            chunk = predict.chunk(*map(state.plane, (fed, again, unsure)), on=branches)
             if chunk is None:
                 break
             masked = state.plane(again)
             input = torch.where(masked, state.canvas.mask_id, token)
-            token = torch.where(masked, believe.ask(state, chunk, input, 0, temperature=0.0, keep=False).token, token)
-            seen = believe.ask(state, chunk, token, 1, want="given", given=token)
+            token = torch.where(masked, predict.ask(state, chunk, input, 0, temperature=0.0, keep=False).token, token)
+            seen = predict.ask(state, chunk, token, 1, want="given", given=token)
             out, _ = self._accept(state, token, seen.given, left, there, accepted + 1)
             accepted = torch.where(left, out.accepted, accepted)
             chosen, stop = self._stopped(state, token, accepted, chosen, there)
 
         where = state.plane(there & chosen[..., None] & (after < 0) & (stop.cumsum(2) <= stop))
-        believe.merge(state, branches, token, where, again=(chosen.sum(1) > 1) & (self.merge == "exact"))
+        predict.merge(state, branches, token, where, again=(chosen.sum(1) > 1) & (self.merge == "exact"))
         # The reference code takes the stopped slot's number among those refined for its number among those still masked.
         slot = there[..., 0]
         lost = slot & (slot.cumsum(1) >= chosen.sum(1, keepdim=True)) & stop.flatten(1).any(1, keepdim=True)
@@ -180,7 +178,7 @@ class Refusion(Sampler):
         """(n,) int64: tokens that are stop phrases of their own."""
         return torch.cat([state.x.new_empty(0), *(p for p in state.canvas.stop if len(p) == 1)])
 
-    def _cut(self, canvas: Canvas) -> Canvas:
+    def _cut(self, canvas: Layout) -> Layout:
         """The canvas in serial_num_blocks blocks a row."""
         unit = self.slot_size * self.serial_num_blocks
         n_fill = canvas.fill.sum(1)
@@ -192,6 +190,5 @@ class Refusion(Sampler):
                     f"{self.serial_num_blocks} blocks of whole slots of slot_size={self.slot_size}: use a multiple of {unit}, "
                     f"such as {near}, or other options; or give block_length, and the last slot may be short"
                 )
-        assert canvas.rng is not None
         length = n_fill // self.serial_num_blocks
-        return canvas.prepared(block_length=length, steps=None, stop=canvas.stop, rng=canvas.rng)
+        return canvas.layout(block_length=length, stop=canvas.stop, rng=canvas.rng)

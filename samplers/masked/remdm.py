@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas
+from ..canvas import Layout
 from ..errors import OptionError
-from ..sampler import Sampler, option
+from ..prediction import Predict
+from ..random import DRAW_REMASK
+from ..sampler import Conformance, Facts, Sampler, option
 from ..schedule import mask_schedule
-from .parts import DRAW_REMASK, TimedDraft, even_grid, timed
+from .times import TimedDraft, even_grid
 
 # The authors' eta belong to 1,024 steps. A run of S steps that masks each token as often has eta x 1024 / S.
 ETA = {"cap": 0.008 * 1024, "rescale": 0.015 * 1024, "loop": 0.02 * 1024}
@@ -25,7 +28,7 @@ class RemaskState(TimedDraft):
 
 
 @dataclass(frozen=True)
-class ReMDM(Sampler):
+class ReMDM(Sampler[RemaskState]):
     """Wang et al. 2025, arXiv 2503.00307: a visible token is masked again with sigma, a masked one appears with
     (b - (1 - sigma) a) / (1 - a), where the step takes the visible fraction from a to b.
 
@@ -50,10 +53,8 @@ class ReMDM(Sampler):
     family = "masked"
     cite = "Wang et al. 2025, Remasking Discrete Diffusion Models with Inference-Time Scaling, arXiv 2503.00307"
     summary = "ancestral with tokens masked again: cap, rescale, conf or loop"
-    exact_order = True
-    counts_known = True  # but with conf, see below
-    revises = True
-    one_at_a_time = {"block_length": 1}
+    facts = Facts(bias="exact", static_plan=True, revises=True)
+    conformance = Conformance(one_at_a_time={"block_length": 1})
 
     strategy: str = option("cap", "how much is masked again", choices=("cap", "rescale", "conf", "loop"))
     eta: float | None = option(
@@ -68,11 +69,16 @@ class ReMDM(Sampler):
         super().__post_init__()
         if self.t_off >= self.t_on:
             raise OptionError(f"option 't_off' of sampler 'remdm' is {self.t_off}; it must be below t_on = {self.t_on}")
-        # Which tokens conf masks again depends on what the model said of them.
-        object.__setattr__(self, "counts_known", self.strategy != "conf")
 
-    def init(self, canvas: Canvas) -> RemaskState:
-        return timed(canvas, self.schedule, self.grid, RemaskState, psi=torch.zeros_like(canvas.x, dtype=torch.float32))
+    @property
+    def effective_facts(self) -> Facts:
+        # Which tokens conf masks again depends on what the model said of them.
+        return dataclasses.replace(self.facts, static_plan=self.strategy != "conf")
+
+    def init(self, canvas: Layout) -> RemaskState:
+        return RemaskState.begin(
+            canvas, schedule=self.schedule, grid=self.grid, psi=torch.zeros_like(canvas.x, dtype=torch.float32)
+        )
 
     def grid(self, steps: int) -> Tensor:
         """(steps + 1,) float64, the schedule's progress at k / steps: all the same but for loop, which rests."""
@@ -96,7 +102,7 @@ class ReMDM(Sampler):
             most = torch.where((t <= self.t_on + 1e-9) & (t > self.t_off + 1e-9), most, 0.0)
         return torch.minimum(most, eta)
 
-    def step(self, believe, state: RemaskState) -> RemaskState:
+    def step(self, predict: Predict, state: RemaskState) -> RemaskState:
         begin, end = state.visible(), state.visible(1)  # (B,)
         sigma = self.sigma(begin, end, state.block_step, state.block_steps.clamp_min(1))[:, None]  # (B, 1)
         begin, end = begin[:, None], end[:, None]
@@ -112,10 +118,10 @@ class ReMDM(Sampler):
         uniform = state.rng.positions(state.x.shape[1], state.step, DRAW_REMASK)  # (B, L) float64
         appears = uniform < (end - (1 - sigma) * begin) / (1 - begin).clamp_min(1e-300)
         appears = masked & (appears | state.last_step[:, None])
-        belief = believe(state, appears, t=state.scheduled_level, want=tuple(want))
+        prediction = predict(state, appears, t=state.scheduled_level, want=tuple(want))
         x = torch.where(visible & (uniform < again), mask_id, state.x)
-        psi = torch.where(appears, belief.confidence, state.psi) if want else state.psi
-        return state.revise(torch.where(appears, belief.token, x), state.last_step, psi=psi)
+        psi = torch.where(appears, prediction.confidence, state.psi) if want else state.psi
+        return state.revise(torch.where(appears, prediction.token, x), state.last_step, psi=psi)
 
     def expected_nfe(self, length: int, steps: int) -> float | None:
         """Sum_k [1 - (1 - r_k)^L], r_k = b - (1 - sigma) a: what appears in step k, again or for the first time."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..sampler import option
+from ..sampler import Conformance, option
 from .low_confidence import LowConfidence
-from .parts import check_plan
+from .plans import parse_plan
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,6 @@ class SmdmGreedy(LowConfidence):
     name = "smdm_greedy"
     cite = "Nie et al. 2024, Scaling up Masked Diffusion Models on Text, arXiv 2410.18514"
     summary = "SMDM: floor(m (1 - s/t)) most confident positions a step"
-    one_at_a_time = {"least": 1}
+    conformance = Conformance(one_at_a_time={"least": 1})
 
-    plan: str = option("floor(1e-5)", "positions a step, as in low_confidence", check=check_plan)
+    plan: str = option("floor(1e-5)", "positions a step, as in low_confidence", check=parse_plan)

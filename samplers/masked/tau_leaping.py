@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas
+from ..canvas import Layout
 from ..sampler import option
 from ..schedule import mask_schedule
-from .parts import TimedState, even_grid, timed
 from .radd import Radd
+from .times import TimedState, even_grid
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class FrozenRates(Radd):
         """The chance that a masked position appears in a step, of mean = h beta(u_k)."""
         raise NotImplementedError
 
-    def init(self, canvas: Canvas) -> TimedState:
-        return timed(canvas, "linear", self.shares)
+    def init(self, canvas: Layout) -> TimedState:
+        return TimedState.begin(canvas, grid=self.shares)
 
     def shares(self, steps: int) -> Tensor:
         """(steps + 1,) float64: the expected share of positions that has appeared before each step, and after the last."""

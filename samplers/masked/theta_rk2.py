@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
-from ..canvas import Canvas
-from ..sampler import Sampler, option
+from ..canvas import Layout
+from ..prediction import Predict
+from ..random import DRAW_REMASK
+from ..sampler import Conformance, Facts, Sampler, option
 from ..schedule import mask_schedule
-from .parts import DRAW_REMASK, TimedState, combined, even_grid, timed
 from .theta_trapezoidal import two_stages
+from .times import TimedState, draw_from_mixture, even_grid
 
 
 @dataclass(frozen=True)
-class ThetaRK2(Sampler):
+class ThetaRK2(Sampler[TimedState]):
     """Ren et al. 2025, arXiv 2502.00234, theta-RK-2: leap over h with (1 - 1/2theta) mu + 1/2theta mu*, from its beginning.
 
     mu* are the rates after a trial leap over theta h, whose tokens are thrown away. For masked models: positions whose
@@ -35,29 +37,27 @@ class ThetaRK2(Sampler):
     family = "masked"
     cite = "Ren et al. 2025, Fast Solvers for Discrete Diffusion Models, arXiv 2502.00234"
     summary = "two forwards a step, a trial leap and the step; first order on masked models"
-    exact_order = True
-    counts_known = True
-    stores_logits = True
-    one_at_a_time = {"block_length": 1}
+    facts = Facts(bias="exact", static_plan=True, stores_logits=True)
+    conformance = Conformance(one_at_a_time={"block_length": 1})
 
     theta: float = option(0.5, "length of the trial leap, as a share of the step", gt=0, le=0.5)
     schedule: str = option("linear", "mask schedule, as of ancestral", check=mask_schedule)
 
-    def init(self, canvas: Canvas) -> TimedState:
-        return timed(canvas, self.schedule)
+    def init(self, canvas: Layout) -> TimedState:
+        return TimedState.begin(canvas, schedule=self.schedule)
 
-    def step(self, believe, state: TimedState) -> TimedState:
+    def step(self, predict: Predict, state: TimedState) -> TimedState:
         begin, middle, end = two_stages(state, self.theta)
         appears = state.open & (state.time < end[:, None])
         uniform = state.rng.positions(state.x.shape[1], state.step, DRAW_REMASK)  # (B, L) float64
         leaps = uniform < ((middle - begin) / (1 - begin).clamp_min(1e-300))[:, None]
         trial = state.open & ~appears & leaps & appears.any(1, keepdim=True)
-        then = believe.logits(state, appears | trial, t=state.level(begin))
-        token = believe.read(state, then).token
+        then = predict.logits(state, appears | trial, t=state.level(begin))
+        token = predict.read(state, then).token
         again = appears & trial.any(1, keepdim=True)
         tried = dataclasses.replace(state, x=torch.where(trial, token, state.x))
-        now = believe.logits(tried, again, t=state.level(middle))
-        token = torch.where(again, combined(believe, state, now, then, 1 / (2 * self.theta)), token)
+        now = predict.logits(tried, again, t=state.level(middle))
+        token = torch.where(again, draw_from_mixture(predict, state, now, then, 1 / (2 * self.theta)), token)
         return state.commit(appears, token)
 
     def expected_nfe(self, length: int, steps: int) -> float:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas
-from ..sampler import Sampler, option
+from ..canvas import Layout
+from ..prediction import Predict
+from ..sampler import Conformance, Facts, Sampler, option
 from ..schedule import mask_schedule
-from .parts import TimedState, combined, even_grid, timed
+from .times import TimedState, draw_from_mixture, even_grid
 
 
 @dataclass(frozen=True)
-class ThetaTrapezoidal(Sampler):
+class ThetaTrapezoidal(Sampler[TimedState]):
     """Ren et al. 2025, arXiv 2502.00234: leap over theta h, then over (1 - theta) h with alpha_1 mu* - alpha_2 mu.
 
     mu are the rates at the step's beginning and mu* those after the first leap; alpha_1 = 1 / (2 theta (1 - theta)),
@@ -38,28 +39,26 @@ class ThetaTrapezoidal(Sampler):
     family = "masked"
     cite = "Ren et al. 2025, Fast Solvers for Discrete Diffusion Models, arXiv 2502.00234"
     summary = "two forwards a step, second order while tokens depend mildly on each other"
-    exact_order = True
-    counts_known = True
-    stores_logits = True
-    one_at_a_time = {"block_length": 1}
+    facts = Facts(bias="exact", static_plan=True, stores_logits=True)
+    conformance = Conformance(one_at_a_time={"block_length": 1})
 
     theta: float = option(0.5, "where in the step the second forward is; robust from 0.3 to 0.5", gt=0, lt=1)
     schedule: str = option("linear", "mask schedule, as of ancestral", check=mask_schedule)
 
-    def init(self, canvas: Canvas) -> TimedState:
-        return timed(canvas, self.schedule)
+    def init(self, canvas: Layout) -> TimedState:
+        return TimedState.begin(canvas, schedule=self.schedule)
 
-    def step(self, believe, state: TimedState) -> TimedState:
+    def step(self, predict: Predict, state: TimedState) -> TimedState:
         begin, middle, end = two_stages(state, self.theta)
         first = state.open & (state.time < middle[:, None])
         second = state.open & (state.time < end[:, None]) & ~first
-        then = believe.logits(state, first | second, t=state.level(begin))
-        token = believe.read(state, then).token
+        then = predict.logits(state, first | second, t=state.level(begin))
+        token = predict.read(state, then).token
         again = second & first.any(1, keepdim=True)
         half = dataclasses.replace(state, x=torch.where(first, token, state.x))
-        now = believe.logits(half, again, t=state.level(middle))
+        now = predict.logits(half, again, t=state.level(middle))
         weight = 1 / (2 * self.theta * (1 - self.theta))  # of p*; that of p is 1 less
-        token = torch.where(again, combined(believe, state, now, then, weight), token)
+        token = torch.where(again, draw_from_mixture(predict, state, now, then, weight), token)
         return state.commit(first | second, token)
 
     def expected_nfe(self, length: int, steps: int) -> float:

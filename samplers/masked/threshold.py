@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..sampler import Sampler, option
-from .parts import at_least
+from ..prediction import Predict
+from ..sampler import Conformance, Facts, Sampler, option
+from ..state import TokenState
+from .plans import min_count
 
 
 @dataclass(frozen=True)
-class Threshold(Sampler):
+class Threshold(Sampler[TokenState]):
     """Wu et al. 2025 (Fast-dLLM), arXiv 2505.22618, section 3.3: commit all tokens with confidence >= threshold.
 
     The most confident open position is always committed, so a row moves in every step. Confidence is the drawn token's
@@ -24,12 +26,13 @@ class Threshold(Sampler):
     cite = "Wu et al. 2025, Fast-dLLM: Training-free Acceleration of Diffusion LLM, arXiv 2505.22618"
     summary = "all positions at least this confident, and always the best one"
     default_temperature = 0.0
-    exact_order = False
-    one_at_a_time = {"threshold": 2.0}
-    sweep = ("threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1))
+    facts = Facts(bias="biased", sweep=("threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)))
+    conformance = Conformance(one_at_a_time={"threshold": 2.0})
 
     threshold: float = option(0.9, "least probability of a committed token; above 1: one position a step", gt=0)
 
-    def step(self, believe, state):
-        belief = believe(state, want="confidence")
-        return state.commit_best(belief.confidence, belief.token, threshold=self.threshold, least=at_least(state))
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        prediction = predict(state, want="confidence")
+        return state.commit_best(
+            prediction.confidence, prediction.token, threshold=self.threshold, least=min_count(state)
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..sampler import Facts
 from .low_confidence import LowConfidence
 
 
@@ -18,5 +19,5 @@ class TopkMargin(LowConfidence):
     name = "topk_margin"
     cite = "Kim et al. 2025, Train for the Worst, Plan for the Best, arXiv 2502.06768"
     summary = "the k positions of the largest margin p1 - p2 a step"
-    exact_order = True
-    rank = "margin"
+    facts = Facts(bias="exact", static_plan=True)
+    RANK = "margin"

@@ -92,7 +92,7 @@ class Cache:
             done += end - first
         self._known += n * done
 
-    def leave(self, source: Tensor) -> None:
+    def keep_rows(self, source: Tensor) -> None:
         """Batch row i becomes what source[i] was, and those beyond are gone. source: (B',) int64, ascending."""
         rest = torch.arange(len(source), self.batch, device=source.device)
         self.select(torch.cat([source, rest]))
@@ -112,7 +112,7 @@ class Cache:
         """
         return ops.kv_gather(self.key, self.value, index, rows=rows)
 
-    def join(self, other: Cache, index: Tensor, rows: Tensor, count: Tensor) -> None:
+    def append_from(self, other: Cache, index: Tensor, rows: Tensor, count: Tensor) -> None:
         """Behind the filled rows of batch row b go copies of the first count[b] of other's rows index[b, i], of its batch rows
         rows[b, i]. What `other` has written so far is counted here from now on: it has served.
 
@@ -140,7 +140,7 @@ class Cache:
         stays = source == torch.arange(self.batch, device=source.device)
         self._counted += torch.where(stays, 0, before[source]).sum()
 
-    def taken(self, source: Tensor, length: int | None = None) -> Cache:
+    def index_select(self, source: Tensor, length: int | None = None) -> Cache:
         """A new cache whose batch row i is a copy of batch row source[i]: replicated, picked or permuted.
 
         Args:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..caching import Feed
-from ..denoiser import TokenDenoiser
+from ..denoiser import CacheUse, TokenDenoiser
 from ..errors import ModelError, OptionError
 from .cache import Cache
 from .load import load
@@ -62,7 +61,7 @@ class TransformerDenoiser(TokenDenoiser):
         return self.model.cache(batch, length)
 
     def hidden(
-        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Feed | None = None
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
     ) -> Tensor:
         with torch.no_grad():
             return self.model(x, rows=rows, **_told(x, cache)).flatten(0, -2)
@@ -110,7 +109,7 @@ def _fetched(name: str) -> Path:
         ) from error
 
 
-def _told(x: Tensor, feed: Feed | None) -> dict[str, Any]:
+def _told(x: Tensor, feed: CacheUse | None) -> dict[str, Any]:
     """What Transformer.forward is told beside the tokens."""
     if feed is None:
         return {}

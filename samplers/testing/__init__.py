@@ -8,3 +8,7 @@ prompts, infilling, blocks, guidance and stop rules; row i of a batch is the row
 runs agree; the global generator is not touched; counted NFE is the declared NFE; the exact law on a tiny problem, or the
 declared order of convergence.
 """
+
+from ..syncs import pretend_device
+
+__all__ = ["pretend_device"]

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import samplers
-from samplers import Canvas, OptionError, Sampler, believe, driver, registry
+from samplers import Canvas, OptionError, Sampler, predictor, registry
+from samplers.feeds.plain import PlainFeed
 from samplers.registry import FAMILIES
+from samplers.syncs import pretend_device
 from samplers.testing.looks import Looks
 from samplers.testing.tiny import (
     TinyJoint,
@@ -44,7 +46,7 @@ GEN = 12
 def net(name, **kw):
     """An arbitrary model of the sampler's family."""
     cls = registry.load(name)
-    return fit(name, TinyUniformNet(**kw) if cls.family == "uniform" else TinyNet(visible_too=cls.revises, **kw))
+    return fit(name, TinyUniformNet(**kw) if cls.family == "uniform" else TinyNet(visible_too=cls.facts.revises, **kw))
 
 
 def joint(name, **kw):
@@ -54,14 +56,14 @@ def joint(name, **kw):
 
 def fit(name, denoiser):
     """A denoiser of tokens as the sampler needs it."""
-    return TinySequential(denoiser) if registry.load(name).sequential else denoiser
+    return TinySequential(denoiser) if registry.load(name).facts.sequential else denoiser
 
 
 def suited(name, setting):
     """Arguments of sample(), less those that a sequence has no use for, and options for canvases of the kit's size."""
     cls = registry.load(name)
-    never = ("steps", "cfg_scale") if cls.sequential else ()
-    return {k: v for k, v in setting.items() if k not in never} | dict(cls.small_options)
+    never = ("steps", "cfg_scale") if cls.facts.sequential else ()
+    return {k: v for k, v in setting.items() if k not in never} | dict(cls.conformance.small)
 
 
 def sample(denoiser, name, **setting):
@@ -89,7 +91,7 @@ def test_facts(zoo_sampler):
 def test_signature(zoo_sampler):
     cls = registry.load(zoo_sampler)
     assert list(inspect.signature(cls.init).parameters) == ["self", "canvas"]
-    assert list(inspect.signature(cls.step).parameters) == ["self", "believe", "state"]
+    assert list(inspect.signature(cls.step).parameters) == ["self", "predict", "state"]
     assert list(inspect.signature(cls.expected_nfe).parameters) == ["self", "length", "steps"]
 
 
@@ -201,13 +203,13 @@ def test_states_are_immutable(zoo_tokens):
 def test_counted_nfe_is_the_declared(zoo_tokens, steps):
     length, batch = 16, 1200
     sampler = samplers.create(zoo_tokens)
-    if sampler.sequential:
+    if sampler.facts.sequential:
         pytest.skip("it does not take `steps`")
     expected = sampler.expected_nfe(length, steps)
     if expected is None:
         out = samplers.sample(net(zoo_tokens), sampler, gen_length=length, batch=32, steps=steps, temperature=1.0)
         # Who changes its mind may need more steps than there are positions.
-        cap = steps if sampler.revises else min(length, steps)
+        cap = steps if sampler.effective_facts.revises else min(length, steps)
         assert int(out.nfe_rows.max()) <= cap, "`steps` is a cap for samplers of adaptive count"
         return
     out = samplers.sample(
@@ -222,7 +224,7 @@ def test_counted_nfe_is_the_declared(zoo_tokens, steps):
 
 def test_counts_are_what_the_model_saw(zoo_tokens):
     denoiser = net(zoo_tokens)
-    if registry.load(zoo_tokens).sequential:
+    if registry.load(zoo_tokens).facts.sequential:
         out = sample(denoiser, zoo_tokens, prompt=[[1, 2], [3, 4]], gen_length=GEN)
         rows, fed, answers = (sum(n) for n in zip(*denoiser.asked))
         assert (out.nfe, out.row_evals, out.token_evals) == (len(denoiser.asked), rows, fed)
@@ -240,25 +242,26 @@ def test_counts_are_what_the_model_saw(zoo_tokens):
 def test_counts_are_foreseen(zoo_tokens, monkeypatch):
     """Where a sampler says that its counts are known, a run that never looks at them is the same run."""
     cls = registry.load(zoo_tokens)
-    if not cls.counts_known:
+    if not cls.facts.static_plan:
         pytest.skip("its counts depend on the model")
     for setting in SETTINGS:
         run: Any = {"prompt": PROMPTS, "gen_length": GEN, "seed": 3, **setting}
         looked = sample(net(zoo_tokens), zoo_tokens, **run)
-        with monkeypatch.context() as patch:
-            patch.setattr(driver, "_foresees", lambda sampler, denoiser: True)
-            patch.setattr(believe.Believe, "_counts", _refuse_after(believe.Believe._counts))
+        with monkeypatch.context() as patch, pretend_device():
+            patch.setattr(PlainFeed, "counts", _refuse_the_run(PlainFeed.counts))
             foreseen = sample(net(zoo_tokens), zoo_tokens, **run)
         assert (looked.x == foreseen.x).all()
         assert (looked.nfe, looked.head_rows) == (foreseen.nfe, foreseen.head_rows)
         assert (looked.nfe_rows == foreseen.nfe_rows).all()
 
 
-def _refuse_after(count):
-    """Counting is for the foreseeing run alone."""
+def _refuse_the_run(count):
+    """Counting is for the dry run alone, which has a canvas of its own."""
+    first = []
 
     def counted(self, state, rows):
-        assert self.foreseen is None or state.canvas is self.foreseen.state.canvas, "the run itself was looked at"
+        first.append(state.canvas)
+        assert state.canvas is first[0], "the run itself was counted"
         return count(self, state, rows)
 
     return counted
@@ -266,17 +269,17 @@ def _refuse_after(count):
 
 def test_a_step_waits_for_nothing(zoo_tokens, monkeypatch):
     """What a sampler does itself, on a CPU, where every op is seen; what it asks the model through is the driver's."""
-    if registry.load(zoo_tokens).sequential:
+    if registry.load(zoo_tokens).facts.sequential:
         pytest.skip("a sequence grows by what is accepted: how far is read after each verification")
     looks = Looks(monkeypatch)
     for name in ("__call__", "logits", "read"):
-        monkeypatch.setattr(believe.Believe, name, looks.unseen(getattr(believe.Believe, name)))
+        monkeypatch.setattr(predictor.Predictor, name, looks.unseen(getattr(predictor.Predictor, name)))
     sampler = registry.load(zoo_tokens)
     step = sampler.step
 
-    def watched(self, believe, state):
+    def watched(self, predict, state):
         with looks:
-            return step(self, believe, state)
+            return step(self, predict, state)
 
     monkeypatch.setattr(sampler, "step", watched)
     samplers.sample(net(zoo_tokens), zoo_tokens, prompt=PROMPTS, gen_length=GEN, block_length=5, temperature=1.0)
@@ -285,15 +288,15 @@ def test_a_step_waits_for_nothing(zoo_tokens, monkeypatch):
 
 def test_logits_are_stored_where_it_says_so(zoo_tokens, monkeypatch):
     stored = []
-    logits = believe.Believe.logits
+    logits = predictor.Predictor.logits
 
     def watched(self, *args, **kw):
         stored.append(1)
         return logits(self, *args, **kw)
 
-    monkeypatch.setattr(believe.Believe, "logits", watched)
+    monkeypatch.setattr(predictor.Predictor, "logits", watched)
     sample(net(zoo_tokens), zoo_tokens, gen_length=GEN, temperature=1.0)
-    assert bool(stored) == registry.load(zoo_tokens).stores_logits
+    assert bool(stored) == registry.load(zoo_tokens).facts.stores_logits
 
 
 def test_stop_rule(zoo_tokens):
@@ -309,7 +312,7 @@ def test_stop_rule(zoo_tokens):
 
 
 def test_time_reaches_a_time_conditioned_model(zoo_tokens):
-    if registry.load(zoo_tokens).sequential:
+    if registry.load(zoo_tokens).facts.sequential:
         pytest.skip("what is kept must not depend on the time")
     if registry.load(zoo_tokens).family == "uniform":  # this model looks at t itself: (B,), in (0, 1]
         samplers.sample(net(zoo_tokens, time_conditioned=True), zoo_tokens, gen_length=6, batch=5, block_length=4)
@@ -336,17 +339,17 @@ def test_law_on_a_tiny_problem(zoo_tokens, mode):
     """One position at a time draws from the exact law, whatever the rule, where the order cannot look at the draw.
 
     A block of one position leaves no choice of position. "One at a time" leaves it to the sampler, and holds for
-    those that say `exact_order`; of those that are exact as steps go to infinity it takes as many as they ask for.
+    those that say a bias of "exact"; of those that are exact as steps go to infinity it takes as many as they ask for.
     """
     sampler_class = registry.load(zoo_tokens)
     problem, batch = joint(zoo_tokens), 12_000
-    extra = dict(sampler_class.law_options)
+    extra = dict(sampler_class.conformance.exact)
     if mode == "left to right":
         out = sample(problem, zoo_tokens, batch=batch, seed=1, temperature=1.0, block_length=1, **extra)
-    elif not sampler_class.exact_order:
+    elif sampler_class.facts.bias not in ("exact", "asymptotic"):
         pytest.skip("the sampler says that its law is biased, or does not say")
     else:
-        extra |= dict(sampler_class.one_at_a_time)
+        extra |= dict(sampler_class.conformance.one_at_a_time)
         out = sample(problem, zoo_tokens, batch=batch, seed=1, temperature=1.0, **extra)
     counts = torch.bincount(problem.index(out.x), minlength=len(problem.law)).double()
     expected = problem.law * batch
@@ -406,7 +409,7 @@ def test_reals_interleaved(zoo_gaussian):
 
 def test_declared_order(zoo_gaussian):
     cls = registry.load(zoo_gaussian)
-    sampler = samplers.create(zoo_gaussian, **dict(cls.order_options))
+    sampler = samplers.create(zoo_gaussian, **dict(cls.conformance.order))
     order = getattr(sampler, "order", None)
     if order is None:
         pytest.skip("no order is declared")

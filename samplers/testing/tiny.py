@@ -236,7 +236,7 @@ def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: floa
 
 def for_any_model(family: str = "masked") -> list[str]:
     """The samplers of a family that run on any of its denoisers: all but those that are `sequential`."""
-    return [name for name in registry.names("*", family) if not registry.load(name).sequential]
+    return [name for name in registry.names("*", family) if not registry.load(name).facts.sequential]
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..canvas import Canvas
-from ..sampler import Sampler, option
-from .parts import DRAW_NOISE_TOKEN, NoisyState, noisy, owed
+from ..canvas import Layout
+from ..prediction import Predict
+from ..random import DRAW_NOISE_TOKEN
+from ..sampler import Conformance, Facts, Sampler, option
+from .levels import NoisyState, quota
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,7 @@ class EditState(NoisyState):
 
 
 @dataclass(frozen=True)
-class BlockRefinement(Sampler):
+class BlockRefinement(Sampler[EditState]):
     """inclusionAI 2026 (LLaDA2.1 technical report), joint threshold decoding, in the form of diffusers' BlockRefinementScheduler.
 
     A token is drawn at every open position. Those with a probability of at least `threshold` are committed, and at least
@@ -43,10 +45,8 @@ class BlockRefinement(Sampler):
     cite = "inclusionAI 2026, LLaDA2.1 technical report; diffusers, BlockRefinementScheduler"
     summary = "commit above a threshold, at least the plan's share; edit what is committed"
     default_temperature = 0.0
-    revises = True
-    exact_order = False
-    one_at_a_time = {"threshold": 2.0}
-    sweep = ("threshold", (2.0, 0.99, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1))
+    facts = Facts(revises=True, bias="biased", sweep=("threshold", (2.0, 0.99, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1)))
+    conformance = Conformance(one_at_a_time={"threshold": 2.0})
 
     threshold: float = option(0.95, "least probability of a committed token; above 1: the plan alone", gt=0)
     edit_threshold: float | None = option(
@@ -54,27 +54,27 @@ class BlockRefinement(Sampler):
     )
     max_post_steps: int = option(16, "steps for editing only, once a block is committed", ge=0)
 
-    def init(self, canvas: Canvas) -> EditState:
-        return noisy(canvas, EditState, post=torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device))
+    def init(self, canvas: Layout) -> EditState:
+        return EditState.begin(canvas, post=torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device))
 
     def least(self, state: EditState, left: Tensor) -> Tensor:
         """(B,) int64: how many of the `left` (B,) uncommitted positions must be committed in this step."""
-        return owed(state, left)
+        return quota(state, left)
 
-    def step(self, believe, state: EditState) -> EditState:
+    def step(self, predict: Predict, state: EditState) -> EditState:
         fresh = state.open & (state.level > 0)
         left = fresh.sum(1)
-        belief = believe(state, fresh if self.edit_threshold is None else state.open, want="confidence")
+        prediction = predict(state, fresh if self.edit_threshold is None else state.open, want="confidence")
         least = self.least(state, left)
-        commit = ops.select(belief.confidence, fresh, threshold=self.threshold, least=least).chosen
+        commit = ops.select(prediction.confidence, fresh, threshold=self.threshold, least=least).chosen
         blank = state.canvas.mask_id
         rest = state.canvas.noise(state.step, DRAW_NOISE_TOKEN) if blank is None else blank
-        x = torch.where(commit, belief.token, torch.where(fresh, rest, state.x))
+        x = torch.where(commit, prediction.token, torch.where(fresh, rest, state.x))
         level = torch.where(commit, 0.0, state.level)
         if self.edit_threshold is None:
             return state.renoised(x, level, commit)
-        edit = state.open & ~fresh & (belief.token != state.x) & (belief.confidence >= self.edit_threshold)
+        edit = state.open & ~fresh & (prediction.token != state.x) & (prediction.confidence >= self.edit_threshold)
         post = torch.where(left == 0, state.post + 1, 0)
         idle = (left == 0) & ~edit.any(1)
         tired = ~(fresh & ~commit).any(1) & (post >= self.max_post_steps)
-        return state.renoised(torch.where(edit, belief.token, x), level, state.last_step | idle | tired, post=post)
+        return state.renoised(torch.where(edit, prediction.token, x), level, state.last_step | idle | tired, post=post)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..canvas import Canvas
-from ..masked.parts import per_steps
-from ..sampler import Sampler, option
-from ..schedule import mask_schedule
-from .parts import DRAW_NOISE_TOKEN, DRAW_PICK, DRAW_ROUTE, NoisyState, noisy
+from ..canvas import Layout
+from ..prediction import Predict
+from ..random import DRAW_NOISE_TOKEN, DRAW_PICK, DRAW_ROUTE
+from ..sampler import Conformance, Facts, Sampler, option
+from ..schedule import mask_schedule, step_tables
+from .levels import NoisyState
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class GridState(NoisyState):
 
 
 @dataclass(frozen=True)
-class D3PMAncestral(Sampler):
+class D3PMAncestral(Sampler[GridState]):
     """Austin et al. 2021 (D3PM), arXiv 2107.03006, eq. 3 with the uniform kernel: x_0 ~ p(x_0 | x_t), x_s ~ q(x_s | x_t, x_0).
 
     With a = alpha_t / alpha_s and b = alpha_s, q(x_s = j | x_t, x_0) is proportional to (a [j = x_t] + (1 - a) / V)
@@ -45,7 +46,7 @@ class D3PMAncestral(Sampler):
 
     The corrector (Gourevitch et al. 2026, arXiv 2605.22765) moves x at its level alpha. As p(x_0,i | x_t) is proportional to
     p(x_0,i | x_t,-i) q(x_t,i | x_0,i), and q is 1 + V alpha / (1 - alpha) times larger where the token was kept, that much is
-    taken from the logit of x_t,i for the belief that leaves it out; k positions are then drawn anew from p(x_t,i | x_t,-i)
+    taken from the logit of x_t,i for the prediction that leaves it out; k positions are then drawn anew from p(x_t,i | x_t,-i)
     = alpha p(x_0,i | x_t,-i) + (1 - alpha) / V. Gibbs sampling, and so p(x_t) stays what it is, where the position is
     picked blindly and k = 1. The reference says so of its other rules, too; but they look at the token that they replace,
     and drive the law to its modes: on the kit's joint law, 128 predictors and as many correctors end 0.0003 from it in total
@@ -60,10 +61,8 @@ class D3PMAncestral(Sampler):
     family = "uniform"
     cite = "Austin et al. 2021, Structured Denoising Diffusion Models in Discrete State-Spaces, arXiv 2107.03006"
     summary = "exact posterior of uniform noise on a time grid; Gibbs corrector"
-    revises = True
-    exact_order = True
-    counts_known = True
-    one_at_a_time = {"steps": 128}
+    facts = Facts(revises=True, bias="asymptotic", static_plan=True)
+    conformance = Conformance(one_at_a_time={"steps": 128})
 
     schedule: str = option("linear", "clean share: linear, 1-cos, sin, sin^2, beta(a,b)", check=mask_schedule)
     corrector_steps: int = option(0, "Gibbs steps after each predictor step", ge=0)
@@ -74,14 +73,14 @@ class D3PMAncestral(Sampler):
         choices=("random", "lowest_log_margin", "lowest_maxprob", "lowest_current_prob"),
     )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # A corrector takes the logits, which a run that is foreseen cannot.
-        object.__setattr__(self, "counts_known", self.corrector_steps == 0)
+    @property
+    def effective_facts(self) -> Facts:
+        # A corrector takes the logits, which a dry run does not have.
+        return dataclasses.replace(self.facts, static_plan=self.corrector_steps == 0)
 
-    def init(self, canvas: Canvas) -> GridState:
-        table, which = per_steps(canvas, self._alphas)
-        return noisy(canvas, GridState, table=table, which=which)
+    def init(self, canvas: Layout) -> GridState:
+        table, which = step_tables(canvas.block_steps, self._alphas)
+        return GridState.begin(canvas, table=table, which=which)
 
     def _alphas(self, steps: int) -> Tensor:
         """(steps + 1,) float64: alpha before each step and after the last."""
@@ -93,32 +92,32 @@ class D3PMAncestral(Sampler):
         alpha = mask_schedule(self.schedule)(done / predictors)
         return torch.where(k < steps, alpha.clamp(max=1 - 2.0**-20), alpha)
 
-    def step(self, believe, state: GridState) -> GridState:
+    def step(self, predict: Predict, state: GridState) -> GridState:
         now, then = state.alpha(), state.alpha(1)  # (B, 1)
         u = state.rng.positions(state.x.shape[1], state.step, DRAW_ROUTE)  # (B, L)
         noise = state.canvas.noise(state.step, DRAW_NOISE_TOKEN)  # (B, L)
         if not self.corrector_steps:
-            x = _posterior(state, believe(state).token, noise, u, now, then)
+            x = _posterior(state, predict(state).token, noise, u, now, then)
             return state.renoised(x, 1 - then, state.last_step)
-        logits, correct = believe.logits(state), now == then
-        # A corrector needs the belief that leaves x_t,i out, a predictor the whole one.
+        logits, correct = predict.logits(state), now == then
+        # A corrector needs the prediction that leaves x_t,i out, a predictor the whole one.
         less = torch.where(correct, torch.log1p(state.canvas.vocab_size * now / (1 - now)), 0.0)  # (B, 1)
         stands = state.x[logits.row, logits.position][:, None]
         value = logits.value.scatter_add(1, stands, -less[logits.row].float())
         logits = dataclasses.replace(logits, value=value)
-        x0 = believe.read(state, logits).token
-        picked = ops.select(self._scores(believe, state, logits, now), state.open, k=self.corrector_k).chosen
+        x0 = predict.read(state, logits).token
+        picked = ops.select(self._scores(predict, state, logits, now), state.open, k=self.corrector_k).chosen
         gibbs = torch.where(picked, torch.where(u < now, x0, noise), state.x)
         x = torch.where(correct, gibbs, _posterior(state, x0, noise, u, now, then))
         return state.renoised(x, 1 - then, state.last_step)
 
-    def _scores(self, believe, state: GridState, logits, alpha: Tensor) -> Tensor:
+    def _scores(self, predict, state: GridState, logits, alpha: Tensor) -> Tensor:
         """(B, L) float64: the highest are drawn anew, with Gumbel noise as in the reference."""
         u = state.rng.positions(state.x.shape[1], state.step, DRAW_PICK)
         gumbel = -torch.log(-torch.log(u.clamp_min(2.0**-54)))
         if self.corrector_selection == "random":
             return gumbel
-        best = believe.read(state, logits, want=("confidence", "margin", "given"), temperature=0.0)
+        best = predict.read(state, logits, want=("confidence", "margin", "given"), temperature=0.0)
         other = torch.where(best.token == state.x, best.confidence - best.margin, best.confidence)  # the best but x_t
 
         def surprise(p: Tensor) -> Tensor:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..canvas import Canvas
-from ..sampler import Sampler, option
-from .parts import DRAW_NOISE_TOKEN, NoisyState, noisy, owed
+from ..canvas import Layout
+from ..prediction import Predict
+from ..random import DRAW_NOISE_TOKEN
+from ..sampler import Conformance, Facts, Sampler, option
+from .levels import NoisyState, quota
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class StableState(NoisyState):
 
 
 @dataclass(frozen=True)
-class EntropyBoundUniform(Sampler):
+class EntropyBoundUniform(Sampler[StableState]):
     """Ben-Hamu et al. 2025 (EB-Sampler), arXiv 2505.24857, algorithm 1, as DiffusionGemma's EntropyBoundScheduler has it.
 
     In each step the open positions are sorted by entropy and the longest prefix with sum H - max H <= bound is accepted;
@@ -49,11 +51,10 @@ class EntropyBoundUniform(Sampler):
     cite = "Ben-Hamu et al. 2025, Accelerated Sampling ... via Entropy Bounded Unmasking (EB-Sampler), arXiv 2505.24857"
     summary = "accept the certain prefix, draw noise for the rest; until stable and confident"
     default_temperature = 0.8
-    revises = True
-    stores_logits = True
-    exact_order = True
-    one_at_a_time = {"bound": 0.0, "anneal": 1.0, "stop_entropy": None}
-    sweep = ("bound", (0.0, 0.1, 0.3, 0.7, 1.5, 3.0, 6.0, 12.0))
+    facts = Facts(
+        revises=True, stores_logits=True, bias="exact", sweep=("bound", (0.0, 0.1, 0.3, 0.7, 1.5, 3.0, 6.0, 12.0))
+    )
+    conformance = Conformance(one_at_a_time={"bound": 0.0, "anneal": 1.0, "stop_entropy": None})
 
     bound: float = option(0.1, "nats of joint dependence that a step may lose", ge=0)
     anneal: float = option(0.5, "temperature of the last step as a share of the first one's", gt=0)
@@ -61,23 +62,23 @@ class EntropyBoundUniform(Sampler):
     pace: bool = option(True, "accept at least the steps' even share, whatever the bound; false is the reference")
     stop_entropy: float | None = option(0.005, "nats a position below which a stable block is done; none: never", ge=0)
 
-    def init(self, canvas: Canvas) -> StableState:
-        state = canvas.drafts()
-        return noisy(canvas, StableState, best=torch.full_like(state.x, -1), stable=torch.zeros_like(state.step))
+    def init(self, canvas: Layout) -> StableState:
+        stable = torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device)
+        return StableState.begin(canvas, best=torch.full_like(canvas.x, -1), stable=stable)
 
-    def step(self, believe, state: StableState) -> StableState:
+    def step(self, predict: Predict, state: StableState) -> StableState:
         left = 1 - state.block_step / state.block_steps.clamp_min(1)  # (B,)
-        heat = (self.anneal + (1 - self.anneal) * left) * (believe.temperature or 1.0)
-        logits = believe.logits(state)
+        heat = (self.anneal + (1 - self.anneal) * left) * (predict.temperature or 1.0)
+        logits = predict.logits(state)
         logits = dataclasses.replace(logits, value=logits.value / heat[logits.row][:, None])
-        draw = believe.read(state, logits, want="entropy", temperature=1.0 if believe.temperature else 0.0)
+        draw = predict.read(state, logits, want="entropy", temperature=1.0 if predict.temperature else 0.0)
         # Entropies come from float32 sums: below 1e-7 is certain.
-        least = owed(state, state.count) if self.pace else 0
+        least = quota(state, state.count) if self.pace else 0
         accept = ops.select(draw.entropy, state.open, budget=self.bound + 1e-7, least=least, lowest=True).chosen
         best, stop = state.best, torch.zeros_like(state.done)
         stable = state.stable
         if self.stop_entropy is not None:
-            best = believe.read(state, logits, temperature=0.0).token
+            best = predict.read(state, logits, temperature=0.0).token
             stable = torch.where(((best == state.best) | ~state.open).all(1), stable + 1, 0)
             # Added up in whole units, so that the sum has no order.
             total = torch.where(state.open, draw.entropy * 2.0**32, 0.0).to(torch.int64).sum(1)

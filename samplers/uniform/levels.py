@@ -1,4 +1,4 @@
-"""What several uniform samplers share: states that know how noisy each position is, and draws of their own."""
+"""States that know how noisy each position is."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas, DraftState
+from ..canvas import Layout
+from ..state import DraftState
 
-__all__ = ["DRAW_NOISE_TOKEN", "DRAW_PICK", "DRAW_ROUTE", "NoisyState", "noisy", "owed"]
-
-# Uniforms of a step, besides the token draw's.
-DRAW_ROUTE = 8  # clean, stay or noise
-DRAW_NOISE_TOKEN = 9  # which token noise puts there
-DRAW_PICK = 10  # which positions a corrector takes
+__all__ = ["NoisyState", "quota"]
 
 S = TypeVar("S", bound="NoisyState")
 
@@ -31,6 +27,12 @@ class NoisyState(DraftState):
 
     level: Tensor  # (B, L) float64
 
+    @classmethod
+    def begin(cls: type[S], canvas: Layout, **fields: Any) -> S:
+        """The state before the first step: every level is 1. fields: the values of the subclass's own fields."""
+        level = torch.ones(canvas.x.shape, dtype=torch.float64, device=canvas.x.device)
+        return super().begin(canvas, **({"level": level} | fields))
+
     @property
     def levels(self) -> Tensor:
         return self.level * super().levels
@@ -38,21 +40,14 @@ class NoisyState(DraftState):
     @property
     def noise_level(self) -> Tensor:
         """(B,) float64: the mean level of the positions to fill."""
-        return (self.level * self.undecided).sum(1) / self.canvas.fill.sum(1)
+        return (self.level * self.undecided).sum(1) / self.canvas.fill_count
 
     def renoised(self: S, x: Tensor, level: Tensor, decide: Tensor, **changes: Any) -> S:
         """As `revise`, with the noise level, (B, L) or (B, 1), of the tokens that are written."""
         return self.revise(x, decide, level=torch.where(self.open, level, self.level), **changes)
 
 
-def noisy(canvas: Canvas, cls: type[S], **more: Any) -> S:
-    """The state before the first step, as a subclass with more fields."""
-    drafts = canvas.drafts()
-    level = torch.ones_like(drafts.x, dtype=torch.float64)
-    return drafts.extend(cls, decided=drafts.decided, level=level, **more)
-
-
-def owed(state: NoisyState, left: Tensor) -> Tensor:
+def quota(state: NoisyState, left: Tensor) -> Tensor:
     """(B,) int64: how many of the `left` (B,) positions of the block must be settled in this step to keep pace.
 
     After step k of S that is ceil((k + 1) n / S) of the block's n.

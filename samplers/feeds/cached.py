@@ -32,11 +32,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .canvas import TokenState
-from .denoiser import Counter, TokenDenoiser
-from .errors import OptionError
+from ..denoiser import CacheUse, Counter, TokenDenoiser
+from ..errors import OptionError
+from ..state import TokenState
+from . import Answer, Query
+from .plain import PlainFeed
 
-__all__ = ["SCHEMES", "Feed", "Kept", "Scheme", "cache_scheme"]
+__all__ = ["SCHEMES", "CachedFeed", "Scheme", "cache_scheme"]
 
 SCHEMES = ("prefix", "dual", "delayed", "block")
 REFRESH = 8  # steps between full forwards of "delayed" where it does not say
@@ -80,38 +82,54 @@ def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
     return Scheme(name, int(match[2]) if match[2] else REFRESH)
 
 
-@dataclass(frozen=True, eq=False)
-class Feed:
-    """What a denoiser with a cache is told beside the tokens that it is fed.
+class CachedFeed:
+    """Plans as the plain feed does, and gives the model a part of the canvas, the rest from caches of the run.
 
-    Attributes:
-        store: what its `new_cache` made.
-        positions: (A, n) int64, where on the canvas the fed tokens stand; row i of the batch is row i of the store, or
-            row `rows[i]` where that is given.
-        count: (A,) int64: only the first count[i] tokens of row i are there, the others are filling. None: all are.
-        write: what becomes of their keys and values: None nothing; "fill" they are the first rows of the store, and
-            nothing in it is seen; "scatter" each goes to the row of its position, whose old content is not seen;
-            "append" they go behind what is kept.
-        stored: with "append": (A,) int64, only the first stored[i] go there, the others are fed for their answers; None:
-            as `count`. Needs causal attention.
-        keep: (A, length) bool, rows of the store that are seen; None: all that are filled.
-        rows: with "fill": runs (first, end) of the store's rows, which are the batch's rows in order; None: all.
+    Rows of one length share a cache. With guidance the rows whose prompt is masked have a cache of their own.
     """
 
-    store: Any
-    positions: Tensor
-    count: Tensor | None = None
-    write: str | None = None
-    stored: Tensor | None = None
-    keep: Tensor | None = None
-    rows: tuple[tuple[int, int], ...] | None = None
+    def __init__(
+        self, counter: Counter, batch: int, cfg_scale: float, cfg_interval: tuple[float, float], scheme: Scheme
+    ):
+        self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
+        self.counter, self.scheme = counter, scheme
+        self._plain = PlainFeed(counter, batch, cfg_scale, cfg_interval)
+        self.counts, self.idle, self.plan = self._plain.counts, self._plain.idle, self._plain.plan
+        self.nfe_rows = self._plain.nfe_rows
+        self._caches: dict[tuple[int, bool], RunCache] = {}  # by length and whether the prompt is masked
+
+    def begin_step(self, state: TokenState) -> None:
+        pass
+
+    def end_step(self, state: TokenState) -> TokenState:
+        return state
+
+    def feed(self, state: TokenState, query: Query) -> Answer:
+        canvas, rows, length = state.canvas, torch.zeros_like(state.open), query.length
+        rows[slice(None) if query.rows is None else query.rows, :length] = query.mask
+        t = (state.noise_level if query.t is None else query.t) if self.denoiser.time_conditioned else None
+        answers = []
+        for blind in (False, True)[: 1 + query.guided]:
+            if (length, blind) not in self._caches:
+                members = canvas.rows_by_length[length]
+                self._caches[length, blind] = RunCache(self.denoiser, self.scheme, members, length)
+            x = torch.where(canvas.prompt_mask, canvas.mask_id or 0, state.x) if blind else state.x
+            answer, cost = self._caches[length, blind].answer(state, x, t, rows, query.count, self.counter)
+            answers.append(answer)
+            if not blind:
+                self.nfe_rows += cost
+        return Answer(torch.cat(answers))
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(cache.store.bytes_written for cache in self._caches.values())
 
 
-class Kept:
+class RunCache:
     """The cache of the rows of one length in a run, and what is in it.
 
-    Rows that are done leave it: those behind move up, once. A row that is not asked in a step keeps its place, is fed as
-    filling, and is not written.
+    Rows that are done are dropped, once: those after them move up. A row that is not asked about in a step keeps its
+    place, is given to the model as filling, and is not written.
 
     Args:
         rows: the batch rows, ascending.
@@ -123,7 +141,9 @@ class Kept:
         self.store = denoiser.new_cache(len(rows), length)
         self.rows = rows
         device = denoiser.device
-        self.fed = torch.full((len(rows), length), -1, device=device)  # (A, length) the token that made each kept row
+        self.cached_token = torch.full(
+            (len(rows), length), -1, device=device
+        )  # (A, length) the token that made each kept row
         self.block = torch.full((len(rows),), -1, device=device)  # (A,) the block that the row was in when last fed
         self.age = torch.zeros(len(rows), dtype=torch.int64, device=device)  # (A,) forwards fed since that block began
 
@@ -137,10 +157,10 @@ class Kept:
         Returns:
             (needed, D) or (needed, V); (B,) int64, the forwards that each batch row took part in.
         """
-        self._leave(state)
+        self._drop_finished_rows(state)
         who = torch.tensor(self.rows, device=x.device)  # (A,)
         x, asked, t = x[who, : self.length], asked[who, : self.length], None if t is None else t[who]
-        block = state._block(state.open)[who]  # (A,)
+        block = state.block[who]  # (A,)
         active = asked.any(1)
         begins = active & (block != self.block)
         self.age = torch.where(begins, 0, self.age)
@@ -148,16 +168,16 @@ class Kept:
 
         parts = []
         if self.scheme.name == "block":
-            cost[who] += self._store_final(state, who, x, t, begins, counter)
-        full, feed, keep = self._plan(state, who, x, asked, block, active, begins)
+            cost[who] += self._commit_final_prefix(state, who, x, t, begins, counter)
+        full, feed, keep = self._choose_positions(state, who, x, asked, block, active, begins)
         counts = torch.stack([full.sum(), (asked & full[:, None]).sum(), feed.sum(1).amax()]).tolist()
         n_full, needed_full, width = counts
         if n_full:
             parts.append((full, self._fill(x, t, asked, full, n_full, needed_full, counter)))
         if width:
             parts.append((active & ~full, self._window(x, t, asked, feed, keep, width, needed - needed_full, counter)))
-        self.fed = torch.where(
-            full[:, None] | (feed if self.scheme.name in ("dual", "delayed") else False), x, self.fed
+        self.cached_token = torch.where(
+            full[:, None] | (feed if self.scheme.name in ("dual", "delayed") else False), x, self.cached_token
         )
         self.block, self.age = torch.where(active, block, self.block), self.age + active
         cost[who] += active
@@ -171,18 +191,18 @@ class Kept:
             out[number.flatten()[flat]] = answer
         return out, cost
 
-    def _leave(self, state: TokenState) -> None:
-        """Rows that are done leave the cache."""
+    def _drop_finished_rows(self, state: TokenState) -> None:
+        """Rows that are done are dropped from the cache."""
         done = state.done.tolist()
         stays = [i for i, row in enumerate(self.rows) if not done[row]]
         if len(stays) == len(self.rows) or not stays:
             return
-        source = torch.tensor(stays, device=self.fed.device)
-        self.store.leave(source)
+        source = torch.tensor(stays, device=self.cached_token.device)
+        self.store.keep_rows(source)
         self.rows = [self.rows[i] for i in stays]
-        self.fed, self.block, self.age = self.fed[source], self.block[source], self.age[source]
+        self.cached_token, self.block, self.age = self.cached_token[source], self.block[source], self.age[source]
 
-    def _plan(self, state, who, x, asked, block, active, begins):
+    def _choose_positions(self, state, who, x, asked, block, active, begins):
         """(rows for a full forward (A,), positions fed (A, length) in the others, rows of the cache that are seen)."""
         name, canvas = self.scheme.name, state.canvas
         position = torch.arange(self.length, device=x.device)
@@ -197,7 +217,7 @@ class Kept:
             feed = (position >= stored) & (position < -(-end // size) * size)
         elif name == "delayed":
             full = active & ((self.age < 2) | (self.age % self.scheme.refresh == 0))
-            feed = state.undecided[who, : self.length] | (x != self.fed)
+            feed = state.undecided[who, : self.length] | (x != self.cached_token)
         elif name == "dual":
             full, feed = begins, inside
         else:
@@ -209,7 +229,7 @@ class Kept:
         index = torch.nonzero_static(full, size=n).squeeze(1)  # (n,)
         rows = None if n == len(self.rows) else _runs(index.tolist())
         position = torch.arange(self.length, device=x.device).expand(n, -1)
-        feed = Feed(self.store, position, write="fill", rows=rows)
+        feed = CacheUse(self.store, position, write="fill", rows=rows)
         return self._ask(x[index], None if t is None else t[index], asked[index], needed, counter, feed)
 
     def _window(self, x, t, asked, feed, keep, width, needed, counter) -> Tensor:
@@ -219,10 +239,10 @@ class Kept:
         at = places.clamp(max=self.length - 1)
         asked = asked.gather(1, at) & (places < self.length)
         write = "scatter" if self.scheme.name in ("dual", "delayed") else None
-        told = Feed(self.store, at, count=feed.sum(1), write=write, keep=keep)
+        told = CacheUse(self.store, at, count=feed.sum(1), write=write, keep=keep)
         return self._ask(x.gather(1, at), t, asked, needed, counter, told)
 
-    def _store_final(self, state, who, x, t, begins, counter) -> Tensor:
+    def _commit_final_prefix(self, state, who, x, t, begins, counter) -> Tensor:
         """Keep what lies before the first undecided position, in whole blocks of the model; (A,) forwards it took."""
         size, stored = self.denoiser.attention_block, self.store.lengths
         position = torch.arange(self.length, device=x.device)
@@ -233,7 +253,7 @@ class Kept:
             return torch.zeros_like(stored)
         at = (stored[:, None] + torch.arange(width, device=x.device)).clamp(max=self.length - 1)  # (A, width)
         nothing = torch.zeros_like(at, dtype=torch.bool)
-        self._ask(x.gather(1, at), t, nothing, 0, counter, Feed(self.store, at, count=count, write="append"))
+        self._ask(x.gather(1, at), t, nothing, 0, counter, CacheUse(self.store, at, count=count, write="append"))
         return (count > 0).to(torch.int64)
 
     def _ask(self, x, t, asked, needed, counter, feed) -> Tensor:

@@ -1,0 +1,63 @@
+"""Everything that an author of a sampler imports; docs/writing_a_sampler.md uses these names and no others."""
+
+from __future__ import annotations
+
+from . import ops
+from .canvas import PAD, Layout, NoiseCanvas
+from .errors import OptionError, SamplersError
+from .feeds.sequence import SequenceState
+from .gaussian.grid import GaussianSampler, GridState, Point
+from .hookspecs import hookimpl
+from .masked.plans import ScheduledSampler, even_count, fill_up_to, min_count, scheduled_count
+from .masked.times import TimedDraft, TimedState, draw_from_mixture, even_grid
+from .prediction import GaussianPredict, Logits, Predict, Prediction
+from .predictor import SequencePredictor
+from .random import DRAW_FIRST_FREE, gumbel
+from .sampler import Conformance, Facts, Sampler, State, option
+from .schedule import MaskSchedule, NoiseSchedule, mask_schedule, noise_schedule
+from .state import DraftState, NoiseState, TokenState
+from .uniform.levels import NoisyState, quota
+
+__all__ = [
+    "DRAW_FIRST_FREE",
+    "PAD",
+    "Conformance",
+    "DraftState",
+    "Facts",
+    "GaussianPredict",
+    "GaussianSampler",
+    "GridState",
+    "Layout",
+    "Logits",
+    "MaskSchedule",
+    "NoiseCanvas",
+    "NoiseSchedule",
+    "NoiseState",
+    "NoisyState",
+    "OptionError",
+    "Point",
+    "Predict",
+    "Prediction",
+    "Sampler",
+    "SamplersError",
+    "ScheduledSampler",
+    "SequencePredictor",
+    "SequenceState",
+    "State",
+    "TimedDraft",
+    "TimedState",
+    "TokenState",
+    "draw_from_mixture",
+    "even_count",
+    "even_grid",
+    "fill_up_to",
+    "gumbel",
+    "hookimpl",
+    "mask_schedule",
+    "min_count",
+    "noise_schedule",
+    "ops",
+    "option",
+    "quota",
+    "scheduled_count",
+]

@@ -1,0 +1,136 @@
+"""Feeds: the ways in which a forward pass is given to the model.
+
+The predictor plans what to ask (a list of Query), hands each Query to a Feed, and reads the answer. A Feed knows what the
+model is given and nothing of what becomes of the answer:
+
+    plain       the whole canvas of the rows that are asked about; guidance doubles the rows
+    cached      a part of the canvas, the rest from a KV cache (the driver's cache= argument)
+    sequence    decided tokens appended to one sequence per row, for samplers with Facts(sequential=True)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..state import TokenState
+
+__all__ = ["Answer", "Feed", "Query"]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """One forward pass: which rows of the batch take part, and at which positions an answer is needed.
+
+    Attributes:
+        batch: B.
+        rows: (A,) int64, the rows of the batch, ascending; None: all of them, A = B.
+        mask: (A, length) bool, the positions that are asked about.
+        count: number of True entries in `mask`, known on the host.
+        guided: whether guidance needs a second, unconditional answer for each position.
+        t: (B,) float64, the noise level that the sampler gave, or None.
+        members: the same rows as `rows`, on the host.
+    """
+
+    batch: int
+    rows: Tensor | None
+    mask: Tensor
+    count: int
+    guided: bool = False
+    t: Tensor | None = None
+    members: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Positions of each row that the model is given."""
+        return self.mask.shape[1]
+
+    @functools.cached_property
+    def flat(self) -> Tensor:
+        """(count,) int64: the asked positions as indices of mask.flatten()."""
+        return torch.nonzero_static(self.mask.flatten(), size=self.count).squeeze(1)  # known size: no device sync
+
+    @functools.cached_property
+    def row(self) -> Tensor:
+        """(count,) int64: the batch row of each asked position."""
+        row = torch.div(self.flat, self.length, rounding_mode="floor")
+        return row if self.rows is None else self.rows[row]
+
+    @functools.cached_property
+    def position(self) -> Tensor:
+        """(count,) int64: where each asked position is on the canvas."""
+        return self.flat % self.length
+
+    def on_canvas(self, width: int) -> Tensor:
+        """(count,) int64: the asked positions as indices of a flattened canvas of `width` positions per row."""
+        return self.flat if self.rows is None and self.length == width else self.row * width + self.position
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """The rows of x, (B, ...), that take part: (A, ...)."""
+        return x if self.rows is None else x[self.rows]
+
+    def of_canvas(self, x: Tensor) -> Tensor:
+        """The part of x, (B, L), that the model is given: (A, length)."""
+        return self.of_rows(x)[:, : self.length]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the model said in one forward pass.
+
+    Attributes:
+        value: (R, D) hidden rows if the denoiser exposes its head, else (R, V) logits.
+        index: (n,) int64, the rows of `value` that were asked for, in the order of the canvas; None: all, R = n. If the
+            query is guided n = 2 count, and the second half is the unconditional answer; else n = count.
+    """
+
+    value: Tensor
+    index: Tensor | None = None
+
+    def packed(self) -> Tensor:
+        """(n, D) or (n, V): the rows that were asked for."""
+        return self.value if self.index is None else self.value[self.index]
+
+
+class Feed(Protocol):
+    """What gives queries to the model. One object serves one run.
+
+    Attributes:
+        nfe_rows: (B,) int64, forward passes that each row took part in so far.
+    """
+
+    nfe_rows: Tensor
+
+    def counts(self, state: TokenState, rows: Tensor | None) -> Tensor:
+        """(n,) int64: what `plan` must know on the host, for the positions `rows` (None: state.open). No device sync."""
+        ...
+
+    def idle(self, counts: list[int]) -> bool:
+        """Whether these counts, made with rows=None, say that no row has anything left to do."""
+        ...
+
+    def plan(self, state: TokenState, rows: Tensor | None, counts: list[int], t: Tensor | None) -> Iterator[Query]:
+        """The forward passes that answer for `rows`, (B, L) bool (None: state.open). No device sync."""
+        ...
+
+    def feed(self, state: TokenState, query: Query) -> Answer:
+        """Run one forward pass."""
+        ...
+
+    def begin_step(self, state: TokenState) -> None:
+        """A step from `state` begins."""
+        ...
+
+    def end_step(self, state: TokenState) -> TokenState:
+        """The step has led to `state`; returns it with what the next step must remember of this one."""
+        ...
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values written to caches so far."""
+        ...

@@ -1,0 +1,159 @@
+"""The plain feed: the model is given the whole canvas of the rows that are asked about. Guidance doubles the rows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..canvas import Layout
+from ..denoiser import Counter, Previous, TokenDenoiser
+from ..random import DRAW_BLIND
+from ..state import TokenState
+from . import Answer, Query
+
+__all__ = ["PlainFeed"]
+
+
+class PlainFeed:
+    """Plans forward passes by row length, and gives the model whole rows.
+
+    Args:
+        cfg_scale, cfg_interval: the guidance of the run; see sample().
+    """
+
+    cache_bytes = 0
+
+    def __init__(self, counter: Counter, batch: int, cfg_scale: float, cfg_interval: tuple[float, float]):
+        self.counter, self.cfg_scale, self.cfg_interval = counter, cfg_scale, cfg_interval
+        self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
+        self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=self.denoiser.device)
+        self._previous: Tensor | None = None  # of a self-conditioned denoiser, in the present step: state.previous
+        self._written = False  # whether it is a tensor of this step, and may be written into
+
+    # ------------------------------------------------------------------------------------------ which rows run
+
+    def _guides(self, canvas: Layout) -> bool:
+        return self.cfg_scale != 0 and canvas.has_prompt
+
+    def _inside(self, state: TokenState) -> Tensor | None:
+        """(B,) bool: rows whose noise level is inside cfg_interval; None: guidance does not depend on it."""
+        low, high = self.cfg_interval
+        if not self._guides(state.canvas) or (low, high) == (0.0, 1.0):
+            return None
+        level = state.noise_level
+        return (level > low) & (level <= high)
+
+    def counts(self, state: TokenState, rows: Tensor | None) -> Tensor:
+        """(B,) int64, positions asked about in each row; then, if guidance depends on the level, (B,) whether it is on."""
+        count = state.count if rows is None else (rows & state.canvas.fill).sum(1)
+        inside = self._inside(state)
+        return count if inside is None else torch.cat([count, inside])
+
+    def idle(self, counts: list[int]) -> bool:
+        return not any(counts[: len(self.nfe_rows)])
+
+    def plan(self, state: TokenState, rows: Tensor | None, counts: list[int], t: Tensor | None) -> Iterator[Query]:
+        canvas, batch = state.canvas, len(state.x)
+        rows = state.open if rows is None else rows & canvas.fill
+        always = self._guides(canvas) and len(counts) == batch
+        for guided in (False, True) if len(counts) > batch else (always,):
+            for length, members in canvas.rows_by_length.items():
+                here = [i for i in members if counts[i] and (len(counts) == batch or counts[batch + i] == guided)]
+                if not here:
+                    continue
+                which = None
+                if len(here) < batch:
+                    member = rows.any(1)
+                    if len(canvas.rows_by_length) > 1:
+                        member = member & (canvas.length == length)
+                    if len(counts) > batch:
+                        inside = self._inside(state)
+                        assert inside is not None
+                        member = member & (inside == guided)
+                    which = torch.nonzero_static(member, size=len(here)).squeeze(1)  # (A,)
+                mask = rows if which is None else rows[which]
+                count = sum(counts[i] for i in here)
+                yield Query(batch, which, mask[:, :length], count, guided, t, tuple(here))
+
+    # ------------------------------------------------------------------------------------------ one forward pass
+
+    def feed(self, state: TokenState, query: Query) -> Answer:
+        if query.rows is None:
+            self.nfe_rows += 1
+        else:
+            self.nfe_rows[query.rows] += 1
+        x, time, mask, more = self._input(state, query)
+        n = (1 + query.guided) * query.count
+        if self.denoiser.head is not None:
+            return Answer(self.counter.hidden(x, time, mask, n))
+        answer = Answer(*self.counter.tokens(x, time, mask, n, **more))
+        if self.denoiser.self_conditioned:
+            self._remember(state, query, answer)
+        return answer
+
+    def _input(self, state: TokenState, query: Query) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]:
+        """What the model is given: x, t, mask, more. Of a guided query the unconditional rows come after the others."""
+        canvas, denoiser = state.canvas, self.denoiser
+        x = query.of_canvas(state.x)  # (A, length)
+        time = None
+        if denoiser.time_conditioned:
+            if denoiser.time_per_position:
+                levels = state.levels
+                time = query.of_canvas(levels if query.t is None else torch.where(state.open, query.t[:, None], levels))
+            else:
+                time = query.of_rows(state.noise_level if query.t is None else query.t)  # (A,)
+        more = {}
+        if denoiser.self_conditioned:
+            more["previous"] = self._seen_by(state, query)
+        mask = query.mask
+        if query.guided:
+            # Unsupervised guidance (Nie et al. 2024, SMDM): the unconditional rows are the same with the prompt masked.
+            # Uniform noise has no mask; a prompt of noise says nothing there.
+            blind = canvas.mask_id
+            nothing = blind if blind is not None else query.of_canvas(canvas.noise(state.step, DRAW_BLIND))
+            prompt = query.of_canvas(canvas.prompt_mask)
+            x = torch.cat([x, torch.where(prompt, nothing, x)])
+            if time is not None and time.dim() == 2:
+                time = torch.cat([time, torch.where(prompt, 1.0, time)])
+            elif time is not None:
+                time = torch.cat([time, time])
+            mask = torch.cat([mask, mask])
+            more = {name: value.doubled() for name, value in more.items()}
+        return x, time, mask, more
+
+    # ------------------------------------------------------------------------------------------ self-conditioning
+
+    def begin_step(self, state: TokenState) -> None:
+        self._previous, self._written = state.previous, False
+
+    def end_step(self, state: TokenState) -> TokenState:
+        if self._previous is state.previous:
+            return state
+        return dataclasses.replace(state, previous=self._previous)
+
+    def _seen_by(self, state: TokenState, query: Query) -> Previous:
+        """The last logits of the rows that take part, at the positions to fill."""
+        canvas = state.canvas
+        fill = query.of_canvas(canvas.fill)
+        if self._previous is None:
+            self._previous = torch.zeros(
+                canvas.filled, self.denoiser.vocab_size, dtype=torch.float32, device=fill.device
+            )
+            self._written = True
+        if query.rows is None:
+            return Previous(fill, self._previous)
+        size = sum(canvas.fill_counts[i] for i in query.members)
+        here = torch.nonzero_static(fill.flatten(), size=size).squeeze(1)
+        return Previous(fill, self._previous[query.of_canvas(canvas.fill_number).flatten()[here]])
+
+    def _remember(self, state: TokenState, query: Query, answer: Answer) -> None:
+        """Keep the (conditional) logits of the asked positions for the next forward pass."""
+        assert self._previous is not None
+        index = state.canvas.fill_number.flatten()[query.on_canvas(state.x.shape[1])]
+        if not self._written:  # states are immutable: one copy per step
+            self._previous, self._written = self._previous.clone(), True
+        self._previous.index_copy_(0, index, answer.packed()[: query.count].float())

@@ -1,0 +1,133 @@
+"""How many positions a step commits: even counts, counts from a schedule, and the minimum that a step cap demands."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..canvas import Layout
+from ..errors import OptionError
+from ..sampler import Sampler, option
+from ..schedule import mask_schedule
+from ..state import TokenState
+from .times import TimedState, even_grid
+
+__all__ = ["ScheduledSampler", "even_count", "fill_up_to", "min_count", "parse_plan", "scheduled_count"]
+
+
+def even_count(state: TokenState, ahead: int = 0) -> Tensor:
+    """(B,) int64: LLaDA's count for this step: n // S of the block's n positions, one more in the first n % S steps.
+
+    Args:
+        ahead: the count of the step that comes this many steps later.
+    """
+    n, steps = state.block_size, state.block_steps.clamp_min(1)
+    return n // steps + (state.block_step + ahead < n % steps)
+
+
+def min_count(state: TokenState) -> Tensor:
+    """(B,) int64: what an adaptive sampler must commit now so that the block is filled within its steps; 1 or more."""
+    left = (state.block_steps - state.block_step).clamp_min(1)
+    return torch.div(state.count + left - 1, left, rounding_mode="floor").clamp_min(1)
+
+
+def fill_up_to(state: TokenState, chosen: Tensor, score: Tensor, least: Tensor) -> Tensor:
+    """(B, L) bool: the open ones of `chosen` and, where a row has fewer than its `least`, (B,), the best-scored others."""
+    chosen = chosen & state.open
+    count = torch.maximum(chosen.sum(1), least)  # (B,)
+    return ops.select(torch.where(chosen, torch.inf, score), state.open, k=count).chosen
+
+
+def scheduled_count(state: TimedState, least: int = 0) -> Tensor:
+    """(B,) int64: a schedule's count for this step: step k ends with round(n a((k + 1) / S)) of the block's n visible.
+
+    With `least` = 0 steps that would commit nothing never happen, nor do their forwards; else each commits `least` or more.
+    """
+    have = state.block_size - state.count  # (B,)
+    if least:
+        total = torch.floor(state.block_size * state.visible(1) + 0.5).to(torch.int64)  # (B,)
+        return (total - have).clamp_min(least)
+    totals = torch.floor(state.block_size[:, None] * state.table[state.which[state.block_steps]] + 0.5)  # (B, K + 1)
+    total = torch.where(totals > have[:, None], totals, torch.inf).amin(1)  # the next that differs
+    return total.clamp(max=2**30).to(torch.int64) - have
+
+
+def _floor_end(plan: str) -> float | None:
+    """eps of 'floor(eps)'; None of another plan."""
+    found = re.fullmatch(r"floor\((.+)\)", plan.replace(" ", ""))
+    if found is None:
+        return None
+    try:
+        eps = float(found[1])
+    except ValueError:
+        eps = math.nan
+    if not 0 <= eps < 1:
+        raise OptionError("floor(eps) takes a number from 0 up to 1, such as floor(0.001)")
+    return eps
+
+
+def parse_plan(plan: str) -> None:
+    if plan != "even" and _floor_end(plan) is None:
+        try:
+            mask_schedule(plan)
+        except OptionError as error:
+            raise OptionError(f"{error}. Or a plan: even, floor(eps)") from error
+
+
+@dataclass(frozen=True)
+class ScheduledSampler(Sampler[Any]):
+    """Base of samplers that commit a planned number of positions a step. Of a block's n positions and S steps:
+
+    even        n // S, one more in the first n % S steps: LLaDA's.
+    floor(eps)  floor(m (1 - s/t)) of the m that are left, the times t > s next to each other in linspace(1, eps, S + 1),
+                and in the last step all: Dream's (eps = 1e-3) and SMDM's (1e-5). With S = n the first step commits
+                nothing and the last one two.
+    a schedule  differences of round(n a(k / S)), steps that would commit nothing left out.
+
+    A step that commits nothing costs no forward (in those codes it does). SMDM counts over the whole batch and Dream by its
+    mean; here each row counts for itself.
+    """
+
+    plan: str = option(
+        "even", "positions a step: even, floor(eps), or a mask schedule: linear, 1-cos, beta(a,b) ...", check=parse_plan
+    )
+    least: int = option(0, "positions a step at least; 0 lets a plan have steps that commit nothing", ge=0)
+
+    def init(self, canvas: Layout) -> TokenState:
+        scheduled = self.plan != "even" and _floor_end(self.plan) is None
+        return TimedState.begin(canvas, schedule=self.plan) if scheduled else TokenState.begin(canvas)
+
+    def count(self, state: TokenState) -> Tensor:
+        """(B,) int64: the positions to commit in this step."""
+        if self.plan == "even":
+            return even_count(state).clamp_min(self.least)
+        if (eps := _floor_end(self.plan)) is None:
+            assert isinstance(state, TimedState)
+            return scheduled_count(state, self.least)
+        k, steps = state.block_step.double(), state.block_steps.clamp_min(1)
+        t, s = (1 - (1 - eps) * (k + i) / steps for i in range(2))  # (B,)
+        count = torch.floor(state.count * (1 - s / t) + 1e-9).to(torch.int64)  # what is whole but for its last bits is
+        return torch.where(state.block_step + 1 >= steps, state.count, count).clamp_min(self.least)
+
+    def expected_nfe(self, length: int, steps: int) -> float:
+        """The number of steps that commit something."""
+        eps = None if self.plan == "even" else _floor_end(self.plan)
+        a = mask_schedule("linear" if self.plan == "even" or eps is not None else self.plan)(even_grid(steps))
+        left, nfe = length, 0
+        for k in range(steps):
+            if self.plan == "even":
+                count = length // steps + (k < length % steps)
+            elif eps is None:
+                count = math.floor(length * float(a[k + 1]) + 0.5) - (length - left)
+            else:
+                t, s = (1 - (1 - eps) * (k + i) / steps for i in range(2))
+                count = math.floor(left * (1 - s / t) + 1e-9) if k + 1 < steps else left
+            count = min(max(count, self.least), left)
+            left, nfe = left - count, nfe + (count > 0)
+        return nfe

@@ -1,0 +1,134 @@
+"""Prediction and Logits: what a sampler gets from the model; and Predict, all that a sampler may know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .errors import SamplersError
+from .random import DRAW_TOKEN
+
+if TYPE_CHECKING:
+    from .state import TokenState
+
+__all__ = ["GaussianPredict", "Logits", "Predict", "Prediction"]
+
+# The values at positions that were not asked about: those that never win.
+FILL = {"confidence": -torch.inf, "margin": -torch.inf, "entropy": torch.inf, "lse": -torch.inf, "given": -torch.inf}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model predicts at the positions that were asked about; elsewhere values that never win.
+
+    Attributes:
+        token: (B, L) int64, the token drawn (or best, at temperature 0); the mask id elsewhere.
+        confidence: (B, L) float32, the probability of `token`; -inf elsewhere.
+        margin: (B, L) float32, the best probability minus the second best; -inf elsewhere.
+        entropy: (B, L) float32, nats; +inf elsewhere.
+        lse: (B, L) float32, log sum exp of the logits; -inf elsewhere.
+        given: (B, L) float32, the probability of a given token; -inf elsewhere.
+
+    Reading one that was not named in `want` is a SamplersError.
+    """
+
+    token: Tensor
+    confidence: Tensor = None  # type: ignore[assignment]
+    margin: Tensor = None  # type: ignore[assignment]
+    entropy: Tensor = None  # type: ignore[assignment]
+    lse: Tensor = None  # type: ignore[assignment]
+    given: Tensor = None  # type: ignore[assignment]
+
+    def __getattribute__(self, name: str) -> Any:
+        value = object.__getattribute__(self, name)
+        if value is None and name in FILL:
+            raise SamplersError(f"prediction.{name} was not asked for: predict(state, want={name!r})")
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Logits:
+    """The logits of N asked positions, packed, for samplers that do more with them than draw; see Predict.logits.
+
+    Attributes:
+        row, position: (N,) int64, where each is on the canvas.
+        value: (N, V) float32, guided; tokens that must not be drawn at -inf.
+    """
+
+    row: Tensor
+    position: Tensor
+    value: Tensor
+
+    def on_canvas(self, packed: Tensor, elsewhere: Tensor) -> Tensor:
+        """(B, L): `packed` (N,) at the asked positions, `elsewhere` (B, L) at the others."""
+        return elsewhere.index_put((self.row, self.position), packed.to(elsewhere.dtype))
+
+
+class Predict(Protocol):
+    """What a token sampler may know of the model: the type of the argument `predict` of Sampler.step."""
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of the token draw, as the run was told; 0 takes the best token."""
+        ...
+
+    def __call__(
+        self,
+        state: TokenState,
+        rows: Tensor | None = None,
+        *,
+        want: str | tuple[str, ...] = (),
+        t: Tensor | None = None,
+        temperature: float | None = None,
+        confidence_temperature: float = 1.0,
+        given: Tensor | None = None,
+    ) -> Prediction:
+        """One forward pass. Rows of the batch without a position to ask about cost nothing.
+
+        Args:
+            rows: (B, L) bool, the positions to ask about; None: state.open.
+            want: any of confidence, margin, entropy, lse, given; no other is computed.
+            t: (B,) the noise level, for a time-conditioned model; for a model that takes one time per position, the level
+                of the open ones. None: what the state says, `state.noise_level` or `state.levels`.
+            temperature: temperature of the draw; None: the run's.
+            confidence_temperature: temperature of the softmax that confidence, margin, entropy and lse are taken from.
+            given: (B, L) int64, the tokens whose probability "given" is; None: those that stand there.
+        """
+        ...
+
+    def logits(self, state: TokenState, rows: Tensor | None = None, *, t: Tensor | None = None) -> Logits:
+        """As a call, but the logits themselves, guided and packed: for rules that combine distributions.
+
+        They are stored as (N, V) float32: ask about no more positions than you need. What you make of them goes
+        through `read`.
+        """
+        ...
+
+    def read(
+        self,
+        state: TokenState,
+        logits: Logits,
+        *,
+        want: str | tuple[str, ...] = (),
+        temperature: float | None = None,
+        confidence_temperature: float = 1.0,
+        given: Tensor | None = None,
+        draw: int = DRAW_TOKEN,
+    ) -> Prediction:
+        """What a call would have made of these logits: tokens drawn at `temperature` (None: the run's), and `want`.
+
+        Args:
+            draw: which of the step's uniform numbers is used; a second draw in one step needs another than the first.
+        """
+        ...
+
+
+class GaussianPredict(Protocol):
+    """What a Gaussian sampler may know of the model: the type of the argument `predict` of its step."""
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """The denoised x_0, (B, *shape), of every row at the schedule's time t. One forward pass."""
+        ...

@@ -1,0 +1,432 @@
+"""Predictor: what a sampler asks the model through. It plans forward passes, hands them to a feed, and reads the answers.
+
+A token sampler calls `predict(state, rows, want=...)` and gets a Prediction, (B, L) tensors of tokens and of how sure the
+model is of them; a Gaussian one calls `predict(x, t)` and gets the denoised x_0. Which part of the canvas the model is given
+is the business of samplers.feeds; guidance of logits, temperature, draws, counting and checks are here, once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .denoiser import Counter, TokenDenoiser
+from .dry_run import DryRun
+from .errors import DenoiserError
+from .feeds import Answer, Feed, Query
+from .feeds.sequence import Chunk, SequenceFeed, SequenceState
+from .ops.masked_softmax import guide
+from .prediction import FILL, Logits, Prediction
+from .random import DRAW_TOKEN
+from .sampler import State
+from .state import TokenState
+from .syncs import reading_is_free
+
+__all__ = ["GaussianPredictor", "Predictor", "SamplingConfig", "SequencePredictor"]
+
+Want = str | tuple[str, ...]
+
+_STATUS = {
+    1: "a NaN or +inf among its logits",
+    2: "only -inf logits: no token is possible",
+    3: "a row of logits that is not there",
+}
+
+
+class ErrorTracker:
+    """What both kinds of predictor keep: the counter, and the first thing found wrong with an answer.
+
+    On a CPU an answer is checked when it comes. On a device that would be a device sync in every step: the first thing found
+    wrong stays there, in one small tensor, until the driver reads something back anyway.
+    """
+
+    def __init__(self, counter: Counter, sampler: str):
+        self.counter = counter
+        self.sampler = sampler
+        device = counter.denoiser.device
+        self.sync_eagerly = reading_is_free(device)
+        self._finding = torch.zeros(4, dtype=torch.int64, device=device)  # status, row, position, forward pass
+
+    def record(self, status: Tensor, row: Tensor, position: Tensor) -> None:
+        """Take note of the statuses of an answer, 0 if it is fine; with each its row and position. All (N,)."""
+        if not status.numel() or (self.sync_eagerly and not bool(status.any())):
+            return
+        first = status.ne(0).to(torch.uint8).argmax().view(1)  # the first of equals
+        what = [x.index_select(0, first).to(torch.int64) for x in (status, row, position)]
+        finding = torch.cat([*what, torch.full_like(what[0], self.counter.nfe)])  # (4,)
+        self._finding = torch.where(self._finding[0] == 0, finding, self._finding)
+        if self.sync_eagerly:
+            self.check()
+
+    def check(self) -> None:
+        """DenoiserError if an answer of the model was bad; called before a result is handed out."""
+        self.raise_if_bad(*self._finding.tolist())
+
+    def raise_if_bad(self, status: int, row: int, position: int, forward: int) -> None:
+        if status:
+            raise DenoiserError(
+                f"denoiser {self.counter.denoiser.name!r} gave row {row}{self.describe(status, position)} "
+                f"(forward pass {forward}, sampler {self.sampler!r})"
+            )
+
+    def describe(self, status: int, position: int) -> str:
+        """What was wrong, as the end of a sentence."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How answers are read: the driver's arguments that the predictor keeps."""
+
+    temperature: float
+    cfg_scale: float = 0.0
+    cfg_interval: tuple[float, float] = (0.0, 1.0)
+    top_k: int = 0
+    top_p: float = 1.0
+    forbid: tuple[int, ...] = ()
+    demote: tuple[int, ...] = ()
+
+
+class Predictor(ErrorTracker):
+    """What a token sampler asks the model through; implements samplers.prediction.Predict.
+
+    Args:
+        counter: of the denoiser.
+        feed: how the model is given the canvas; it must use the same counter.
+        config: how answers are read.
+        sampler: its name, for errors.
+    """
+
+    def __init__(self, counter: Counter, feed: Feed, config: SamplingConfig, *, sampler: str = ""):
+        super().__init__(counter, sampler)
+        self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
+        denoiser, device = self.denoiser, self.denoiser.device
+        self.feed, self.config = feed, config
+        truncates = config.top_k or config.top_p < 1
+        self._truncation = {"top_k": config.top_k, "top_p": config.top_p} if truncates else {}
+        if denoiser.head is not None and len(denoiser.head.weight) != denoiser.vocab_size:
+            raise DenoiserError(
+                f"denoiser {denoiser.name!r} has vocab_size {denoiser.vocab_size} and a head of "
+                f"{len(denoiser.head.weight)} ids; they must agree"
+            )
+        never = [i for i in (denoiser.mask_id, *config.forbid) if i is not None]
+        self._forbid = torch.tensor(never, dtype=torch.int64, device=device)
+        inside = [i for i in never if i < denoiser.vocab_size]
+        self._forbid_inside = torch.tensor(inside, dtype=torch.int64, device=device)
+        self._demote = torch.tensor(config.demote, dtype=torch.int64, device=device)
+        self._seen: tuple[TokenState, list[int]] | None = None  # the counts that were read last, and of which state
+        self.dry_run: DryRun | None = None
+        self.constraint: Tensor | None = None  # bool, broadcasts to (B, L, V): never drawn in this step
+
+    @property
+    def temperature(self) -> float:
+        return self.config.temperature
+
+    @property
+    def nfe_rows(self) -> Tensor:
+        """(B,) int64, forward passes that each row took part in so far."""
+        return self.feed.nfe_rows
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values that the run's caches have written so far."""
+        return self.feed.cache_bytes
+
+    # ------------------------------------------------------------------------------------------ for samplers
+
+    def __call__(
+        self,
+        state: TokenState,
+        rows: Tensor | None = None,
+        *,
+        want: Want = (),
+        t: Tensor | None = None,
+        temperature: float | None = None,
+        confidence_temperature: float = 1.0,
+        given: Tensor | None = None,
+    ) -> Prediction:
+        return self.answer(
+            state,
+            self.queries(state, rows, t),
+            want=want,
+            temperature=temperature,
+            confidence_temperature=confidence_temperature,
+            given=given,
+        )
+
+    def logits(self, state: TokenState, rows: Tensor | None = None, *, t: Tensor | None = None) -> Logits:
+        parts = []
+        for query in self.queries(state, rows, t):
+            answer = self.feed.feed(state, query)
+            value, index = self._logits_of(answer)
+            if index is not None:
+                value = value[index]
+            elif self.denoiser.head is None:
+                value = value.clone()  # ours, to write into
+            if query.guided:
+                value = guide(value[: query.count].float(), value[query.count :].float(), self.config.cfg_scale)
+            value = self._apply_constraint(value.float(), query).index_fill_(1, self._forbid_inside, -torch.inf)
+            parts.append(Logits(query.row, query.position, value))
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            none = torch.zeros(0, dtype=torch.int64, device=state.x.device)
+            empty = torch.zeros(0, self.denoiser.vocab_size, dtype=torch.float32, device=state.x.device)
+            return Logits(none, none, empty)
+        return Logits(*(torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value")))
+
+    def read(
+        self,
+        state: TokenState,
+        logits: Logits,
+        *,
+        want: Want = (),
+        temperature: float | None = None,
+        confidence_temperature: float = 1.0,
+        given: Tensor | None = None,
+        draw: int = DRAW_TOKEN,
+    ) -> Prediction:
+        want = (want,) if isinstance(want, str) else tuple(want)
+        row, position = logits.row, logits.position
+        values = self.fill_values(state, want)
+        how = self._draw_arguments(state, row, position, want, temperature, confidence_temperature, given, draw)
+        out = ops.masked_softmax(logits.value, **how)
+        self._scatter(out, row, position, row * state.x.shape[1] + position, values)
+        return self._prediction(state, values)
+
+    # ------------------------------------------------------------------------------------------ plan, feed, read
+
+    def queries(self, state: TokenState, rows: Tensor | None, t: Tensor | None) -> Iterable[Query]:
+        """The forward passes that answer for `rows`. One device sync, unless the counts are known already."""
+        if self.dry_run is not None:
+            counts = self.dry_run.next_counts()
+        elif rows is None and self._seen is not None and self._seen[0] is state:
+            counts = self._seen[1]
+        else:
+            counts = self.feed.counts(state, rows).tolist()
+        return self.feed.plan(state, rows, counts, t)
+
+    def answer(
+        self,
+        state: TokenState,
+        queries: Iterable[Query],
+        *,
+        want: Want = (),
+        temperature: float | None = None,
+        confidence_temperature: float = 1.0,
+        given: Tensor | None = None,
+    ) -> Prediction:
+        """Run forward passes and read their answers: tokens, and what else is wanted, on the canvas."""
+        want = (want,) if isinstance(want, str) else tuple(want)
+        values = self.fill_values(state, want)
+        for query in queries:
+            row, position = query.row, query.position
+            how = self._draw_arguments(state, row, position, want, temperature, confidence_temperature, given)
+            # What top-k and top-p cut off is known when all logits are, so then they must be stored.
+            headless = self.denoiser.head is not None and not self._truncation and self.constraint is None
+            out = self._read_hidden(state, query, how) if headless else self._read_logits(state, query, how)
+            self._scatter(out, row, position, query.on_canvas(state.x.shape[1]), values)
+        return self._prediction(state, values)
+
+    def finished(self, state: TokenState) -> bool:
+        """Whether nothing is left to do. One device sync, which the next call need not repeat; none after a dry run."""
+        if self.dry_run is not None:
+            return self.dry_run.state.finished
+        counts = self.feed.counts(state, None)
+        if self.sync_eagerly:
+            read = counts.tolist()
+        else:  # errors of the forward passes before this one come along
+            n, read = len(self._finding), torch.cat([self._finding, counts]).tolist()
+            self.raise_if_bad(*read[:n])
+            read = read[n:]
+        self._seen = (state, read)
+        return self.feed.idle(read)
+
+    def _logits_of(self, answer: Answer) -> tuple[Tensor, Tensor | None]:
+        """The answer's logits (R, V), and the rows of them that were asked for; None for all."""
+        head = self.denoiser.head
+        if head is None:
+            return answer.value, answer.index
+        return self.counter.head(lambda: head.logits(answer.packed())), None
+
+    def _read_logits(self, state: TokenState, query: Query, how: dict[str, Any]) -> ops.MaskedSoftmax:
+        """A forward pass, and what the fused op makes of its logits."""
+        answer = self.feed.feed(state, query)
+        logits, index = self._logits_of(answer)
+        if self.constraint is not None:
+            logits = logits if index is None else logits[index]
+            barred = self._apply_constraint(logits[: query.count], query)
+            logits, index = torch.cat([barred, logits[query.count :]]), None
+        if query.guided:
+            index = torch.arange(2 * query.count, device=logits.device) if index is None else index
+            how |= {"guidance": logits, "guidance_index": index[query.count :], "cfg_scale": self.config.cfg_scale}
+            index = index[: query.count]
+        return ops.masked_softmax(logits, index, **how)
+
+    def _read_hidden(self, state: TokenState, query: Query, how: dict[str, Any]) -> ops.MaskedSoftmax:
+        """The same of hidden rows and the head: logits are never stored."""
+        head = self.denoiser.head
+        assert head is not None
+        hidden = self.feed.feed(state, query).packed()
+        if query.guided:
+            how |= {"guidance": hidden[query.count :], "cfg_scale": self.config.cfg_scale}
+            hidden = hidden[: query.count]
+        return self.counter.head(
+            lambda: ops.headless_softmax(hidden, head.weight, bias=head.bias, softcap=head.softcap, **how)
+        )
+
+    def _apply_constraint(self, logits: Tensor, query: Query) -> Tensor:
+        """(N, V) logits with what this step's constraint forbids at -inf."""
+        if self.constraint is None:
+            return logits
+        length = self.constraint.shape[1]
+        bar = self.constraint.expand(query.batch, length, -1)
+        return logits.masked_fill(bar[query.row, query.position if length > 1 else query.position * 0], -torch.inf)
+
+    def _draw_arguments(
+        self,
+        state: TokenState,
+        row: Tensor,
+        position: Tensor,
+        want: tuple[str, ...],
+        temperature: float | None,
+        confidence_temperature: float,
+        given: Tensor | None,
+        draw: int = DRAW_TOKEN,
+    ) -> dict[str, Any]:
+        """The op's arguments that say how to draw, and what else is wanted of N positions."""
+        temperature = self.temperature if temperature is None else temperature
+        how = {
+            "uniform": state.rng.at(row, position, state.step, draw) if temperature > 0 else None,
+            "temperature": temperature,
+            "confidence_temperature": confidence_temperature,
+            "forbid": self._forbid,
+            "want": want,
+            **self._truncation,
+        }
+        if "given" in want:
+            how["given"] = (state.x if given is None else given)[row, position]
+        return how
+
+    def fill_values(self, state: TokenState, want: tuple[str, ...]) -> dict[str, Tensor]:
+        """(B, L) values for the positions that are not asked about."""
+        x, mask_id = state.x, state.canvas.mask_id
+        values = {"token": x.clone() if mask_id is None else torch.full_like(x, mask_id)}
+        for name in want:
+            values[name] = torch.full(x.shape, FILL[name], dtype=torch.float32, device=x.device)
+        return values
+
+    def _scatter(
+        self, out: ops.MaskedSoftmax, row: Tensor, position: Tensor, flat: Tensor, values: dict[str, Tensor]
+    ) -> None:
+        """Write what the op made of N positions to their places on the canvas, `flat` (N,) of it flattened."""
+        self.record(out.status, row, position)
+        for name, value in values.items():
+            new = getattr(out, name)
+            if name == "token" and not self.sync_eagerly:
+                # A row that is not fine has token -1, which no model may see; until it is checked, it stays as it was.
+                new = torch.where(out.status == 0, new, value.flatten()[flat])
+            value.view(-1).index_copy_(0, flat, new)
+
+    def _prediction(self, state: TokenState, values: dict[str, Tensor]) -> Prediction:
+        if self.config.demote:
+            # LLaDA's rule for end-of-sequence tokens: they may be predicted, and are the last to be committed.
+            demoted = torch.isin(values["token"], self._demote)
+            least = {"confidence": 0.0, "margin": 0.0, "entropy": math.log(self.denoiser.vocab_size)}
+            for name in least.keys() & values.keys():
+                asked = values[name] != FILL[name]
+                values[name] = torch.where(demoted & asked, least[name], values[name])
+        return Prediction(**values)
+
+    def describe(self, status: int, position: int) -> str:
+        return f", position {position} {_STATUS[status]}"
+
+
+class SequencePredictor:
+    """What a sequential sampler asks the model through: a predictor over a SequenceFeed, and what sequences can do besides.
+
+    predict(state, want=...)              the masks at `state.open`, given after the row's sequence and not kept
+    predict.next(state, where, masks)     the next token of each row, as plain autoregression asks for it
+    predict.chunk(fed, *asks)             any positions, laid out for a forward pass; `predict.ask(state, chunk, token)`
+                                          gives tokens there, whose keys and values stay if they are committed
+    predict.branches(state, number)       copies of the sequence, one per branch, that do not see each other
+    """
+
+    def __init__(self, predictor: Predictor, feed: SequenceFeed):
+        self.predictor, self.feed = predictor, feed
+        self.logits, self.read = predictor.logits, predictor.read
+        self.chunk, self.branches, self.merge = feed.chunk, feed.branches, feed.merge
+
+    @property
+    def temperature(self) -> float:
+        return self.predictor.temperature
+
+    def __call__(self, state: TokenState, rows: Tensor | None = None, **how: Any) -> Prediction:
+        return self.predictor(state, rows, **how)
+
+    def next(self, state: SequenceState, where: Tensor, masks: Tensor, *, want: Want = ()) -> Prediction:
+        """One forward pass for one more token per row: given what the row has committed last, and a mask if one is needed.
+
+        Args:
+            where: (B, L) bool, at most one position per row.
+            masks: (B, L) bool, positions that are answered by a mask in their place, which is not kept. Any other must be
+                the one after the last of the sequence, whose line answers.
+        """
+        masks = masks & where
+        counts = self.feed.counts(state, where, masks).tolist()
+        return self.predictor.answer(state, self.feed.plan(state, where, counts, masks=masks), want=want)
+
+    def ask(
+        self,
+        state: SequenceState,
+        chunk: Chunk,
+        token: Tensor,
+        which: int | None = None,
+        *,
+        want: Want = (),
+        given: Tensor | None = None,
+        temperature: float | None = None,
+        keep: bool = True,
+    ) -> Prediction:
+        """One forward pass: `token`, (B, L), at the chunk's positions, after what each row has kept.
+
+        Args:
+            which: number of the chunk's query mask that is answered; None: nothing is asked, the tokens are only kept.
+            want, given, temperature: as for a call.
+            keep: their keys and values stay after what is kept, else not.
+        """
+        query = chunk.query(token, which, keep=keep)
+        if query.count:
+            return self.predictor.answer(state, [query], want=want, given=given, temperature=temperature)
+        self.feed.feed(state, query)
+        return Prediction(**self.predictor.fill_values(state, (want,) if isinstance(want, str) else want))
+
+
+class GaussianPredictor(ErrorTracker):
+    """What a Gaussian sampler asks the model through: `predict(x, t)` gives the denoised x_0, (B, *shape)."""
+
+    cache_bytes = 0  # reals have no cache
+
+    def __init__(self, counter: Counter, batch: int, *, sampler: str = ""):
+        super().__init__(counter, sampler)
+        self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=counter.denoiser.device)
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """The denoised x_0 of every row at the schedule's time t."""
+        out = self.counter.gaussian(x, torch.full((len(x),), t, dtype=torch.float64, device=x.device))
+        self.nfe_rows += 1
+        rows = torch.arange(len(x), device=x.device)
+        self.record(~torch.isfinite(out).flatten(1).all(1), rows, rows)
+        return out
+
+    def finished(self, state: State) -> bool:
+        return state.finished
+
+    def describe(self, status: int, position: int) -> str:
+        return " a value that is not finite"

@@ -1,0 +1,68 @@
+"""Sample: what a run produced and what it cost. (A module called `sample` would hide the function of that name.)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .sampler import State
+
+__all__ = ["Sample", "Seconds"]
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Wall-clock seconds of a run: inside the denoiser, and in everything else (sampler and driver)."""
+
+    denoiser: float
+    sampler: float
+
+    @property
+    def total(self) -> float:
+        return self.denoiser + self.sampler
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What a run produced, and what it cost.
+
+    Attributes:
+        x: (B, L) int64 tokens, PAD (-1) beyond a row's end; or (B, *shape) reals.
+        nfe: forwards: calls of the model, whatever the batch. A guided step is one forward.
+        row_evals: rows over all forwards; a guided step has two for each row.
+        token_evals: positions over all forwards.
+        head_rows: positions at which logits were asked for.
+        cache_bytes: bytes of keys and values that were written to caches.
+        nfe_rows: (B,) int64, forwards that each row took part in; what the row would cost alone.
+        steps: steps of the driver, those that cost no forward included.
+        seconds: split into denoiser and sampler.
+        lengths: each row's own length, prompt included; None for reals.
+        sampler, options, distribution, version: what made it.
+        settings: the driver's arguments.
+        trace: the states after each step, on request.
+    """
+
+    x: Tensor
+    nfe: int
+    row_evals: int
+    token_evals: int
+    head_rows: int
+    cache_bytes: int
+    nfe_rows: Tensor
+    steps: int
+    seconds: Seconds
+    lengths: Tensor | None
+    sampler: str
+    options: dict[str, Any]
+    distribution: str
+    version: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    trace: tuple[State, ...] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Sample {tuple(self.x.shape)} by {self.sampler}: nfe {self.nfe}, "
+            f"{float(self.nfe_rows.double().mean()):.4g} a row, {self.seconds.total:.3g} s>"
+        )

@@ -1,0 +1,304 @@
+"""State: what a run is between two steps.
+
+Written once for all token samplers: a sampler sees `state.open`, the positions that it may commit now, and hands back
+what it chose with `state.commit(where, token)`. Which block comes next, which rows are done and how many steps a row has
+taken are worked out here, row by row, so that a row never waits for another: row i of a batch is what it is alone.
+
+A sampler that carries more than its base class makes a subclass, a frozen dataclass, and begins it with
+`MyState.begin(canvas, **fields)`, where `fields` are its own fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .canvas import FAR, Layout, NoiseCanvas
+from .random import DRAW_START, Rng
+from .sampler import State
+
+__all__ = ["DraftState", "NoiseState", "TokenState"]
+
+T = TypeVar("T", bound="TokenState")
+D = TypeVar("D", bound="DraftState")
+N = TypeVar("N", bound="NoiseState")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenState(State):
+    """A token run between two steps.
+
+    Attributes:
+        canvas: what never changes.
+        x: (B, L) int64, mask_id at undecided positions.
+        open: (B, L) bool, undecided and in the row's present block: what may be committed now.
+        step: (B,) int64, steps that the row has taken; the counter of its randomness.
+        block: (B,) int64, the number of the present block; canvas.FAR if the row is done.
+        block_step: (B,) int64, steps that the row has taken in the present block.
+        block_size: (B,) int64, positions that the present block had to fill.
+        block_steps: (B,) int64, steps that the present block is given.
+        count: (B,) int64, positions in `open`.
+        done: (B,) bool, rows with nothing left to do.
+        end: (B,) int64, where the row ends: its length, or after a stop phrase.
+        previous: (filled, V) float32, for a self-conditioned denoiser its last logits at the positions to fill, in
+            row-major order; None before the first forward pass.
+    """
+
+    canvas: Layout
+    x: Tensor  # (B, L) int64
+    open: Tensor  # (B, L) bool
+    step: Tensor  # (B,) int64
+    block: Tensor  # (B,) int64
+    block_step: Tensor  # (B,) int64
+    block_size: Tensor  # (B,) int64
+    block_steps: Tensor  # (B,) int64
+    count: Tensor  # (B,) int64
+    done: Tensor  # (B,) bool
+    end: Tensor  # (B,) int64
+    previous: Tensor | None = dataclasses.field(default=None, kw_only=True)
+
+    @classmethod
+    def begin(cls: type[T], canvas: Layout, **fields: Any) -> T:
+        """The state before the first step.
+
+        Args:
+            fields: the values of the subclass's own fields.
+        """
+        device = canvas.x.device
+        zeros = torch.zeros(len(canvas.x), dtype=torch.int64, device=device)
+        x = canvas.x
+        if canvas.mask_id is None:
+            x = torch.where(canvas.fill, canvas.noise(zeros, DRAW_START), x)
+        state = cls(
+            canvas=canvas,
+            x=x,
+            open=canvas.fill,
+            step=zeros,
+            block=torch.full_like(zeros, -1),
+            block_step=zeros,
+            block_size=canvas.block_size[:, 0],
+            block_steps=canvas.block_steps[:, 0],
+            count=zeros,
+            done=zeros.bool(),
+            end=canvas.length,
+            **fields,
+        )
+        return state._advance(x, steps=0)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.done.all())
+
+    @property
+    def rng(self) -> Rng:
+        return self.canvas.rng
+
+    @property
+    def masked(self) -> Tensor:
+        """(B, L) bool: positions to fill that hold the mask, in any block."""
+        return self._before_end(self.canvas.fill & (self.x == self.canvas.mask_id))
+
+    @property
+    def undecided(self) -> Tensor:
+        """(B, L) bool: positions still to decide, in any block; here those that hold the mask."""
+        return self.masked
+
+    def _before_end(self, where: Tensor) -> Tensor:
+        """`where`, (B, L) bool, without what lies after a stop phrase. (Nothing to fill lies beyond a row's length.)"""
+        if not self.canvas.stop:
+            return where
+        return where & (torch.arange(where.shape[1], device=where.device) < self.end[:, None])
+
+    @property
+    def noise_level(self) -> Tensor:
+        """(B,) float64: the share of the positions to fill that is still noise; the t of time-conditioned models."""
+        noisy = self.undecided if self.canvas.mask_id is None else self.masked
+        return noisy.sum(1).to(torch.float64) / self.canvas.fill_count
+
+    @property
+    def noise(self) -> float:
+        """Positions to fill that hold noise, in all rows together: what a progress bar shows. Costs a device sync."""
+        return float((self.noise_level * self.canvas.fill_count).sum())
+
+    @property
+    def levels(self) -> Tensor:
+        """(B, L) float64: the noise level of each position, for models that take one time per position.
+
+        It is 0 if the token is given, decided or (masked family) visible; else 1: a mask, or noise of which nothing is
+        known. What lies after a stop phrase and was never decided counts as noise.
+        """
+        noisy = self._draft if self.canvas.mask_id is None else self.x == self.canvas.mask_id
+        return (self.canvas.fill & noisy).to(torch.float64)
+
+    def commit(self: T, where: Tensor, token: Tensor, **changes: Any) -> T:
+        """The next state: `token` written at `where`, one step taken by every row that is not done.
+
+        Args:
+            where: (B, L) bool. Positions outside `open` are left alone, so that no sampler can touch a prompt.
+            token: (B, L) int64.
+            changes: new values of a subclass's own fields.
+        """
+        return self._advance(torch.where(where & self.open, token, self.x), **changes)
+
+    def commit_best(self: T, score: Tensor, token: Tensor, **rule: Any) -> T:
+        """The next state: `token` written at the open positions of the best scores, one step taken as by `commit`.
+
+        Args:
+            score: (B, L) floats. Higher scores go first, equal ones by position.
+            token: (B, L) int64.
+            rule: how many, as in `samplers.ops.select`: k=, threshold=, factor= or budget=; least=, most=, lowest=.
+        """
+        x = self.x.clone()  # states are immutable
+        ops.commit_(x, token, score, self.open, **rule)
+        return self._advance(x)
+
+    def fix(self: T, where: Tensor, token: Tensor) -> T:
+        """The state with `token` decided at `where`, in any block. No step is taken. For constraints: see sample().
+
+        Args:
+            where: (B, L) bool; what is given or decided already is left alone.
+            token: (B, L) int64.
+        """
+        return self._advance(torch.where(where & self.undecided, token, self.x), steps=0)
+
+    def _advance(self: T, x: Tensor, *, steps: int = 1, **changes: Any) -> T:
+        """The state with tokens `x`, reached from this one in `steps` steps. Blocks, counts and ends follow from x."""
+        canvas = self.canvas
+        state = dataclasses.replace(self, x=x, **changes)
+        new = state.__dict__  # of a state that nobody has seen yet: what follows from x is filled in
+        if canvas.stop:
+            new["end"] = state._stopped()
+        undecided = state.undecided
+        if canvas.block_size.shape[1] == 1:
+            opened, count = undecided, undecided.sum(1)
+            done = count == 0
+            block = torch.where(done, FAR, 0)
+        else:
+            block = torch.where(undecided, canvas.block, FAR).amin(1)
+            opened = undecided & (canvas.block == block[:, None])
+            count = opened.sum(1)
+            done = block == FAR
+            number = block.clamp(max=canvas.block_size.shape[1] - 1)[:, None]
+            new["block_size"] = canvas.block_size.gather(1, number).squeeze(1)
+            new["block_steps"] = canvas.block_steps.gather(1, number).squeeze(1)
+        if steps:
+            new["step"] = self.step + (~self.done if steps == 1 else ~self.done * steps)
+        new["block_step"] = torch.where(block == self.block, self.block_step + steps, 0)
+        new.update(open=opened, block=block, count=count, done=done)
+        return state
+
+    @property
+    def _draft(self) -> Tensor:
+        """(B, L) bool: positions whose token may still change."""
+        return torch.zeros_like(self.open)
+
+    def _stopped(self) -> Tensor:
+        """(B,): just after the earliest stop phrase that stands whole in the filled part; else the end as it was.
+
+        Tokens are never changed once decided, so a phrase that stands will stay, and what lies after it need not be
+        filled in. The row is done when everything before it is decided as well.
+        """
+        canvas, end = self.canvas, self.end
+        length = self.x.shape[1]
+        for phrase in canvas.stop:
+            m = len(phrase)
+            if m > length:
+                continue
+            hit = (self.x.unfold(1, m, 1) == phrase).all(2)  # (B, L - m + 1)
+            hit &= (canvas.fill & ~self._draft).unfold(1, m, 1).all(2)
+            after = torch.arange(m, length + 1, device=self.x.device)
+            end = torch.minimum(end, torch.where(hit, after, FAR).amin(1))
+        return end
+
+
+@dataclass(frozen=True, eq=False)
+class DraftState(TokenState):
+    """A token run whose tokens may change until they are decided: remasking, editing, and all of uniform noise.
+
+    A block stays the row's present one until all of it is decided, whether or not a mask is left in it. `commit` writes
+    and decides; `revise` writes drafts.
+
+    Attributes:
+        decided: (B, L) bool, positions of the canvas whose token is final.
+    """
+
+    decided: Tensor  # (B, L) bool
+
+    @classmethod
+    def begin(cls: type[D], canvas: Layout, **fields: Any) -> D:
+        """The state before the first step: nothing is decided. fields: the values of the subclass's own fields."""
+        return super().begin(canvas, **({"decided": torch.zeros_like(canvas.fill)} | fields))
+
+    @property
+    def undecided(self) -> Tensor:
+        """(B, L) bool: positions to fill whose token is not final, in any block."""
+        return self._before_end(self.canvas.fill & ~self.decided)
+
+    @property
+    def _draft(self) -> Tensor:
+        return ~self.decided
+
+    @property
+    def last_step(self) -> Tensor:
+        """(B,) bool: rows in the last of their block's steps; what is open must be decided now."""
+        return self.block_step + 1 >= self.block_steps
+
+    def revise(self: D, x: Tensor, decide: Tensor, **changes: Any) -> D:
+        """The next state: the tokens of `x` at the open positions, as drafts; one step taken.
+
+        Args:
+            x: (B, L) int64; the mask id at positions that are masked again. Outside `open` it is not read.
+            decide: (B, L) or (B,) bool, the open positions, or rows all of whose open positions, that are final now. A
+                masked one is not: give it a token first.
+            changes: new values of a subclass's own fields.
+        """
+        decide = decide[:, None] if decide.dim() == 1 else decide
+        x = torch.where(self.open, x, self.x)
+        return self._advance(x, decided=self._decided_with(decide & self.open, x), **changes)
+
+    def commit(self: D, where: Tensor, token: Tensor, **changes: Any) -> D:
+        return self.revise(torch.where(where, token, self.x), where, **changes)
+
+    def commit_best(self: D, score: Tensor, token: Tensor, **rule: Any) -> D:
+        return self.commit(ops.select(score, self.open, **rule).chosen, token)
+
+    def fix(self: D, where: Tensor, token: Tensor) -> D:
+        where = where & self.undecided
+        x = torch.where(where, token, self.x)
+        return self._advance(x, steps=0, decided=self._decided_with(where, x))
+
+    def _decided_with(self, more: Tensor, x: Tensor) -> Tensor:
+        """(B, L): what is decided when `more` is decided as well."""
+        decided = self.decided | more
+        return decided if self.canvas.mask_id is None else decided & (x != self.canvas.mask_id)
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseState(State):
+    """A Gaussian run between two steps. Samplers subclass it to carry their grid and their history.
+
+    Attributes:
+        canvas: what never changes.
+        x: (B, *shape)
+        i: steps taken.
+        last: whether the run is finished.
+    """
+
+    canvas: NoiseCanvas
+    x: Tensor
+    i: int = 0
+    last: bool = False
+
+    @classmethod
+    def begin(cls: type[N], canvas: NoiseCanvas, **fields: Any) -> N:
+        """The state before the first step: standard normals. fields: values of fields, such as an `x` of another scale."""
+        return cls(canvas=canvas, **({"x": canvas.noise(0)} | fields))
+
+    @property
+    def finished(self) -> bool:
+        return self.last
