@@ -333,7 +333,7 @@ def test_as_a_process(tmp_path):
     root = str(Path(samplers.__file__).parents[1])
     env = os.environ | {"PYTHONPATH": root}
     done = subprocess.run(
-        [sys.executable, "-m", "samplers.cli", "show", "rad"],
+        [sys.executable, "-m", "samplers", "show", "rad"],
         cwd=tmp_path,
         env=env,
         capture_output=True,
