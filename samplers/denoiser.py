@@ -56,7 +56,7 @@ class Denoiser:
     """What every denoiser says of itself.
 
     Attributes:
-        family: the kind of noise it undoes: masked, uniform, gaussian or bayesian_flow.
+        family: the kind of noise it undoes: masked, uniform or gaussian.
         time_conditioned: False when the prediction depends on x alone.
         device: where its inputs must be.
         name: how reports call it.

@@ -39,6 +39,9 @@ def test_list(cli):
     code, out, _ = cli("list")
     assert code == 0
     assert "entropy_bound" in out
+    assert "the longest prefix of certain positions" in out
+    code, out, _ = cli("list", "--check")
+    assert code == 0
     assert "by bound" in out
     assert "biased" in out
     code, out, _ = cli("list", "masked/r*", "--json")
@@ -55,8 +58,9 @@ def test_list(cli):
 
 def test_list_shows_what_is_broken(cli, monkeypatch):
     entry = registry.Entry("crooked", "sampler-crooked", "0.3", "no_such_module:Crooked", "masked")
-    monkeypatch.setitem(registry._get().by_name, "crooked", [entry])
-    code, out, _ = cli("list")
+    monkeypatch.setitem(registry._get().others, "crooked", [entry])
+    assert "ModuleNotFoundError" not in cli("list")[1]
+    code, out, _ = cli("list", "--check")
     assert code == 0
     assert "radd" in out
     assert "crooked (sampler-crooked 0.3)" in out
@@ -76,7 +80,7 @@ def test_show(cli):
     about = json.loads(cli("show", "radd", "--json")[1])
     assert about["expected_nfe"]["64"] < 64
     assert about["options"][0]["name"] == "schedule"
-    assert about["law"] == "exact"
+    assert about["bias"] == "exact"
     for item in registry.entries():
         assert cli("show", item.qualified)[0] == 0
 

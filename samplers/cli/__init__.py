@@ -17,12 +17,12 @@ from rich.console import Console
 
 from .. import registry
 from ..errors import SamplersError
-from . import bench, catalogue, env, plugins, sample, show, tune
+from . import bench, catalogue, cite, env, plugins, sample, show, tune
 from .output import complain
 
 __all__ = ["main"]
 
-COMMANDS = (catalogue, show, sample, bench, tune, plugins, env)  # in the order of the help
+COMMANDS = (catalogue, show, cite, sample, bench, tune, plugins, env)  # in the order of the help
 
 
 def main(argv: Sequence[str] | None = None) -> int:

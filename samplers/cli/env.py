@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import registry
+from ..registry import STATUSES
 from .arguments import AS_JSON, Commands, command
 from .output import make_console, print_json
 
@@ -23,7 +24,7 @@ def _env(args: argparse.Namespace) -> int:
         "ops": ops.status(),
         "packages": packages(),
         "samplers": len(registry.entries()),
-        "plugins": {s: sum(r.status == s for r in reports) for s in ("ok", "broken", "blocked", "duplicate")},
+        "plugins": {s: sum(r.status == s for r in reports) for s in STATUSES},
     }
     if args.json:
         return print_json(about)
