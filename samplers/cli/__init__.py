@@ -1,4 +1,4 @@
-"""The command `samplers`: look around, sample, watch, and measure.
+"""The command `samplers`: list, show, cite, sample, watch, and measure.
 
 Every error that this library raises on purpose is one line on stderr and exit code 2; tables go to stdout, and with
 `--json` nothing else does.
@@ -26,7 +26,14 @@ COMMANDS = (catalogue, show, cite, sample, bench, tune, plugins, env)  # in the 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 1 (something ran and failed), 2 (an error of yours), 130 (Ctrl-C)."""
+    """Run a command.
+
+    Args:
+        argv: the words after `samplers`; None: those that the process was started with.
+
+    Returns:
+        The exit code: 0; 1 if something ran and failed; 2 if the command cannot be run as it was given; 130 after Ctrl-C.
+    """
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command is None:
@@ -34,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     args.argv = list(sys.argv[1:] if argv is None else argv)
     python_style = warnings.formatwarning
-    # On a terminal the message is what counts, not the line of ours that said it.
+    # On a terminal the message of a warning is what counts, not the line of this library that gave it.
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
     try:
         return args.run(args)

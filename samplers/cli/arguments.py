@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from ..registry import FAMILIES
 
+T = TypeVar("T")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 FAMILY: dict[str, Any] = {
@@ -22,28 +24,65 @@ AS_JSON: dict[str, Any] = {"action": "store_true", "help": "print JSON and nothi
 def command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], int], help: str
 ) -> argparse.ArgumentParser:
+    """Add a command.
+
+    Args:
+        run: is called with the parsed arguments, and returns the exit code.
+        help: what it does; it begins with a small letter.
+    """
     made = commands.add_parser(name, help=help, description=help[:1].upper() + help[1:] + ".")
     made.set_defaults(run=run)
     return made
 
 
-def names(text: str) -> list[str]:
-    return [w.strip() for w in text.split(",") if w.strip()]
+# ---------------------------------------------------------------------------------------------- types
 
 
-def whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
+def kind(read: Callable[[str], T], fits: Callable[[T], bool], what: str) -> Callable[[str], T]:
+    """The `type` of an argument: the value that `read` makes of a text, if it `fits`.
+
+    Whatever is wrong, argparse then says: "argument --steps: '0' is not " and `what`.
+    """
+
+    def convert(text: str) -> T:
+        try:
+            value = read(text)
+            if fits(value):
+                return value
+        except (ValueError, OverflowError):
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+
+    return convert
 
 
-def interval(text: str) -> tuple[float, ...]:
-    return tuple(float(w) for w in names(text))  # sample() says what is wrong with the numbers
+def _split(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def budgets(text: str) -> list[int]:
-    return sorted({whole(w) for w in names(text)})
+MOST = 10**9  # above it nothing can be run, and torch's integers end some way further on
+COLDEST, HOTTEST = 1e-30, 1e30  # between them logits divided by a temperature are numbers
+
+names = kind(_split, bool, "a name, or several with commas between them")
+whole = kind(int, lambda v: 1 <= v <= MOST, f"a whole number from 1 to {MOST:,}")
+whole_or_0 = kind(int, lambda v: 0 <= v <= MOST, f"a whole number from 0 to {MOST:,}")
+seed = kind(int, lambda v: -(2**63) <= v < 2**63, "a whole number of 64 bits")
+budgets = kind(
+    lambda text: sorted({int(word) for word in _split(text)}),
+    lambda values: bool(values) and values[0] >= 1 and values[-1] <= MOST,
+    f"a list of whole numbers from 1 to {MOST:,}, such as 2,4,8",
+)
+temperature = kind(
+    float, lambda v: v == 0 or COLDEST <= v <= HOTTEST, f"0, or a number from {COLDEST:g} to {HOTTEST:g}"
+)
+not_negative = kind(float, lambda v: 0 <= v < math.inf, "a finite number of 0 or more")
+share = kind(float, lambda v: 0 < v <= 1, "a number above 0 and up to 1")
+interval = kind(
+    lambda text: tuple(float(word) for word in _split(text)),
+    lambda pair: len(pair) == 2 and 0 <= pair[0] <= pair[1] <= 1,
+    "two numbers LOW,HIGH with 0 <= LOW <= HIGH <= 1",
+)
+text = kind(str, lambda v: bool(v.strip()), "a text that is not empty")
 
 
 class Flat(argparse.Action):

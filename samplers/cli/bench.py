@@ -1,4 +1,4 @@
-"""samplers bench."""
+"""`samplers bench`."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _without_any(folder: Path, declined: list[dict[str, Any]]) -> set[str]:
-    """Samplers that declined all they were asked for: that is a failure, a step count that does not suit is not."""
+    """Samplers that declined everything they were asked for. That is a failure; to decline some step counts is not."""
     from ..bench.sweep import Store
 
     ran = {(r["problem"], r["sampler"]) for r in Store(folder, write=False).records.values() if r["status"] == "ok"}
@@ -102,19 +102,19 @@ def _finish(console: Console, folder: str | Path, show: Sequence[str]) -> int:
 
 
 def add(commands: Commands) -> None:
-    p = command(commands, "bench", _bench, "measure samplers against the truth; resumable")
+    p = command(commands, "bench", _bench, "measure samplers against the truth; a stopped run goes on where it was")
     p.add_argument(
         "--problem",
         type=names,
         action=Flat,
         metavar="P[,P2]",
-        help="exact problems; or llm-small, llm-8b: random weights of a real shape, for speed alone",
+        help="exact problems; or llm-small, llm-8b: random weights of a real shape, to measure speed alone",
     )
     p.add_argument(
         "--cache",
         type=names,
         metavar="C,C,...",
-        help="KV caches to compare, of a model that has them: none, prefix, dual, delayed, block",
+        help="KV caches to compare, if the model has them: none, prefix, dual, delayed, block",
     )
     p.add_argument("--denoiser", **OWN_MODEL)
     p.add_argument(
@@ -123,18 +123,18 @@ def add(commands: Commands) -> None:
         action=Flat,
         nargs="+",
         metavar="PATTERN",
-        help="'masked/*', 'dpmpp*', names (default: all that fit)",
+        help="samplers to measure: names, 'masked/*', 'dpmpp*' (default: all that fit)",
     )
     p.add_argument("--family", **FAMILY)
-    p.add_argument("--nfe", type=budgets, metavar="N,N,...", help="budgets of forwards (default 2,4,8,16)")
+    p.add_argument("--nfe", type=budgets, metavar="N,N,...", help="budgets of forward passes (default 2,4,8,16)")
     p.add_argument(
         "-o",
         "--option",
-        help="an option of all samplers that have it, or sampler.name=value",
+        help="option of all samplers that have it; or sampler.name=value",
         **OPTION,
     )
     measured(p, 3)
     p.add_argument(
-        "--demo", action="store_true", help="sudoku, digits and a mixture in about two minutes, into runs/demo"
+        "--demo", action="store_true", help="measure sudoku, digits and a mixture in about two minutes, into runs/demo"
     )
-    p.add_argument("--report", metavar="DIR", help="write the report of DIR again, without running anything")
+    p.add_argument("--report", metavar="DIR", help="folder whose report is written again, without running anything")

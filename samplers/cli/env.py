@@ -1,4 +1,4 @@
-"""samplers env."""
+"""`samplers env`."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def _env(args: argparse.Namespace) -> int:
 
 
 def add(commands: Commands) -> None:
-    p = command(commands, "env", _env, "versions, machine, and which kernels run")
+    p = command(commands, "env", _env, "versions, the machine, and which kernels run")
     p.add_argument("--json", **AS_JSON)

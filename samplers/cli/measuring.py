@@ -10,43 +10,52 @@ from typing import Any
 from rich.console import Console
 
 from ..errors import OptionError
-from .arguments import whole
+from .arguments import temperature, whole
 
 OWN_MODEL: dict[str, Any] = {
     "metavar": "NAME|hf:NAME|MODULE:ATTRIBUTE",
-    "help": "a model in the box, of a folder or the hub, or of your own; see `samplers sample --help`",
+    "help": "model in the box, of a folder or the hub, or of your own; see `samplers sample --help`",
 }
 
 
 def measured(p: argparse.ArgumentParser, seeds: int) -> None:
-    """What bench and tune share: how a setting is run, and where results go."""
+    """Add the arguments that say how a setting is run and where results go.
+
+    Args:
+        seeds: the default number of seeds, for the help.
+    """
     p.add_argument(
         "--metric",
         metavar="M",
-        help="what to plot and to judge by: a metric of the problem; of --denoiser MODULE:FUNCTION, which is given the "
-        "Sample and returns a number, or one a row",
+        help="metric to plot and to judge by: one of the problem's; with --denoiser MODULE:FUNCTION, which is given the "
+        "Sample and returns a number, or one per row",
     )
-    p.add_argument("--higher", action="store_true", help="more of your own metric is better")
-    p.add_argument("--prompts", metavar="MODULE:ATTRIBUTE", help="of --denoiser: lists of token ids, one a row")
-    p.add_argument("--gen-length", type=whole, metavar="N", help="of --denoiser: positions to fill")
-    p.add_argument("--seeds", type=whole, metavar="N", help=f"how many (default {seeds})")
-    p.add_argument("--rows", type=whole, metavar="N", help="samples a run (default 512)")
-    p.add_argument("--batch", type=whole, metavar="B", help="of these at a time (default 512)")
+    p.add_argument("--higher", action="store_true", help="say that more of your own metric is better")
+    p.add_argument("--prompts", metavar="MODULE:ATTRIBUTE", help="lists of token ids, one per row; with --denoiser")
+    p.add_argument("--gen-length", type=whole, metavar="N", help="positions to fill; with --denoiser")
+    p.add_argument("--seeds", type=whole, metavar="N", help=f"number of seeds (default {seeds})")
+    p.add_argument("--rows", type=whole, metavar="N", help="samples per run (default 512)")
+    p.add_argument("--batch", type=whole, metavar="B", help="samples at a time (default 512)")
     p.add_argument(
         "--temperature",
-        type=float,
+        type=temperature,
         metavar="T",
-        help="of token draws; default: 1 on a problem, the law itself; the sampler's own on a denoiser",
+        help="sampling temperature of tokens (default: 1 on a problem, so that the model's own distribution is drawn; the "
+        "sampler's own on a denoiser)",
     )
-    p.add_argument("--block-length", type=whole, metavar="N")
-    p.add_argument("--threads", type=whole, metavar="N", help="of torch (default: its own choice; 1 for --demo)")
-    p.add_argument("--out", metavar="DIR", help="where results go, and where an earlier run goes on (default runs/...)")
-    p.add_argument("--fresh", action="store_true", help="start again; earlier runs are put aside")
-    p.add_argument("--quiet", action="store_true", help="only failures, and where the results are")
+    p.add_argument("--block-length", type=whole, metavar="N", help="positions per block, from left to right")
+    p.add_argument(
+        "--threads", type=whole, metavar="N", help="threads of torch (default: its own choice; 1 for --demo)"
+    )
+    p.add_argument(
+        "--out", metavar="DIR", help="folder for results; a run that was stopped goes on there (default runs/...)"
+    )
+    p.add_argument("--fresh", action="store_true", help="start again; earlier results are put aside")
+    p.add_argument("--quiet", action="store_true", help="print failures and the place of the results only")
 
 
 def own_model(args: argparse.Namespace) -> list[str]:
-    """--denoiser as a place to measure on."""
+    """What --denoiser names, as a list of places to measure on; empty if it was not given."""
     if args.denoiser and ":" not in args.denoiser:
         raise OptionError(f"--denoiser {args.denoiser!r}: write module:attribute, such as my_model:denoiser")
     return [args.denoiser] if args.denoiser else []
@@ -65,7 +74,7 @@ def command_again(args: argparse.Namespace, folder: Path) -> str:
 
 
 def interrupted(kept: str, command: str) -> int:
-    """Says what is kept of a stopped run and how to go on; the exit code."""
+    """Say what is kept of a stopped run and how to go on; returns the exit code."""
     Console(stderr=True).print(
         f"[yellow]interrupted[/]: {kept}; to go on:\n  {command}", highlight=False, soft_wrap=True
     )

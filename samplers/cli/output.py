@@ -11,17 +11,20 @@ from rich.text import Text
 
 
 def complain(message: str) -> None:
+    """Print an error on stderr, as one line however long it is."""
     text = Text("samplers: error:", style="bold red").append(f" {message}", style="red not bold")
     Console(stderr=True).print(text, soft_wrap=True)
 
 
 def make_console() -> Console:
+    """A console on stdout; 160 columns or more if that is no terminal, so that tables are not folded in a pipe."""
     console = Console()
-    # A pipe has no width: tables must not be folded to 80 columns there.
     return console if console.is_terminal else Console(width=max(console.width, 160))
 
 
 def print_json(value: Any) -> int:
+    """Print a value as JSON, with null for numbers that are not finite. Returns 0, the exit code."""
+
     def plain(v: Any) -> Any:
         if isinstance(v, float) and not math.isfinite(v):
             return None

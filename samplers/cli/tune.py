@@ -1,4 +1,4 @@
-"""samplers tune."""
+"""`samplers tune`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 
 from .. import registry
 from ..errors import OptionError
-from .arguments import OPTION, Commands, budgets, command
+from .arguments import OPTION, Commands, budgets, command, whole_or_0
 from .measuring import OWN_MODEL, asked, command_again, interrupted, measured, own_model
 from .output import make_console
 
@@ -67,7 +67,7 @@ def _tune(args: argparse.Namespace) -> int:
         highlight=False,
     )
     for one in found:
-        expected = "" if one.expected_nfe is None else f", {one.expected_nfe:.4g} forwards expected"
+        expected = "" if one.expected_nfe is None else f", {one.expected_nfe:.4g} forward passes expected"
         console.print(f"[bold]{one.steps} steps[/]{expected}", highlight=False)
         for line in tune.paste(what, one):
             console.print(Text(f"  {line}"), soft_wrap=True)
@@ -79,7 +79,7 @@ def _tune(args: argparse.Namespace) -> int:
 
 
 def _defaults(sampler: str, x: Any, y: Any) -> dict[str, tuple[float, float]]:
-    """The pair that one has without asking, as the reference; none where it is not two numbers."""
+    """The default values of the two options as a reference; none if they are not two numbers."""
     default = {o.name: o.default for o in registry.load(sampler).options()}
     pair = tuple(default.get(a.option) for a in (x, y))
     return {"default": pair} if all(isinstance(v, (int, float)) for v in pair) else {}  # type: ignore[dict-item]
@@ -87,18 +87,26 @@ def _defaults(sampler: str, x: Any, y: Any) -> dict[str, tuple[float, float]]:
 
 def add(commands: Commands) -> None:
     p = command(
-        commands, "tune", _tune, "search for two options of a sampler, such as beta_energy's schedule; resumable"
+        commands,
+        "tune",
+        _tune,
+        "search for two options of a sampler; a stopped run goes on where it was",
     )
-    p.add_argument("sampler", metavar="NAME", help="beta_energy, or any sampler with two numeric options")
+    p.add_argument("sampler", metavar="NAME", help="sampler with two numeric options, such as beta_energy")
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--problem", help="an exact problem: digits, sudoku4, text")
+    what.add_argument("--problem", help="exact problem: digits, sudoku4, text")
     what.add_argument("--denoiser", **OWN_MODEL)
+    p.add_argument("--x", metavar="OPTION=LOW:HIGH:COUNT", help="first option; values may also be listed, a=0.1,0.5")
+    p.add_argument("--y", metavar="OPTION=LOW:HIGH:COUNT", help="second option (default for beta_energy: a and b)")
+    p.add_argument("--grid", metavar="LOW:HIGH:COUNT", help="grid of beta_energy's two options (default 0.1:1.0:10)")
     p.add_argument(
-        "--x", metavar="OPTION=LOW:HIGH:COUNT", help="the first option; values may also be listed, a=0.1,0.5"
+        "--steps",
+        type=budgets,
+        metavar="N,N,...",
+        help="numbers of steps, each with its own search (default L/8, L/4, L/2)",
     )
-    p.add_argument("--y", metavar="OPTION=LOW:HIGH:COUNT", help="the second one (default for beta_energy: a and b)")
-    p.add_argument("--grid", metavar="LOW:HIGH:COUNT", help="of beta_energy's two options (default 0.1:1.0:10)")
-    p.add_argument("--steps", type=budgets, metavar="N,N,...", help="each is searched (default L/8, L/4, L/2)")
-    p.add_argument("--refine", type=int, default=2, metavar="K", help="rounds about the best (default 2)")
-    p.add_argument("-o", "--option", help="an option that stays as it is", **OPTION)
+    p.add_argument(
+        "--refine", type=whole_or_0, default=2, metavar="K", help="rounds of refinement around the best (default 2)"
+    )
+    p.add_argument("-o", "--option", help="option that stays as it is", **OPTION)
     measured(p, 4)
