@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
     from .likelihood import Likelihood, nll
     from .prediction import Prediction
+    from .registry import create, list_samplers
     from .result import Sample
-    from .sampler import Sampler, State, create, list_samplers, option
+    from .sampler import Sampler, State, option
     from .schedule import MaskSchedule, NoiseSchedule, mask_schedule, noise_schedule
 
 # Public name -> its module ("" for a module that is itself public). Names load when they are used, so that
@@ -47,8 +48,8 @@ _WHERE = {
     "nll": "likelihood",
     "Sampler": "sampler",
     "State": "sampler",
-    "create": "sampler",
-    "list_samplers": "sampler",
+    "create": "registry",
+    "list_samplers": "registry",
     "option": "sampler",
     "MaskSchedule": "schedule",
     "NoiseSchedule": "schedule",

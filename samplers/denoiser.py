@@ -1,4 +1,4 @@
-"""Denoiser: what a model believes of x_0 given x_t. The one interface between models and samplers.
+"""Denoiser: what a model predicts of x_0 given x_t. The one interface between models and samplers.
 
 A token denoiser answers with logits over clean tokens, a Gaussian one with the denoised x_0. A denoiser knows its model
 and never which sampler calls it. Any callable becomes one in a line:
@@ -105,7 +105,7 @@ class Denoiser:
     """What every denoiser says of itself.
 
     Attributes:
-        family: the kind of noise it undoes: masked, uniform, gaussian or bayesian_flow.
+        family: the kind of noise it undoes: masked, uniform or gaussian.
         time_conditioned: False when the prediction depends on x alone.
         device: where its inputs must be.
         name: how reports call it.

@@ -1,53 +1,208 @@
 """Names -> samplers. Plug-ins are found by entry point and never break the zoo.
 
-Two ways in, both through the pluggy hook `register_samplers`:
-    group `samplers`           one sampler: the entry point's name is the sampler's, so listing imports nothing
-    group `samplers.plugins`   a module or object with hook implementations, for packages that register many
+There are two ways in:
+    group `samplers`           One sampler. The entry point's name is the sampler's, so nothing is imported to list it.
+    group `samplers.plugins`   A module or object that implements the pluggy hook `register_samplers`, for packages that
+                               register many. It is imported when names are looked up that are not the zoo's own.
 
-pluggy's own entry-point loader stops at the first broken package and drops one of two equal names silently, so entry
-points are read here, each on its own, in the order of (distribution, name).
+pluggy's own entry-point loader stops at the first broken package and silently drops one of two equal names. Entry points
+are therefore read here, each on its own, in the order of (distribution, name).
+
+The zoo's own names are always the zoo's: they are found without looking at any plug-in, and a plug-in that registers one
+of them is reached as 'dist:name'.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import fnmatch
 import importlib
+import inspect
+import numbers
 import os
-from collections.abc import Iterable
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
 from . import hookspecs
-from .errors import PluginError, UnknownNameError, did_you_mean
+from ._declared import literals
+from .errors import PluginError, SamplersError, UnknownNameError, did_you_mean
 
-__all__ = ["FAMILIES", "Entry", "Report", "entries", "entry", "load", "names", "plugins", "reload"]
+if TYPE_CHECKING:
+    from .sampler import Sampler
+
+__all__ = [
+    "FAMILIES",
+    "Entry",
+    "Report",
+    "create",
+    "entries",
+    "entry",
+    "list_samplers",
+    "load",
+    "names",
+    "plugins",
+    "reload",
+]
 
 DISTRIBUTION = "sampler-zoo"
-FAMILIES = ("masked", "uniform", "gaussian", "bayesian_flow")
+FAMILIES = ("masked", "uniform", "gaussian")
+GROUPS = ("samplers", "samplers.plugins")
+STATUSES = ("ok", "broken", "blocked", "duplicate", "shadowed")
+NAME = re.compile(r"[\w.+-]+")  # ':' separates the distribution, '/' the family, and '*?[]' are patterns
+
+T = TypeVar("T")
 
 
 def version() -> str:
-    """The installed version of this library, or its source tree's where it is not installed."""
+    """The installed version of this library; '0+source' if it is used from its source tree without being installed."""
     try:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         return "0+source"
 
 
+def one_line(error: BaseException, limit: int = 400) -> str:
+    """'Type: message' on one line of printable characters, also for an error whose message cannot be had."""
+    kind = type(error).__name__
+    try:
+        text = str(error)
+    except BaseException as worse:
+        if type(worse) is KeyboardInterrupt:
+            raise
+        text = f"(its message cannot be shown: str() raises {type(worse).__name__})"
+    text = _flat(text, limit)
+    return f"{kind}: {text}" if text else kind
+
+
+def _flat(text: str, limit: int = 400) -> str:
+    """`text` on one line, without what a terminal would act on, cut off at `limit`."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= limit else text[:limit] + " [...]"
+
+
+# ---------------------------------------------------------------------------------------------- other people's code
+
+_swap = threading.Lock()
+_quiet: list[Any] = []  # the stdout to restore, once per call that is under way
+
+
+@contextlib.contextmanager
+def _prints_to_stderr() -> Iterator[None]:
+    """Send what is printed meanwhile to stderr, so that it does not end up in a table or in JSON.
+
+    Not contextlib.redirect_stdout: when two threads overlap, that one leaves stdout redirected for good.
+    """
+    with _swap:
+        _quiet.append(_quiet[0] if _quiet else sys.stdout)
+        sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        with _swap:
+            stdout = _quiet.pop()
+            if not _quiet:
+                sys.stdout = stdout
+
+
+def guarded(run: Callable[..., T], *args: Any) -> T:
+    """Call a plug-in's code. What it prints goes to stderr.
+
+    Raises:
+        PluginError: whatever it raised, as one line.
+        KeyboardInterrupt: the user pressed Ctrl-C.
+    """
+    try:
+        with _prints_to_stderr():
+            return run(*args)
+    except PluginError as error:
+        raise PluginError(_flat(str(error))) from error
+    except BaseException as error:
+        # A plug-in that raises KeyboardInterrupt itself cannot be told from the user's Ctrl-C, and Ctrl-C must work:
+        # that one class passes. Its subclasses, SystemExit and any other BaseException are the plug-in's doing.
+        if type(error) is KeyboardInterrupt:
+            raise
+        raise PluginError(one_line(error)) from error
+
+
+def _resolve(target: Any) -> Any:
+    """The object that an entry point or 'module:Class' names; any other target as it is."""
+    if isinstance(target, metadata.EntryPoint):
+        target = target.value
+    if not isinstance(target, str):
+        return target
+    if not (found := re.fullmatch(r"\s*([\w.]+)\s*(?::\s*([\w.]+)\s*)?(?:\[.*\]\s*)?", target)):
+        raise PluginError(f"{target!r} is not written module:Class")
+    value: Any = importlib.import_module(found[1])
+    for part in (found[2] or "").split(".") if found[2] else ():
+        value = getattr(value, part)
+    return value
+
+
+def _checked(cls: Any, name: str, family: str | None) -> type:
+    """`cls`, if it is a sampler that can be run under `name`; PluginError with the reason if it is not."""
+    from .sampler import Sampler
+
+    if not (isinstance(cls, type) and issubclass(cls, Sampler)):
+        raise PluginError(f"{cls!r} is not a subclass of samplers.Sampler")
+    who = cls.__qualname__
+    said = {key: getattr(cls, key, None) for key in ("name", "family", "cite", "summary")}
+    if said["name"] != name:
+        raise PluginError(f"{who}.name is {said['name']!r}, but it is registered as {name!r}")
+    if said["family"] not in FAMILIES:
+        raise PluginError(f"{who}.family is {said['family']!r}; known: {', '.join(FAMILIES)}")
+    if family is not None and said["family"] != family:
+        raise PluginError(f"{who}.family is {said['family']!r}, but it is registered with family={family!r}")
+    for key in ("cite", "summary"):
+        if not isinstance(said[key], str):
+            raise PluginError(f"{who}.{key} is {said[key]!r}, not text")
+    if "__dataclass_fields__" not in vars(cls):
+        raise PluginError(f"{who} needs the decorator @dataclass(frozen=True)")
+    if cls.step is Sampler.step:
+        raise PluginError(f"{who} has no step method")
+    try:
+        inspect.signature(cls.step).bind(None, None, None)
+    except TypeError as error:
+        raise PluginError(f"{who}.step must take (self, predict, state): {error}") from error
+    for one in dataclasses.fields(cls):
+        if one.default is dataclasses.MISSING:
+            raise PluginError(f"option {one.name!r} of {who} has no default")
+    try:
+        cls()
+    except Exception as error:
+        raise PluginError(f"{who} cannot be made with its defaults: {one_line(error)}") from error
+    return cls
+
+
+# ---------------------------------------------------------------------------------------------- entries
+
+
 @dataclass
 class Entry:
-    """A registered name: where it comes from, and its class once loaded."""
+    """A registered name: where it comes from, and its class once it is loaded.
+
+    Attributes:
+        target: a Sampler subclass, 'module:Class', or an entry point.
+        declared_family, declared_summary: what it was registered with, if anything.
+        error: why the class could not be loaded or is wrong, once that is known.
+    """
 
     name: str
     distribution: str
     version: str
-    target: Any  # a Sampler subclass, 'module:Class', or an entry point
+    target: Any
     declared_family: str | None = None
+    declared_summary: str | None = None
     error: str | None = None
     _cls: type | None = field(default=None, repr=False)
+    _read: dict[str, str] | None = field(default=None, repr=False)
 
     @property
     def qualified(self) -> str:
@@ -57,133 +212,264 @@ class Entry:
     def origin(self) -> str:
         return f"{self.distribution} {self.version}"
 
-    def load(self) -> type:
-        """The class. PluginError with the reason where it cannot be had."""
+    @property
+    def target_text(self) -> str | None:
+        """'module:Class' of a target that is still to be imported."""
+        if isinstance(self.target, metadata.EntryPoint):
+            return self.target.value
+        return self.target if isinstance(self.target, str) else None
+
+    def load(self) -> type[Any]:
+        """The class.
+
+        Raises:
+            PluginError: it cannot be imported, or is no sampler; with the reason.
+        """
         if self._cls is None:
             try:
-                self._cls = _checked(_resolve(self.target), self.name)
-            except Exception as error:
-                self.error = one_line(error)
+                self._cls = guarded(lambda: _checked(_resolve(self.target), self.name, self.declared_family))
+            except PluginError as error:
+                self.error = str(error)
                 raise PluginError(
                     f"sampler {self.name!r} was declared by {self.origin}, which is broken: {self.error}"
                 ) from error
         return self._cls
 
+    def said(self, key: str) -> str | None:
+        """The class's `name`, `family`, `summary` or `cite`, as far as it is known without importing anything."""
+        cls = self._cls or (self.target if isinstance(self.target, type) else None)
+        if cls is not None:
+            value = getattr(cls, key, None)
+            return value if isinstance(value, str) else None
+        declared = {"family": self.declared_family, "summary": self.declared_summary}.get(key)
+        if declared is not None:
+            return declared
+        if self._read is None:
+            self._read = literals(self.target_text or "")
+        return self._read.get(key)
+
     @property
     def family(self) -> str | None:
-        """masked, uniform, ...; loads the class where it was not declared; None where that fails."""
-        if self.declared_family is None:
+        """masked, uniform or gaussian: of the zoo's own what is declared, of others what the class says, once it is loaded.
+
+        None if it cannot be loaded. `said("family")` loads nothing.
+        """
+        if self.distribution == DISTRIBUTION and self.declared_family is not None:
+            return self.declared_family
+        try:
+            return self.load().family
+        except PluginError:
+            return None
+
+    def expected_nfe(self, length: int, steps: int) -> float | None:
+        """The class's own expectation with default options; None if it has none, or declines these numbers.
+
+        Raises:
+            PluginError: it raised something else, or returned what is no number.
+        """
+        cls = self.load()
+        call = f"{cls.__qualname__}.expected_nfe({length}, {steps})"
+
+        def ask() -> Any:
             try:
-                self.declared_family = self.load().family  # type: ignore[attr-defined]
-            except PluginError:
+                return cls().expected_nfe(length, steps)
+            except SamplersError:
                 return None
-        return self.declared_family
+
+        try:
+            value = guarded(ask)
+        except PluginError as error:
+            raise PluginError(f"{call} raises {error}") from error
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise PluginError(f"{call} returns {value!r}, not a number or None")
+        return float(value)
+
+    def check(self) -> None:
+        """Load the class, and ask it all that the command line asks. PluginError if anything is wrong; kept in `error`."""
+        try:
+            self.expected_nfe(64, 16)
+        except PluginError as error:
+            self.error = self.error or str(error)
+            raise
 
 
 @dataclass
 class Report:
-    """What became of one plug-in."""
+    """What became of one plug-in.
+
+    Attributes:
+        status: ok; broken; blocked (by SAMPLERS_PLUGINS); duplicate (another package has the name); shadowed (the zoo has
+            the name). A duplicate or shadowed sampler is reached as 'dist:name'.
+        samplers: the names that it registers.
+        error: what is wrong, in one line.
+    """
 
     entry_point: str
     distribution: str
     version: str
-    status: str  # ok | broken | blocked | duplicate
+    status: str
     samplers: list[str]
     error: str | None = None
+    items: list[Entry] = field(default_factory=list, repr=False)
 
 
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+# ---------------------------------------------------------------------------------------------- finding
 
 
-def _resolve(target: Any) -> Any:
-    if isinstance(target, str):
-        module, _, attribute = target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
-    if isinstance(target, metadata.EntryPoint):
-        return target.load()
-    return target
+def _origin(point: metadata.EntryPoint) -> tuple[str, str]:
+    """(distribution, version) of an entry point; '?' for what its metadata do not say."""
+    try:
+        dist: Any = point.dist
+        return str(dist.name or "?"), str(dist.version or "?")
+    except Exception:  # no METADATA file, or no such line in it
+        return "?", "?"
 
 
-def _checked(cls: Any, name: str) -> type:
-    from .sampler import Sampler
+def _points() -> tuple[list[metadata.EntryPoint], list[Report]]:
+    """The entry points of our groups, and a report for each package whose entry points cannot be read."""
+    try:
+        return [point for group in GROUPS for point in metadata.entry_points(group=group)], []
+    except Exception:  # one unreadable entry_points.txt anywhere hides all of them: read package by package
+        pass
+    points: list[metadata.EntryPoint] = []
+    broken: list[Report] = []
+    seen = set()
+    for dist in metadata.distributions():
+        try:
+            name, its_version = str(dist.metadata["Name"] or "?"), str(dist.metadata["Version"] or "?")
+        except Exception:
+            name, its_version = "?", "?"
+        if name != "?" and _canonical(name) in seen:
+            continue
+        seen.add(_canonical(name))
+        try:
+            points += [point for point in dist.entry_points if point.group in GROUPS]
+        except Exception as error:
+            reason = f"its entry_points.txt cannot be read: {one_line(error)}"
+            broken.append(Report("entry_points.txt", name, its_version, "broken", [], reason))
+    return points, broken
 
-    if not (isinstance(cls, type) and issubclass(cls, Sampler)):
-        raise TypeError(f"{cls!r} is not a subclass of samplers.Sampler")
-    if getattr(cls, "name", None) != name:
-        raise TypeError(f"{cls.__qualname__}.name is {getattr(cls, 'name', None)!r}, but it is registered as {name!r}")
-    if getattr(cls, "family", None) not in FAMILIES:
-        raise TypeError(f"{cls.__qualname__}.family is {getattr(cls, 'family', None)!r}; known: {', '.join(FAMILIES)}")
-    if "__dataclass_fields__" not in vars(cls):
-        raise TypeError(f"{cls.__qualname__} needs the decorator @dataclass(frozen=True)")
-    return cls
+
+def _canonical(distribution: str) -> str:
+    """Names of packages are compared as pip does: Zoo_One and zoo-one are one."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-class _EntryPointPlugin:
-    """An entry point of the group `samplers`, as a pluggy plug-in that registers its one name."""
+def _registered(plugin: Any, distribution: str, its_version: str) -> list[Entry]:
+    """What a plug-in's hook registers. All or nothing."""
+    made: list[Entry] = []
 
-    def __init__(self, point: metadata.EntryPoint):
-        self._point = point
+    def register(
+        target: Any, *, name: str | None = None, family: str | None = None, summary: str | None = None
+    ) -> None:
+        name = name or getattr(target, "name", None)
+        if not isinstance(target, type) and not (isinstance(target, str) and ":" in target):
+            raise PluginError(f"register({target!r}): give a Sampler class, or 'module:Class' with name=...")
+        if family is not None and family not in FAMILIES:
+            raise PluginError(f"register({target!r}): family={family!r} is unknown; known: {', '.join(FAMILIES)}")
+        if summary is not None and not isinstance(summary, str):
+            raise PluginError(f"register({target!r}): summary={summary!r} is not text")
+        made.append(_entry(name, distribution, its_version, target, family, summary))
 
-    @hookspecs.hookimpl
-    def register_samplers(self, register: Any) -> None:
-        register(self._point, name=self._point.name)
+    # A manager of its own: whatever this plug-in does cannot concern another one.
+    manager = pluggy.PluginManager("samplers")
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin)
+    manager.check_pending()  # raises for a hook that does not exist
+    hook = manager.hook.register_samplers
+    if not hook.get_hookimpls():
+        lacks = "lacks the decorator @samplers.hookimpl" if hasattr(plugin, "register_samplers") else "is missing"
+        raise PluginError(f"the hook register_samplers(register) {lacks}")
+    if "register" not in hook.get_hookimpls()[0].argnames:
+        raise PluginError("the hook register_samplers must take the argument `register`")
+    hook(register=register)
+    return made
+
+
+def _entry(
+    name: Any, distribution: str, its_version: str, target: Any, family: str | None = None, summary: str | None = None
+) -> Entry:
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise PluginError(
+            f"{getattr(target, 'value', target)!r} is registered as {name!r}; a name has letters, digits and _.+- only"
+        )
+    return Entry(name, distribution, its_version, target, family, summary)
 
 
 class _Zoo:
+    """The zoo's own entries; and those of plug-ins, which are looked for when they are needed."""
+
     def __init__(self) -> None:
-        self.by_name: dict[str, list[Entry]] = {}
-        self.reports: list[Report] = []
-        self.manager = pluggy.PluginManager("samplers")
-        self.manager.add_hookspecs(hookspecs)
-        for family in ("masked", "uniform", "gaussian"):
-            self._add(
-                importlib.import_module(f"samplers.{family}"), f"{DISTRIBUTION}:{family}", DISTRIBUTION, version()
-            )
-        self._entry_points()
+        self.own: dict[str, Entry] = {}
+        for family in FAMILIES:
+            for item in _registered(importlib.import_module(f"samplers.{family}"), DISTRIBUTION, version()):
+                self.own[item.name] = item
+        self._others: dict[str, list[Entry]] = {}
+        self._reports: list[Report] = []
+        self._searched = False
+        self._lock = threading.RLock()
 
-    def _add(self, plugin: Any, plugin_name: str, distribution: str, its_version: str) -> list[str]:
-        """Register one plug-in and call its hook alone, so that the culprit of an error is known. All or nothing."""
-        made: list[Entry] = []
+    @property
+    def others(self) -> dict[str, list[Entry]]:
+        """Entries of plug-ins by name."""
+        self._find()
+        return self._others
 
-        def register(target: Any, *, name: str | None = None, family: str | None = None) -> None:
-            name = name or getattr(target, "name", None)
-            if not isinstance(name, str) or not name:
-                raise TypeError(f"register({target!r}): a sampler needs a name")
-            made.append(Entry(name, distribution, its_version, target, family))
+    @property
+    def reports(self) -> list[Report]:
+        """What became of each plug-in while names were looked up."""
+        self._find()
+        return self._reports
 
-        self.manager.register(plugin, plugin_name)
-        try:
-            self.manager.check_pending()
-            others = [p for p in self.manager.get_plugins() if p is not plugin]
-            self.manager.subset_hook_caller("register_samplers", others)(register=register)
-        except BaseException:
-            self.manager.unregister(plugin)
-            raise
-        for item in made:
-            self.by_name.setdefault(item.name, []).append(item)
-        return [item.name for item in made]
+    def _find(self) -> None:
+        with self._lock:
+            if not self._searched:
+                self._searched = True  # first: a plug-in may look at the registry while it is imported
+                try:
+                    self._search()
+                except BaseException:  # Ctrl-C
+                    self._searched, self._others, self._reports = False, {}, []
+                    raise
 
-    def _entry_points(self) -> None:
+    def _search(self) -> None:
         only = os.environ.get("SAMPLERS_PLUGINS")
         allowed = None if only is None else {w.strip() for w in only.split(",") if w.strip() and w.strip() != "none"}
-        found = [
-            (point.dist.name if point.dist else "?", point.dist.version if point.dist else "?", group, point)
-            for group in ("samplers", "samplers.plugins")
-            for point in metadata.entry_points(group=group)
-        ]
-        for dist, its_version, group, point in sorted(found, key=lambda f: (f[0], f[3].name, f[2])):
+        points, self._reports = _points()
+        found = [(*_origin(point), point) for point in points]
+        for dist, its_version, point in sorted(found, key=lambda f: (f[0], f[2].name, f[2].group)):
             report = Report(point.name, dist, its_version, "ok", [])
-            self.reports.append(report)
+            self._reports.append(report)
             if allowed is not None and not allowed & {dist, point.name}:
                 report.status = "blocked"
                 continue
             try:
-                plugin = _EntryPointPlugin(point) if group == "samplers" else point.load()
-                report.samplers = self._add(plugin, f"{dist}:{point.name}", dist, its_version)
-            except Exception as error:
-                report.status, report.error = "broken", one_line(error)
+                if point.group == "samplers":
+                    made = [_entry(point.name, dist, its_version, point)]
+                else:
+                    made = guarded(lambda p=point, d=dist, v=its_version: _registered(_resolve(p), d, v))
+                self._add(made)
+            except PluginError as error:
+                report.status, report.error = "broken", str(error)
+            else:
+                report.items, report.samplers = made, [item.name for item in made]
+
+    def _add(self, made: list[Entry]) -> None:
+        there = {e.qualified for group in self._others.values() for e in group}
+        for item in made:
+            if item.qualified in there:
+                raise PluginError(f"{item.origin} registers {item.name!r} twice")
+            there.add(item.qualified)
+        for item in made:
+            self._others.setdefault(item.name, []).append(item)
+
+    def shown(self, item: Entry) -> str:
+        """The shortest name under which `entry` finds an item."""
+        if item is self.own.get(item.name):
+            return item.name
+        clash = item.name in self.own or len(self.others.get(item.name, ())) > 1
+        return item.qualified if clash else item.name
 
 
 _zoo: _Zoo | None = None
@@ -203,16 +489,32 @@ def reload() -> None:
     importlib.invalidate_caches()
 
 
+# ---------------------------------------------------------------------------------------------- looking up
+
+
 def entries() -> list[Entry]:
-    """Every registered name, by name and then by distribution."""
-    return [e for _, group in sorted(_get().by_name.items()) for e in group]
+    """Every registered name, by name; the zoo's own before a plug-in's, and these by distribution."""
+    zoo = _get()
+    known = {name: [item] for name, item in zoo.own.items()}
+    for name, group in zoo.others.items():
+        known[name] = known.get(name, []) + group
+    return [item for _, group in sorted(known.items()) for item in group]
 
 
 def entry(name: str) -> Entry:
-    """The entry called `name` or 'dist:name'. UnknownNameError where there is none, or where two packages have it."""
+    """The entry called `name` or 'dist:name'.
+
+    Raises:
+        UnknownNameError: nobody registered it, or two plug-ins did and the name does not say which.
+    """
+    if not isinstance(name, str):
+        raise UnknownNameError(f"a sampler's name is a text such as 'radd', not {name!r}")
     zoo = _get()
     dist, _, bare = name.rpartition(":")
-    group = [e for e in zoo.by_name.get(bare, []) if not dist or e.distribution == dist]
+    own = zoo.own.get(bare)
+    if own is not None and (not dist or _canonical(dist) == DISTRIBUTION):
+        return own  # without looking at any plug-in: none can take this name, slow it down, or break it
+    group = [e for e in zoo.others.get(bare, []) if not dist or _canonical(e.distribution) == _canonical(dist)]
     if len(group) > 1:
         origins = " and ".join(e.origin for e in group)
         choice = " or ".join(repr(e.qualified) for e in group)
@@ -220,17 +522,25 @@ def entry(name: str) -> Entry:
     if group:
         return group[0]
     broken = [r for r in zoo.reports if r.status == "broken"]
-    note = "".join(f" (plug-in {r.distribution} {r.version} is broken and left out: {r.error})" for r in broken)
-    known = [e.name for e in entries()]
+    note = "".join(f" (plug-in {r.distribution} {r.version} is broken and left out: {r.error})" for r in broken[:1])
+    if len(broken) > 1:
+        note += f" ({len(broken) - 1} more are broken: see 'samplers plugins')"
+    known = [zoo.shown(e) for e in entries()]
     raise UnknownNameError(
-        f"unknown sampler {name!r}{did_you_mean(bare, known)} "
-        f"There are {len(set(known))}; 'samplers list' shows them{note}"
+        f"unknown sampler {name!r}{did_you_mean(bare, known)} There are {len(known)}; 'samplers list' shows them{note}"
     )
 
 
 def entry_of(cls: type) -> tuple[str, str]:
     """(distribution, version) that registered a sampler class; ('unregistered', '') for a class made on the spot."""
-    for item in _get().by_name.get(getattr(cls, "name", ""), []):
+    zoo = _get()
+    name = getattr(cls, "name", "")
+    own = zoo.own.get(name)
+    for item in [own] if own is not None and cls.__module__.startswith("samplers.") else zoo.others.get(name, []):
+        target = item.target_text
+        # A class that exists was imported; one whose module was not is another class, and stays unloaded.
+        if target is not None and target.partition(":")[0].strip() not in sys.modules:
+            continue
         try:
             if item.load() is cls:
                 return item.distribution, item.version
@@ -240,44 +550,90 @@ def entry_of(cls: type) -> tuple[str, str]:
 
 
 def load(name: str) -> type[Any]:
-    """The sampler class called `name`."""
+    """The sampler class called `name`. Raises as `create` does."""
     return entry(name).load()
 
 
-def names(pattern: str | Iterable[str] = "*", family: str | None = None) -> list[str]:
-    """Names that match: 'dpmpp*', 'masked/*', or several patterns. A name that two packages have is shown as 'dist:name'."""
+def create(name: str, **options: Any) -> Sampler:
+    """The sampler called `name` with these options.
+
+    Args:
+        name: such as 'radd'; or 'dist:name', for a plug-in whose name another package or the zoo has as well.
+
+    Raises:
+        UnknownNameError: nobody registered it; the message has the nearest names.
+        OptionError: an option is unknown, or its value is out of bounds.
+        PluginError: it comes from a plug-in that is broken.
+    """
+    return load(name).make(**options)
+
+
+def list_samplers(pattern: str | Iterable[str] = "*", family: str | None = None, *, imports: bool = True) -> list[str]:
+    """The names that match a shell pattern ('dpmpp*', 'masked/*') or one of several, sorted.
+
+    A sampler whose name another package or the zoo has as well is listed as 'dist:name'.
+
+    Args:
+        family: only samplers of this family.
+        imports: if a family is asked for, plug-ins are imported, and those that are broken are left out. False: nothing is
+            imported, and the family is what their source or registration says.
+
+    Raises:
+        UnknownNameError: there is no such family.
+    """
     if family is not None and family not in FAMILIES:
         raise UnknownNameError(
             f"unknown family {family!r}{did_you_mean(family, FAMILIES)} Known: {', '.join(FAMILIES)}"
         )
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
-    found = set()
+    found, zoo = set(), _get()
+
+    def is_of(item: Entry, wanted: str) -> bool:
+        return fnmatch.fnmatchcase((item.family if imports else item.said("family")) or "", wanted)
+
     for item in entries():
-        shown = item.name if len(_get().by_name[item.name]) == 1 else item.qualified
+        shown = zoo.shown(item)
+        # A plug-in's 'threshold' is not what the zoo's name asks for.
+        called = {shown, item.qualified} | ({item.name} if item.name not in zoo.own else set())
         for one in patterns:
             wanted, _, rest = one.rpartition("/")
-            if not (fnmatch.fnmatchcase(item.name, rest) or fnmatch.fnmatchcase(item.qualified, rest)):
-                continue
-            if wanted and not fnmatch.fnmatchcase(item.family or "", wanted):
-                continue
-            if family is None or item.family == family:
+            if (
+                any(fnmatch.fnmatchcase(c, rest) for c in called)
+                and (not wanted or is_of(item, wanted))
+                and (family is None or is_of(item, family))
+            ):
                 found.add(shown)
     return sorted(found)
 
 
+names = list_samplers  # what the rest of the library calls it
+
+
 def plugins(check: bool = True) -> list[Report]:
-    """What became of each third-party plug-in. With `check`, lazily declared samplers are loaded, to know."""
+    """What became of each third-party plug-in.
+
+    Args:
+        check: also load every sampler of theirs, which is the only way to know whether it works. Without it, 'ok' says
+            that it is registered.
+    """
     zoo = _get()
+    made = []
     for report in zoo.reports:
-        for name in report.samplers:
-            group = zoo.by_name[name]
-            item = next(e for e in group if e.distribution == report.distribution)
-            if check and report.status in ("ok", "duplicate"):
+        troubles: dict[str, list[str]] = {"broken": [], "duplicate": [], "shadowed": []}
+        for item in report.items:
+            if check:
                 try:
-                    item.load()
+                    item.check()
                 except PluginError:
-                    report.status, report.error = "broken", item.error
-            if len(group) > 1 and report.status == "ok":
-                others = ", ".join(e.origin for e in group if e is not item)
-                report.status, report.error = "duplicate", f"{name!r} is also registered by {others}"
-    return zoo.reports
+                    which = f"{item.name!r}: " if len(report.items) > 1 else ""
+                    troubles["broken"].append(f"{which}{item.error}")
+            others = ", ".join(e.origin for e in zoo.others[item.name] if e is not item)
+            if item.name in zoo.own:
+                troubles["shadowed"].append(f"shadowed by the zoo's own {item.name!r}; use {item.qualified!r}")
+            elif others:
+                troubles["duplicate"].append(f"{item.name!r} is also registered by {others}; use {item.qualified!r}")
+        found = [(status, text) for status, texts in troubles.items() for text in texts]
+        if found:
+            report = dataclasses.replace(report, status=found[0][0], error="; ".join(text for _, text in found))
+        made.append(report)
+    return made

@@ -29,7 +29,7 @@ from .errors import OptionError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "create", "list_samplers", "option"]
+__all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "option"]
 
 S = TypeVar("S", bound="State")
 
@@ -291,23 +291,3 @@ class State:
     def finished(self) -> bool:
         """True when nothing is left to do."""
         raise NotImplementedError
-
-
-def create(name: str, **options: Any) -> Sampler:
-    """The sampler called `name` ('radd', or 'dist:name' where two packages have the name) with these options.
-
-    Raises:
-        UnknownNameError: nobody registered it; the message has the nearest names.
-        OptionError: an unknown option or a value out of its bounds.
-        PluginError: it comes from a plug-in that is broken.
-    """
-    from . import registry
-
-    return registry.load(name).make(**options)
-
-
-def list_samplers(pattern: str = "*", family: str | None = None) -> list[str]:
-    """Names that match a shell pattern ('dpmpp*', 'masked/*'), sorted. Imports no plug-in unless a family is asked for."""
-    from . import registry
-
-    return registry.names(pattern, family)

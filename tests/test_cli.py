@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import samplers
-from samplers import driver, registry, watch
+from samplers import PAD, driver, registry, watch
 from samplers.watch import braille
 
 DENOISER = """
@@ -39,6 +39,9 @@ def test_list(cli):
     code, out, _ = cli("list")
     assert code == 0
     assert "entropy_bound" in out
+    assert "the longest prefix of certain positions" in out
+    code, out, _ = cli("list", "--check")
+    assert code == 0
     assert "by bound" in out
     assert "biased" in out
     code, out, _ = cli("list", "masked/r*", "--json")
@@ -55,8 +58,9 @@ def test_list(cli):
 
 def test_list_shows_what_is_broken(cli, monkeypatch):
     entry = registry.Entry("crooked", "sampler-crooked", "0.3", "no_such_module:Crooked", "masked")
-    monkeypatch.setitem(registry._get().by_name, "crooked", [entry])
-    code, out, _ = cli("list")
+    monkeypatch.setitem(registry._get().others, "crooked", [entry])
+    assert "ModuleNotFoundError" not in cli("list")[1]
+    code, out, _ = cli("list", "--check")
     assert code == 0
     assert "radd" in out
     assert "crooked (sampler-crooked 0.3)" in out
@@ -76,7 +80,7 @@ def test_show(cli):
     about = json.loads(cli("show", "radd", "--json")[1])
     assert about["expected_nfe"]["64"] < 64
     assert about["options"][0]["name"] == "schedule"
-    assert about["law"] == "exact"
+    assert about["bias"] == "exact"
     for item in registry.entries():
         assert cli("show", item.qualified)[0] == 0
 
@@ -106,9 +110,153 @@ def test_every_error_is_one_line_and_exit_code_2(cli):
         assert words in err
 
 
+NUMBERS = {  # flag of `samplers sample` -> (what it refuses, what it says)
+    "--steps": (("0", "-1", "a", "", "1.5", str(10**21), "nan", "9" * 5000), "a whole number from 1 to 1,000,000,000"),
+    "--batch": (("0", "x"), "a whole number from 1"),
+    "--gen-length": (("0", str(10**10)), "a whole number from 1"),
+    "--block-length": (("0", "x"), "a whole number from 1"),
+    "--show": (("0",), "a whole number from 1"),
+    "--top-k": (("-1", "x"), "a whole number from 0"),
+    "--seed": (("1.5", "x", str(2**63)), "a whole number of 64 bits"),
+    "--temperature": (("-1", "nan", "inf", "1e308", "1e-40", "x"), "0, or a number from 1e-30 to 1e+30"),
+    "--top-p": (("0", "1.1", "nan", "x"), "a number above 0 and up to 1"),
+    "--fps": (("nan", "-1", "inf", "x"), "a finite number of 0 or more"),
+    "--cfg-scale": (("nan", "-1", "inf"), "a finite number of 0 or more"),
+    "--cfg-interval": (("", "0", "0,2", "1,0", "nan,1", "a,b", "0,0.5,1"), "two numbers LOW,HIGH"),
+    "--prompt": (("", " "), "a text that is not empty"),
+    "--stop": (("", " "), "a text that is not empty"),
+    "--forbid": (("",), "a text that is not empty"),
+    "--demote": (("",), "a text that is not empty"),
+}
+
+
+def test_every_wrong_number_is_refused_by_its_flag(cli):
+    """One kind of sentence for all of them: what was given, and what would be right; no name of a function of ours."""
+    base = ("sample", "--problem", "sudoku4", "--sampler", "radd")
+    for flag, (values, says) in NUMBERS.items():
+        for value in values:
+            code, out, err = cli(*base, f"{flag}={value}")
+            assert (code, out) == (2, ""), (flag, value)
+            assert f"argument {flag}: {value!r} is not {says}" in err, (flag, value, err)
+    for argv, says in (
+        (("bench", "--problem", "sudoku4", "--nfe", "a"), "argument --nfe: 'a' is not a list of whole numbers"),
+        (("bench", "--problem", "sudoku4", "--nfe", ""), "argument --nfe: '' is not a list of whole numbers"),
+        (("bench", "--problem", "sudoku4", "--nfe", "4,0"), "argument --nfe: '4,0' is not a list"),
+        (("bench", "--problem", ","), "argument --problem: ',' is not a name"),
+        (("bench", "--problem", "sudoku4", "--temperature", "hot"), "argument --temperature: 'hot' is not 0, or"),
+        (("tune", "beta_energy", "--problem", "sudoku4", "--steps", "x"), "argument --steps: 'x' is not a list"),
+        (("tune", "beta_energy", "--problem", "sudoku4", "--refine", "-1"), "argument --refine: '-1' is not a whole"),
+    ):
+        code, _, err = cli(*argv)
+        assert code == 2
+        assert says in err
+        assert "invalid _" not in err
+
+
+def test_help_begins_with_a_noun_and_has_no_riddles():
+    """Of every argument of every command."""
+    import argparse
+
+    from samplers.cli import _parser
+
+    (commands,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    assert set(commands.choices) == {"list", "show", "cite", "sample", "bench", "tune", "plugins", "env"}
+    for name, parser in commands.choices.items():
+        for action in parser._actions:
+            assert action.help, (name, action.dest)
+            first = action.help.split()[0]
+            assert first not in ("of", "a", "an", "the", "and", "only", "in", "at", "with", "how", "what"), (
+                name,
+                action.help,
+            )
+            words = set(action.help.replace(",", " ").replace(";", " ").split())
+            assert not {"law", "laws", "forwards", "behind", "looks"} & words, (name, action.help)
+
+
+def test_an_ordinary_sample_needs_no_argument(cli):
+    code, out, _ = cli("sample")
+    assert code == 0
+    assert "entropy_bound: " in out
+    assert "keyset to the keyset" not in out
+    told = json.loads(cli("sample", "--json")[1])
+    assert (told["sampler"], told["settings"]["temperature"]) == ("entropy_bound", 0.8)
+    assert len(told["x"]) == 4
+    assert len(told["x"][0]) == 64
+    assert json.loads(cli("sample", "--problem", "mixture", "--json")[1])["sampler"] == "dpmpp_2m"
+    assert json.loads(cli("sample", "--problem", "sudoku4", "--json")[1])["sampler"] == "entropy_bound"
+    uniform = json.loads(cli("sample", "--problem", "sudoku4", "--family", "uniform", "--json")[1])
+    assert uniform["sampler"] == "d3pm_ancestral"
+    sequence = json.loads(cli("sample", "--denoiser", "text-refusion", "--gen-length", 8, "--json")[1])
+    assert sequence["sampler"] == "autoregressive"
+
+
+def test_at_temperature_0_one_row_is_enough(cli):
+    base = ("sample", "--problem", "sudoku4", "--sampler", "threshold", "--json")
+    assert len(json.loads(cli(*base)[1])["x"]) == 4
+    assert len(json.loads(cli(*base, "--temperature", 0)[1])["x"]) == 1
+    assert len(json.loads(cli(*base, "--temperature", 0, "--batch", 3)[1])["x"]) == 3
+
+
+def test_a_sampler_that_is_cold_by_habit_makes_one_row(cli, tmp_path, monkeypatch):
+    (tmp_path / "cold_denoiser_of_tests.py").write_text(DENOISER)
+    monkeypatch.chdir(tmp_path)
+    for sampler, rows in (("threshold", 1), ("radd", 4)):
+        told = cli("sample", "--denoiser", "cold_denoiser_of_tests:denoiser", "--sampler", sampler, "--json")[1]
+        assert len(json.loads(told)["x"]) == rows
+
+
+def test_text_that_is_too_long_is_a_sentence(cli):
+    base = ("sample", "--denoiser", "text-mdm", "--sampler", "radd")
+    says = "positions are too many; 'text-mdm' takes at most 160"
+    for argv in (
+        ("--gen-length", 161),
+        ("--prompt", "return " * 200),
+        ("--prompt", "return " * 60, "--gen-length", 120),
+    ):
+        code, out, err = cli(*base, *argv)
+        assert (code, out) == (2, "")
+        assert says in err
+        assert err.count("\n") == 1
+
+
+def test_stop_may_be_given_several_times(cli):
+    base = ("sample", "--problem", "sudoku4", "--sampler", "random_order", "--batch", 8, "--block-length", 1, "--json")
+    whole = json.loads(cli(*base)[1])["x"]
+    for stops in (("2",), ("2", "0"), ("2 0",), ("1 2", "3", "0,1")):
+        phrases = [[int(v) for v in s.replace(",", " ").split()] for s in stops]
+        told = json.loads(cli(*base, *(a for s in stops for a in ("--stop", s)))[1])["x"]
+        for row, given in zip(whole, told):
+            ends = [i + len(p) for p in phrases for i in range(len(row)) if row[i : i + len(p)] == p]
+            end = min(ends, default=len(row))
+            assert given[:end] == row[:end]
+            assert set(given[end:]) <= {PAD}
+    assert any(set(row) & {PAD} for row in told)
+
+
+def test_tokens_are_tokens_of_the_model(cli):
+    base = ("sample", "--problem", "sudoku4", "--sampler", "radd")
+    for flag in ("--prompt", "--stop", "--forbid", "--demote"):
+        for value in ("4", "-1", str(10**30)):
+            code, _, err = cli(*base, f"{flag}={value}")
+            assert code == 2
+            assert f"{flag} {value!r}: {value} is no token of" in err
+            assert "they are 0 to 4 but the mask id 4" in err
+    assert cli("sample", "--denoiser", "text-mdm", "--stop", "1024")[2].endswith("they are 0 to 1023\n")
+
+
 def test_argparse_errors_are_exit_code_2(cli):
-    assert cli("sample", "--sampler", "radd")[0] == 2
+    assert cli("sample", "--sampler")[0] == 2
+    assert cli("sample", "--problem", "sudoku4", "--denoiser", "text-mdm")[0] == 2
     assert cli("sample", "--problem", "sudoku4", "--sampler", "radd", "--steps", "0")[0] == 2
+
+
+def test_show_prints_the_whole_docstring(cli):
+    import inspect
+
+    for item in registry.entries():
+        out = cli("show", item.qualified)[1]
+        doc = inspect.cleandoc(item.load().__doc__)
+        assert flat(doc) in flat(out), item.name
 
 
 def test_sample_is_determined_by_its_seed(cli):
@@ -128,7 +276,7 @@ def test_sample_scores_large_batches_and_renders(cli):
     code, out, _ = cli("sample", "--problem", "sudoku4", "--sampler", "random_order", "--batch", 120)
     assert code == 0
     assert "────┼────" in out
-    assert "16 forwards" in out
+    assert "16 forward passes, 16 per row" in out
     assert "invalid" in out
     assert "and 116 more rows" in out
     scored = json.loads(cli("sample", "--problem", "sudoku4", "--sampler", "radd", "--batch", 100, "--json")[1])
@@ -151,7 +299,7 @@ def test_sample_options_prompt_and_stop(cli):
 def test_sample_gaussian_and_plane(cli):
     code, out, _ = cli("sample", "--problem", "digits", "--sampler", "dpmpp_2m", "--steps", 5, "--batch", 2)
     assert code == 0
-    assert "5 forwards" in out
+    assert "5 forward passes" in out
     code, out, _ = cli("sample", "--problem", "mixture", "--sampler", "ddim", "--steps", 5, "--batch", 100)
     assert code == 0
     assert any(0x2800 < ord(c) < 0x2900 for c in out)
@@ -333,7 +481,7 @@ def test_as_a_process(tmp_path):
     root = str(Path(samplers.__file__).parents[1])
     env = os.environ | {"PYTHONPATH": root}
     done = subprocess.run(
-        [sys.executable, "-m", "samplers.cli", "show", "rad"],
+        [sys.executable, "-m", "samplers", "show", "rad"],
         cwd=tmp_path,
         env=env,
         capture_output=True,

@@ -218,7 +218,7 @@ def test_a_sampler_that_never_commits_is_stopped():
         samplers.sample(wrap(), Idle(), gen_length=3)
 
 
-def test_belief_that_was_not_asked_for():
+def test_a_prediction_that_was_not_asked_for():
     denoiser = wrap()
     state = next(iter(samplers.stream(denoiser, "radd", gen_length=3)))
     counter = samplers.denoiser.Counter(denoiser)

@@ -56,6 +56,11 @@ class TransformerDenoiser(TokenDenoiser):
         self.device = model.embed.weight.device
         self.head = model.head
 
+    @property
+    def max_length(self) -> int:
+        """The number of positions that the model has."""
+        return self.model.config.max_length
+
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of `length` tokens."""
         return self.model.cache(batch, length)

@@ -1,0 +1,8 @@
+"""`python -m samplers` is the command `samplers`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

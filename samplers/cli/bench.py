@@ -1,0 +1,140 @@
+"""`samplers bench`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from ..errors import OptionError
+from .arguments import FAMILY, OPTION, Commands, Flat, budgets, command, names
+from .measuring import OWN_MODEL, asked, command_again, interrupted, measured, own_model
+from .output import complain, make_console
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from ..bench.live import Display
+    from ..bench.sweep import DEMO, NFE, Request, run
+
+    console = make_console()
+    if args.report:
+        return _finish(console, args.report, [])
+    where = args.problem or own_model(args)
+    if bool(where) == args.demo or (args.problem and args.denoiser):
+        raise OptionError("bench needs one of --problem NAME, --denoiser MODULE:ATTRIBUTE, --demo and --report DIR")
+    if args.demo:
+        requests, name = list(DEMO), "demo"
+    else:
+        requests = [
+            Request(
+                problems=tuple(where),
+                samplers=tuple(args.samplers or ["*"]),
+                family=args.family,
+                nfe=tuple(args.nfe or NFE),
+                caches=tuple(None if c == "none" else c for c in args.cache or ["none"]),
+                **asked(args),
+            )
+        ]
+        name = f"{'-'.join(where)}-{datetime.now():%Y%m%d-%H%M%S}".replace(":", ".")
+    folder = Path(args.out or Path("runs") / name)
+    command = command_again(args, folder)
+    display = Display(console, quiet=args.quiet, metric=args.metric)
+    try:
+        with display:
+            outcome = run(
+                requests,
+                folder,
+                fresh=args.fresh,
+                command=command,
+                threads=args.threads or (1 if args.demo else None),
+                started=display.started,
+                running=display.running,
+                finished=display.finished,
+            )
+    except KeyboardInterrupt:
+        return interrupted(f"{display.count} of {display.total} cells are in {folder}", command)
+    lost = _without_any(folder, outcome.declined)
+    ran = outcome.planned - outcome.reused
+    console.print(
+        f"{ran} cells run in {outcome.seconds:.0f} s, {outcome.reused} were there already"
+        + (f", [red]{len(outcome.failed)} failed[/]" if outcome.failed else "")
+        + (f", {len(outcome.declined)} declined by their sampler" if outcome.declined else ""),
+        highlight=False,
+    )
+    if len(outcome.failed) + len(outcome.declined) == outcome.planned:
+        complain(f"no cell ended well; the first said: {(outcome.failed + outcome.declined)[0]['error']}")
+        return 1
+    _finish(console, folder, [] if args.quiet else ["tables"])
+    return 1 if outcome.failed or lost else 0
+
+
+def _without_any(folder: Path, declined: list[dict[str, Any]]) -> set[str]:
+    """Samplers that declined everything they were asked for. That is a failure; to decline some step counts is not."""
+    from ..bench.sweep import Store
+
+    ran = {(r["problem"], r["sampler"]) for r in Store(folder, write=False).records.values() if r["status"] == "ok"}
+    return {r["sampler"] for r in declined if (r["problem"], r["sampler"]) not in ran}
+
+
+def _finish(console: Console, folder: str | Path, show: Sequence[str]) -> int:
+    from ..bench.collect import groups, points
+    from ..bench.live import table
+    from ..bench.report import best_rows, plotted, write_report
+    from ..bench.sweep import REQUEST, Store
+
+    page, notes = write_report(folder)
+    if show:
+        about = json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
+        made = points(Store(folder, write=False).records.values(), plotted(about))
+        for (problem, family), group in groups(made).items():
+            console.print()
+            console.print(table(group, best_rows(group), title=f"{problem}, {family}", narrow=console.width < 120))
+        console.print("[dim]• on the Pareto front by NFE; all settings are in table.md[/]\n", highlight=False)
+    for note in notes:
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
+    console.print(f"report: [bold]{page}[/]", highlight=False, soft_wrap=True)
+    return 0
+
+
+def add(commands: Commands) -> None:
+    p = command(commands, "bench", _bench, "measure samplers against the truth; a stopped run goes on where it was")
+    p.add_argument(
+        "--problem",
+        type=names,
+        action=Flat,
+        metavar="P[,P2]",
+        help="exact problems; or llm-small, llm-8b: random weights of a real shape, to measure speed alone",
+    )
+    p.add_argument(
+        "--cache",
+        type=names,
+        metavar="C,C,...",
+        help="KV caches to compare, if the model has them: none, prefix, dual, delayed, block",
+    )
+    p.add_argument("--denoiser", **OWN_MODEL)
+    p.add_argument(
+        "--samplers",
+        type=names,
+        action=Flat,
+        nargs="+",
+        metavar="PATTERN",
+        help="samplers to measure: names, 'masked/*', 'dpmpp*' (default: all that fit)",
+    )
+    p.add_argument("--family", **FAMILY)
+    p.add_argument("--nfe", type=budgets, metavar="N,N,...", help="budgets of forward passes (default 2,4,8,16)")
+    p.add_argument(
+        "-o",
+        "--option",
+        help="option of all samplers that have it; or sampler.name=value",
+        **OPTION,
+    )
+    measured(p, 3)
+    p.add_argument(
+        "--demo", action="store_true", help="measure sudoku, digits and a mixture in about two minutes, into runs/demo"
+    )
+    p.add_argument("--report", metavar="DIR", help="folder whose report is written again, without running anything")

@@ -1,0 +1,238 @@
+"""`samplers sample`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.text import Text
+
+from .. import registry
+from ..errors import OptionError
+from . import arguments as a
+from .arguments import AS_JSON, FAMILY, OPTION, Commands, command
+from .output import make_console, print_json
+from .sample_output import as_json, print_costs, print_rows, save, writable
+from .tokens import check_room, token_ids
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoiser
+    from ..problems import Problem
+
+ENOUGH = 100  # rows for which a score says something
+ROWS = 4
+# What runs if it is not said. The small text models repeat themselves at a low temperature: at 0 they say
+# "the name of the name of the name". These settings read best of some thirty that were tried.
+MODEL = "text-mdm"
+SAMPLERS = {"masked": "entropy_bound", "uniform": "d3pm_ancestral", "gaussian": "dpmpp_2m"}
+TEXT = {"temperature": 0.8, "gen_length": 64}
+
+
+def _options(sampler: str, texts: Sequence[str]) -> dict[str, Any]:
+    """-o name=value, read as the option's type. An unknown name is left for the sampler to refuse."""
+    known = {o.name: o for o in registry.load(sampler).options()}
+    made = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name.strip():
+            raise OptionError(f"-o {text!r}: write name=value")
+        name, value = name.strip(), value.strip()
+        made[name] = known[name].parse(value) if name in known else value
+    return made
+
+
+def _model(args: argparse.Namespace) -> tuple[Problem | None, Denoiser]:
+    """The problem, if one was asked for, and the denoiser."""
+    from .. import problems
+    from ..bench.own import load_denoiser
+
+    if args.problem is None:
+        return None, load_denoiser(MODEL if args.denoiser is None else args.denoiser)
+    problem = problems.create(args.problem)
+    family = args.family
+    if family is None and args.sampler is not None:
+        wanted = registry.load(args.sampler).family
+        family = wanted if wanted in problem.families else None
+    return problem, problem.denoiser(family or problem.families[0])
+
+
+def _default_sampler(denoiser: Denoiser) -> str:
+    return "autoregressive" if getattr(denoiser, "predicts_next", False) else SAMPLERS[denoiser.family]
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from .. import watch as watching
+    from ..driver import stream
+    from ..models import zoo
+
+    # A wrong option is found before a model is loaded, which may take its time.
+    options = _options(args.sampler, args.option) if args.sampler is not None else None
+    problem, denoiser = _model(args)
+    sampler_name = args.sampler or _default_sampler(denoiser)
+    if options is None:
+        options = _options(sampler_name, args.option)
+    cls = registry.load(sampler_name)
+    temperature, gen_length = args.temperature, args.gen_length
+    if problem is not None and temperature is None and cls.family in ("masked", "uniform"):
+        # On an exact problem the distribution is what one looks at, so draws are at temperature 1.
+        temperature = 1.0
+    elif isinstance(denoiser, zoo.TextDenoiser):
+        temperature = TEXT["temperature"] if temperature is None else temperature
+        gen_length = int(TEXT["gen_length"]) if gen_length is None else gen_length
+    batch = args.batch
+    if batch is None:
+        cold = cls.family != "gaussian" and (cls.default_temperature if temperature is None else temperature) == 0
+        batch = 1 if cold else ROWS  # at temperature 0 rows are alike
+    speaker = problem or denoiser
+    prompt = token_ids(args.prompt, "--prompt", speaker, denoiser)
+    stop = [token_ids(text, "--stop", speaker, denoiser) for text in args.stop]
+    check_room(denoiser, prompt, gen_length)
+    file = writable(args.save)
+    console = make_console()
+    run = stream(
+        denoiser,
+        sampler_name,
+        prompt=prompt,
+        gen_length=gen_length,
+        batch=batch,
+        seed=args.seed,
+        steps=args.steps,
+        block_length=args.block_length,
+        cache=args.cache,
+        cfg_scale=args.cfg_scale,
+        cfg_interval=args.cfg_interval,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        temperature=temperature,
+        stop=stop or None,
+        forbid=token_ids(args.forbid, "--forbid", speaker, denoiser),
+        demote=token_ids(args.demote, "--demote", speaker, denoiser),
+        **options,
+    )
+    render = getattr(speaker, "render", None)
+    watched = (args.watch or args.frames) and not args.json
+    if watched:
+        title = f"{escape(sampler_name)}[/] on {escape(denoiser.name if problem is None else problem.name)}[bold]"
+        sample = watching.watch(
+            run, console, title=title, render=render, rows=args.show, fps=args.fps, frames=args.frames
+        )
+    else:
+        for _ in run:
+            pass
+        sample = run.result()
+    score = None
+    if problem is not None and len(sample.x) >= ENOUGH and prompt is None and not stop:
+        score = problem.score(sample, denoiser.family)
+    if file:
+        save(file, sample)
+    if args.json:
+        return print_json(as_json(sample, problem, denoiser.family, score))
+    plane = denoiser.family == "gaussian" and sample.x.shape[1:] == (2,)  # points are drawn all together
+    if not watched:
+        print_rows(console, sample, None if plane else render, getattr(denoiser, "mask_id", None), args.show)
+    more = len(sample.x) - args.show
+    if more > 0 and not plane:
+        console.print(f"[dim]and {more} more row{'s' * (more > 1)}[/]", highlight=False)
+    print_costs(console, sample)
+    if score is not None:
+        console.print(Text(str(score)))
+    if file:
+        console.print(Text(f"saved to {file}"), soft_wrap=True)
+    return 0
+
+
+def add(commands: Commands) -> None:
+    p = command(commands, "sample", _sample, "run a sampler, and show or watch what it makes")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--problem", metavar="P", help="exact problem: digits, mixture, sudoku4, text")
+    what.add_argument(
+        "--denoiser",
+        metavar="NAME|hf:NAME|MODULE:ATTRIBUTE",
+        help="model in the box (digits-gauss, digits-mdm, text-mdm, text-refusion); folder of safetensors or repository "
+        "on the Hugging Face hub; Denoiser of your own, or function that returns one "
+        f"(default: {MODEL}, if there is no --problem)",
+    )
+    p.add_argument(
+        "--sampler", metavar="NAME", help=f"sampler to run (default: {', '.join(SAMPLERS.values())}, by the family)"
+    )
+    p.add_argument("--family", **FAMILY)
+    p.add_argument(
+        "--steps",
+        type=a.whole,
+        metavar="N",
+        help="forward passes to spend (default: one per position; 20 for gaussian)",
+    )
+    p.add_argument(
+        "--batch",
+        type=a.whole,
+        metavar="B",
+        help=f"rows (default: {ROWS}, or 1 at temperature 0, where rows are alike); a problem scores {ENOUGH} or more",
+    )
+    p.add_argument("--seed", type=a.seed, default=0, metavar="S", help="seed of all random numbers (default 0)")
+    p.add_argument(
+        "--temperature",
+        type=a.temperature,
+        metavar="T",
+        help="sampling temperature of tokens (default: 1 on a problem, so that the model's own distribution is drawn; "
+        f"{TEXT['temperature']} on the text models in the box; otherwise the sampler's own)",
+    )
+    p.add_argument("--block-length", type=a.whole, metavar="N", help="positions per block, from left to right")
+    p.add_argument(
+        "--cache", metavar="SCHEME", help="KV cache, if the denoiser has one: prefix, dual, delayed, delayed(k), block"
+    )
+    p.add_argument(
+        "--gen-length",
+        type=a.whole,
+        metavar="N",
+        help=f"positions to fill after the prompt (default on the text models in the box: {TEXT['gen_length']})",
+    )
+    p.add_argument(
+        "--cfg-scale", type=a.not_negative, default=0.0, metavar="W", help="guidance strength; needs a prompt"
+    )
+    p.add_argument(
+        "--cfg-interval",
+        type=a.interval,
+        default=(0.0, 1.0),
+        metavar="LOW,HIGH",
+        help="noise levels (LOW, HIGH] at which guidance is applied and paid for (default 0,1)",
+    )
+    p.add_argument(
+        "--top-k", type=a.whole_or_0, default=0, metavar="K", help="number of likeliest tokens to draw from (0: all)"
+    )
+    p.add_argument(
+        "--top-p",
+        type=a.share,
+        default=1.0,
+        metavar="P",
+        help="probability that the tokens to draw from must hold together (1: all)",
+    )
+    p.add_argument(
+        "--prompt", type=a.text, metavar="IDS", help="token ids such as '3 1 4'; or text, if the model is one of text"
+    )
+    p.add_argument(
+        "--stop",
+        type=a.text,
+        action="append",
+        default=[],
+        metavar="IDS",
+        help="token, or phrase of several tokens, after which a row ends; repeat it for several",
+    )
+    p.add_argument("--forbid", type=a.text, metavar="IDS", help="tokens that are never drawn")
+    p.add_argument(
+        "--demote", type=a.text, metavar="IDS", help="tokens that are committed last, such as the end of a text"
+    )
+    p.add_argument("-o", "--option", help="option of the sampler; repeat it for several", **OPTION)
+    p.add_argument("--watch", action="store_true", help="show each step, live")
+    p.add_argument(
+        "--fps",
+        type=a.not_negative,
+        default=8.0,
+        metavar="X",
+        help="most frames per second (default 8; 0: no waiting)",
+    )
+    p.add_argument("--frames", action="store_true", help="show each step, one frame below the other")
+    p.add_argument("--show", type=a.whole, default=ROWS, metavar="K", help=f"rows to show (default {ROWS})")
+    p.add_argument("--save", metavar="FILE.pt", help="file for tokens and counts, to be read by torch.load")
+    p.add_argument("--json", **AS_JSON)
