@@ -27,10 +27,11 @@ from .feeds import Feed
 from .feeds.cached import CachedFeed, cache_scheme
 from .feeds.plain import PlainFeed
 from .feeds.sequence import SequenceFeed, check_sequential
+from .info import InfoRecorder
 from .predictor import GaussianPredictor, Predictor, SamplingConfig, SequencePredictor
 from .random import Rng
 from .result import Sample, Seconds
-from .sampler import Sampler, State
+from .sampler import Sampler, State, split_step
 from .state import TokenState
 from .syncs import dry_runs_pay
 
@@ -59,6 +60,7 @@ class Stream(Iterator[State]):
     wall: float = 0.0
     bar: _Bar | None = None
     begun: bool = False
+    recorder: InfoRecorder | None = None
 
     @property
     def nfe(self) -> int:
@@ -109,9 +111,14 @@ class Stream(Iterator[State]):
                 if self.predictor.dry_run is not None:
                     self.predictor.dry_run.advance()
                 self.predictor.feed.begin_step(self.state)
-                self.state = self.predictor.feed.end_step(self.sampler.step(self.predict, self.state))
+                state, returned = split_step(self.sampler.step(self.predict, self.state))
+                assert isinstance(state, TokenState)
+                state = self.predictor.feed.end_step(state)
             else:
-                self.state = self.sampler.step(self.predict, self.state)
+                state, returned = split_step(self.sampler.step(self.predict, self.state))
+            if self.recorder is not None:
+                self.recorder.end_step(self.state, state, returned)
+            self.state = state
 
     def _apply_constraint(self) -> None:
         """Ask the constraint, decide what it fixes and forbid what it forbids."""
@@ -159,6 +166,7 @@ class Stream(Iterator[State]):
             version=item[1],
             settings=self.settings,
             trace=tuple(trace) if trace is not None else None,
+            info=None if self.recorder is None else self.recorder.stacked(),
         )
 
 
@@ -346,6 +354,7 @@ def sample(
     stop: Any = None,
     constrain: Callable[[TokenState], Constraint | None] | None = None,
     trace: bool = False,
+    info: bool = False,
     progress: bool = False,
     **options: Any,
 ) -> Sample:
@@ -377,6 +386,7 @@ def sample(
         constrain: called before every step with the TokenState; returns a samplers.Constraint (tokens to decide at once,
             tokens not to draw in this step) or None.
         trace: keep every state, in Sample.trace.
+        info: keep what each step committed and how sure the model was of it, in Sample.info.
         progress: show a progress bar.
 
     Returns:
@@ -422,8 +432,13 @@ def stream(args: dict[str, Any]) -> Stream:
     """
     denoiser, sampler, options = (args.pop(name) for name in ("denoiser", "sampler", "options"))
     args.pop("trace")
+    info = args.pop("info")
     progress = args.pop("progress")
     run = _start_run(denoiser, sampler, options, args)
+    if info:
+        run.recorder = InfoRecorder()
+        if isinstance(run.predictor, Predictor):
+            run.predictor.recorder = run.recorder
     run.bar = _Bar(run) if progress else None
     return run
 

@@ -21,6 +21,7 @@ from .dry_run import DryRun
 from .errors import DenoiserError
 from .feeds import Answer, Feed, Query
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
+from .info import InfoRecorder
 from .ops.masked_softmax import guide
 from .prediction import FILL, Logits, Prediction
 from .random import DRAW_TOKEN
@@ -122,6 +123,7 @@ class Predictor(ErrorTracker):
         self._demote = torch.tensor(config.demote, dtype=torch.int64, device=device)
         self._seen: tuple[TokenState, list[int]] | None = None  # the counts that were read last, and of which state
         self.dry_run: DryRun | None = None
+        self.recorder: InfoRecorder | None = None
         self.constraint: Tensor | None = None  # bool, broadcasts to (B, L, V): never drawn in this step
 
     @property
@@ -192,7 +194,7 @@ class Predictor(ErrorTracker):
         given: Tensor | None = None,
         draw: int = DRAW_TOKEN,
     ) -> Prediction:
-        want = (want,) if isinstance(want, str) else tuple(want)
+        want = self._wanted(want)
         row, position = logits.row, logits.position
         values = self.fill_values(state, want)
         how = self._draw_arguments(state, row, position, want, temperature, confidence_temperature, given, draw)
@@ -223,7 +225,7 @@ class Predictor(ErrorTracker):
         given: Tensor | None = None,
     ) -> Prediction:
         """Run forward passes and read their answers: tokens, and what else is wanted, on the canvas."""
-        want = (want,) if isinstance(want, str) else tuple(want)
+        want = self._wanted(want)
         values = self.fill_values(state, want)
         for query in queries:
             row, position = query.row, query.position
@@ -334,7 +336,14 @@ class Predictor(ErrorTracker):
                 new = torch.where(out.status == 0, new, value.flatten()[flat])
             value.view(-1).index_copy_(0, flat, new)
 
+    def _wanted(self, want: Want) -> tuple[str, ...]:
+        """What to compute: what was asked for, and what Sample.info needs."""
+        want = (want,) if isinstance(want, str) else tuple(want)
+        return want if self.recorder is None or "confidence" in want else (*want, "confidence")
+
     def _prediction(self, state: TokenState, values: dict[str, Tensor]) -> Prediction:
+        if self.recorder is not None:
+            self.recorder.read(values["token"], values["confidence"])
         if self.config.demote:
             # LLaDA's rule for end-of-sequence tokens: they may be predicted, and are the last to be committed.
             demoted = torch.isin(values["token"], self._demote)

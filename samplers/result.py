@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .errors import SamplersError
+from .info import at_commit, step_map
 from .sampler import State
 
 __all__ = ["Sample", "Seconds"]
@@ -42,6 +44,13 @@ class Sample:
         sampler, options, distribution, version: what made it.
         settings: the driver's arguments.
         trace: the states after each step, on request.
+        info: on request, name -> (steps, B, ...) tensor. Of token samplers:
+            committed: (steps, B, L) bool, the positions whose token was written in the step.
+            confidence: (steps, B, L) float32, the probability that the model gave that token when it was read, at
+                temperature 1 unless the sampler asked otherwise; NaN at other positions, and at tokens that no prediction
+                proposed (noise, constraints).
+            logprob: its natural logarithm.
+            And whatever the sampler's step returned. `step_map()` and `at_commit(name)` reduce it to (B, L).
     """
 
     x: Tensor
@@ -60,6 +69,23 @@ class Sample:
     version: str
     settings: dict[str, Any] = field(default_factory=dict)
     trace: tuple[State, ...] | None = None
+    info: dict[str, Tensor] | None = None
+
+    def _recorded(self) -> dict[str, Tensor]:
+        if self.info is None or "committed" not in self.info:
+            raise SamplersError("this run kept no record of its steps: use sample(..., info=True) with a token sampler")
+        return self.info
+
+    def step_map(self) -> Tensor:
+        """(B, L) int64: the step in which each position was last written, from 0; -1 at given positions. Needs info=True."""
+        return step_map(self._recorded()["committed"])
+
+    def at_commit(self, name: str) -> Tensor:
+        """(B, L) float32: info[name], such as "confidence" or "logprob", of the step in which each position was last written.
+
+        NaN at given positions. Needs info=True.
+        """
+        return at_commit(self._recorded()["committed"], self._recorded()[name])
 
     def __repr__(self) -> str:
         return (

@@ -29,7 +29,7 @@ from .errors import OptionError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "option"]
+__all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "option", "split_step"]
 
 S = TypeVar("S", bound="State")
 
@@ -269,8 +269,11 @@ class Sampler(Generic[S]):
         """
         return canvas.state_class.begin(canvas)
 
-    def step(self, predict: Any, state: S) -> S:
+    def step(self, predict: Any, state: S) -> S | tuple[S, Mapping[str, Tensor]]:
         """The state one step on. It asks the model through `predict`, and never reads the device in order to decide.
+
+        It may also return a dictionary of (B, ...) tensors, the same names in every step: `return state, {"name": value}`.
+        `sample(info=True)` stacks them over the steps, as Sample.info["name"], (steps, B, ...).
 
         Args:
             predict: a Predict; a SequencePredictor if facts.sequential; a GaussianPredict for the gaussian family.
@@ -280,6 +283,11 @@ class Sampler(Generic[S]):
     def expected_nfe(self, length: int, steps: int) -> float | None:
         """Mean NFE of a row of `length` masked positions in one block, exactly; None if it depends on the model."""
         return None
+
+
+def split_step(result: Any) -> tuple[Any, Mapping[str, Tensor]]:
+    """What Sampler.step returned, as the state and the dictionary that may come with it."""
+    return result if isinstance(result, tuple) else (result, {})
 
 
 class State:
