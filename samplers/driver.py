@@ -31,7 +31,7 @@ from .info import InfoRecorder
 from .predictor import GaussianPredictor, Predictor, SamplingConfig, SequencePredictor
 from .random import Rng
 from .result import Sample, Seconds
-from .sampler import Sampler, State, split_step
+from .sampler import Sampler, State
 from .state import TokenState
 from .syncs import dry_runs_pay
 
@@ -106,16 +106,18 @@ class Stream(Iterator[State]):
         with torch.no_grad():
             if self.constrain is not None:
                 self._apply_constraint()
+            memory = None
             if isinstance(self.predictor, Predictor):
                 assert isinstance(self.state, TokenState)
                 if self.predictor.dry_run is not None:
                     self.predictor.dry_run.advance()
-                self.predictor.feed.begin_step(self.state)
-                state, returned = split_step(self.sampler.step(self.predict, self.state))
-                assert isinstance(state, TokenState)
-                state = self.predictor.feed.end_step(state)
-            else:
-                state, returned = split_step(self.sampler.step(self.predict, self.state))
+                memory = self.predictor.feed.memory
+                if memory is not None:
+                    memory.begin_step(self.state)
+            stepped = self.sampler.step(self.predict, self.state)
+            state, returned = stepped if isinstance(stepped, tuple) else (stepped, {})
+            if memory is not None:
+                state = memory.end_step(state)
             if self.recorder is not None:
                 self.recorder.end_step(self.state, state, returned)
             self.state = state

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .canvas import Layout
 from .prediction import FILL, Logits, Prediction
-from .sampler import Sampler, split_step
+from .sampler import Sampler
 from .state import TokenState
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class DryRun:
     def advance(self) -> None:
         """Take the step that the run will take."""
         assert not self._counts, "a step of the run asked for less than its dry run did"
-        self.state, _ = split_step(self.sampler.step(self, self.state))
+        stepped = self.sampler.step(self, self.state)
+        self.state = stepped[0] if isinstance(stepped, tuple) else stepped
 
     def next_counts(self) -> list[int]:
         """The counts that the run's next call needs, as Feed.counts gives them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ __all__ = ["GaussianPredict", "Logits", "Predict", "Prediction"]
 FILL = {"confidence": -torch.inf, "margin": -torch.inf, "entropy": torch.inf, "lse": -torch.inf, "given": -torch.inf}
 
 
-@dataclass(frozen=True)
 class Prediction:
     """What the model predicts at the positions that were asked about; elsewhere values that never win.
 
@@ -36,17 +35,19 @@ class Prediction:
     """
 
     token: Tensor
-    confidence: Tensor = None  # type: ignore[assignment]
-    margin: Tensor = None  # type: ignore[assignment]
-    entropy: Tensor = None  # type: ignore[assignment]
-    lse: Tensor = None  # type: ignore[assignment]
-    given: Tensor = None  # type: ignore[assignment]
+    confidence: Tensor
+    margin: Tensor
+    entropy: Tensor
+    lse: Tensor
+    given: Tensor
 
-    def __getattribute__(self, name: str) -> Any:
-        value = object.__getattribute__(self, name)
-        if value is None and name in FILL:
+    def __init__(self, token: Tensor, **values: Tensor):
+        self.__dict__.update(values, token=token)
+
+    def __getattr__(self, name: str) -> Tensor:  # of what is not there
+        if name in FILL:
             raise SamplersError(f"prediction.{name} was not asked for: predict(state, want={name!r})")
-        return value
+        raise AttributeError(f"a prediction has no {name!r}; it has token, {', '.join(FILL)}")
 
 
 @dataclass(frozen=True, eq=False)

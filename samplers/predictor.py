@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,6 +40,16 @@ _STATUS = {
 }
 
 
+class Asked(Protocol):
+    """Where N answers belong: the batch row and the position of each, (N,) int64. A Query or Logits."""
+
+    @property
+    def row(self) -> Tensor: ...
+
+    @property
+    def position(self) -> Tensor: ...
+
+
 class ErrorTracker:
     """What both kinds of predictor keep: the counter, and the first thing found wrong with an answer.
 
@@ -54,12 +64,12 @@ class ErrorTracker:
         self.sync_eagerly = reading_is_free(device)
         self._finding = torch.zeros(4, dtype=torch.int64, device=device)  # status, row, position, forward pass
 
-    def record(self, status: Tensor, row: Tensor, position: Tensor) -> None:
-        """Take note of the statuses of an answer, 0 if it is fine; with each its row and position. All (N,)."""
+    def record(self, status: Tensor, asked: Asked) -> None:
+        """Take note of the statuses (N,) of an answer, 0 if it is fine, and of where they were asked about."""
         if not status.numel() or (self.sync_eagerly and not bool(status.any())):
             return
         first = status.ne(0).to(torch.uint8).argmax().view(1)  # the first of equals
-        what = [x.index_select(0, first).to(torch.int64) for x in (status, row, position)]
+        what = [x.index_select(0, first).to(torch.int64) for x in (status, asked.row, asked.position)]
         finding = torch.cat([*what, torch.full_like(what[0], self.counter.nfe)])  # (4,)
         self._finding = torch.where(self._finding[0] == 0, finding, self._finding)
         if self.sync_eagerly:
@@ -195,11 +205,10 @@ class Predictor(ErrorTracker):
         draw: int = DRAW_TOKEN,
     ) -> Prediction:
         want = self._wanted(want)
-        row, position = logits.row, logits.position
         values = self.fill_values(state, want)
-        how = self._draw_arguments(state, row, position, want, temperature, confidence_temperature, given, draw)
+        how = self._draw_arguments(state, logits, want, temperature, confidence_temperature, given, draw)
         out = ops.masked_softmax(logits.value, **how)
-        self._scatter(out, row, position, row * state.x.shape[1] + position, values)
+        self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
 
     # ------------------------------------------------------------------------------------------ plan, feed, read
@@ -228,12 +237,11 @@ class Predictor(ErrorTracker):
         want = self._wanted(want)
         values = self.fill_values(state, want)
         for query in queries:
-            row, position = query.row, query.position
-            how = self._draw_arguments(state, row, position, want, temperature, confidence_temperature, given)
+            how = self._draw_arguments(state, query, want, temperature, confidence_temperature, given)
             # What top-k and top-p cut off is known when all logits are, so then they must be stored.
             headless = self.denoiser.head is not None and not self._truncation and self.constraint is None
             out = self._read_hidden(state, query, how) if headless else self._read_logits(state, query, how)
-            self._scatter(out, row, position, query.on_canvas(state.x.shape[1]), values)
+            self._scatter(out, query, query.on_canvas(state.x.shape[1]), values)
         return self._prediction(state, values)
 
     def finished(self, state: TokenState) -> bool:
@@ -294,8 +302,7 @@ class Predictor(ErrorTracker):
     def _draw_arguments(
         self,
         state: TokenState,
-        row: Tensor,
-        position: Tensor,
+        asked: Asked,
         want: tuple[str, ...],
         temperature: float | None,
         confidence_temperature: float,
@@ -305,7 +312,7 @@ class Predictor(ErrorTracker):
         """The op's arguments that say how to draw, and what else is wanted of N positions."""
         temperature = self.temperature if temperature is None else temperature
         how = {
-            "uniform": state.rng.at(row, position, state.step, draw) if temperature > 0 else None,
+            "uniform": state.rng.at(asked.row, asked.position, state.step, draw) if temperature > 0 else None,
             "temperature": temperature,
             "confidence_temperature": confidence_temperature,
             "forbid": self._forbid,
@@ -313,7 +320,7 @@ class Predictor(ErrorTracker):
             **self._truncation,
         }
         if "given" in want:
-            how["given"] = (state.x if given is None else given)[row, position]
+            how["given"] = (state.x if given is None else given)[asked.row, asked.position]
         return how
 
     def fill_values(self, state: TokenState, want: tuple[str, ...]) -> dict[str, Tensor]:
@@ -324,11 +331,9 @@ class Predictor(ErrorTracker):
             values[name] = torch.full(x.shape, FILL[name], dtype=torch.float32, device=x.device)
         return values
 
-    def _scatter(
-        self, out: ops.MaskedSoftmax, row: Tensor, position: Tensor, flat: Tensor, values: dict[str, Tensor]
-    ) -> None:
+    def _scatter(self, out: ops.MaskedSoftmax, asked: Asked, flat: Tensor, values: dict[str, Tensor]) -> None:
         """Write what the op made of N positions to their places on the canvas, `flat` (N,) of it flattened."""
-        self.record(out.status, row, position)
+        self.record(out.status, asked)
         for name, value in values.items():
             new = getattr(out, name)
             if name == "token" and not self.sync_eagerly:
@@ -431,7 +436,7 @@ class GaussianPredictor(ErrorTracker):
         out = self.counter.gaussian(x, torch.full((len(x),), t, dtype=torch.float64, device=x.device))
         self.nfe_rows += 1
         rows = torch.arange(len(x), device=x.device)
-        self.record(~torch.isfinite(out).flatten(1).all(1), rows, rows)
+        self.record(~torch.isfinite(out).flatten(1).all(1), Logits(rows, rows, out))
         return out
 
     def finished(self, state: State) -> bool:

@@ -29,7 +29,7 @@ from .errors import OptionError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "option", "split_step"]
+__all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "option"]
 
 S = TypeVar("S", bound="State")
 
@@ -283,11 +283,6 @@ class Sampler(Generic[S]):
     def expected_nfe(self, length: int, steps: int) -> float | None:
         """Mean NFE of a row of `length` masked positions in one block, exactly; None if it depends on the model."""
         return None
-
-
-def split_step(result: Any) -> tuple[Any, Mapping[str, Tensor]]:
-    """What Sampler.step returned, as the state and the dictionary that may come with it."""
-    return result if isinstance(result, tuple) else (result, {})
 
 
 class State:

@@ -11,7 +11,7 @@ model is given and nothing of what becomes of the answer:
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..state import TokenState
 
-__all__ = ["Answer", "Feed", "Query"]
+__all__ = ["Answer", "Feed", "Memory", "Query"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,7 @@ class Query:
         guided: whether guidance needs a second, unconditional answer for each position.
         t: (B,) float64, the noise level that the sampler gave, or None.
         members: the same rows as `rows`, on the host.
+        whole: whether all rows take part with all their positions, so that mask is (B, L).
     """
 
     batch: int
@@ -44,6 +45,7 @@ class Query:
     guided: bool = False
     t: Tensor | None = None
     members: tuple[int, ...] = ()
+    whole: bool = False
 
     @property
     def length(self) -> int:
@@ -68,7 +70,7 @@ class Query:
 
     def on_canvas(self, width: int) -> Tensor:
         """(count,) int64: the asked positions as indices of a flattened canvas of `width` positions per row."""
-        return self.flat if self.rows is None and self.length == width else self.row * width + self.position
+        return self.flat if self.whole else self.row * width + self.position
 
     def of_rows(self, x: Tensor) -> Tensor:
         """The rows of x, (B, ...), that take part: (A, ...)."""
@@ -76,7 +78,7 @@ class Query:
 
     def of_canvas(self, x: Tensor) -> Tensor:
         """The part of x, (B, L), that the model is given: (A, length)."""
-        return self.of_rows(x)[:, : self.length]
+        return x if self.whole else self.of_rows(x)[:, : self.length]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +99,18 @@ class Answer:
         return self.value if self.index is None else self.value[self.index]
 
 
+class Memory(Protocol):
+    """What must be told when a step begins and ends, since a part of the state is made while the model is asked."""
+
+    def begin_step(self, state: TokenState) -> None:
+        """A step from `state` begins."""
+        ...
+
+    def end_step(self, state: TokenState) -> TokenState:
+        """The step has led to `state`; returns it with what the next step must remember of this one."""
+        ...
+
+
 class Feed(Protocol):
     """What gives queries to the model. One object serves one run.
 
@@ -106,6 +120,11 @@ class Feed(Protocol):
 
     nfe_rows: Tensor
 
+    @property
+    def memory(self) -> Memory | None:
+        """What the model remembers from one step to the next; None if it remembers nothing."""
+        ...
+
     def counts(self, state: TokenState, rows: Tensor | None) -> Tensor:
         """(n,) int64: what `plan` must know on the host, for the positions `rows` (None: state.open). No device sync."""
         ...
@@ -114,20 +133,12 @@ class Feed(Protocol):
         """Whether these counts, made with rows=None, say that no row has anything left to do."""
         ...
 
-    def plan(self, state: TokenState, rows: Tensor | None, counts: list[int], t: Tensor | None) -> Iterator[Query]:
+    def plan(self, state: TokenState, rows: Tensor | None, counts: list[int], t: Tensor | None) -> Sequence[Query]:
         """The forward passes that answer for `rows`, (B, L) bool (None: state.open). No device sync."""
         ...
 
     def feed(self, state: TokenState, query: Query) -> Answer:
         """Run one forward pass."""
-        ...
-
-    def begin_step(self, state: TokenState) -> None:
-        """A step from `state` begins."""
-        ...
-
-    def end_step(self, state: TokenState) -> TokenState:
-        """The step has led to `state`; returns it with what the next step must remember of this one."""
         ...
 
     @property

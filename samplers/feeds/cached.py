@@ -88,6 +88,8 @@ class CachedFeed:
     Rows of one length share a cache. With guidance the rows whose prompt is masked have a cache of their own.
     """
 
+    memory = None  # self-conditioned models have no cache
+
     def __init__(
         self, counter: Counter, batch: int, cfg_scale: float, cfg_interval: tuple[float, float], scheme: Scheme
     ):
@@ -97,12 +99,6 @@ class CachedFeed:
         self.counts, self.idle, self.plan = self._plain.counts, self._plain.idle, self._plain.plan
         self.nfe_rows = self._plain.nfe_rows
         self._caches: dict[tuple[int, bool], RunCache] = {}  # by length and whether the prompt is masked
-
-    def begin_step(self, state: TokenState) -> None:
-        pass
-
-    def end_step(self, state: TokenState) -> TokenState:
-        return state
 
     def feed(self, state: TokenState, query: Query) -> Answer:
         canvas, rows, length = state.canvas, torch.zeros_like(state.open), query.length

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,8 +30,9 @@ class PlainFeed:
         self.counter, self.cfg_scale, self.cfg_interval = counter, cfg_scale, cfg_interval
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
         self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=self.denoiser.device)
-        self._previous: Tensor | None = None  # of a self-conditioned denoiser, in the present step: state.previous
-        self._written = False  # whether it is a tensor of this step, and may be written into
+        self.memory: SelfConditioning | None = None
+        if self.denoiser.self_conditioned:
+            self.memory = SelfConditioning(self.denoiser.vocab_size)
 
     # ------------------------------------------------------------------------------------------ which rows run
 
@@ -56,10 +56,11 @@ class PlainFeed:
     def idle(self, counts: list[int]) -> bool:
         return not any(counts[: len(self.nfe_rows)])
 
-    def plan(self, state: TokenState, rows: Tensor | None, counts: list[int], t: Tensor | None) -> Iterator[Query]:
+    def plan(self, state: TokenState, rows: Tensor | None, counts: list[int], t: Tensor | None) -> list[Query]:
         canvas, batch = state.canvas, len(state.x)
         rows = state.open if rows is None else rows & canvas.fill
         always = self._guides(canvas) and len(counts) == batch
+        queries = []
         for guided in (False, True) if len(counts) > batch else (always,):
             for length, members in canvas.rows_by_length.items():
                 here = [i for i in members if counts[i] and (len(counts) == batch or counts[batch + i] == guided)]
@@ -77,7 +78,10 @@ class PlainFeed:
                     which = torch.nonzero_static(member, size=len(here)).squeeze(1)  # (A,)
                 mask = rows if which is None else rows[which]
                 count = sum(counts[i] for i in here)
-                yield Query(batch, which, mask[:, :length], count, guided, t, tuple(here))
+                whole = which is None and length == mask.shape[1]
+                mask = mask if whole else mask[:, :length]
+                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole))
+        return queries
 
     # ------------------------------------------------------------------------------------------ one forward pass
 
@@ -91,14 +95,14 @@ class PlainFeed:
         if self.denoiser.head is not None:
             return Answer(self.counter.hidden(x, time, mask, n))
         answer = Answer(*self.counter.tokens(x, time, mask, n, **more))
-        if self.denoiser.self_conditioned:
-            self._remember(state, query, answer)
+        if self.memory is not None:
+            self.memory.remember(state, query, answer)
         return answer
 
     def _input(self, state: TokenState, query: Query) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]:
         """What the model is given: x, t, mask, more. Of a guided query the unconditional rows come after the others."""
         canvas, denoiser = state.canvas, self.denoiser
-        x = query.of_canvas(state.x)  # (A, length)
+        x = state.x if query.whole else query.of_canvas(state.x)  # (A, length)
         time = None
         if denoiser.time_conditioned:
             if denoiser.time_per_position:
@@ -107,8 +111,8 @@ class PlainFeed:
             else:
                 time = query.of_rows(state.noise_level if query.t is None else query.t)  # (A,)
         more = {}
-        if denoiser.self_conditioned:
-            more["previous"] = self._seen_by(state, query)
+        if self.memory is not None:
+            more["previous"] = self.memory.seen_by(state, query)
         mask = query.mask
         if query.guided:
             # Unsupervised guidance (Nie et al. 2024, SMDM): the unconditional rows are the same with the prompt masked.
@@ -125,7 +129,14 @@ class PlainFeed:
             more = {name: value.doubled() for name, value in more.items()}
         return x, time, mask, more
 
-    # ------------------------------------------------------------------------------------------ self-conditioning
+
+class SelfConditioning:
+    """The last logits of a self-conditioned denoiser, between the beginning and the end of a step: state.previous."""
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+        self._previous: Tensor | None = None
+        self._written = False  # whether it is a tensor of this step, and may be written into
 
     def begin_step(self, state: TokenState) -> None:
         self._previous, self._written = state.previous, False
@@ -135,14 +146,12 @@ class PlainFeed:
             return state
         return dataclasses.replace(state, previous=self._previous)
 
-    def _seen_by(self, state: TokenState, query: Query) -> Previous:
+    def seen_by(self, state: TokenState, query: Query) -> Previous:
         """The last logits of the rows that take part, at the positions to fill."""
         canvas = state.canvas
         fill = query.of_canvas(canvas.fill)
         if self._previous is None:
-            self._previous = torch.zeros(
-                canvas.filled, self.denoiser.vocab_size, dtype=torch.float32, device=fill.device
-            )
+            self._previous = torch.zeros(canvas.filled, self.vocab_size, dtype=torch.float32, device=fill.device)
             self._written = True
         if query.rows is None:
             return Previous(fill, self._previous)
@@ -150,7 +159,7 @@ class PlainFeed:
         here = torch.nonzero_static(fill.flatten(), size=size).squeeze(1)
         return Previous(fill, self._previous[query.of_canvas(canvas.fill_number).flatten()[here]])
 
-    def _remember(self, state: TokenState, query: Query, answer: Answer) -> None:
+    def remember(self, state: TokenState, query: Query, answer: Answer) -> None:
         """Keep the (conditional) logits of the asked positions for the next forward pass."""
         assert self._previous is not None
         index = state.canvas.fill_number.flatten()[query.on_canvas(state.x.shape[1])]

@@ -15,7 +15,7 @@ There is one device sync per chunk, and one when branches are made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -158,7 +158,7 @@ class Chunk:
             keep: their keys and values stay after what is kept, else not.
         """
         mask, count = (torch.zeros_like(self.fed), 0) if which is None else self.query_masks[which]
-        return ChunkQuery(len(mask), None, mask, count, chunk=self, token=token, keep=keep)
+        return ChunkQuery(len(mask), None, mask, count, whole=True, chunk=self, token=token, keep=keep)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,18 +179,14 @@ class ChunkQuery(Query):
 class SequenceFeed:
     """Gives the model what of each row's sequence it has not seen, and masks after it; see the module."""
 
+    memory = None
+
     def __init__(self, counter: Counter, batch: int):
         self.counter = counter
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
         self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=self.denoiser.device)
         self.main: Branches | None = None  # the rows' own sequences; those of rows that are done have left
         self._rows: list[int] = []  # the batch row of each sequence
-
-    def begin_step(self, state: TokenState) -> None:
-        pass
-
-    def end_step(self, state: TokenState) -> TokenState:
-        return state
 
     @property
     def cache_bytes(self) -> int:
@@ -219,11 +215,11 @@ class SequenceFeed:
         counts: list[int],
         t: Tensor | None = None,
         masks: Tensor | None = None,
-    ) -> Iterator[ChunkQuery]:
+    ) -> Sequence[ChunkQuery]:
         """One forward pass for `rows`, given what of the sequences is not kept yet, and masks after it."""
         assert isinstance(state, SequenceState)
         if not counts[0]:
-            return
+            return ()
         rows, asked_rows = state.open if rows is None else rows, counts[3:]
         lacking, masked = self._fed(state, rows, masks)
         if self.main is None:
@@ -241,9 +237,8 @@ class SequenceFeed:
         self.main.store.crop((state.length - lacking.sum(1))[here])
         fed, keep = lacking | masked, masks is not None or counts[0] > counts[2]
         last = masked if keep else None
-        yield self._chunk(self.main, fed, last, (rows,), self.main.row_counts(fed), counts[:3]).query(
-            state.x, 0, keep=keep
-        )
+        chunk = self._chunk(self.main, fed, last, (rows,), self.main.row_counts(fed), counts[:3])
+        return (chunk.query(state.x, 0, keep=keep),)
 
     def feed(self, state: TokenState, query: Query) -> Answer:
         assert isinstance(query, ChunkQuery)
