@@ -125,7 +125,7 @@ def twin(x, temperature, u):
     from samplers.ops.masked_softmax import _twin
 
     u = u if temperature > 0 else None
-    return functools.partial(_twin, x, None, u, temperature, 1.0, None, None, None, 0.0, 0, 1.0, None, 1)
+    return functools.partial(_twin, x, None, u, temperature, 1.0, None, None, None, 0.0, 0, 1.0, False, None, 1)
 
 
 # ---- the groups ------------------------------------------------------------------------------------------------------

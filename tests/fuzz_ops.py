@@ -90,6 +90,7 @@ def make_masked_softmax(rng):
     if rng.random() < 0.4:
         kw["top_k"] = rng.choice((0, 1, 2, 50, vocab, vocab + 7))
         kw["top_p"] = rng.choice((1.0, 0.9, 0.5, 1e-9, 1 - 2**-53, rng.random() or 1.0))
+        kw["truncated"] = rng.random() < 0.5
     return kw
 
 

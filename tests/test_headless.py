@@ -47,7 +47,7 @@ def of_bias(logits, n):
 def folded(logits, tile, fold, finish, guidance=None, **kw):
     """What fold and finish make of logits (N, V) that come in tiles."""
     temperature, T = kw.get("temperature", 0.0), kw.get("confidence_temperature", 1.0)
-    want = hs._want(kw.get("want", ALL), kw.get("given"))
+    want = hs.wanted(hs.OP, kw.get("want", ALL), kw.get("given"))
     n, vocab = logits.shape
     real, whole = torch.empty(n, 7, dtype=torch.float64), torch.empty(n, 3, dtype=torch.int64)
     real.fill_(7.0)  # what the state held before is nobody's business
@@ -424,7 +424,7 @@ BAD = {
     "flat hidden": (lambda: headless_softmax(H[0], W), ValueError, r"hidden has shape \(8,\).*\(N, D\)"),
     "3-d weight": (lambda: headless_softmax(H, W[None]), ValueError, r"weight has shape .*\(V, D\)"),
     "int hidden": (lambda: headless_softmax(H.long(), W), TypeError, "hidden is torch.int64, expected float32"),
-    "double": (lambda: headless_softmax(H.double(), W.double()), TypeError, "hidden is torch.float64"),
+    "dtype": (lambda: headless_softmax(H.long(), W.long()), TypeError, "hidden is torch.int64"),
     "two dtypes": (lambda: headless_softmax(H, W.bfloat16()), TypeError, "weight is torch.bfloat16, hidden is"),
     "widths": (lambda: headless_softmax(H, W[:, :7]), ValueError, "weight has 7 columns, hidden has 8"),
     "empty vocabulary": (lambda: headless_softmax(H, W[:0]), ValueError, "weight has no rows"),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from samplers.ops import _native
-from samplers.ops._check import check_inside, check_vector, explained
+from samplers.ops._check import check_inside, check_vector, explain_errors
 
 APPEND = (
     "kv_append_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor(c!) lengths, "
@@ -45,7 +45,7 @@ def kv_row_bytes(key: Tensor, value: Tensor) -> int:
     return layers * key.shape[-3] * (key.shape[-1] + value.shape[-1]) * key.element_size()
 
 
-@explained
+@explain_errors
 def kv_append_(
     key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, lengths: Tensor, count: Tensor | None = None
 ) -> None:
@@ -65,7 +65,7 @@ def kv_append_(
     _run(kv_append_, _check_append, key, value, _no_grad(new_key), _no_grad(new_value), lengths, count)
 
 
-@explained
+@explain_errors
 def kv_replace_(
     key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, start: Tensor | int, count: Tensor | None = None
 ) -> None:
@@ -86,7 +86,7 @@ def kv_replace_(
     _run(kv_replace_, _check_replace, key, value, _no_grad(new_key), _no_grad(new_value), places, at, count)
 
 
-@explained
+@explain_errors
 def kv_scatter_(key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, index: Tensor) -> None:
     """Batch row b's new row i is written at index[b, i]; a negative index skips it. Of equal indices the last one wins.
 
@@ -102,7 +102,7 @@ def kv_scatter_(key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, 
     _run(kv_scatter_, _check_scatter, key, value, _no_grad(new_key), _no_grad(new_value), _packed(index))
 
 
-@explained
+@explain_errors
 def kv_gather(
     key: Tensor,
     value: Tensor,
@@ -142,7 +142,7 @@ def kv_gather(
     return out  # type: ignore[return-value]
 
 
-@explained
+@explain_errors
 def kv_compact_(key: Tensor, value: Tensor, keep: Tensor, lengths: Tensor) -> None:
     """Of batch row b's first lengths[b] rows those that are kept move to the front, in order; lengths[b] becomes their
     number. Rows from there on hold what they held.
@@ -161,7 +161,7 @@ def kv_compact_(key: Tensor, value: Tensor, keep: Tensor, lengths: Tensor) -> No
     _run(kv_compact_, _check_compact, key, value, _packed(keep), lengths)
 
 
-@explained
+@explain_errors
 def kv_select_rows_(key: Tensor, value: Tensor, source: Tensor, lengths: Tensor | None = None) -> None:
     """Batch row b becomes what batch row source[b] was, its length included: copies, swaps and any other map.
 
@@ -323,7 +323,7 @@ def _check_replace(key, value, new_key, new_value, start, at, count, values=True
     if start is None and (isinstance(at, bool) or not isinstance(at, int)):
         raise TypeError(f"{op}: start is {at!r}, expected an int or a (B,) int64 tensor")
     if _seen(values, key):
-        begin = torch.full(key.shape[-4:-3], at) if start is None else start
+        begin = torch.full(key.shape[-4:-3], at, device=key.device) if start is None else start
         _check_ranges(op, key, new_key.shape[-2], begin, "start", count)
 
 
@@ -498,7 +498,7 @@ TWINS = {
 
 def _fallback(twin):
     def run(*args):
-        _native.say_once()
+        _native.warn_once()
         twin(*args)
 
     return run

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from samplers.ops import _native
-from samplers.ops._check import check_plane, check_vector, check_written, explained
+from samplers.ops._check import check_plane, check_vector, check_written, explain_errors
 
 FLOATS = (torch.float32, torch.float64)
 RULES = ("k", "threshold", "factor", "budget")
@@ -63,7 +63,7 @@ class Accepted(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # (B,) int64, tokens written to x
 
 
-@explained
+@explain_errors
 def select(
     score: Tensor,
     candidate: Tensor | None = None,
@@ -113,7 +113,7 @@ def select(
         raise
 
 
-@explained
+@explain_errors
 def commit_(
     x: Tensor,
     token: Tensor,
@@ -146,7 +146,7 @@ def commit_(
         raise
 
 
-@explained
+@explain_errors
 def remask_(
     x: Tensor,
     score: Tensor,
@@ -173,7 +173,7 @@ def remask_(
         raise
 
 
-@explained
+@explain_errors
 def select_slots(
     score: Tensor,
     candidate: Tensor | None = None,
@@ -214,7 +214,7 @@ def select_slots(
         raise
 
 
-@explained
+@explain_errors
 def accept_slots_(
     x: Tensor,
     token: Tensor,
@@ -514,7 +514,7 @@ def _twin_accept(
 
 def _fallback(twin):
     def run(*args):
-        _native.say_once()
+        _native.warn_once()
         return twin(*args)
 
     return run
