@@ -327,7 +327,8 @@ def check_nothing(rng, kw, out):
 
 
 def public_ops():
-    return [name for name in ops.__all__ if name[0].islower() and name not in ("status", "kv_row_bytes")]
+    names = [name for name in ops.__all__ if name[0].islower() and name not in ("status", "kv_row_bytes")]
+    return [name for name in names if callable(getattr(ops, name))]
 
 
 OPS = {name: globals()[f"make_{name}"] for name in public_ops()}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from native import C, isas, needs_native
 from scipy import stats
 
-from samplers.ops import headless_softmax, masked_softmax
+from samplers.ops import headless_softmax, masked_softmax, reference
 
 hs = sys.modules["samplers.ops.headless"]
 ALL = ("confidence", "margin", "entropy", "lse", "given")
@@ -62,7 +62,7 @@ def folded(logits, tile, fold, finish, guidance=None, **kw):
 
 
 def twin(logits, tile=2048, **kw):
-    return folded(logits, tile, hs._twin_fold, hs._twin_finish, **kw)
+    return folded(logits, tile, reference.headless_fold_, reference.headless_finish, **kw)
 
 
 def native(logits, tile=2048, **kw):
@@ -545,7 +545,7 @@ def test_compile():
 
 
 def test_tile_rule():
-    call = lambda n, guided=False: hs._Call(  # noqa: E731
+    call = lambda n, guided=False: reference.HeadlessCall(  # noqa: E731
         torch.zeros(n, 1), torch.zeros(1, 1), None, None, None, 0.0, 1.0, None, torch.zeros(n, 1) if guided else None,
         0.0, None, 0, 0)  # fmt: skip
     assert hs._tile(call(256), None) == 1024

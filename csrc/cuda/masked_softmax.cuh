@@ -313,7 +313,7 @@ __device__ __forceinline__ Stats chunk_stats(const Args& args, const Row& row, i
     }
   }
   float values[kCareful ? kBlocks : 1][L::kPer];  // guided and truncated entries, once for all, in fp32
-  [[maybe_unused]] uint64_t undrawn = 0;  // bit b * kPer + e: that entry counts in the statistics, but may not be drawn
+  Stats out{kNone, kNone, kNone, {0.f, 0.f}, 0.f};
   if constexpr (kCareful) {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
@@ -324,22 +324,18 @@ __device__ __forceinline__ Stats chunk_stats(const Args& args, const Row& row, i
         if (row.guidance) x = guided(x, number<kFormat>(other[b][w], h), args.job.cfg_scale);
         if (forbidden >> (b * L::kPer + e) & 1) x = kNone;
         const bool removed = row.truncation.removes(x, begin + b * kBlock + lane * L::kPer + e);
-        if (removed && args.split) undrawn |= uint64_t{1} << (b * L::kPer + e);
+        if (!removed) out.drawn_max = fmaxf(out.drawn_max, x);
         values[b][e] = removed && !args.split ? kNone : x;
       }
     }
   }
 
-  Stats out{kNone, kNone, kNone, {0.f, 0.f}, 0.f};
   float least = INFINITY;  // the lane's own
   if constexpr (kCareful) {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
-      for (int e = 0; e < L::kPer; ++e) {
-        merge_two(out.max, out.second, values[b][e], kNone);
-        if (!(undrawn >> (b * L::kPer + e) & 1)) out.drawn_max = fmaxf(out.drawn_max, values[b][e]);
-      }
+      for (int e = 0; e < L::kPer; ++e) merge_two(out.max, out.second, values[b][e], kNone);
     }
   } else {
     uint32_t high[4], next[4], low[4];
@@ -382,8 +378,6 @@ __device__ __forceinline__ Stats chunk_stats(const Args& args, const Row& row, i
   const bool needed = out.max != kNone && !dropped(args, out.max, from_ordered(highest));
   if (!__any_sync(kAllLanes, needed)) return out;
 
-  // Another reference for the draw only if it is split from the rest; 0 where no entry is left, so that none is a NaN.
-  [[maybe_unused]] const float drawn = out.drawn_max == kNone ? 0.f : out.drawn_max;
   float acc[L::kPer] = {}, more[L::kPer] = {}, entropy[L::kPer] = {};
   const auto weigh = [&](auto deep) {
     constexpr bool kDeep = decltype(deep)::value;
@@ -398,16 +392,11 @@ __device__ __forceinline__ Stats chunk_stats(const Args& args, const Row& row, i
           x = number<kFormat>(words[b][e / L::kHalves], e % L::kHalves);
         }
         const float d = x - out.max;
-        float t, ignored;
+        float t;
         const float w = weight_of<kDeep>(d, args.k[0], t);
         acc[e] += w;
         if (kMore) entropy[e] = fmaf(w, t, entropy[e]);
-        if constexpr (kSets == 2 && kCareful) {
-          const float below = undrawn >> (b * L::kPer + e) & 1 ? kNone : x - drawn;
-          more[e] += weight_of<kDeep>(below, args.k[1], ignored);
-        } else if constexpr (kSets == 2) {
-          more[e] += weight_of<kDeep>(d, args.k[1], ignored);
-        }
+        if (kSets == 2 && !kCareful) more[e] += weight_of<kDeep>(d, args.k[1], t);
       }
     }
   };
@@ -419,8 +408,22 @@ __device__ __forceinline__ Stats chunk_stats(const Args& args, const Row& row, i
     weigh(std::false_type{});
   }
   out.sum[0] = halving_sum<L::kLanes>(acc, lane);
-  out.sum[1] = kSets == 2 ? halving_sum<L::kLanes>(more, lane) : out.sum[0];
   if (kMore) out.entropy = halving_sum<L::kLanes>(entropy, lane);
+  if constexpr (kSets == 2 && kCareful) {  // after the first set: the registers do not hold both at once
+    // The draw's reference may lie below that of the statistics. 0 if no entry is left, so that no weight is a NaN.
+    const float drawn = out.drawn_max == kNone ? 0.f : out.drawn_max;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+      for (int e = 0; e < L::kPer; ++e) {
+        float t;
+        const float x = values[b][e];
+        const bool removed = row.truncation.removes(x, begin + b * kBlock + lane * L::kPer + e);
+        more[e] += weight_of<true>(removed ? kNone : x - drawn, args.k[1], t);
+      }
+    }
+  }
+  out.sum[1] = kSets == 2 ? halving_sum<L::kLanes>(more, lane) : out.sum[0];
   if (!needed) out.sum[0] = out.sum[1] = out.entropy = 0.f;  // the other group of the warp asked for it
   return out;
 }

@@ -1,10 +1,12 @@
-"""The kernels' Python face: one function an op, each with a torch twin that is its specification.
+"""The kernels' Python face: one function per op.
 
-Which of the two runs is decided once, at import: the native extension when it was built and `SAMPLERS_NATIVE` is not
-`0`, else the twin. `SAMPLERS_ISA=avx512|avx2|portable` holds the native CPU kernels to one instruction set. Results are
-the same either way; `status()` says what is in use.
+Each op has a twin, a torch reference implementation that is its specification (`samplers.ops.reference`). Which of the
+two runs is decided once, at import: the native extension if it was built and `SAMPLERS_NATIVE` is not `0`, else the twin.
+`SAMPLERS_ISA=avx512|avx2|portable` restricts the native CPU kernels to one instruction set. Results are the same either
+way; `status()` says what is in use.
 """
 
+from samplers.ops import reference
 from samplers.ops._native import status
 from samplers.ops.cached_attention import cached_attention
 from samplers.ops.cached_kv import (
@@ -36,6 +38,7 @@ __all__ = [
     "kv_scatter_",
     "kv_select_rows_",
     "masked_softmax",
+    "reference",
     "remask_",
     "select",
     "select_slots",

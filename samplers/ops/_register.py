@@ -11,6 +11,8 @@ from samplers.ops import _native
 
 Function = Callable[..., Any]
 
+SCHEMAS: dict[str, str] = {}  # by the op's name
+
 _library = torch.library.Library("sampler_zoo", "FRAGMENT")
 
 
@@ -34,6 +36,7 @@ def register(
         The op, ready to be called.
     """
     name = schema.partition("(")[0]
+    SCHEMAS[name] = schema
     if kernels is not None:
         _library.define(schema)
         for key, kernel in kernels.items():

@@ -70,8 +70,8 @@ FINISH_SCHEMA = (
 )
 
 
-class _Call(NamedTuple):
-    """The op's arguments, in the schema's order."""
+class HeadlessCall(NamedTuple):
+    """The arguments of `headless_softmax`, in the schema's order."""
 
     hidden: Tensor
     weight: Tensor
@@ -139,7 +139,7 @@ def headless_softmax(
         TypeError: a dtype is wrong. ValueError: a shape, a number, a device or a name is. IndexError: an id is out of
         range. What needs a look at the data is checked on the CPU only: a device is never waited for.
     """
-    call = _Call(
+    call = HeadlessCall(
         hidden=hidden,
         weight=weight,
         bias=bias,
@@ -230,7 +230,7 @@ def _check_values(call):
 
 def _tiles(*args):
     """The op: product, soft cap and fold, tile by tile."""
-    call = _Call(*args)
+    call = HeadlessCall(*args)
     hidden, n, vocab = call.hidden, len(call.hidden), len(call.weight)
     rows = hidden if call.guidance is None else torch.cat([hidden, call.guidance])
     real = torch.empty(n, len(REALS), dtype=torch.float64, device=hidden.device)
@@ -413,7 +413,7 @@ def _twin_finish(real, whole, temperature, confidence_temperature, want):
 
 
 def _fake(*args):
-    call = _Call(*args)
+    call = HeadlessCall(*args)
     return _empty(len(call.hidden), call.want, call.hidden.device)
 
 

@@ -55,8 +55,8 @@ SCHEMA = (
 )
 
 
-class _Call(NamedTuple):
-    """The op's arguments, in the schema's order."""
+class SoftmaxCall(NamedTuple):
+    """The arguments of `masked_softmax`, in the schema's order."""
 
     logits: Tensor
     index: Tensor | None  # type: ignore[assignment]  # tuple.index is not needed here
@@ -163,7 +163,7 @@ def masked_softmax(
         TypeError: a dtype is wrong. ValueError: a shape, a device, a number or a name is. IndexError: an id or row is
         out of range. What needs the data itself is checked on the CPU only: there is no device sync.
     """
-    call = _Call(
+    call = SoftmaxCall(
         logits=logits,
         index=index,
         uniform=uniform if temperature > 0 else None,
@@ -253,7 +253,10 @@ def _rows_of(x, index):
         x = x.index_select(0, torch.where(inside, index, 0))
         # A number that is out of range stays so: the CPU's kernel says so, a device's gives that row status 3.
         index = torch.where(inside, torch.arange(len(index), device=index.device), -1)
-    return (x.float() if x.dtype == torch.float64 else x).contiguous(), index
+    if not _readable(x):
+        dtype = torch.float32 if x.dtype == torch.float64 else x.dtype
+        x = x.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return x, index
 
 
 def _check(call):
@@ -375,7 +378,7 @@ def _twin(*args):
     of its own; everything else is made of the chunks of the row as it was. If `truncated`, everything is made of what
     stays.
     """
-    call = _Call(*args)
+    call = SoftmaxCall(*args)
     _check_values(call)
     logits, index, guidance, guidance_index, want = (
         call.logits, call.index, call.guidance, call.guidance_index, call.want
@@ -574,7 +577,7 @@ def _empty(n, want, device):
 
 
 def _fake(*args):
-    call = _Call(*args)
+    call = SoftmaxCall(*args)
     return _empty(call.logits.shape[0] if call.index is None else call.index.shape[0], call.want, call.logits.device)
 
 
