@@ -322,6 +322,19 @@ def make_cached_attention(rng):
     return kw
 
 
+def make_kl_divergence(rng):
+    n, m, vocab, dtype = rng.randrange(5), rng.randrange(1, 4), rng.choice(WIDTHS), rng.choice((*FLOATS, torch.float64))
+    kw = {"logits": logits(rng, n, vocab, dtype), "other": logits(rng, m, vocab, dtype)}
+    kw["other_lse"] = kw["other"].double().logsumexp(1)
+    return {**kw, "index": randint(rng, -1, m - 1, n)}
+
+
+def check_kl_divergence(rng, kw, out):
+    divergence, lse = out
+    assert divergence.shape == lse.shape == kw["index"].shape and divergence.dtype == lse.dtype == torch.float64
+    assert (divergence[kw["index"] < 0] == math.inf).all()
+
+
 def check_nothing(rng, kw, out):
     pass
 

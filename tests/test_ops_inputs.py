@@ -57,7 +57,7 @@ def test_float64_beside_float32():
     expected = masked_softmax(x, guidance=g, cfg_scale=0.5)
     assert_same(masked_softmax(x.double(), guidance=g, cfg_scale=0.5), expected, 0)
     assert_same(masked_softmax(x, guidance=g.double(), cfg_scale=0.5), expected, 0)
-    with pytest.raises(TypeError, match="guidance is torch.float64, logits are torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"guidance is torch\.float64, logits are torch\.bfloat16"):
         masked_softmax(x.bfloat16(), guidance=g.double(), cfg_scale=0.5)
 
 

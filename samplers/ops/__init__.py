@@ -18,6 +18,7 @@ from samplers.ops.cached_kv import (
     kv_scatter_,
     kv_select_rows_,
 )
+from samplers.ops.divergence import kl_divergence
 from samplers.ops.headless import headless_softmax
 from samplers.ops.masked_softmax import MaskedSoftmax, masked_softmax
 from samplers.ops.remask import Accepted, Selection, accept_slots_, commit_, remask_, select, select_slots
@@ -30,6 +31,7 @@ __all__ = [
     "cached_attention",
     "commit_",
     "headless_softmax",
+    "kl_divergence",
     "kv_append_",
     "kv_compact_",
     "kv_gather",
