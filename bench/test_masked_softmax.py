@@ -22,7 +22,7 @@ import torch
 from side_by_side import race
 
 from samplers import ops
-from samplers.ops import _native, masked_softmax
+from samplers.ops import _native, masked_softmax, reference
 
 LLADA, DREAM, GEMMA = 126_464, 152_064, 262_144
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -122,10 +122,9 @@ def entropy_bound(logits):
 
 
 def twin(x, temperature, u):
-    from samplers.ops.masked_softmax import _twin
-
     u = u if temperature > 0 else None
-    return functools.partial(_twin, x, None, u, temperature, 1.0, None, None, None, 0.0, 0, 1.0, None, 1)
+    args = (x, None, u, temperature, 1.0, None, None, None, 0.0, 0, 1.0, False, None, 1)
+    return functools.partial(reference.masked_softmax, *args)
 
 
 # ---- the groups ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from side_by_side import race
 
 from samplers import ops
-from samplers.ops import _native, remask
+from samplers.ops import _native, reference
 
 SIZES = [(1, 32, 4), (1, 256, 8), (8, 256, 16), (32, 1024, 64), (32, 4096, 256), (8, 8192, 512)]  # B, L, highest k
 RULES = {
@@ -77,7 +77,7 @@ def test_commit(benchmark, threads, size):
         assert x.equal(ours), peer
     x = start.clone()
     given = x, token, confidence, masked
-    twin = remask._arguments("commit_", confidence, masked, (k, None, None, None), None, 0, None, False)
+    twin = reference.select_call("commit_", confidence, masked, (k, None, None, None), None, 0, None, False)
     calls = {
         "copy": lambda: to.copy_(confidence),
         "ours": lambda: ops.commit_(*given, k=k),
@@ -85,7 +85,7 @@ def test_commit(benchmark, threads, size):
         "llada": lambda: llada(*given, k),
         "batched_sort": lambda: batched_sort(*given, k),
         "batched_topk": lambda: batched_topk(*given, k),
-        "twin": lambda: remask._twin_commit(x, token, 0, *twin),
+        "twin": lambda: reference.commit_(x, token, 0, *twin),
     }
     group = f"{rows}x{length}, k <= {most}, {threads} thread{'s' if threads > 1 else ''}"
     race(benchmark, group, calls, rows=rows, length=length, most=most, **ops.status())

@@ -6,10 +6,38 @@
 #include <stdint.h>
 
 #include "hd.h"
+#include "masked_softmax.h"
 #include "philox.h"
 #include "softmax_math.h"
 
 namespace samplers {
+
+// Columns [offset, offset + width) of the logits of n rows. Offset is a multiple of 1024; at 0 the state starts anew.
+struct HeadlessFold {
+  Type type;
+  int64_t n, offset, width;
+  Rows logits, guidance;  // guidance.data null: none
+  float cfg_scale;
+  const double* uniform;  // null at temperature 0
+  double temperature, confidence_temperature;
+  const int64_t* forbid;  // ascending, without repetition, all in [offset, offset + width)
+  int64_t n_forbid;
+  const int64_t* given;  // null: not wanted
+  int64_t want;
+  double* real;    // (n, kReals)
+  int64_t* whole;  // (n, kWholes)
+};
+
+struct HeadlessFinish {
+  int64_t n;
+  const double* real;
+  const int64_t* whole;
+  double temperature, confidence_temperature;
+  int64_t want;
+  int64_t* token;
+  float *confidence, *margin, *entropy, *lse, *given;  // null: not wanted
+  int32_t* status;
+};
 
 // A row's reals: sums of weights for two temperatures and of weight * t, relative to the best logit so far; that and
 // the second best; the logits of the drawn and of the given id.

@@ -90,6 +90,7 @@ def make_masked_softmax(rng):
     if rng.random() < 0.4:
         kw["top_k"] = rng.choice((0, 1, 2, 50, vocab, vocab + 7))
         kw["top_p"] = rng.choice((1.0, 0.9, 0.5, 1e-9, 1 - 2**-53, rng.random() or 1.0))
+        kw["truncated"] = rng.random() < 0.5
     return kw
 
 
@@ -321,12 +322,26 @@ def make_cached_attention(rng):
     return kw
 
 
+def make_kl_divergence(rng):
+    n, m, vocab, dtype = rng.randrange(5), rng.randrange(1, 4), rng.choice(WIDTHS), rng.choice((*FLOATS, torch.float64))
+    kw = {"logits": logits(rng, n, vocab, dtype), "other": logits(rng, m, vocab, dtype)}
+    kw["other_lse"] = kw["other"].double().logsumexp(1)
+    return {**kw, "index": randint(rng, -1, m - 1, n)}
+
+
+def check_kl_divergence(rng, kw, out):
+    divergence, lse = out
+    assert divergence.shape == lse.shape == kw["index"].shape and divergence.dtype == lse.dtype == torch.float64
+    assert (divergence[kw["index"] < 0] == math.inf).all()
+
+
 def check_nothing(rng, kw, out):
     pass
 
 
 def public_ops():
-    return [name for name in ops.__all__ if name[0].islower() and name not in ("status", "kv_row_bytes")]
+    names = [name for name in ops.__all__ if name[0].islower() and name not in ("status", "kv_row_bytes")]
+    return [name for name in names if callable(getattr(ops, name))]
 
 
 OPS = {name: globals()[f"make_{name}"] for name in public_ops()}

@@ -55,7 +55,7 @@ def kernels(tmp_path_factory):
 @needs_nvcc
 def test_softmax_kernels_stay_in_registers(kernels):
     softmax = [kernel for family, kernel in kernels if family.startswith("masked_softmax")]
-    for kind in ("whole_rows", "parts_of_rows", "ends_of_rows", "cuts_of_rows"):
+    for kind in ("whole_rows", "parts_of_rows", "finalize_rows", "truncate_rows"):
         for arch in ARCHS:
             assert sum(kind in k["name"] and k["arch"] == arch for k in softmax) >= 3, (kind, arch)  # one a format
     for k in softmax:

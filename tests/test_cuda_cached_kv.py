@@ -6,7 +6,9 @@ import random
 import pytest
 import torch
 from emulator import emulated
-from test_cached_kv import CASES, DTYPES, LAYOUTS, Cache, ints, kv, same
+from test_cached_kv import CASES, DTYPES, LAYOUTS, LENGTHS, Cache, bits, ints, same
+
+from samplers.ops import reference
 
 RANGE, SCATTER, GATHER = range(3)
 
@@ -48,44 +50,38 @@ def rows(to, source, which, start=None, count=None, index=None, batch=None, at=0
 # The ops as csrc/torch/cached_kv.cpp has them for a device; named and called like the twins.
 
 
-def _twin_append(key, value, new_key, new_value, lengths, count):
+def body_append(key, value, new_key, new_value, lengths, count):
     rows((key, value), (new_key, new_value), RANGE, start=lengths, count=count)
     n, length = new_key.shape[-2], key.shape[-2]
     assert emulated("cached_kv").advance(address(lengths), address(count), key.shape[-4], n, length) == 0
 
 
-def _twin_replace(key, value, new_key, new_value, start, count):
+def body_replace(key, value, new_key, new_value, start, count):
     where = {"at": start} if isinstance(start, int) else {"start": start}
     rows((key, value), (new_key, new_value), RANGE, count=count, **where)
 
 
-def _twin_scatter(key, value, new_key, new_value, index):
+def body_scatter(key, value, new_key, new_value, index):
     rows((key, value), (new_key, new_value), SCATTER, index=index.contiguous())
 
 
-def _twin_compact(key, value, keep, lengths):
+def body_compact(key, value, keep, lengths):
     to = (key, value)
     assert emulated("cached_kv").compact(planes(to), sizes(to, to), address(keep), address(lengths)) == 0
 
 
-def _twin_select(key, value, source, lengths):
+def body_select(key, value, source, lengths):
     to = (key, value)
     assert emulated("cached_kv").select(planes(to), sizes(to, to), address(source), address(lengths)) == 0
 
 
 BODIES = {
-    "append": _twin_append,
-    "replace": _twin_replace,
-    "scatter": _twin_scatter,
-    "compact": _twin_compact,
-    "select": _twin_select,
+    "append": body_append,
+    "replace": body_replace,
+    "scatter": body_scatter,
+    "compact": body_compact,
+    "select": body_select,
 }
-
-
-def lengths_of(args, name):
-    """Where in the arguments is what is written beyond the cache."""
-    where = {"append": 2, "compact": 1, "select": 1}.get(name)
-    return None if where is None else args[where]
 
 
 def compare(name, cache, twin, args):
@@ -94,7 +90,7 @@ def compare(name, cache, twin, args):
         copies = [x.clone() if isinstance(x, torch.Tensor) and x.dim() == 1 else x for x in args]
         there = cache.copy()
         function(*there.pair(), *copies)
-        results.append((there, lengths_of(copies, name)))
+        results.append((there, copies[LENGTHS[name]] if name in LENGTHS else None))
     (got, got_lengths), (expected, lengths) = results
     assert same(got, expected)
     assert lengths is None or torch.equal(got_lengths, lengths)
@@ -128,7 +124,7 @@ def test_compaction_moves_little_and_much(module):
     c = Cache(random.Random(2), "plain", torch.float32, layers=1, batch=1, heads=1, length=800, width=4)
     for turn, length in enumerate((256, 300, 512, 799, 800)):
         module.turns(turn)
-        compare("compact", c, kv._twin_compact, (keep, torch.tensor([length])))
+        compare("compact", c, reference.kv_compact_, (keep, torch.tensor([length])))
 
 
 def test_numbers_out_of_range(module):
@@ -141,16 +137,16 @@ def test_numbers_out_of_range(module):
         new = c.new(rng, 5)
         wild = torch.tensor([rng.choice((-far, -6, -2, 0, 3, 5, 7, far)) for _ in range(3)])
         count = torch.tensor([rng.choice((-far, -1, 2, 5, 9, far)) for _ in range(3)])
-        compare("append", c, kv._twin_append, (*new, wild, rng.choice((count, None))))
+        compare("append", c, reference.kv_append_, (*new, wild, rng.choice((count, None))))
 
         def replace(key, value, new_key, new_value, start, count):
-            kv._twin_replace(key, value, new_key, new_value, start, 0, count)
+            reference.kv_replace_(key, value, new_key, new_value, start, 0, count)
 
         compare("replace", c, replace, (*new, wild, count))
-        compare("scatter", c, kv._twin_scatter, (*new, ints(rng, 15, -9, 16).view(3, 5)))
+        compare("scatter", c, reference.kv_scatter_, (*new, ints(rng, 15, -9, 16).view(3, 5)))
         keep = torch.tensor([[rng.random() < 0.5 for _ in range(7)] for _ in range(3)])
-        compare("compact", c, kv._twin_compact, (keep, wild))
-        compare("select", c, kv._twin_select, (ints(rng, 3, -1, 3), rng.choice((wild, None))))
+        compare("compact", c, reference.kv_compact_, (keep, wild))
+        compare("select", c, reference.kv_select_rows_, (ints(rng, 3, -1, 3), rng.choice((wild, None))))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -164,7 +160,7 @@ def test_gather(layout):
         out = Cache(rng, layout, c.key.dtype, batch=to, length=n, width=c.key.shape[-1])
         expected = out.copy()
         rows(out.pair(), c.pair(), GATHER, index=index, batch=batch)
-        kv._twin_gather(*expected.pair(), *c.pair(), index, batch)
+        reference.kv_gather_(*expected.pair(), *c.pair(), index, batch)
         assert same(out, expected)
 
 
@@ -184,7 +180,7 @@ def test_on_a_gpu(name, layout):
             copies.append([x.to(device, copy=True) if isinstance(x, torch.Tensor) else x for x in args])
             function(*pair, *copies[-1])
             kept += [*pair, *(x for x in copies[-1] if isinstance(x, torch.Tensor))]
-        assert all(torch.equal(kv._bits(x), kv._bits(y.cpu())) if x.dim() > 3 else torch.equal(x, y.cpu())
+        assert all(torch.equal(bits(x), bits(y.cpu())) if x.dim() > 3 else torch.equal(x, y.cpu())
                    for x, y in zip(expected, moved))  # fmt: skip
 
 
@@ -199,4 +195,4 @@ def test_many_batch_rows():
     """As many as a block can hold one word of each."""
     c = Cache(random.Random(3), "plain", torch.float32, layers=1, batch=2048, heads=1, length=2, width=1)
     source = torch.randint(2048, (2048,), generator=torch.Generator().manual_seed(0))
-    compare("select", c, kv._twin_select, (source, source % 3))
+    compare("select", c, reference.kv_select_rows_, (source, source % 3))

@@ -31,7 +31,8 @@ def address(x):
 
 def on_device(
     logits, index=None, *, uniform=None, temperature=0.0, confidence_temperature=1.0, forbid=None, guidance=None,
-    guidance_index=None, cfg_scale=0.0, top_k=0, top_p=1.0, want=("confidence",), given=None, multiprocessors=1,
+    guidance_index=None, cfg_scale=0.0, top_k=0, top_p=1.0, truncated=False,
+    want=("confidence",), given=None, multiprocessors=1,
 ):  # fmt: skip
     """masked_softmax's arguments → its outputs by name, from the kernels."""
     n = logits.shape[0] if index is None else index.shape[0]
@@ -46,7 +47,8 @@ def on_device(
         "guidance_rows": 0 if guidance is None else guidance.shape[0], "cfg_scale": cfg_scale,
         "uniform": address(uniform), "temperature": temperature, "confidence_temperature": confidence_temperature,
         "forbid": address(forbid), "n_forbid": 0 if forbid is None else forbid.numel(),
-        "given": address(given), "top_k": top_k, "top_p": top_p, "want": sum(WANT[name] for name in want), "multiprocessors": multiprocessors,
+        "given": address(given), "top_k": top_k, "top_p": top_p, "truncated": truncated,
+        "want": sum(WANT[name] for name in want), "multiprocessors": multiprocessors,
         **{name: address(out.get(name)) for name in ("token", "confidence", "margin", "entropy", "lse", "status")},
         "given_out": address(out.get("given")),
     }  # fmt: skip
@@ -207,13 +209,31 @@ def test_top_k_and_top_p(dtype):
         x[4] = -math.inf
         kw = {"uniform": uniforms(6), "want": ALL, "given": ids(6, vocab)}
         for cut in cuts:
-            compare(x, temperature=0.7, ways=(PARTS_OF_ROWS,), **cut, **kw)
+            for truncated in (False, True):
+                compare(x, temperature=0.7, ways=(PARTS_OF_ROWS,), truncated=truncated, **cut, **kw)
         kw["ways"] = (WHOLE_ROWS,)
         for cut in cuts[:3]:
-            compare(x, temperature=0.0, **cut, **kw)
-            compare(x, temperature=1.0, guidance=y, cfg_scale=0.5, forbid=torch.tensor([vocab // 4]), **cut, **kw)
+            for truncated in (False, True):
+                compare(x, temperature=0.0, truncated=truncated, **cut, **kw)
+                more = {"guidance": y, "cfg_scale": 0.5, "forbid": torch.tensor([vocab // 4]), **cut, **kw}
+                compare(x, temperature=1.0, truncated=truncated, **more)
     compare(x, want=(), top_k=5)
+    compare(x, want=(), top_k=5, temperature=1.0, uniform=kw["uniform"])
     compare(x[:, :1], top_k=1, top_p=0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_truncation_and_chunks_that_are_left_out(dtype):
+    """Rows of which one temperature needs chunks that the other leaves out, and chunks of which nothing may be drawn."""
+    x = torch.full((3, 4000), -20.0, dtype=dtype)
+    x[:, 10] = 0
+    x[0, 1024:] = -3.5
+    x[1, 2048:] = randn(1, 1952, dtype=dtype)[0].abs().neg()
+    x[2, 2048:3072] = -math.inf
+    for T, confidence_temperature in ((0.1, 1.0), (1.0, 0.1), (0.5, 0.5)):
+        for cut in ({}, {"top_k": 5}, {"top_p": 0.95}):
+            kw = {"temperature": T, "confidence_temperature": confidence_temperature, "uniform": uniforms(3), **cut}
+            compare(x, want=ALL, given=ids(3, 4000), **kw)
 
 
 def test_ties_and_plateaus():

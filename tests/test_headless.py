@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from native import C, isas, needs_native
 from scipy import stats
 
-from samplers.ops import headless_softmax, masked_softmax
+from samplers.ops import headless_softmax, masked_softmax, reference
 
 hs = sys.modules["samplers.ops.headless"]
 ALL = ("confidence", "margin", "entropy", "lse", "given")
@@ -47,7 +47,7 @@ def of_bias(logits, n):
 def folded(logits, tile, fold, finish, guidance=None, **kw):
     """What fold and finish make of logits (N, V) that come in tiles."""
     temperature, T = kw.get("temperature", 0.0), kw.get("confidence_temperature", 1.0)
-    want = hs._want(kw.get("want", ALL), kw.get("given"))
+    want = hs.wanted(hs.OP, kw.get("want", ALL), kw.get("given"))
     n, vocab = logits.shape
     real, whole = torch.empty(n, 7, dtype=torch.float64), torch.empty(n, 3, dtype=torch.int64)
     real.fill_(7.0)  # what the state held before is nobody's business
@@ -62,7 +62,7 @@ def folded(logits, tile, fold, finish, guidance=None, **kw):
 
 
 def twin(logits, tile=2048, **kw):
-    return folded(logits, tile, hs._twin_fold, hs._twin_finish, **kw)
+    return folded(logits, tile, reference.headless_fold_, reference.headless_finish, **kw)
 
 
 def native(logits, tile=2048, **kw):
@@ -424,7 +424,7 @@ BAD = {
     "flat hidden": (lambda: headless_softmax(H[0], W), ValueError, r"hidden has shape \(8,\).*\(N, D\)"),
     "3-d weight": (lambda: headless_softmax(H, W[None]), ValueError, r"weight has shape .*\(V, D\)"),
     "int hidden": (lambda: headless_softmax(H.long(), W), TypeError, "hidden is torch.int64, expected float32"),
-    "double": (lambda: headless_softmax(H.double(), W.double()), TypeError, "hidden is torch.float64"),
+    "dtype": (lambda: headless_softmax(H.long(), W.long()), TypeError, "hidden is torch.int64"),
     "two dtypes": (lambda: headless_softmax(H, W.bfloat16()), TypeError, "weight is torch.bfloat16, hidden is"),
     "widths": (lambda: headless_softmax(H, W[:, :7]), ValueError, "weight has 7 columns, hidden has 8"),
     "empty vocabulary": (lambda: headless_softmax(H, W[:0]), ValueError, "weight has no rows"),
@@ -545,7 +545,7 @@ def test_compile():
 
 
 def test_tile_rule():
-    call = lambda n, guided=False: hs._Call(  # noqa: E731
+    call = lambda n, guided=False: reference.HeadlessCall(  # noqa: E731
         torch.zeros(n, 1), torch.zeros(1, 1), None, None, None, 0.0, 1.0, None, torch.zeros(n, 1) if guided else None,
         0.0, None, 0, 0)  # fmt: skip
     assert hs._tile(call(256), None) == 1024

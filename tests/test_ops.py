@@ -17,7 +17,7 @@ from native import C, isas, needs_native
 from scipy import stats
 
 import samplers.ops
-from samplers.ops import _native, masked_softmax
+from samplers.ops import _native, masked_softmax, reference
 
 ms = sys.modules["samplers.ops.masked_softmax"]
 ALL = ("confidence", "margin", "entropy", "lse", "given")
@@ -41,14 +41,14 @@ def twin(logits, index=None, **kw):
     """masked_softmax on the twin, whatever is registered."""
     want, given = kw.pop("want", ("confidence",)), kw.pop("given", None)
     defaults = {"uniform": None, "temperature": 0.0, "confidence_temperature": 1.0, "forbid": None}
-    defaults.update(guidance=None, guidance_index=None, cfg_scale=0.0, top_k=0, top_p=1.0)
-    bits = ms._want(want, given)
-    call = ms._Call(logits=logits, index=index, given=given, want=bits, **{**defaults, **kw})
+    defaults.update(guidance=None, guidance_index=None, cfg_scale=0.0, top_k=0, top_p=1.0, truncated=False)
+    bits = ms.wanted("masked_softmax", want, given)
+    call = reference.SoftmaxCall(logits=logits, index=index, given=given, want=bits, **{**defaults, **kw})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # hundreds of small torch ops: on a busy machine each would wait for the other core
-    token, *floats, status = ms._twin(*call)
+    out = reference.masked_softmax(*call)
     torch.set_num_threads(threads)
-    return ms.MaskedSoftmax(token, *(x if bits & b else None for x, b in zip(floats, ms.WANT.values())), status)
+    return ms.result(out, bits)
 
 
 def assert_same(a, b, ulp=1):
@@ -358,7 +358,9 @@ def test_truncation_keeps_what_sorting_keeps(vocab, top_k, top_p, dtype):
     x, temperature = randn(6, vocab, 3, dtype=dtype), 0.7
     x[0, ::3] = -math.inf
     alive = kept(x.float(), top_k, top_p, temperature)
-    one = masked_softmax(x, top_k=top_k, top_p=top_p, uniform=uniforms(6), temperature=temperature, want=("lse",))
+    one = masked_softmax(
+        x, top_k=top_k, top_p=top_p, truncated=True, uniform=uniforms(6), temperature=temperature, want=("lse",)
+    )
     for row in range(6):
         lse = torch.logsumexp(x[row].double()[alive[row]], 0).item()
         assert one.lse[row].item() == pytest.approx(lse, rel=1e-5, abs=1e-5), row
@@ -377,28 +379,103 @@ def test_truncation_twin(dtype, one_thread):
     for top_k, top_p in [(1, 1.0), (50, 1.0), (2900, 0.99), (0, 0.1), (0, 0.9), (0, 1e-9), (5000, 0.5)]:
         for T in (0.0, 0.3, 1.0, 5.0):
             for extra in ({}, {"forbid": forbid}, {"guidance": g, "cfg_scale": 1.5}):
-                compare(
-                    x,
-                    uniform=uniforms(40),
-                    temperature=T,
-                    top_k=top_k,
-                    top_p=top_p,
-                    want=("confidence", "entropy", "margin"),
-                    **extra,
-                )
+                kw = {"uniform": uniforms(40), "temperature": T, "top_k": top_k, "top_p": top_p, **extra}
+                for truncated in (False, True):
+                    compare(x, want=("confidence", "entropy", "margin"), truncated=truncated, **kw)
 
 
 def test_truncation_and_ties():
     x = torch.zeros(1, 2000)
     x[0, 100:1500] = 1.0  # 1,400 equals: the lowest ids stay
-    many = masked_softmax(x.expand(3000, -1), uniform=uniforms(3000), temperature=1.0, top_k=10)
+    many = masked_softmax(x.expand(3000, -1), uniform=uniforms(3000), temperature=1.0, top_k=10, truncated=True)
     assert set(many.token.tolist()) == set(range(100, 110))
     assert many.confidence.tolist() == pytest.approx([0.1] * 3000)
     half = masked_softmax(x[:, 100:1500].expand(9000, -1), uniform=uniforms(9000), temperature=1.0, top_p=0.5)
     assert half.token.max() < 700 and half.token.unique().numel() == 700
 
 
+MOST = 126464  # LLaDA's vocabulary: 124 chunks, the last of them short
+
+
+@pytest.mark.parametrize("top", [{"top_p": 0.9}, {"top_k": 1}, {"top_k": 1, "top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_what_is_reported_is_the_whole_distribution(temperature, top):
+    """The best token has probability .42 at every temperature of the draw, and a nucleus of one token does not change
+    it."""
+    p = torch.tensor([[0.42, 0.28, 0.06, 0.06, 0.06, 0.06, 0.06]], dtype=torch.float64)
+    kw = {"uniform": torch.full((1,), 0.5, dtype=torch.float64), "temperature": temperature, **top}
+    kw.update(want=ALL, given=torch.tensor([1]))
+    for _ in isas():
+        out = masked_softmax(p.log().float(), **kw)
+        assert out.token.item() == 0  # at T = 0.1 the best has .983 of the draw, so the nucleus of .9 is this one
+        assert out.confidence.item() == pytest.approx(0.42, abs=1e-6)
+        assert out.given.item() == pytest.approx(0.28, abs=1e-6)
+        assert out.margin.item() == pytest.approx(0.14, abs=1e-6)
+        assert out.entropy.item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-6)
+        assert out.lse.item() == pytest.approx(0, abs=1e-6)
+        out = masked_softmax(p.log().float(), truncated=True, **kw)
+        if temperature == 0 and "top_k" not in top:  # at 0 the shares are the confidence's: six reach .9
+            left = p[0, :6].sum().item()
+            assert out.confidence.item() == pytest.approx(0.42 / left, abs=1e-6)
+            assert out.margin.item() == pytest.approx(0.14 / left, abs=1e-6)
+        else:
+            assert [out.confidence.item(), out.margin.item(), out.entropy.item(), out.given.item()] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("vocab", [50, 3000, MOST])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_truncation_is_the_draws_alone(vocab, dtype, one_thread):
+    """Tokens are those of `truncated`, to the bit; the rest is what the same call says without top_k and top_p."""
+    n = 12 if vocab < MOST else 3
+    x = randn(n, vocab, 7, dtype=dtype)
+    x[0, 1] = 40.0  # most chunks of this row are left out
+    kw = {"uniform": uniforms(n), "forbid": torch.tensor([2]), "guidance": randn(n, vocab, 8, dtype=dtype)}
+    for T, confidence_temperature in ((0.1, 1.0), (1.0, 1.0), (1.0, 0.1), (0.0, 1.0)):
+        kw.update(temperature=T, confidence_temperature=confidence_temperature)
+        for cut in ({"top_k": 3}, {"top_p": 0.5}, {"top_k": 40, "top_p": 0.9}):
+            for cfg_scale in (0.0, 0.5):
+                kw["cfg_scale"] = cfg_scale
+                drawn = masked_softmax(x, truncated=True, want=("confidence",), **cut, **kw).token
+                out = masked_softmax(x, want=ALL, given=ids(n, vocab), **cut, **kw)
+                assert torch.equal(out.token, drawn)
+                assert torch.equal(out.token, masked_softmax(x, want=(), **cut, **kw).token)
+                whole = masked_softmax(x, want=ALL, given=ids(n, vocab), **kw)
+                for name in ("margin", "entropy", "lse", "given"):
+                    assert torch.equal(getattr(out, name), getattr(whole, name)), name
+                same = masked_softmax(x, want=("given",), given=out.token, **kw)
+                assert torch.equal(out.confidence, same.given)
+
+
 # ---- what cannot matter is left out ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", [{}, {"top_k": 20}, {"top_p": 0.9}], ids=str)
+@pytest.mark.parametrize("temperatures", [(0.1, 1.0), (1.0, 0.1), (0.1, 0.1)])
+def test_each_temperature_leaves_out_its_own_chunks(temperatures, cut):
+    """At T = 0.1 chunks 2.9 nats below the best are left out, at T = 1 those 29 nats below: a chunk that one of the two
+    does not need is still in the other's sums."""
+    T, confidence_temperature = temperatures
+    x = torch.full((4, 8000), -20.0)
+    x[:, 10] = 0.0
+    x[:, 1024:] = torch.tensor([[-3.5], [-6.0], [-12.0], [-28.0]])  # 6,976 tokens: 99.5 % of row 0's weight at T = 1
+    kw = {"temperature": T, "confidence_temperature": confidence_temperature, "uniform": uniforms(4), **cut}
+    p = truth(x, confidence_temperature)
+    for _ in isas():
+        out = masked_softmax(x, want=ALL, given=torch.full((4,), 5000), **kw)
+        rows = torch.arange(4)
+        torch.testing.assert_close(out.confidence.double(), p[rows, out.token], rtol=1e-6, atol=0)
+        torch.testing.assert_close(out.given.double(), p[:, 5000], rtol=1e-5, atol=1e-44)
+        torch.testing.assert_close(out.entropy.double(), torch.special.entr(p).sum(1), rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(out.lse.double(), torch.logsumexp(x.double() / confidence_temperature, 1), rtol=1e-6,
+                                   atol=1e-6)  # fmt: skip
+        many = 4000
+        draws = masked_softmax(x, torch.zeros(many, dtype=torch.int64), **{**kw, "uniform": uniforms(many, 9)})
+        share = (draws.token == 10).double().mean().item()
+        l = x[0].double() / T
+        if cut:
+            alive = kept(x[:1], cut.get("top_k", 0), cut.get("top_p", 1.0), T)[0]
+            l = l.masked_fill(~alive, -math.inf)
+        assert share == pytest.approx(l.softmax(0)[10].item(), abs=0.025)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -445,8 +522,8 @@ BAD = {
     "top_k huge": (ValueError, "top_k is 9223372036854775808, expected a number that fits", {"top_k": 2**63}),
     "dims": (ValueError, r"logits has shape \(4,\)", {"logits": torch.zeros(4)}),
     "empty vocabulary": (ValueError, "no columns", {"logits": torch.zeros(4, 0)}),
-    "dtype": (TypeError, "logits is torch.float64, expected float32", {"logits": X.double()}),
-    "stride": (ValueError, "contiguous last dimension", {"logits": torch.zeros(10, 4).t()}),
+    "dtype": (TypeError, "logits is torch.int64, expected float32", {"logits": X.long()}),
+    "truncated": (TypeError, "truncated is 'yes', expected bool", {"truncated": "yes"}),
     "index dtype": (TypeError, "index is torch.int32, expected torch.int64", {"index": I.int()}),
     "index dims": (ValueError, "index has shape", {"index": I[None]}),
     "index above": (IndexError, r"index\[2\] is 4, expected 0 to 3", {"index": torch.tensor([0, 1, 4])}),
@@ -497,7 +574,7 @@ def test_kernel_guards_memory_by_itself():
     op = torch.ops.sampler_zoo.masked_softmax
     for index, uniform in ((I + 1, U), (I, U + 1), (I, U[:2]), (I[::2], U), (I.int(), U)):
         with pytest.raises(RuntimeError, match="masked_softmax"):
-            op(X, index, uniform, 1.0, 1.0, None, None, None, 0.0, 0, 1.0, None, 1)
+            op(X, index, uniform, 1.0, 1.0, None, None, None, 0.0, 0, 1.0, False, None, 1)
 
 
 def test_no_rows():
@@ -519,7 +596,10 @@ def test_inputs_are_left_alone():
 
 
 def test_schema_is_one():
-    assert str(torch.ops.sampler_zoo.masked_softmax.default._schema) == f"sampler_zoo::{ms.SCHEMA}"
+    assert (
+        str(torch.ops.sampler_zoo.masked_softmax.default._schema)
+        == f"sampler_zoo::{reference.SCHEMAS['masked_softmax']}"
+    )
 
 
 @needs_native
@@ -535,7 +615,7 @@ def test_binary_needs_torchs_c_functions_only():
 def test_opcheck():
     x, n = randn(6, 300), 6
     op = torch.ops.sampler_zoo.masked_softmax.default
-    torch.library.opcheck(op, (x, None, None, 0.0, 1.0, None, None, None, 0.0, 0, 1.0, None, 1))
+    torch.library.opcheck(op, (x, None, None, 0.0, 1.0, None, None, None, 0.0, 0, 1.0, False, None, 1))
     args = (
         x,
         ids(n, 6),
@@ -548,10 +628,12 @@ def test_opcheck():
         0.5,
         250,
         0.9,
+        False,
         ids(n, 300),
         31,
     )
     torch.library.opcheck(op, args)
+    torch.library.opcheck(op, (*args[:11], True, *args[12:]))
 
 
 def test_compile():

@@ -83,6 +83,7 @@ def calls(draw):
     if draw(st.booleans()):
         kw["top_k"] = draw(st.one_of(st.integers(0, 5), st.integers(0, vocab + 2)))
         kw["top_p"] = draw(st.one_of(st.just(1.0), st.floats(0, 1, exclude_min=True)))
+        kw["truncated"] = draw(st.booleans())
     return kw
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from native import isas, needs_native
 
 from samplers import ops
-from samplers.ops import remask
+from samplers.ops import reference, remask
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -177,15 +177,15 @@ def test_select_is_a_stable_sort(case):
     out = ops.select(score, candidate, **kw)
     assert (out.chosen.tolist(), out.count.tolist()) == (chosen, count)
     rules = tuple(kw.get(name) for name in remask.RULES)
-    args = remask._arguments("select", score, candidate, rules, cost, least, most, lowest)
+    args = reference.select_call("select", score, candidate, rules, cost, least, most, lowest)
     token = torch.arange(score.numel()).view(score.shape) + 100
     written = torch.where(out.chosen, token, -token)
     x = -token
     assert equal(ops.commit_(x, token, score, candidate, **kw), out) and x.equal(written)
-    for other in (remask._twin_commit, emulate):
+    for other in (reference.commit_, emulate):
         x = (-token).t().contiguous().t()
         assert equal(other(x, token, 0, *args), out) and x.equal(written), other
-    assert equal(remask._twin_select(*args), out)
+    assert equal(reference.select(*args), out)
     assert equal(emulate(None, None, 0, *args), out)
 
 
@@ -210,7 +210,7 @@ def test_cuda_bodies_on_rows_of_many_blocks(length, seed, rule, double, turns):
         "budget": length / 4,
     }
     kw = {rule: level[rule], "cost": cost, "least": 3}
-    args = remask._arguments(
+    args = reference.select_call(
         "select", score, candidate, tuple(kw.get(name) for name in remask.RULES), cost, 3, None, False
     )
     module = emulated("remask")
@@ -228,7 +228,7 @@ def test_cuda_bodies_beyond_their_memory(dtype):
     score = (torch.rand(1, length, generator=torch.Generator().manual_seed(0)) * 999).round().to(dtype)
     for kw in ({"k": 3000}, {"budget": 1e5, "lowest": True}):
         rules = tuple(kw.get(name) for name in remask.RULES)
-        args = remask._arguments("select", score, None, rules, None, 0, None, kw.get("lowest", False))
+        args = reference.select_call("select", score, None, rules, None, 0, None, kw.get("lowest", False))
         assert equal(emulate(None, None, 0, *args), ops.select(score, **kw))
 
 
@@ -444,7 +444,7 @@ def test_slots(batch, length, slot, seed, strict, partial, extra, tensors, holes
         "strict": strict,
     }
     chosen = plain_slots(score, candidate, slot, start, threshold, least, most, strict)
-    for other in (None, remask._twin_select_slots, emulate_select_slots):
+    for other in (None, reference.select_slots, emulate_select_slots):
         call = instead(ops.select_slots, "_SELECT_SLOTS", other)
         out = call(t(score), t(candidate), least=least, most=most, **kw)
         assert out.chosen.numpy().tolist() == chosen.tolist()
@@ -456,7 +456,7 @@ def test_slots(batch, length, slot, seed, strict, partial, extra, tensors, holes
     accepted, *rest = plain_accept(
         written, token, p, chosen, candidate, slot, start, threshold, head, extra, eos, strict, partial
     )
-    for other in (None, remask._twin_accept, emulate_accept):
+    for other in (None, reference.accept_slots_, emulate_accept):
         call = instead(ops.accept_slots_, "_ACCEPT_SLOTS", other)
         y = t(x.copy())
         out = call(
@@ -552,7 +552,7 @@ BAD = {
     "extra": (ValueError, "extra is -1", lambda: ops.accept_slots_(X, X, S, SLOTS, slot=2, threshold=0.5, extra=-1)),
     "probability": (TypeError, "probability is torch.bfloat16", lambda: ops.accept_slots_(X, X, S.bfloat16(), SLOTS, slot=2, threshold=0.5)),
     "accept x": (ValueError, "accept_slots_: x is written", lambda: ops.accept_slots_(X[:1].expand(2, -1), X, S, SLOTS, slot=2, threshold=0.5)),
-    "device": (ValueError, "candidate is on meta, expected cpu", lambda: remask._check("select", *remask._arguments("select", S, M.to("meta"), (1, None, None, None), None, 0, None, False))),
+    "device": (ValueError, "candidate is on meta, expected cpu", lambda: reference.select(*reference.select_call("select", S, M.to("meta"), (1, None, None, None), None, 0, None, False))),
 }  # fmt: skip
 
 
@@ -582,7 +582,7 @@ def test_kernel_guards_memory_by_itself():
 
 @pytest.mark.parametrize("name", remask.SCHEMAS)
 def test_schema_is_one(name):
-    assert str(getattr(torch.ops.sampler_zoo, name).default._schema) == f"sampler_zoo::{remask.SCHEMAS[name]}"
+    assert str(getattr(torch.ops.sampler_zoo, name).default._schema) == f"sampler_zoo::{reference.SCHEMAS[name]}"
 
 
 def test_opcheck():

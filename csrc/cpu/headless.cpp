@@ -7,7 +7,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include "../headless.h"
+#include "masked_softmax.h"
 
 namespace samplers::cpu {
 namespace {

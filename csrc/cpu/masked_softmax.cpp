@@ -45,28 +45,15 @@ std::atomic<const Kernels*>& current() {
 }
 
 // What is the same for every row of a job.
-struct Plan {
-  const Job& job;
+struct Plan : WeightSets {
+  const SoftmaxJob& job;
   const Kernels& isa;
   int64_t chunks;
-  int sets;        // how many sets of weights there are
-  int sample_set;  // which of them the draw reads
-  bool top2, entropy, truncated;
-  float k[2], kmax;
-  double k64[2];
+  bool top2, entropy;
 
-  explicit Plan(const Job& j) : job(j), isa(kernels()) {
-    const bool draw = j.temperature > 0, statistics = j.want != 0;
-    const bool shared = draw && statistics && j.temperature == j.confidence_temperature;
-    sets = (draw ? 1 : 0) + (statistics ? 1 : 0) - (shared ? 1 : 0);
-    sample_set = sets == 2 ? 1 : 0;
-    k64[0] = kLog2e / (statistics ? j.confidence_temperature : draw ? j.temperature : 1.0);
-    k64[1] = sets == 2 ? kLog2e / j.temperature : k64[0];
-    for (int s = 0; s < 2; ++s) k[s] = static_cast<float>(k64[s]);
-    kmax = std::max(k[0], k[1]);
+  explicit Plan(const SoftmaxJob& j) : WeightSets(j), job(j), isa(kernels()) {
     top2 = (j.want & kMargin) != 0;
     entropy = (j.want & kEntropy) != 0;
-    truncated = j.top_k > 0 || j.top_p < 1;
     chunks = (j.vocab + kChunk - 1) / kChunk;
   }
   int count(int64_t c) const { return static_cast<int>(std::min<int64_t>(kChunk, job.vocab - c * kChunk)); }
@@ -77,9 +64,10 @@ struct Bench {
   alignas(64) float values[kChunk], scratch[kChunk];
   alignas(64) double cumulative[kChunk];
   std::vector<double> exponent, scale[2];
-  std::vector<float> row;  // a truncated row, whole
-  bool peaked = false;     // most of the last row was left out: look for the next one's peak first
-  explicit Bench(int64_t chunks) : exponent(chunks) {
+  std::vector<float> row;   // a truncated row, whole
+  std::vector<Chunk> left;  // its chunks, where the statistics' table is that of the row as it was
+  bool peaked = false;      // most of the last row was left out: look for the next one's peak first
+  explicit Bench(int64_t chunks) : exponent(chunks), left(chunks) {
     scale[0].resize(chunks);
     scale[1].resize(chunks);
   }
@@ -91,6 +79,7 @@ struct View {
   Type type;
   const char *a, *b;  // b: guidance, or null
   const int64_t *forbid, *last;
+  bool sums[2];  // which sets its chunks are weighed for
 
   View(const Plan& p, int64_t n)
       : plan(p),
@@ -98,7 +87,8 @@ struct View {
         a(p.job.logits.row(n)),
         b(p.job.guidance.data ? p.job.guidance.row(n) : nullptr),
         forbid(p.job.forbid),
-        last(p.job.forbid + p.job.n_forbid) {}
+        last(p.job.forbid + p.job.n_forbid),
+        sums{p.sets > 0, p.sets == 2} {}
 
   int64_t bytes() const { return type == Type::kF32 ? 4 : 2; }
   const int64_t* forbidden_from(int64_t id) const { return std::lower_bound(forbid, last, id); }
@@ -169,9 +159,10 @@ bool dropped(const Plan& plan, int set, float max, float highest) {
 void weigh(const View& view, const View::Source& from, int64_t c, float highest, Chunk& out) {
   const Plan& plan = view.plan;
   out.sum[0] = out.sum[1] = out.entropy = 0;
-  if (plan.sets == 0 || out.bad || out.max == kNone) return;
-  const bool first = !dropped(plan, 0, out.max, highest);
-  const bool second = plan.sets == 2 && !dropped(plan, 1, out.max, highest);
+  if (out.bad || out.max == kNone) return;
+  const bool first = view.sums[0] && !dropped(plan, 0, out.max, highest);
+  const bool second = view.sums[1] && !dropped(plan, 1, out.max, highest);
+  if (!first && !second) return;
   const bool deep = !((out.min - out.max) * plan.kmax >= kFloor);
   const auto& sums = plan.isa.sums[static_cast<int>(from.type)];
   const int blocks = blocks_of(plan, c);
@@ -253,9 +244,18 @@ int64_t best(const View& view, const Chunk* table, float highest, Bench& bench) 
   return c * kChunk + i;
 }
 
-void finish(const View& view, int64_t n, const Chunk* table, const Lanes& lanes, Bench& bench) {
+// A row as one weight set sees it, and its chunks.
+struct Table {
+  const View& view;
+  const Chunk* chunks;
+};
+
+// Writes row n's results: the statistics of `all`, the draw of `left`, which is the same unless plan.split.
+void finish(int64_t n, const Table& all, const Table& left, const Lanes& lanes, Bench& bench) {
+  const View& view = all.view;
+  const Chunk* table = all.chunks;
   const Plan& plan = view.plan;
-  const Job& job = plan.job;
+  const SoftmaxJob& job = plan.job;
   float highest = kNone;
   bool bad = false;
   for (int64_t c = 0; c < plan.chunks; ++c) {
@@ -272,14 +272,14 @@ void finish(const View& view, int64_t n, const Chunk* table, const Lanes& lanes,
   }
   const double m = highest;
   const double w0 = plan.sets ? total_of(plan, table, 0, m, bench) : 0;
-  const double w1 = plan.sets == 2 ? total_of(plan, table, 1, m, bench) : w0;
+  const double w1 = plan.sets == 2 ? total_of(plan, left.chunks, 1, m, bench) : w0;
   if (plan.sets) {
     const int64_t kept = std::count_if(table, table + plan.chunks,
                                        [&](const Chunk& chunk) { return !dropped(plan, 0, chunk.max, highest); });
     bench.peaked = 4 * kept <= plan.chunks;
   }
   const int64_t token =
-      job.temperature > 0 ? draw(view, job.uniform[n], table, w1, bench) : best(view, table, highest, bench);
+      job.temperature > 0 ? draw(left.view, job.uniform[n], left.chunks, w1, bench) : best(view, table, highest, bench);
   job.token[n] = token;
   const auto probability =
       [&](float logit) {  // the sums are rounded to fp32, so the quotient may come out just above 1
@@ -312,29 +312,54 @@ void finish(const View& view, int64_t n, const Chunk* table, const Lanes& lanes,
   }
 }
 
-// A row of its own: what top-k and top-p leave of it, in fp32.
-void truncate_row(View& view, Chunk* table, Bench& bench) {
+// The row as top-k and top-p leave it, in fp32, in memory of the bench's own. On the way `table` and `lanes` become
+// those of the row as it was: its one reading from memory.
+View truncate_row(const View& view, Chunk* table, Lanes& lanes, Bench& bench) {
   const Plan& plan = view.plan;
   bench.row.resize(plan.chunks * kChunk);
   float highest = kNone;
   bool bad = false;
-  Lanes ignored;
-  clear(ignored);
   for (int64_t c = 0; c < plan.chunks; ++c) {
     float* x = bench.row.data() + c * kChunk;
     view.materialise(c, x, bench.scratch);
-    plan.isa.peak[static_cast<int>(Type::kF32)][false](x, blocks_of(plan, c), after(view, c), table[c], ignored);
+    const View::Source from{x, Type::kF32};
+    peak(view, from, c, after(view, c), table[c], lanes);
     bad |= table[c].bad;
     highest = std::max(highest, table[c].max);
+    weigh(view, from, c, highest, table[c]);
   }
   if (!bad && highest != kNone) {
     const int64_t n = (plan.chunks - 1) * kChunk + blocks_of(plan, plan.chunks - 1) * kBlock;
     truncate(plan.isa, {plan.job.top_k, plan.job.top_p, plan.k[plan.sample_set]}, highest, bench.row.data(), n);
   }
-  view.type = Type::kF32;
-  view.a = reinterpret_cast<const char*>(bench.row.data());
-  view.b = nullptr;
-  view.forbid = view.last;
+  View left = view;
+  left.type = Type::kF32;
+  left.a = reinterpret_cast<const char*>(bench.row.data());
+  left.b = nullptr;
+  left.forbid = left.last;
+  return left;
+}
+
+// A whole row, by one thread. `table` has room for its chunks.
+void whole_row(const Plan& plan, int64_t n, Chunk* table, Bench& bench) {
+  Lanes lanes;
+  clear(lanes);
+  View view(plan, n);
+  if (!plan.truncates) {
+    survey(view, 0, plan.chunks, table, lanes, bench);
+    return finish(n, {view, table}, {view, table}, lanes, bench);
+  }
+  view.sums[0] = plan.split;  // else what is left is weighed for everything
+  view.sums[1] = false;
+  View left = truncate_row(view, table, lanes, bench);
+  left.sums[0] = !plan.split && plan.sets > 0;
+  left.sums[1] = plan.sets == 2;
+  Lanes two;
+  clear(two);
+  survey(left, 0, plan.chunks, bench.left.data(), two, bench);
+  const Table rest{left, bench.left.data()};
+  if (plan.split) return finish(n, {view, table}, rest, lanes, bench);
+  finish(n, rest, rest, two, bench);
 }
 
 }  // namespace
@@ -348,7 +373,7 @@ const char* choose(const char* name) {
   return found->name;
 }
 
-void masked_softmax(const Job& job) {
+void masked_softmax(const SoftmaxJob& job) {
   if (job.n == 0) return;
   const Plan plan(job);
   const int64_t threads = torch::stable::get_num_threads();
@@ -356,20 +381,14 @@ void masked_softmax(const Job& job) {
   constexpr double kSerial = 1 << 17;  // below about 50 us, waking a thread costs more than it brings
   const int64_t workers = work < kSerial ? 1 : threads;
 
-  if (job.n >= 2 * workers || plan.chunks == 1 || plan.truncated) {
+  if (job.n >= 2 * workers || plan.chunks == 1 || plan.truncates) {
     // Rows are handed out one by one: a thread that the machine holds up takes fewer.
     std::atomic<int64_t> next{0};
     const auto run = [&] {
       Bench bench(plan.chunks);
       std::vector<Chunk> table(plan.chunks);
-      Lanes lanes;
-      for (int64_t n; (n = next.fetch_add(1, std::memory_order_relaxed)) < job.n;) {
-        clear(lanes);
-        View view(plan, n);
-        if (plan.truncated) truncate_row(view, table.data(), bench);
-        survey(view, 0, plan.chunks, table.data(), lanes, bench);
-        finish(view, n, table.data(), lanes, bench);
-      }
+      for (int64_t n; (n = next.fetch_add(1, std::memory_order_relaxed)) < job.n;)
+        whole_row(plan, n, table.data(), bench);
     };
     if (workers == 1) return run();
     torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) { run(); });
@@ -401,7 +420,9 @@ void masked_softmax(const Job& job) {
           all.first[i] = std::max(all.first[i], v);
         }
     }
-    finish(View(plan, n), n, table.data() + n * plan.chunks, all, bench);
+    const View view(plan, n);
+    const Table row{view, table.data() + n * plan.chunks};
+    finish(n, row, row, all, bench);
   }
 }
 

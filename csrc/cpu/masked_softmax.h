@@ -3,12 +3,9 @@
 
 #include <stdint.h>
 
+#include "../masked_softmax.h"
+
 namespace samplers::cpu {
-
-enum class Type : int { kF32 = 0, kBF16 = 1, kF16 = 2 };
-
-// What the caller asked for, as bits; the Python side builds the same mask.
-enum Want : int64_t { kConfidence = 1, kMargin = 2, kEntropy = 4, kLse = 8, kGiven = 16 };
 
 // One chunk of one row after its passes.
 struct Chunk {
@@ -50,33 +47,7 @@ extern const Kernels kAvx512, kAvx2, kPortable;
 const Kernels& kernels();
 const char* choose(const char* name);  // for tests; returns what is in use now, nullptr if `name` cannot be had
 
-struct Rows {
-  const char* data;
-  int64_t stride;        // in bytes
-  const int64_t* index;  // row n reads row index[n]; null: n
-  const char* row(int64_t n) const { return data + (index ? index[n] : n) * stride; }
-};
-
-struct Job {
-  Type type;
-  int64_t n, vocab;
-  Rows logits;
-  const double* uniform;
-  double temperature, confidence_temperature;
-  const int64_t* forbid;  // ascending, without repetition, all in [0, vocab)
-  int64_t n_forbid;
-  Rows guidance;  // data null: none
-  float cfg_scale;
-  int64_t top_k;  // 0: all
-  double top_p;   // 1: all
-  const int64_t* given;
-  int64_t want;
-  int64_t* token;
-  float *confidence, *margin, *entropy, *lse, *given_out;
-  int32_t* status;
-};
-
-void masked_softmax(const Job& job);
+void masked_softmax(const SoftmaxJob& job);
 
 // Of x[0, n), n a multiple of 128, keeps the top_k largest and of those the fewest, largest first, that hold top_p of
 // the weight 2^((x - max) k); the rest becomes -inf. Equals go by the lower id. `highest` is the largest entry, finite.

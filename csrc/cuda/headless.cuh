@@ -122,7 +122,7 @@ __device__ __forceinline__ void finish_tile(const FoldArgs& args, int64_t n, con
   }
   float given_logit = kNone;
   bool given_here = false;
-  if (tile.job.want & cpu::kGiven) {
+  if (tile.job.want & kGiven) {
     const int64_t given = tile.job.given[n];
     given_here = given >= args.offset && given < tile.job.vocab;
     if (given_here) given_logit = softmax::logit_of<kFormat>(tile, row, given, lane);
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(softmax::kThreads, kCareful ? 1 : 2) fold_rows
   __shared__ double totals[kBatch];
   __shared__ State state;
   __shared__ Scratch scratch;
-  __shared__ softmax::Desk<kFormat> desk;
+  __shared__ softmax::SharedStage<kFormat> shared;
   __shared__ int
       peak[softmax::kWarps * L::kGroups];  // by group: the largest entry of its chunks, and of the tiles before
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(softmax::kThreads, kCareful ? 1 : 2) fold_rows
              -1,
              false};
   }
-  for (int i = thread; i < groups * (kChunk / 32); i += threads) desk.marks[i / (kChunk / 32)][i % (kChunk / 32)] = 0;
+  for (int i = thread; i < groups * (kChunk / 32); i += threads) shared.marks[i / (kChunk / 32)][i % (kChunk / 32)] = 0;
   __syncthreads();
   if (thread < groups) peak[thread] = softmax::ordered(state.first);
   __syncthreads();
@@ -180,8 +180,8 @@ __global__ void __launch_bounds__(softmax::kThreads, kCareful ? 1 : 2) fold_rows
       const int c = begin + group;
       const int64_t from = static_cast<int64_t>(first + c) * kChunk, there = args.tile.job.vocab - from;
       const int entries = c < count ? static_cast<int>(there < kChunk ? there : kChunk) : 0;
-      const Stats stats = softmax::survey_chunk<kFormat, kSets, kMore, kCareful>(
-          args.tile, row, from, entries, thread % L::kLanes, desk.marks[group], desk.stage[c % 2], peak + group);
+      const Stats stats = softmax::chunk_stats<kFormat, kSets, kMore, kCareful>(
+          args.tile, row, from, entries, thread % L::kLanes, shared.marks[group], shared.stage[c % 2], peak + group);
       if (c < count && thread % L::kLanes == 0) table[c] = stats;
     }
     __syncthreads();
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(softmax::kThreads) finish_rows(Finish job) {
   const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (n >= job.n) return;
   const HeadlessPlan plan =
-      headless_plan(job.temperature, job.confidence_temperature, job.want != 0, (job.want & cpu::kEntropy) != 0);
+      headless_plan(job.temperature, job.confidence_temperature, job.want != 0, (job.want & kEntropy) != 0);
   const double* real = job.real + n * kReals;
   const int64_t* whole = job.whole + n * kWholes;
   const int32_t status = headless_status(real, whole);
@@ -224,15 +224,14 @@ int start(const FoldArgs& args, void* stream) {
                 stream, args);
 }
 
-inline FoldArgs plan(const cpu::HeadlessFold& job) {
+inline FoldArgs plan(const HeadlessFold& job) {
   FoldArgs args{};
-  args.plan =
-      headless_plan(job.temperature, job.confidence_temperature, job.want != 0, (job.want & cpu::kEntropy) != 0);
+  args.plan = headless_plan(job.temperature, job.confidence_temperature, job.want != 0, (job.want & kEntropy) != 0);
   args.offset = job.offset;
   args.real = job.real;
   args.whole = job.whole;
   softmax::Args& tile = args.tile;
-  const int64_t back = job.offset * (job.type == cpu::Type::kF32 ? 4 : 2);
+  const int64_t back = job.offset * (job.type == Type::kF32 ? 4 : 2);
   tile.job.type = job.type;
   tile.job.n = job.n;
   tile.job.vocab = job.offset + job.width;
@@ -260,9 +259,9 @@ inline FoldArgs plan(const cpu::HeadlessFold& job) {
 
 // The kernel for one format, by what is wanted, as in masked_softmax.cuh.
 template <int kFormat>
-int run(const cpu::HeadlessFold& job, void* stream) {
+int run(const HeadlessFold& job, void* stream) {
   const FoldArgs args = plan(job);
-  const bool more = (job.want & (cpu::kMargin | cpu::kEntropy)) != 0;
+  const bool more = (job.want & (kMargin | kEntropy)) != 0;
   if (job.guidance.data)
     return args.tile.sets == 2 ? start<kFormat, 2, true, true>(args, stream)
                                : start<kFormat, 1, true, true>(args, stream);
@@ -272,9 +271,9 @@ int run(const cpu::HeadlessFold& job, void* stream) {
   return more ? start<kFormat, 2, true, false>(args, stream) : start<kFormat, 2, false, false>(args, stream);
 }
 
-inline int run_finish(const cpu::HeadlessFinish& job, void* stream) {
+inline int run_finish(const HeadlessFinish& job, void* stream) {
   const int64_t blocks = (job.n + softmax::kThreads - 1) / softmax::kThreads;
-  return launch(&finish_rows<cpu::HeadlessFinish>, dim3(static_cast<unsigned>(blocks)), softmax::kThreads, stream, job);
+  return launch(&finish_rows<HeadlessFinish>, dim3(static_cast<unsigned>(blocks)), softmax::kThreads, stream, job);
 }
 
 }  // namespace headless

@@ -30,13 +30,14 @@ constexpr int32_t kOutOfRange = 3;  // a status: besides 0, 1, 2 of the CPU, whe
 // One chunk of one row.
 struct Stats {
   float max, second;  // the two largest entries; max is a NaN if the chunk holds one
-  float sum[2];       // sum of weights 2^((x - max) k), by weight set
+  float drawn_max;    // the largest that the draw may take: max, unless top-k or top-p restrict the draw alone
+  float sum[2];       // sum of weights 2^((x - max) k), by weight set; drawn_max is the reference of the draw's
   float entropy;      // sum of weight * t, of the first set
 };
 
 // What top-k and top-p leave of a row: entries above `key`, and of those at it the ones up to `last`. Keys are floats
 // as integers in the same order, less `shift` low bits that say nothing in the row's format.
-struct Cut {
+struct Truncation {
   uint32_t key;
   int32_t shift, last;
 
@@ -44,21 +45,22 @@ struct Cut {
     const uint32_t bits = __float_as_uint(x + 0.f);  // zeros are equal
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
   }
-  __device__ __forceinline__ bool off(float x, int64_t id) const {
+  __device__ __forceinline__ bool removes(float x, int64_t id) const {
     const uint32_t k = key_of(x) >> shift;
     return k < key || (k == key && id > last);
   }
 };
 
 struct Args {
-  cpu::Job job;
+  SoftmaxJob job;
   int64_t rows, guidance_rows;
   int chunks, parts;  // parts > 1: so many blocks share a row
   int sets, sample_set;
+  bool split;  // top-k and top-p restrict the second of two sets only
   float k[2], kmax;
   double k64[2];
-  Stats* table;  // (n, chunks) where blocks share rows
-  Cut* cuts;     // (n,) with top-k or top-p, else null
+  Stats* table;             // (n, chunks) where blocks share rows
+  Truncation* truncations;  // (n,) with top-k or top-p, else null
 };
 
 // What one warp needs to finish a row.
@@ -81,7 +83,7 @@ struct Layout {
 // What a block needs to fill tables: all zero before, and zero again after each chunk, are the marks of a group's
 // forbidden entries. At most two chunks of a row are staged, its last ones.
 template <int kFormat>
-struct Desk {
+struct SharedStage {
   using L = Layout<kFormat>;
   uint4 stage[2][kChunk / L::kPer];
   uint32_t marks[kWarps * L::kGroups][kChunk / 32];
@@ -90,7 +92,7 @@ struct Desk {
 // ---- rows
 
 // Where a row starts; nullptr if its index is out of range.
-__device__ __forceinline__ const char* row_of(const cpu::Rows& rows, int64_t n, int64_t count) {
+__device__ __forceinline__ const char* row_of(const Rows& rows, int64_t n, int64_t count) {
   const int64_t i = rows.index ? rows.index[n] : n;
   return i >= 0 && i < count ? rows.data + i * rows.stride : nullptr;
 }
@@ -98,11 +100,11 @@ __device__ __forceinline__ const char* row_of(const cpu::Rows& rows, int64_t n, 
 struct Row {
   const char *logits, *guidance;  // guidance null: none
   bool in_range;
-  Cut cut;
+  Truncation truncation;
 };
 
 __device__ __forceinline__ Row find_row(const Args& args, int64_t n) {
-  Row row{row_of(args.job.logits, n, args.rows), nullptr, true, Cut{0, 0, INT32_MAX}};
+  Row row{row_of(args.job.logits, n, args.rows), nullptr, true, Truncation{0, 0, INT32_MAX}};
   row.in_range = row.logits != nullptr;
   if (args.job.guidance.data) {
     row.guidance = row_of(args.job.guidance, n, args.guidance_rows);
@@ -111,9 +113,9 @@ __device__ __forceinline__ Row find_row(const Args& args, int64_t n) {
   return row;
 }
 
-__device__ __forceinline__ Row find_cut_row(const Args& args, int64_t n) {
+__device__ __forceinline__ Row find_truncated_row(const Args& args, int64_t n) {
   Row row = find_row(args, n);
-  if (args.cuts) row.cut = args.cuts[n];
+  if (args.truncations) row.truncation = args.truncations[n];
   return row;
 }
 
@@ -197,7 +199,7 @@ __device__ __forceinline__ void load_chunk(const char* row, int64_t begin, int c
 
 // Marks the forbidden ids of a chunk in `marks` (32 words, zero before), by `lanes` lanes; → whether this lane found
 // one.
-__device__ __forceinline__ bool mark_forbidden(const cpu::Job& job, int64_t begin, int count, int lane, int lanes,
+__device__ __forceinline__ bool mark_forbidden(const SoftmaxJob& job, int64_t begin, int count, int lane, int lanes,
                                                uint32_t* marks) {
   bool found = false;
 #pragma unroll 1
@@ -212,7 +214,7 @@ __device__ __forceinline__ bool mark_forbidden(const cpu::Job& job, int64_t begi
 
 // Bit b * kPer + e: the lane's entry e of block b is forbidden.
 template <int kFormat>
-__device__ __forceinline__ uint64_t forbidden_of(const cpu::Job& job, int64_t begin, int count, int lane,
+__device__ __forceinline__ uint64_t forbidden_of(const SoftmaxJob& job, int64_t begin, int count, int lane,
                                                  uint32_t* marks) {
   using L = Layout<kFormat>;
   uint64_t mine = 0;
@@ -284,11 +286,11 @@ __device__ __forceinline__ float weight_of(float d, float k, float& t) {
 }
 
 // The whole of a chunk's work, by a group; a group without a chunk of its own comes with count 0. Every lane of the
-// warp must call it, and all lanes of the group return the same. kMore: entropy and the second largest, too. kCareful:
-// entries are guided or cut off. `peak`: the largest entry of the row so far, ordered.
+// warp must call it, and all lanes of the group return the same. kMore: entropy and the second largest as well.
+// kCareful: entries are guided or truncated. `peak`: the largest entry of the row so far, ordered.
 template <int kFormat, int kSets, bool kMore, bool kCareful>
-__device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, int64_t begin, int count, int lane,
-                                              uint32_t* marks, uint4* stage, int* peak) {
+__device__ __forceinline__ Stats chunk_stats(const Args& args, const Row& row, int64_t begin, int count, int lane,
+                                             uint32_t* marks, uint4* stage, int* peak) {
   using L = Layout<kFormat>;
   constexpr uint32_t kNoneWord = kFormat == kF32 ? 0xff800000u : kFormat == kBF16 ? 0xff80ff80u : 0xfc00fc00u;
   constexpr uint32_t kNoneOne = kFormat == kF32 ? kNoneWord : kNoneWord & 0xffffu;
@@ -310,7 +312,8 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
       }
     }
   }
-  float values[kCareful ? kBlocks : 1][L::kPer];  // guided and cut entries, once for all, in fp32
+  float values[kCareful ? kBlocks : 1][L::kPer];  // guided and truncated entries, once for all, in fp32
+  Stats out{kNone, kNone, kNone, {0.f, 0.f}, 0.f};
   if constexpr (kCareful) {
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
@@ -320,12 +323,13 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
         float x = number<kFormat>(words[b][w], h);
         if (row.guidance) x = guided(x, number<kFormat>(other[b][w], h), args.job.cfg_scale);
         if (forbidden >> (b * L::kPer + e) & 1) x = kNone;
-        values[b][e] = row.cut.off(x, begin + b * kBlock + lane * L::kPer + e) ? kNone : x;
+        const bool removed = row.truncation.removes(x, begin + b * kBlock + lane * L::kPer + e);
+        if (!removed) out.drawn_max = fmaxf(out.drawn_max, x);
+        values[b][e] = removed && !args.split ? kNone : x;
       }
     }
   }
 
-  Stats out{kNone, kNone, {0.f, 0.f}, 0.f};
   float least = INFINITY;  // the lane's own
   if constexpr (kCareful) {
 #pragma unroll
@@ -360,7 +364,9 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
     const float other_max = __shfl_xor_sync(kAllLanes, out.max, by);
     const float other_second = kMore ? __shfl_xor_sync(kAllLanes, out.second, by) : kNone;
     merge_two(out.max, out.second, other_max, other_second);
+    if (kCareful) out.drawn_max = fmaxf(out.drawn_max, __shfl_xor_sync(kAllLanes, out.drawn_max, by));
   }
+  if (!kCareful) out.drawn_max = out.max;
   if (kSets == 0) return out;
 
   int highest = ordered(out.max);
@@ -386,11 +392,11 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
           x = number<kFormat>(words[b][e / L::kHalves], e % L::kHalves);
         }
         const float d = x - out.max;
-        float t, ignored;
+        float t;
         const float w = weight_of<kDeep>(d, args.k[0], t);
         acc[e] += w;
         if (kMore) entropy[e] = fmaf(w, t, entropy[e]);
-        if (kSets == 2) more[e] += weight_of<kDeep>(d, args.k[1], ignored);
+        if (kSets == 2 && !kCareful) more[e] += weight_of<kDeep>(d, args.k[1], t);
       }
     }
   };
@@ -402,8 +408,22 @@ __device__ __forceinline__ Stats survey_chunk(const Args& args, const Row& row, 
     weigh(std::false_type{});
   }
   out.sum[0] = halving_sum<L::kLanes>(acc, lane);
-  out.sum[1] = kSets == 2 ? halving_sum<L::kLanes>(more, lane) : out.sum[0];
   if (kMore) out.entropy = halving_sum<L::kLanes>(entropy, lane);
+  if constexpr (kSets == 2 && kCareful) {  // after the first set: the registers do not hold both at once
+    // The draw's reference may lie below that of the statistics. 0 if no entry is left, so that no weight is a NaN.
+    const float drawn = out.drawn_max == kNone ? 0.f : out.drawn_max;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+#pragma unroll
+      for (int e = 0; e < L::kPer; ++e) {
+        float t;
+        const float x = values[b][e];
+        const bool removed = row.truncation.removes(x, begin + b * kBlock + lane * L::kPer + e);
+        more[e] += weight_of<true>(removed ? kNone : x - drawn, args.k[1], t);
+      }
+    }
+  }
+  out.sum[1] = kSets == 2 ? halving_sum<L::kLanes>(more, lane) : out.sum[0];
   if (!needed) out.sum[0] = out.sum[1] = out.entropy = 0.f;  // the other group of the warp asked for it
   return out;
 }
@@ -435,9 +455,14 @@ __device__ __forceinline__ int find_last(int n, int lane, const Yes& yes) {
   return last;
 }
 
+// m_c, the reference of a chunk's weights in a set.
+__device__ __forceinline__ float reference_of(const Args& args, const Stats& chunk, int set) {
+  return set == args.sample_set ? chunk.drawn_max : chunk.max;
+}
+
 // 2^((m_c - M) k), 0 for what is left out.
 __device__ __forceinline__ double scale_of(const Args& args, const Stats& chunk, double reference, int set) {
-  const double x = (static_cast<double>(chunk.max) - reference) * args.k64[set];
+  const double x = (static_cast<double>(reference_of(args, chunk, set)) - reference) * args.k64[set];
   return x <= -kDrop ? 0.0 : exp2_scale(x);
 }
 
@@ -492,7 +517,7 @@ __device__ __forceinline__ int materialise(const Args& args, const Row& row, int
 #pragma unroll 4
   for (int i = lane; i < kChunk; i += kWarp) {
     float x = i < count ? load_guided<kFormat>(args, row, begin + i) : kNone;
-    if (scratch.forbidden[i / 32] >> (i % 32) & 1 || row.cut.off(x, begin + i)) x = kNone;
+    if (scratch.forbidden[i / 32] >> (i % 32) & 1 || row.truncation.removes(x, begin + i)) x = kNone;
     entry_at(scratch, i) = x;
   }
   __syncwarp();
@@ -565,7 +590,7 @@ __device__ __forceinline__ int64_t draw(const Args& args, int64_t n, const Row& 
     c = find_last(args.chunks, lane, [&](int i) { return weight(i) > 0; });
   const double share = (target - (c > 0 ? sums[c - 1] : 0)) / weight(c);
   const int count = materialise<kFormat>(args, row, c, scratch, lane);
-  const float m = table[c].max, k = args.k[set];
+  const float m = reference_of(args, table[c], set), k = args.k[set];
 #pragma unroll 2
   for (int i = lane; i < kChunk; i += kWarp) {
     float ignored;
@@ -585,7 +610,7 @@ __device__ __forceinline__ int64_t best(const Args& args, const Row& row, const 
          find_first(count, lane, [&](int i) { return entry_at(scratch, i) == highest; });
 }
 
-// One guided logit, at -inf where it is forbidden or cut off; the same in all lanes.
+// One guided logit as the statistics count it, at -inf if it is forbidden or truncated; the same in all lanes.
 template <int kFormat>
 __device__ __forceinline__ float logit_of(const Args& args, const Row& row, int64_t id, int lane) {
   bool forbidden = false;
@@ -593,10 +618,10 @@ __device__ __forceinline__ float logit_of(const Args& args, const Row& row, int6
   for (int64_t f = lane; f < args.job.n_forbid; f += kWarp) forbidden |= args.job.forbid[f] == id;
   if (__any_sync(kAllLanes, forbidden)) return kNone;
   const float x = load_guided<kFormat>(args, row, id);
-  return row.cut.off(x, id) ? kNone : x;
+  return !args.split && row.truncation.removes(x, id) ? kNone : x;
 }
 
-__device__ __forceinline__ void spoil(const cpu::Job& job, int64_t n, int32_t status) {
+__device__ __forceinline__ void write_invalid(const SoftmaxJob& job, int64_t n, int32_t status) {
   job.status[n] = status;
   job.token[n] = -1;
   if (job.confidence) job.confidence[n] = NAN;
@@ -608,11 +633,11 @@ __device__ __forceinline__ void spoil(const cpu::Job& job, int64_t n, int32_t st
 
 template <int kFormat>
 __device__ __forceinline__ void finish(const Args& args, int64_t n, const Stats* table, Scratch& scratch, int lane) {
-  const cpu::Job& job = args.job;
-  const Row row = find_cut_row(args, n);
+  const SoftmaxJob& job = args.job;
+  const Row row = find_truncated_row(args, n);
   const int64_t given = job.given_out ? job.given[n] : 0;
   if (!row.in_range || given < 0 || given >= job.vocab) {
-    if (lane == 0) spoil(job, n, kOutOfRange);
+    if (lane == 0) write_invalid(job, n, kOutOfRange);
     return;
   }
   float highest = kNone, second = kNone;
@@ -627,7 +652,7 @@ __device__ __forceinline__ void finish(const Args& args, int64_t n, const Stats*
   }
   const int32_t status = highest != highest || highest == INFINITY ? 1 : highest == kNone ? 2 : 0;
   if (status) {
-    if (lane == 0) spoil(job, n, status);
+    if (lane == 0) write_invalid(job, n, status);
     return;
   }
   const double m = highest;
@@ -657,22 +682,22 @@ __device__ __forceinline__ void finish(const Args& args, int64_t n, const Stats*
 // ---- kernels
 
 template <int kFormat, int kSets, bool kMore, bool kCareful>
-__device__ __forceinline__ void survey_into(const Args& args, const Row& row, int first, int end, Desk<kFormat>& desk,
-                                            Stats* table, int* peak) {
+__device__ __forceinline__ void chunk_stats_into(const Args& args, const Row& row, int first, int end,
+                                                 SharedStage<kFormat>& shared, Stats* table, int* peak) {
   using L = Layout<kFormat>;
   const int group = static_cast<int>(threadIdx.x) / L::kLanes, lane = static_cast<int>(threadIdx.x) % L::kLanes;
   const int c = first + group % L::kGroups;
   const int64_t begin = static_cast<int64_t>(c) * kChunk, left = args.job.vocab - begin;
   const int count = c < end && row.in_range ? static_cast<int>(left < kChunk ? left : kChunk) : 0;
-  const Stats stats = survey_chunk<kFormat, kSets, kMore, kCareful>(args, row, begin, count, lane, desk.marks[group],
-                                                                    desk.stage[c % 2], peak);
+  const Stats stats = chunk_stats<kFormat, kSets, kMore, kCareful>(args, row, begin, count, lane, shared.marks[group],
+                                                                   shared.stage[c % 2], peak);
   if (c < end && lane == 0) table[c] = stats;
 }
 
 template <int kFormat>
-__device__ __forceinline__ void clear_marks(Desk<kFormat>& desk) {
+__device__ __forceinline__ void clear_marks(SharedStage<kFormat>& shared) {
   for (int i = static_cast<int>(threadIdx.x); i < kWarps * Layout<kFormat>::kGroups * (kChunk / 32); i += kThreads)
-    desk.marks[i / (kChunk / 32)][i % (kChunk / 32)] = 0;
+    shared.marks[i / (kChunk / 32)][i % (kChunk / 32)] = 0;
   __syncthreads();
 }
 
@@ -682,24 +707,24 @@ __global__ void __launch_bounds__(kThreads, kResident<kCareful>) whole_rows(Args
   using L = Layout<kFormat>;
   __shared__ Stats table[2][kMostChunks];
   __shared__ Scratch scratch;
-  __shared__ Desk<kFormat> desk;
+  __shared__ SharedStage<kFormat> shared;
   __shared__ int next[2], peak[2];  // the first chunk that no warp has taken; the row's largest entry so far
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   if (threadIdx.x < 2) next[threadIdx.x] = 0, peak[threadIdx.x] = INT32_MIN;
-  clear_marks(desk);
+  clear_marks(shared);
   int64_t before = -1;  // the row whose table is full but which is not finished
   int turn = 0;
   for (int64_t n = blockIdx.x;; n += gridDim.x, ++turn) {
     const int now = turn % 2;
     if (before >= 0 && warp == turn % kWarps) finish<kFormat>(args, before, table[1 - now], scratch, lane);
     if (n >= args.job.n) return;
-    const Row row = find_cut_row(args, n);
+    const Row row = find_truncated_row(args, n);
     for (;;) {
       int first = 0;
       if (lane == 0) first = atomicAdd(&next[now], L::kGroups);
       first = __shfl_sync(kAllLanes, first, 0);
       if (first >= args.chunks) break;
-      survey_into<kFormat, kSets, kMore, kCareful>(args, row, first, args.chunks, desk, table[now], peak + now);
+      chunk_stats_into<kFormat, kSets, kMore, kCareful>(args, row, first, args.chunks, shared, table[now], peak + now);
     }
     // Behind the barrier this table is full and the other one, finished by now, is free.
     __syncthreads();
@@ -712,21 +737,22 @@ __global__ void __launch_bounds__(kThreads, kResident<kCareful>) whole_rows(Args
 template <int kFormat, int kSets, bool kMore, bool kCareful>
 __global__ void __launch_bounds__(kThreads, kResident<kCareful>) parts_of_rows(Args args) {
   using L = Layout<kFormat>;
-  __shared__ Desk<kFormat> desk;
+  __shared__ SharedStage<kFormat> shared;
   __shared__ int peak;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   if (threadIdx.x == 0) peak = INT32_MIN;
-  clear_marks(desk);
+  clear_marks(shared);
   const int64_t n = blockIdx.y;
   const int part = static_cast<int>(blockIdx.x);
   const int begin = args.chunks * part / args.parts, end = args.chunks * (part + 1) / args.parts;
-  const Row row = find_cut_row(args, n);
+  const Row row = find_truncated_row(args, n);
   for (int first = begin + warp * L::kGroups; first < end; first += kWarps * L::kGroups)
-    survey_into<kFormat, kSets, kMore, kCareful>(args, row, first, end, desk, args.table + n * args.chunks, &peak);
+    chunk_stats_into<kFormat, kSets, kMore, kCareful>(args, row, first, end, shared, args.table + n * args.chunks,
+                                                      &peak);
 }
 
 template <int kFormat>
-__global__ void __launch_bounds__(kWarp) ends_of_rows(Args args) {
+__global__ void __launch_bounds__(kWarp) finalize_rows(Args args) {
   __shared__ Scratch scratch;
   const int64_t n = blockIdx.x;
   finish<kFormat>(args, n, args.table + n * args.chunks, scratch, static_cast<int>(threadIdx.x));
@@ -734,28 +760,28 @@ __global__ void __launch_bounds__(kWarp) ends_of_rows(Args args) {
 
 // ---- top-k and top-p
 
-constexpr int kCutThreads = 512, kCutWarps = kCutThreads / kWarp;
+constexpr int kTruncateThreads = 512, kTruncateWarps = kTruncateThreads / kWarp;
 constexpr int kPivots = 7;  // tried at a time: three bits of a key a pass
 
-struct CutDesk {
+struct TruncateStage {
   uint32_t forbidden[kMostColumns / 32];
-  uint64_t parts[kCutWarps][kPivots];
+  uint64_t parts[kTruncateWarps][kPivots];
   uint64_t sums[kPivots];
-  float highest[kCutWarps];
+  float highest[kTruncateWarps];
   int32_t last;
 };
 
-// One row's cut, by a block that reads it once for three bits of the key it looks for. Sums are of integers, so their
-// order does not show.
+// One row's truncation, by a block that reads it once for three bits of the key it looks for. Sums are of integers, so
+// their order does not show.
 template <int kFormat>
-struct Cutter {
+struct Truncator {
   const Args& args;
   const Row& row;
-  CutDesk& desk;
+  TruncateStage& shared;
   float highest = kNone;
 
   __device__ __forceinline__ float value(int64_t i) const {
-    return desk.forbidden[i / 32] >> (i % 32) & 1 ? kNone : load_guided<kFormat>(args, row, i);
+    return shared.forbidden[i / 32] >> (i % 32) & 1 ? kNone : load_guided<kFormat>(args, row, i);
   }
 
   // add(x, i, sums) for every entry; → the sums over the block, until the next call.
@@ -763,32 +789,32 @@ struct Cutter {
   __device__ __forceinline__ const uint64_t* sum(const Add& add) {
     uint64_t mine[kPivots] = {};
 #pragma unroll 1
-    for (int64_t i = threadIdx.x; i < args.job.vocab; i += kCutThreads) add(value(i), i, mine);
+    for (int64_t i = threadIdx.x; i < args.job.vocab; i += kTruncateThreads) add(value(i), i, mine);
     const int warp = static_cast<int>(threadIdx.x) / kWarp;
 #pragma unroll
     for (int j = 0; j < kPivots; ++j) {
 #pragma unroll
       for (int by = kWarp / 2; by > 0; by /= 2) mine[j] += __shfl_xor_sync(kAllLanes, mine[j], by);
-      if (threadIdx.x % kWarp == 0) desk.parts[warp][j] = mine[j];
+      if (threadIdx.x % kWarp == 0) shared.parts[warp][j] = mine[j];
     }
     __syncthreads();
     if (threadIdx.x < kPivots) {
       uint64_t total = 0;
-      for (int w = 0; w < kCutWarps; ++w) total += desk.parts[w][threadIdx.x];
-      desk.sums[threadIdx.x] = total;
+      for (int w = 0; w < kTruncateWarps; ++w) total += shared.parts[w][threadIdx.x];
+      shared.sums[threadIdx.x] = total;
     }
     __syncthreads();
-    return desk.sums;
+    return shared.sums;
   }
 
   // Whether the row holds a best entry to measure by.
   __device__ __forceinline__ bool find_highest() {
-    for (int64_t i = threadIdx.x; i < args.job.vocab; i += kCutThreads) highest = max_nan(highest, value(i));
+    for (int64_t i = threadIdx.x; i < args.job.vocab; i += kTruncateThreads) highest = max_nan(highest, value(i));
 #pragma unroll
     for (int by = kWarp / 2; by > 0; by /= 2) highest = max_nan(highest, __shfl_xor_sync(kAllLanes, highest, by));
-    if (threadIdx.x % kWarp == 0) desk.highest[threadIdx.x / kWarp] = highest;
+    if (threadIdx.x % kWarp == 0) shared.highest[threadIdx.x / kWarp] = highest;
     __syncthreads();
-    for (int w = 0; w < kCutWarps; ++w) highest = max_nan(highest, desk.highest[w]);
+    for (int w = 0; w < kTruncateWarps; ++w) highest = max_nan(highest, shared.highest[w]);
     __syncthreads();
     return highest == highest && highest != INFINITY && highest != kNone;
   }
@@ -801,13 +827,13 @@ struct Cutter {
 
   // The cut that leaves the fewest entries, best first, whose measures reach the target; all together do.
   template <typename Measure>
-  __device__ __forceinline__ Cut least(uint64_t target, const Measure& measure) {
+  __device__ __forceinline__ Truncation least(uint64_t target, const Measure& measure) {
     // A 16-bit format's keys are told apart by their upper bits, unless they are guided.
     const int shift = row.guidance || kFormat == kF32 ? 0 : kFormat == kBF16 ? 15 : 12;
     uint64_t key = 0;
     for (int bit = (31 - shift) / 3 * 3; bit >= 0; bit -= 3) {
       const uint64_t* sums = sum([&](float x, int64_t i, uint64_t (&mine)[kPivots]) {
-        const uint64_t k = Cut::key_of(x) >> shift;
+        const uint64_t k = Truncation::key_of(x) >> shift;
         if (k < key + (uint64_t{1} << bit)) return;
         const uint64_t m = measure(x, i);
 #pragma unroll
@@ -819,7 +845,7 @@ struct Cutter {
       __syncthreads();
     }
     const uint64_t* sums = sum([&](float x, int64_t i, uint64_t (&mine)[kPivots]) {
-      const uint64_t k = Cut::key_of(x) >> shift;
+      const uint64_t k = Truncation::key_of(x) >> shift;
       if (k < key) return;
       const uint64_t m = measure(x, i);
       mine[0] += k > key ? m : 0;
@@ -828,50 +854,51 @@ struct Cutter {
     });
     const uint64_t above = sums[0], equal = sums[1], ties = sums[2];
     __syncthreads();
-    Cut cut{static_cast<uint32_t>(key), shift, INT32_MAX};
+    Truncation truncation{static_cast<uint32_t>(key), shift, INT32_MAX};
     const uint64_t each = equal / ties, wanted = (target - above + each - 1) / each;
     if (wanted < ties)
-      cut.last =
-          find_tie(wanted, [&](float x, int64_t i) { return Cut::key_of(x) >> shift == key && measure(x, i) > 0; });
-    return cut;
+      truncation.last = find_tie(
+          wanted, [&](float x, int64_t i) { return Truncation::key_of(x) >> shift == key && measure(x, i) > 0; });
+    return truncation;
   }
 
   // The id of tie number `wanted`, from 1, by id: warps count their shares of the row, and the one that has it looks.
   template <typename Tie>
   __device__ __forceinline__ int32_t find_tie(uint64_t wanted, const Tie& tie) {
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-    const int64_t vocab = args.job.vocab, share = (vocab + kCutThreads - 1) / kCutThreads * kWarp;
+    const int64_t vocab = args.job.vocab, share = (vocab + kTruncateThreads - 1) / kTruncateThreads * kWarp;
     const int64_t begin = warp * share, end = begin + share < vocab ? begin + share : vocab;
     const auto votes = [&](int64_t i) {
       return __ballot_sync(kAllLanes, i + lane < end && tie(value(i + lane), i + lane));
     };
     uint64_t count = 0;
     for (int64_t i = begin; i < end; i += kWarp) count += __popc(votes(i));
-    if (lane == 0) desk.parts[warp][0] = count;
+    if (lane == 0) shared.parts[warp][0] = count;
     __syncthreads();
     uint64_t before = 0;
-    for (int w = 0; w < warp; ++w) before += desk.parts[w][0];
+    for (int w = 0; w < warp; ++w) before += shared.parts[w][0];
     if (before < wanted && wanted <= before + count) {
       for (int64_t i = begin; before < wanted; i += kWarp) {
         unsigned found = votes(i);
         for (; found != 0 && before < wanted; found &= found - 1)
-          if (++before == wanted && lane == 0) desk.last = static_cast<int32_t>(i + __ffs(static_cast<int>(found)) - 1);
+          if (++before == wanted && lane == 0)
+            shared.last = static_cast<int32_t>(i + __ffs(static_cast<int>(found)) - 1);
       }
     }
     __syncthreads();
-    const int32_t last = desk.last;
+    const int32_t last = shared.last;
     __syncthreads();
     return last;
   }
 
-  __device__ __forceinline__ Cut find() {
-    Cut cut = row.cut;  // keeps all
-    if (!row.in_range || !find_highest()) return cut;
-    const cpu::Job& job = args.job;
+  __device__ __forceinline__ Truncation find() {
+    Truncation truncation = row.truncation;  // keeps all
+    if (!row.in_range || !find_highest()) return truncation;
+    const SoftmaxJob& job = args.job;
     if (job.top_k > 0 && job.top_k < job.vocab)
-      cut = least(static_cast<uint64_t>(job.top_k), [](float, int64_t) { return uint64_t{1}; });
-    if (job.top_p >= 1) return cut;
-    const auto measure = [&](float x, int64_t i) { return cut.off(x, i) ? uint64_t{0} : mass_of(x); };
+      truncation = least(static_cast<uint64_t>(job.top_k), [](float, int64_t) { return uint64_t{1}; });
+    if (job.top_p >= 1) return truncation;
+    const auto measure = [&](float x, int64_t i) { return truncation.removes(x, i) ? uint64_t{0} : mass_of(x); };
     const uint64_t total = sum([&](float x, int64_t i, uint64_t (&mine)[kPivots]) { mine[0] += measure(x, i); })[0];
     __syncthreads();
     const uint64_t share = static_cast<uint64_t>(ceil(static_cast<double>(total) * job.top_p));
@@ -880,59 +907,55 @@ struct Cutter {
 };
 
 template <int kFormat>
-__global__ void __launch_bounds__(kCutThreads, 1) cuts_of_rows(Args args) {
-  __shared__ CutDesk desk;
+__global__ void __launch_bounds__(kTruncateThreads, 1) truncate_rows(Args args) {
+  __shared__ TruncateStage shared;
   const int words = static_cast<int>((args.job.vocab + 31) / 32);
-  for (int i = static_cast<int>(threadIdx.x); i < words; i += kCutThreads) desk.forbidden[i] = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < words; i += kTruncateThreads) shared.forbidden[i] = 0;
   __syncthreads();
-  for (int64_t f = threadIdx.x; f < args.job.n_forbid; f += kCutThreads) {
+  for (int64_t f = threadIdx.x; f < args.job.n_forbid; f += kTruncateThreads) {
     const int64_t id = args.job.forbid[f];
-    if (id >= 0 && id < args.job.vocab) atomicOr(desk.forbidden + id / 32, 1u << (id % 32));
+    if (id >= 0 && id < args.job.vocab) atomicOr(shared.forbidden + id / 32, 1u << (id % 32));
   }
   __syncthreads();
   for (int64_t n = blockIdx.x; n < args.job.n; n += gridDim.x) {
     const Row row = find_row(args, n);
-    Cutter<kFormat> cutter{args, row, desk};
-    const Cut cut = cutter.find();
-    if (threadIdx.x == 0) args.cuts[n] = cut;
+    Truncator<kFormat> truncator{args, row, shared};
+    const Truncation truncation = truncator.find();
+    if (threadIdx.x == 0) args.truncations[n] = truncation;
   }
 }
 
 // ---- launch
 
-inline int chunks_of(const cpu::Job& job) { return static_cast<int>((job.vocab + kChunk - 1) / kChunk); }
+inline int chunks_of(const SoftmaxJob& job) { return static_cast<int>((job.vocab + kChunk - 1) / kChunk); }
 
 // How many blocks share a row: as many as fill the device, as long as every warp has something to do; 1 where rows do.
-inline int parts_of(const cpu::Job& job, int multiprocessors) {
+inline int parts_of(const SoftmaxJob& job, int multiprocessors) {
   if (job.n >= 2 * static_cast<int64_t>(multiprocessors)) return 1;
-  const int a_block = kWarps * (job.type == cpu::Type::kF32 ? 1 : 2), chunks = chunks_of(job);
+  const int a_block = kWarps * (job.type == Type::kF32 ? 1 : 2), chunks = chunks_of(job);
   const int64_t most = (chunks + a_block - 1) / a_block, wanted = (4 * multiprocessors + job.n - 1) / job.n;
   return static_cast<int>(most < wanted ? most : wanted);
 }
 
-inline bool truncated(const cpu::Job& job) { return job.top_k > 0 || job.top_p < 1; }
-
 // The chunks of all rows, where blocks share rows.
-inline int64_t tables_of(const cpu::Job& job, int parts) { return parts > 1 ? job.n * chunks_of(job) : 0; }
+inline int64_t tables_of(const SoftmaxJob& job, int parts) { return parts > 1 ? job.n * chunks_of(job) : 0; }
 
 inline Args plan(const SoftmaxCall& call) {
-  const cpu::Job& job = call.job;
-  const bool draw = job.temperature > 0, statistics = job.want != 0;
-  const bool shared = draw && statistics && job.temperature == job.confidence_temperature;
+  const SoftmaxJob& job = call.job;
+  const WeightSets weights(job);
   Args args{};
   args.job = job;
   args.rows = call.rows;
   args.guidance_rows = call.guidance_rows;
   args.chunks = chunks_of(job);
   args.parts = parts_of(job, call.multiprocessors);
-  args.sets = (draw ? 1 : 0) + (statistics ? 1 : 0) - (shared ? 1 : 0);
-  args.sample_set = args.sets == 2 ? 1 : 0;
-  args.k64[0] = kLog2e / (statistics ? job.confidence_temperature : draw ? job.temperature : 1.0);
-  args.k64[1] = args.sets == 2 ? kLog2e / job.temperature : args.k64[0];
-  for (int s = 0; s < 2; ++s) args.k[s] = static_cast<float>(args.k64[s]);
-  args.kmax = args.k[0] > args.k[1] ? args.k[0] : args.k[1];
+  args.sets = weights.sets;
+  args.sample_set = weights.sample_set;
+  args.split = weights.split;
+  for (int s = 0; s < 2; ++s) args.k[s] = weights.k[s], args.k64[s] = weights.k64[s];
+  args.kmax = weights.kmax;
   args.table = static_cast<Stats*>(call.workspace);
-  if (truncated(job)) args.cuts = reinterpret_cast<Cut*>(args.table + tables_of(job, args.parts));
+  if (weights.truncates) args.truncations = reinterpret_cast<Truncation*>(args.table + tables_of(job, args.parts));
   return args;
 }
 
@@ -942,7 +965,7 @@ int start(const Args& args, int multiprocessors, void* stream) {
     const dim3 grid(static_cast<unsigned>(args.parts), static_cast<unsigned>(args.job.n));
     const int error = launch(&parts_of_rows<kFormat, kSets, kMore, kCareful>, grid, kThreads, stream, args);
     if (error) return error;
-    return launch(&ends_of_rows<kFormat>, dim3(static_cast<unsigned>(args.job.n)), kWarp, stream, args);
+    return launch(&finalize_rows<kFormat>, dim3(static_cast<unsigned>(args.job.n)), kWarp, stream, args);
   }
   const int64_t resident = static_cast<int64_t>(kResident<kCareful>) * multiprocessors;
   const dim3 grid(static_cast<unsigned>(args.job.n < resident ? args.job.n : resident));
@@ -955,13 +978,13 @@ template <int kFormat>
 int run(const SoftmaxCall& call, void* stream) {
   const Args args = plan(call);
   const int sms = call.multiprocessors;
-  const bool more = (call.job.want & (cpu::kMargin | cpu::kEntropy)) != 0;
-  if (args.cuts) {
+  const bool more = (call.job.want & (kMargin | kEntropy)) != 0;
+  if (args.truncations) {
     const dim3 grid(static_cast<unsigned>(args.job.n < sms ? args.job.n : sms));
-    const int error = launch(&cuts_of_rows<kFormat>, grid, kCutThreads, stream, args);
+    const int error = launch(&truncate_rows<kFormat>, grid, kTruncateThreads, stream, args);
     if (error) return error;
   }
-  if (call.job.guidance.data || args.cuts)
+  if (call.job.guidance.data || args.truncations)
     return args.sets == 2 ? start<kFormat, 2, true, true>(args, sms, stream)
                           : start<kFormat, 1, true, true>(args, sms, stream);
   if (args.sets == 0) return start<kFormat, 0, false, false>(args, sms, stream);
@@ -971,9 +994,9 @@ int run(const SoftmaxCall& call, void* stream) {
   return more ? start<kFormat, 2, true, false>(args, sms, stream) : start<kFormat, 2, false, false>(args, sms, stream);
 }
 
-inline int64_t workspace_bytes(const cpu::Job& job, int multiprocessors) {
+inline int64_t workspace_bytes(const SoftmaxJob& job, int multiprocessors) {
   const int64_t tables = tables_of(job, parts_of(job, multiprocessors)) * static_cast<int64_t>(sizeof(Stats));
-  return tables + (truncated(job) ? job.n * static_cast<int64_t>(sizeof(Cut)) : 0);
+  return tables + (WeightSets(job).truncates ? job.n * static_cast<int64_t>(sizeof(Truncation)) : 0);
 }
 
 }  // namespace softmax

@@ -3,7 +3,7 @@
 
 #include <stdint.h>
 
-#include "../cpu/masked_softmax.h"  // Job
+#include "../masked_softmax.h"
 
 namespace samplers::cuda {
 
@@ -13,13 +13,13 @@ constexpr int64_t kMostColumns = 262144;
 // What the kernels need to know beyond the job, whose pointers are of the device here. Its indices have not been looked
 // at: a row whose index or id is out of range gets status 3.
 struct SoftmaxCall {
-  cpu::Job job;
+  SoftmaxJob job;
   int64_t rows, guidance_rows;  // that there are, for the indices
   int multiprocessors;
   void* workspace;  // of workspace_bytes, aligned to 16
 };
 
-int64_t softmax_workspace_bytes(const cpu::Job& job, int multiprocessors);
+int64_t softmax_workspace_bytes(const SoftmaxJob& job, int multiprocessors);
 int masked_softmax(const SoftmaxCall& call, void* stream);
 
 }  // namespace samplers::cuda

@@ -13,7 +13,7 @@
 
 namespace samplers::cuda {
 
-enum Format : int { kF32 = 0, kBF16 = 1, kF16 = 2 };  // as cpu::Type
+enum Format : int { kF32 = 0, kBF16 = 1, kF16 = 2 };  // as Type
 
 // The larger; a NaN if either is one.
 __device__ __forceinline__ float max_nan(float a, float b) {

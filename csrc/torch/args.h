@@ -14,7 +14,7 @@
 #include <optional>
 #include <tuple>
 
-#include "../cpu/masked_softmax.h"
+#include "../masked_softmax.h"
 
 namespace samplers {
 
@@ -46,23 +46,23 @@ inline void check_ids(const char* op, const int64_t* ids, int64_t n, int64_t bou
 }
 
 // Rows of logits, of a type that the kernels read; false for any other.
-inline bool float_type(const Tensor& t, cpu::Type& type) {
+inline bool float_type(const Tensor& t, Type& type) {
   switch (t.scalar_type()) {
     case ScalarType::Float:
-      type = cpu::Type::kF32;
+      type = Type::kF32;
       return true;
     case ScalarType::BFloat16:
-      type = cpu::Type::kBF16;
+      type = Type::kBF16;
       return true;
     case ScalarType::Half:
-      type = cpu::Type::kF16;
+      type = Type::kF16;
       return true;
     default:
       return false;
   }
 }
 
-inline cpu::Rows rows_of(const Tensor& t, const int64_t* index = nullptr) {
+inline Rows rows_of(const Tensor& t, const int64_t* index = nullptr) {
   return {static_cast<const char*>(t.const_data_ptr()), t.stride(0) * static_cast<int64_t>(t.element_size()), index};
 }
 
@@ -83,12 +83,12 @@ inline const double* uniforms_of(const char* op, const Maybe& uniform, double te
   return u;
 }
 
-// What is said of n rows: token, confidence, margin, entropy, log-sum-exp, probability of a given id, status. Those
+// The outputs for n rows: token, confidence, margin, entropy, log-sum-exp, probability of a given id, status. Those
 // that are not wanted have no rows, and the job no address of them. `given`: where the job keeps the last but one.
-using Said = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename Job>
-Said said_of(const Tensor& like, int64_t n, int64_t want, Job& job, float*& given) {
+Outputs make_outputs(const Tensor& like, int64_t n, int64_t want, Job& job, float*& given) {
   const auto make = [&](ScalarType t, bool wanted) { return torch::stable::new_empty(like, {wanted ? n : 0}, t); };
   const auto floats = [&](int64_t bit, float*& data) {
     Tensor t = make(ScalarType::Float, want & bit);
@@ -98,9 +98,9 @@ Said said_of(const Tensor& like, int64_t n, int64_t want, Job& job, float*& give
   Tensor token = make(ScalarType::Long, true), status = make(ScalarType::Int, true);
   job.token = static_cast<int64_t*>(token.mutable_data_ptr());
   job.status = static_cast<int32_t*>(status.mutable_data_ptr());
-  Tensor confidence = floats(cpu::kConfidence, job.confidence), margin = floats(cpu::kMargin, job.margin);
-  Tensor entropy = floats(cpu::kEntropy, job.entropy), lse = floats(cpu::kLse, job.lse);
-  return {token, confidence, margin, entropy, lse, floats(cpu::kGiven, given), status};
+  Tensor confidence = floats(kConfidence, job.confidence), margin = floats(kMargin, job.margin);
+  Tensor entropy = floats(kEntropy, job.entropy), lse = floats(kLse, job.lse);
+  return {token, confidence, margin, entropy, lse, floats(kGiven, given), status};
 }
 
 }  // namespace samplers

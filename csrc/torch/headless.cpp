@@ -28,7 +28,7 @@ void check_state(const char* op, const Tensor& like, const Tensor& real, const T
 void headless_fold(const Tensor& logits, int64_t offset, Tensor real, Tensor whole, const Maybe& uniform,
                    double temperature, double confidence_temperature, const Maybe& forbid, const Maybe& guidance,
                    double cfg_scale, const Maybe& given, int64_t want) {
-  cpu::HeadlessFold job{};
+  HeadlessFold job{};
   const bool cuda = logits.is_cuda();
   STD_TORCH_CHECK((logits.is_cpu() || cuda) && logits.dim() == 2 && float_type(logits, job.type) &&
                       (logits.size(1) == 1 || logits.stride(1) == 1),
@@ -65,7 +65,7 @@ void headless_fold(const Tensor& logits, int64_t offset, Tensor real, Tensor who
     job.cfg_scale = static_cast<float>(cfg_scale);
   }
   job.want = want;
-  if (want & cpu::kGiven) {
+  if (want & kGiven) {
     STD_TORCH_CHECK(given.has_value(), "headless_fold_: want has 'given' but given is missing");
     job.given = vector_of<int64_t>(kFoldOp, given, ScalarType::Long, job.n, "given", &logits);
   }
@@ -81,9 +81,9 @@ void headless_fold(const Tensor& logits, int64_t offset, Tensor real, Tensor who
 #endif
 }
 
-Said headless_finish(const Tensor& real, const Tensor& whole, double temperature, double confidence_temperature,
-                     int64_t want) {
-  cpu::HeadlessFinish job{};
+Outputs headless_finish(const Tensor& real, const Tensor& whole, double temperature, double confidence_temperature,
+                        int64_t want) {
+  HeadlessFinish job{};
   job.n = real.dim() == 2 ? real.size(0) : -1;
   check_state(kFinishOp, real, real, whole, job.n);
   check_temperatures(kFinishOp, temperature, confidence_temperature);
@@ -92,7 +92,7 @@ Said headless_finish(const Tensor& real, const Tensor& whole, double temperature
   job.temperature = temperature;
   job.confidence_temperature = confidence_temperature;
   job.want = want;
-  const Said said = said_of(real, job.n, want, job, job.given);
+  const Outputs outputs = make_outputs(real, job.n, want, job, job.given);
   if (real.is_cpu()) {
     cpu::headless_finish(job);
   } else {
@@ -101,7 +101,7 @@ Said headless_finish(const Tensor& real, const Tensor& whole, double temperature
     check_launch(kFinishOp, cuda::headless_finish(job, device.stream));
 #endif
   }
-  return said;
+  return outputs;
 }
 
 }  // namespace

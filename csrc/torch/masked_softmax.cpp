@@ -10,12 +10,10 @@
 namespace samplers {
 namespace {
 
-using cpu::Job;
-
 constexpr char kOp[] = "masked_softmax";
 constexpr int64_t kMaxTruncated = 1 << 18;  // the integer masses of so many entries fit in 63 bits
 
-void compute(const Job& job, const Tensor& logits, const Maybe& guidance, bool cuda) {
+void compute(const SoftmaxJob& job, const Tensor& logits, const Maybe& guidance, bool cuda) {
   if (!cuda) return cpu::masked_softmax(job);
 #if defined(SAMPLERS_CUDA)
   STD_TORCH_CHECK(job.vocab <= cuda::kMostColumns, "masked_softmax: logits have ", job.vocab,
@@ -33,14 +31,14 @@ void compute(const Job& job, const Tensor& logits, const Maybe& guidance, bool c
 
 // On the CPU the data of index, uniform, forbid, guidance_index and given are looked at; a device is not waited for,
 // and its kernels see to it that no value reads memory that is not the op's.
-Said masked_softmax(const Tensor& logits, const Maybe& index, const Maybe& uniform, double temperature,
-                    double confidence_temperature, const Maybe& forbid, const Maybe& guidance,
-                    const Maybe& guidance_index, double cfg_scale, int64_t top_k, double top_p, const Maybe& given,
-                    int64_t want) {
+Outputs masked_softmax(const Tensor& logits, const Maybe& index, const Maybe& uniform, double temperature,
+                       double confidence_temperature, const Maybe& forbid, const Maybe& guidance,
+                       const Maybe& guidance_index, double cfg_scale, int64_t top_k, double top_p, bool truncated,
+                       const Maybe& given, int64_t want) {
   STD_TORCH_CHECK((logits.is_cpu() || logits.is_cuda()) && logits.dim() == 2,
                   "masked_softmax: logits must be a 2-D tensor on the CPU or a CUDA device");
   const bool cuda = logits.is_cuda();
-  Job job{};
+  SoftmaxJob job{};
   STD_TORCH_CHECK(float_type(logits, job.type), "masked_softmax: logits must be float32, bfloat16 or float16");
   job.vocab = logits.size(1);
   STD_TORCH_CHECK(job.vocab > 0, "masked_softmax: logits have no columns");
@@ -92,16 +90,17 @@ Said masked_softmax(const Tensor& logits, const Maybe& index, const Maybe& unifo
                   "masked_softmax: top_k and top_p take at most ", kMaxTruncated, " columns");
   job.top_k = top_k;
   job.top_p = top_p;
+  job.truncated = truncated;
   job.want = want;
-  if (want & cpu::kGiven) {
+  if (want & kGiven) {
     STD_TORCH_CHECK(given.has_value(), "masked_softmax: want has 'given' but given is missing");
     job.given = vector_of<int64_t>(kOp, given, ScalarType::Long, job.n, "given", &logits);
     if (!cuda) check_ids(kOp, job.given, job.n, job.vocab, "given");
   }
 
-  const Said said = said_of(logits, job.n, want, job, job.given_out);
+  const Outputs outputs = make_outputs(logits, job.n, want, job, job.given_out);
   compute(job, logits, guidance, cuda);
-  return said;
+  return outputs;
 }
 
 }  // namespace
@@ -111,7 +110,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sampler_zoo, m) {
   m.def(
       "masked_softmax(Tensor logits, Tensor? index, Tensor? uniform, float temperature, float confidence_temperature, "
       "Tensor? forbid, Tensor? guidance, Tensor? guidance_index, float cfg_scale, int top_k, "
-      "float top_p, Tensor? given, int want) -> "
+      "float top_p, bool truncated, Tensor? given, int want) -> "
       "(Tensor token, Tensor confidence, Tensor margin, Tensor entropy, Tensor lse, Tensor given_probability, "
       "Tensor status)");
 }

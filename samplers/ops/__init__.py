@@ -1,10 +1,12 @@
-"""The kernels' Python face: one function an op, each with a torch twin that is its specification.
+"""The kernels' Python face: one function per op.
 
-Which of the two runs is decided once, at import: the native extension when it was built and `SAMPLERS_NATIVE` is not
-`0`, else the twin. `SAMPLERS_ISA=avx512|avx2|portable` holds the native CPU kernels to one instruction set. Results are
-the same either way; `status()` says what is in use.
+Each op has a twin, a torch reference implementation that is its specification (`samplers.ops.reference`). Which of the
+two runs is decided once, at import: the native extension if it was built and `SAMPLERS_NATIVE` is not `0`, else the twin.
+`SAMPLERS_ISA=avx512|avx2|portable` restricts the native CPU kernels to one instruction set. Results are the same either
+way; `status()` says what is in use.
 """
 
+from samplers.ops import reference
 from samplers.ops._native import status
 from samplers.ops.cached_attention import cached_attention
 from samplers.ops.cached_kv import (
@@ -16,6 +18,7 @@ from samplers.ops.cached_kv import (
     kv_scatter_,
     kv_select_rows_,
 )
+from samplers.ops.divergence import kl_divergence
 from samplers.ops.headless import headless_softmax
 from samplers.ops.masked_softmax import MaskedSoftmax, masked_softmax
 from samplers.ops.remask import Accepted, Selection, accept_slots_, commit_, remask_, select, select_slots
@@ -28,6 +31,7 @@ __all__ = [
     "cached_attention",
     "commit_",
     "headless_softmax",
+    "kl_divergence",
     "kv_append_",
     "kv_compact_",
     "kv_gather",
@@ -36,6 +40,7 @@ __all__ = [
     "kv_scatter_",
     "kv_select_rows_",
     "masked_softmax",
+    "reference",
     "remask_",
     "select",
     "select_slots",

@@ -2,18 +2,21 @@
 
 import functools
 import inspect
+import math
 import types
 import typing
 
 import torch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Beyond these, float32 cannot hold log2(e) / temperature.
+COLDEST, HOTTEST = 1e-30, 1e30
 
 
-def explained(function):
-    """Decorator of an op: where a call fails and an argument is not even of the annotated kind, the error says which.
+def explain_errors(function):
+    """Decorator of an op: if a call fails and an argument is not even of the annotated type, the error says which.
 
-    Only failed calls are looked at, so a call that works costs nothing more.
+    Only failed calls are examined, so a call that works costs nothing more.
     """
     signature, hints = inspect.signature(function), typing.get_type_hints(function)
 
@@ -45,14 +48,40 @@ def _check_kinds(op, arguments, hints):
 
 
 def check_rows(op, x, name):
-    """(R, V) floats with a contiguous last dimension."""
+    """(R, V) floats."""
     where = f"{op}: {name}"
     if x.dim() != 2:
         raise ValueError(f"{where} has shape {tuple(x.shape)}, expected two dimensions (R, V)")
-    if x.dtype not in DTYPES:
-        raise TypeError(f"{where} is {x.dtype}, expected float32, bfloat16 or float16")
-    if x.shape[1] > 1 and x.stride(1) != 1:
-        raise ValueError(f"{where} has strides {tuple(x.stride())}, expected a contiguous last dimension (stride 1)")
+    if x.dtype not in (*DTYPES, torch.float64):
+        raise TypeError(f"{where} is {x.dtype}, expected float32, bfloat16, float16 or float64")
+
+
+def check_temperatures(op, call, n, device):
+    """The temperatures of a call that draws n tokens, and its uniforms."""
+    T = call.temperature
+    if not (math.isfinite(T) and (T == 0 or COLDEST <= T <= HOTTEST)):
+        raise ValueError(f"{op}: temperature is {T}, expected 0 or a number from {COLDEST} to {HOTTEST}")
+    if not COLDEST <= call.confidence_temperature <= HOTTEST:
+        raise ValueError(
+            f"{op}: confidence_temperature is {call.confidence_temperature}, expected a number from {COLDEST} to "
+            f"{HOTTEST}"
+        )
+    if T > 0:
+        if call.uniform is None:
+            raise ValueError(f"{op}: temperature is {T}, so uniform is needed: ({n},) float64 in [0, 1)")
+        check_vector(op, call.uniform, "uniform", torch.float64, n, device)
+
+
+def check_draw_values(op, call):
+    """The forbidden ids and the uniforms of a call. Needs the data itself, so for CPU tensors only."""
+    if call.forbid is not None and (call.forbid < 0).any():
+        i = int((call.forbid < 0).nonzero()[0])
+        raise IndexError(f"{op}: forbid[{i}] is {int(call.forbid[i])}, expected an id, 0 or more")
+    if call.temperature > 0:
+        bad = (~((call.uniform >= 0) & (call.uniform < 1))).nonzero()
+        if len(bad):
+            i = int(bad[0])
+            raise ValueError(f"{op}: uniform[{i}] is {float(call.uniform[i])}, expected a number in [0, 1)")
 
 
 def check_vector(op, x, name, dtype, size, device):
@@ -69,7 +98,7 @@ def check_vector(op, x, name, dtype, size, device):
 
 
 def check_inside(op, ids, bound, name, of):
-    """Every id in [0, bound). Looks at the data, so for CPU tensors only."""
+    """Every id in [0, bound). Needs the data itself, so for CPU tensors only."""
     bad = None if ids is None else ((ids < 0) | (ids >= bound)).nonzero()
     if bad is not None and len(bad):
         i = int(bad[0])

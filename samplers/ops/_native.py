@@ -30,14 +30,14 @@ def _load():
 
 
 C, REASON = _load()
-_said = False
+_warned = False
 
 
-def say_once() -> None:
+def warn_once() -> None:
     """The first op that runs on its twin for want of a native kernel says so; the others do not repeat it."""
-    global _said
-    if C is None and not _said:
-        _said = True
+    global _warned
+    if C is None and not _warned:
+        _warned = True
         warnings.warn(f"samplers: ops run on their torch twins, which are right but slow: {REASON}", stacklevel=2)
 
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samplers.ops._check import DTYPES, check_vector, explained
+from samplers.ops._check import DTYPES, check_vector, explain_errors
+from samplers.ops._register import register
 
 OP = "cached_attention"
 SCHEMA = (
@@ -26,7 +27,7 @@ _flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", 
 CALL = 2e6
 
 
-@explained
+@explain_errors
 def cached_attention(
     query: Tensor,
     key: Tensor,
@@ -79,7 +80,7 @@ def cached_attention(
     args = (query, key, value, new_key, new_value)
     if any(x.requires_grad for x in args):
         args = tuple(x.detach() for x in args)  # type: ignore[assignment]
-    return torch.ops.sampler_zoo.cached_attention.default(*args, lengths, keep, block, scale, new_keep)
+    return _OP(*args, lengths, keep, block, scale, new_keep)
 
 
 def _check(query, key, value, new_key, new_value, lengths, keep, new_keep):
@@ -179,7 +180,7 @@ def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, 
     else:
         mask = None
         if 0 < block_length < n or new_keep is not None:
-            mask = _bias(_among_new(n, heads // kv_heads, block_length, "cpu", new_keep), q.dtype)
+            mask = _bias(_among_new(n, heads // kv_heads, block_length, q.device, new_keep), q.dtype)
         out, lse = _flash(q, new_key, new_value, attn_mask=mask, scale=scale)
     out = out.float()  # (B, H, g n, D), lse (B, H, g n) float32
 
@@ -189,7 +190,7 @@ def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, 
         here = slice(begin, end) if end - begin < batch else ...
         seen = None if keep is None else keep[here][:, :length]
         if ragged:
-            within = torch.arange(length) < lengths[:, None]
+            within = torch.arange(length, device=lengths.device) < lengths[:, None]
             seen = within if seen is None else seen & within
         k, v = key[here][:, :, :length], value[here][:, :, :length]
         if seen is None:
@@ -223,7 +224,7 @@ def _on_device(query, key, value, new_key, new_value, lengths, keep, block_lengt
 
 
 def _bias(seen, dtype):
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -math.inf)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)
 
 
 def _spans(lengths, operations):
@@ -249,8 +250,4 @@ def _fake(query, key, value, new_key, new_value, lengths, keep, block_length, sc
     return query.new_empty((*query.shape[:3], value.shape[3]))
 
 
-_library = torch.library.Library("sampler_zoo", "FRAGMENT")
-_library.define(SCHEMA)
-_library.impl("cached_attention", _on_cpu, "CPU")
-_library.impl("cached_attention", _on_device, "CUDA")
-torch.library.register_fake("sampler_zoo::cached_attention", _fake, lib=_library)
+_OP = register(SCHEMA, None, _fake, kernels={"CPU": _on_cpu, "CUDA": _on_device})

@@ -1,27 +1,30 @@
-"""Cached keys and values: rows appended, replaced, scattered, gathered, compacted, batch rows selected; attention.
+"""Cached keys and values: rows appended, replaced, scattered, gathered, compacted, and batch rows selected.
 
-A cache is two tensors, `key` and `value`, (layers, B, H, L, D), allocated once; one call does all layers and both of
-them, in place, and costs what the rows cost that it moves, whatever the capacity L is. (B, H, L, D), one layer, will do
-too. Any dtype; D must be contiguous, the other dimensions may have any strides, so a slice of layers or both halves of
-one (layers, 2, B, H, L, D) tensor are fine. Widths D of keys and values may differ. How much of the cache is filled is
-the caller's to hold, in `lengths` (B,) int64; a crop is `lengths.clamp_(max=...)`, and moves nothing.
+A cache is two tensors, `key` and `value`, (layers, B, H, L, D), allocated once. One call works on all layers and both
+tensors, in place. Its cost is that of the rows that it moves, whatever the capacity L is. (B, H, L, D), one layer, is
+accepted as well. Any dtype; D must be contiguous, the other dimensions may have any strides, so a slice of layers or both
+halves of one (layers, 2, B, H, L, D) tensor are accepted. Widths D of keys and values may differ. The caller keeps how
+much of the cache is filled, in `lengths` (B,) int64; a crop is `lengths.clamp_(max=...)` and moves nothing.
 
-Bytes: a call that writes n rows a batch row to B batch rows writes exactly n * B * kv_row_bytes(key, value) bytes, reads
+Bytes: a call that writes n rows per batch row to B batch rows writes exactly n * B * kv_row_bytes(key, value) bytes, reads
 as many, and touches nothing else.
 
-Errors: on the CPU a call that cannot be carried out in full raises and has then written nothing. On a device nobody
-waits for the numbers, so there a row whose place lies outside the cache is left out and everything else is done.
+Errors: on the CPU a call that cannot be carried out in full raises and has then written nothing. On a device that would
+take a device sync. There a row whose place lies outside the cache is left out and everything else is done.
 
 New rows and `out` must not share memory with the cache. Gradients do not pass.
 
 The `_twin…` functions are the specification; csrc/cpu/cached_kv.cpp does the same with memmove.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from samplers.ops import _native
-from samplers.ops._check import check_inside, check_vector, explained
+from samplers.ops._check import check_inside, check_vector, explain_errors
+from samplers.ops._register import register
 
 APPEND = (
     "kv_append_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor(c!) lengths, "
@@ -39,17 +42,79 @@ COMPACT = "kv_compact_(Tensor(a!) key, Tensor(b!) value, Tensor keep, Tensor(c!)
 SELECT = "kv_select_rows_(Tensor(a!) key, Tensor(b!) value, Tensor source, Tensor(c!)? lengths) -> ()"
 
 
+class AppendCall(NamedTuple):
+    """The arguments of `kv_append_`, in the schema's order."""
+
+    key: Tensor
+    value: Tensor
+    new_key: Tensor
+    new_value: Tensor
+    lengths: Tensor
+    count: Tensor | None  # type: ignore[assignment]  # tuple.count is not needed here
+
+
+class ReplaceCall(NamedTuple):
+    """The arguments of `kv_replace_`, in the schema's order."""
+
+    key: Tensor
+    value: Tensor
+    new_key: Tensor
+    new_value: Tensor
+    start: Tensor | None
+    at: int
+    count: Tensor | None  # type: ignore[assignment]
+
+
+class ScatterCall(NamedTuple):
+    """The arguments of `kv_scatter_`, in the schema's order."""
+
+    key: Tensor
+    value: Tensor
+    new_key: Tensor
+    new_value: Tensor
+    index: Tensor  # type: ignore[assignment]
+
+
+class GatherCall(NamedTuple):
+    """The arguments of `kv_gather_`, in the schema's order."""
+
+    out_key: Tensor
+    out_value: Tensor
+    key: Tensor
+    value: Tensor
+    index: Tensor  # type: ignore[assignment]
+    rows: Tensor | None
+
+
+class CompactCall(NamedTuple):
+    """The arguments of `kv_compact_`, in the schema's order."""
+
+    key: Tensor
+    value: Tensor
+    keep: Tensor
+    lengths: Tensor
+
+
+class SelectRowsCall(NamedTuple):
+    """The arguments of `kv_select_rows_`, in the schema's order."""
+
+    key: Tensor
+    value: Tensor
+    source: Tensor
+    lengths: Tensor | None
+
+
 def kv_row_bytes(key: Tensor, value: Tensor) -> int:
-    """Bytes of one row of one batch row: all layers and heads, key and value."""
+    """The bytes of one row of one batch row: all layers and heads, key and value."""
     layers = key.shape[0] if key.dim() == 5 else 1
     return layers * key.shape[-3] * (key.shape[-1] + value.shape[-1]) * key.element_size()
 
 
-@explained
+@explain_errors
 def kv_append_(
     key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, lengths: Tensor, count: Tensor | None = None
 ) -> None:
-    """Batch row b's first count[b] new rows are written at lengths[b] and up, and lengths[b] advances by count[b].
+    """Writes batch row b's first count[b] new rows from lengths[b] on, and advances lengths[b] by count[b].
 
     Args:
         key, value: the cache, (layers, B, H, L, D) or (B, H, L, D).
@@ -62,14 +127,14 @@ def kv_append_(
         end of the cache, or a number in `lengths` or `count` is out of its range. On a device the rows past the end
         are left out, and lengths stops at L.
     """
-    _run(kv_append_, _check_append, key, value, _no_grad(new_key), _no_grad(new_value), lengths, count)
+    _run(_APPEND, _check_append, AppendCall(key, value, _no_grad(new_key), _no_grad(new_value), lengths, count))
 
 
-@explained
+@explain_errors
 def kv_replace_(
     key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, start: Tensor | int, count: Tensor | None = None
 ) -> None:
-    """Batch row b's first count[b] new rows are written at start[b] and up.
+    """Writes batch row b's first count[b] new rows from start[b] on.
 
     Args:
         key, value: the cache, (layers, B, H, L, D) or (B, H, L, D).
@@ -83,26 +148,27 @@ def kv_replace_(
     if torch.compiler.is_compiling() and not isinstance(start, Tensor):
         start = torch.full(key.shape[-4:-3], start, device=key.device)  # so that one graph serves all numbers
     places, at = (start, 0) if isinstance(start, Tensor) else (None, start)
-    _run(kv_replace_, _check_replace, key, value, _no_grad(new_key), _no_grad(new_value), places, at, count)
+    call = ReplaceCall(key, value, _no_grad(new_key), _no_grad(new_value), places, at, count)
+    _run(_REPLACE, _check_replace, call)
 
 
-@explained
+@explain_errors
 def kv_scatter_(key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, index: Tensor) -> None:
-    """Batch row b's new row i is written at index[b, i]; a negative index skips it. Of equal indices the last one wins.
+    """Writes batch row b's new row i at index[b, i]; a negative index skips it. Of equal indices the last one wins.
 
     Args:
         key, value: the cache, (layers, B, H, L, D) or (B, H, L, D).
         new_key, new_value: (layers, B, H, n, D) or (B, H, n, D), of the cache's dtype.
-        index: (n,) or (B, n) int64, below L. Neighbours that follow each other are moved in one piece.
+        index: (n,) or (B, n) int64, below L. Consecutive indices are moved in one piece.
 
     Raises:
         TypeError: a dtype is wrong. ValueError: a shape, a stride or a device is. IndexError: an index is L or more
         (on a device: skipped).
     """
-    _run(kv_scatter_, _check_scatter, key, value, _no_grad(new_key), _no_grad(new_value), _packed(index))
+    _run(_SCATTER, _check_scatter, ScatterCall(key, value, _no_grad(new_key), _no_grad(new_value), _packed(index)))
 
 
-@explained
+@explain_errors
 def kv_gather(
     key: Tensor,
     value: Tensor,
@@ -111,14 +177,14 @@ def kv_gather(
     rows: Tensor | None = None,
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Row i of the result's batch row b is row index[b, i] of the cache's batch row rows[b, i]; zeros where the index is
-    negative.
+    """Reads rows: row i of the result's batch row b is row index[b, i] of the cache's batch row rows[b, i], or zeros if the
+    index is negative.
 
     Args:
         key, value: the cache, (layers, B, H, L, D) or (B, H, L, D).
         index: (n,) or (B', n) int64, below L, in any order, repeats allowed.
         rows: (n,) or (B', n) int64 in [0, B): from which batch row; None: b, and B' = B. So rows of several batch rows
-            can be joined in one.
+            can be joined into one.
         out: key and value to write, (layers, B', H, n, D) or (B', H, n, D), of any strides; None: new ones.
 
     Returns:
@@ -138,13 +204,13 @@ def kv_gather(
                 batch = 1
         shape = (*key.shape[:-4], batch, *key.shape[-3:-2], *index.shape[-1:])
         out = tuple(x.new_empty((*shape, *x.shape[-1:])) for x in (key, value))  # type: ignore[assignment]
-    _run(kv_gather, _check_gather, *out, key, value, index, rows)  # type: ignore[misc]
+    _run(_GATHER, _check_gather, GatherCall(*out, key, value, index, rows))  # type: ignore[misc, call-arg]
     return out  # type: ignore[return-value]
 
 
-@explained
+@explain_errors
 def kv_compact_(key: Tensor, value: Tensor, keep: Tensor, lengths: Tensor) -> None:
-    """Of batch row b's first lengths[b] rows those that are kept move to the front, in order; lengths[b] becomes their
+    """Moves those of batch row b's first lengths[b] rows that are kept to the front, in order; lengths[b] becomes their
     number. Rows from there on hold what they held.
 
     For another order than the cache's, `kv_gather` the rows and `kv_replace_` them at 0.
@@ -158,12 +224,12 @@ def kv_compact_(key: Tensor, value: Tensor, keep: Tensor, lengths: Tensor) -> No
         TypeError: a dtype is wrong. ValueError: a shape, a stride or a device is. IndexError: a length is outside
         [0, L] (on a device: taken as the nearest that is not).
     """
-    _run(kv_compact_, _check_compact, key, value, _packed(keep), lengths)
+    _run(_COMPACT, _check_compact, CompactCall(key, value, _packed(keep), lengths))
 
 
-@explained
+@explain_errors
 def kv_select_rows_(key: Tensor, value: Tensor, source: Tensor, lengths: Tensor | None = None) -> None:
-    """Batch row b becomes what batch row source[b] was, its length included: copies, swaps and any other map.
+    """Makes batch row b what batch row source[b] was, its length included: copies, swaps and any other map.
 
     Args:
         key, value: the cache, (layers, B, H, L, D) or (B, H, L, D).
@@ -175,7 +241,7 @@ def kv_select_rows_(key: Tensor, value: Tensor, source: Tensor, lengths: Tensor 
         TypeError: a dtype is wrong. ValueError: a shape, a stride or a device is. IndexError: source or a length is out
         of its range (on a device: such a row stays as it is, a length is taken as the nearest that is not).
     """
-    _run(kv_select_rows_, _check_select, key, value, source, lengths)
+    _run(_SELECT_ROWS, _check_select_rows, SelectRowsCall(key, value, source, lengths))
 
 
 def _no_grad(x):
@@ -186,18 +252,17 @@ def _packed(x):
     return x if x is None or x.is_contiguous() else x.contiguous()
 
 
-def _run(function, check, *args):
-    """Calls the op. The native CPU kernel checks everything itself, before it writes, so only its refusal is looked
-    into here; elsewhere the checks come first."""
-    op = OPS[function.__name__]
-    if FAST and args[0].is_cpu and not torch.compiler.is_compiling():
+def _run(op, check, call):
+    """Calls the op. The native CPU kernel checks everything itself, before it writes, so the checks follow only its
+    refusal; elsewhere they come first."""
+    if _native.C is not None and call[0].is_cpu and not torch.compiler.is_compiling():
         try:
-            return op(*args)
+            return op(*call)
         except RuntimeError:
-            check(*args)
+            check(call)
             raise
-    check(*args, values=not torch.compiler.is_compiling())
-    return op(*args)
+    check(call, values=not torch.compiler.is_compiling())
+    return op(*call)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
@@ -252,7 +317,7 @@ def _check_rows(op, new, cache, names, batch=None):
 
 
 def _check_between(op, x, low, high, name):
-    """Every entry in [low, high]. Looks at the data."""
+    """Every entry in [low, high]. Needs the data itself."""
     bad = ((x < low) | (x > high)).nonzero()
     if len(bad):
         at = tuple(bad[0].tolist())
@@ -282,12 +347,12 @@ def _check_index(op, index, n, batch, name, device):
 
 
 def _seen(values, key):
-    """Whether numbers may be looked at: not on a device, where a look is a wait."""
+    """Whether numbers may be checked: not on a device, where that takes a device sync."""
     return values and key.device.type == "cpu"
 
 
 def _check_ranges(op, cache, n, start, name, count):
-    """Rows start[b] up to start[b] + count[b] lie in the cache. Looks at the data."""
+    """Rows start[b] up to start[b] + count[b] lie in the cache. Needs the data itself."""
     length = _sizes(cache)[3]
     if count is not None:
         _check_between(op, count, 0, n, "count")
@@ -302,8 +367,9 @@ def _check_ranges(op, cache, n, start, name, count):
         )
 
 
-def _check_append(key, value, new_key, new_value, lengths, count, values=True):
+def _check_append(call, values=True):
     op = "kv_append_"
+    key, value, new_key, new_value, lengths, count = call
     _check_cache(op, key, value)
     _check_cache(op, new_key, new_value, ("new_key", "new_value"), written=False)
     _check_rows(op, (new_key, new_value), (key, value), ("new_key", "new_value"))
@@ -313,8 +379,9 @@ def _check_append(key, value, new_key, new_value, lengths, count, values=True):
         _check_ranges(op, key, new_key.shape[-2], lengths, "lengths", count)
 
 
-def _check_replace(key, value, new_key, new_value, start, at, count, values=True):
+def _check_replace(call, values=True):
     op = "kv_replace_"
+    key, value, new_key, new_value, start, at, count = call
     _check_cache(op, key, value)
     _check_cache(op, new_key, new_value, ("new_key", "new_value"), written=False)
     _check_rows(op, (new_key, new_value), (key, value), ("new_key", "new_value"))
@@ -323,12 +390,13 @@ def _check_replace(key, value, new_key, new_value, start, at, count, values=True
     if start is None and (isinstance(at, bool) or not isinstance(at, int)):
         raise TypeError(f"{op}: start is {at!r}, expected an int or a (B,) int64 tensor")
     if _seen(values, key):
-        begin = torch.full(key.shape[-4:-3], at) if start is None else start
+        begin = torch.full(key.shape[-4:-3], at, device=key.device) if start is None else start
         _check_ranges(op, key, new_key.shape[-2], begin, "start", count)
 
 
-def _check_scatter(key, value, new_key, new_value, index, values=True):
+def _check_scatter(call, values=True):
     op = "kv_scatter_"
+    key, value, new_key, new_value, index = call
     _check_cache(op, key, value)
     _check_cache(op, new_key, new_value, ("new_key", "new_value"), written=False)
     _check_rows(op, (new_key, new_value), (key, value), ("new_key", "new_value"))
@@ -337,8 +405,9 @@ def _check_scatter(key, value, new_key, new_value, index, values=True):
         _check_between(op, index.clamp(min=0), 0, _sizes(key)[3] - 1, "index")
 
 
-def _check_gather(out_key, out_value, key, value, index, rows, values=True):
+def _check_gather(call, values=True):
     op = "kv_gather"
+    out_key, out_value, key, value, index, rows = call
     _check_cache(op, key, value, written=False)
     _check_index(op, index, None, None, "index", key.device)
     _check_cache(op, out_key, out_value, ("out[0]", "out[1]"))
@@ -355,8 +424,9 @@ def _check_gather(out_key, out_value, key, value, index, rows, values=True):
             _check_between(op, rows, 0, _sizes(key)[1] - 1, "rows")
 
 
-def _check_compact(key, value, keep, lengths, values=True):
+def _check_compact(call, values=True):
     op = "kv_compact_"
+    key, value, keep, lengths = call
     _check_cache(op, key, value)
     _, batch, _, length = _sizes(key)
     if tuple(keep.shape) != (batch, length):
@@ -370,8 +440,9 @@ def _check_compact(key, value, keep, lengths, values=True):
         _check_between(op, lengths, 0, length, "lengths")
 
 
-def _check_select(key, value, source, lengths, values=True):
+def _check_select_rows(call, values=True):
     op = "kv_select_rows_"
+    key, value, source, lengths = call
     _check_cache(op, key, value)
     _check_vector(op, source, "source", key)
     _check_vector(op, lengths, "lengths", key)
@@ -423,7 +494,8 @@ def _pairs(key, value, new_key, new_value):
     return (_bits(key), _bits(new_key)), (_bits(value), _bits(new_value))
 
 
-def _twin_replace(key, value, new_key, new_value, start, at, count):
+def _twin_replace(*args):
+    key, value, new_key, new_value, start, at, count = ReplaceCall(*args)
     pairs = _pairs(key, value, new_key, new_value)
     i = torch.arange(new_key.shape[-2], device=key.device)
     if start is None:
@@ -432,18 +504,21 @@ def _twin_replace(key, value, new_key, new_value, start, at, count):
     _put(pairs, start[:, None] + i, valid)
 
 
-def _twin_append(key, value, new_key, new_value, lengths, count):
+def _twin_append(*args):
+    key, value, new_key, new_value, lengths, count = AppendCall(*args)
     _twin_replace(key, value, new_key, new_value, lengths, 0, count)
     n = new_key.shape[-2]
     lengths.add_(n if count is None else count.clamp(0, n)).clamp_(0, key.shape[-2])
 
 
-def _twin_scatter(key, value, new_key, new_value, index):
+def _twin_scatter(*args):
+    key, value, new_key, new_value, index = ScatterCall(*args)
     place = index.expand(key.shape[-4], index.shape[-1])
     _put(_pairs(key, value, new_key, new_value), place, torch.ones((), dtype=torch.bool, device=key.device))
 
 
-def _twin_gather(out_key, out_value, key, value, index, rows):
+def _twin_gather(*args):
+    out_key, out_value, key, value, index, rows = GatherCall(*args)
     batch, length, to = key.shape[-4], key.shape[-2], out_key.shape[-4]
     index = index.expand(to, index.shape[-1])
     rows = torch.arange(to, device=key.device)[:, None] if rows is None else rows.expand(to, rows.shape[-1])
@@ -457,7 +532,8 @@ def _twin_gather(out_key, out_value, key, value, index, rows):
         out.permute(1, 3, 0, 2, 4).copy_(torch.where(valid[..., None, None, None], moved, 0))
 
 
-def _twin_compact(key, value, keep, lengths):
+def _twin_compact(*args):
+    key, value, keep, lengths = CompactCall(*args)
     length = key.shape[-2]
     i = torch.arange(length, device=key.device)
     keep = keep & (i < lengths[:, None])  # (B, L) bool
@@ -470,7 +546,8 @@ def _twin_compact(key, value, keep, lengths):
     lengths.copy_(kept)
 
 
-def _twin_select(key, value, source, lengths):
+def _twin_select_rows(*args):
+    key, value, source, lengths = SelectRowsCall(*args)
     batch, length = key.shape[-4], key.shape[-2]
     stay = torch.arange(batch, device=key.device)
     source = torch.where((source >= 0) & (source < batch), source, stay)
@@ -485,46 +562,15 @@ def _twin_select(key, value, source, lengths):
 
 # ---- registration ----------------------------------------------------------------------------------------------------
 
-FAST = _native.C is not None
-TWINS = {
-    APPEND: (_twin_append, _check_append),
-    REPLACE: (_twin_replace, _check_replace),
-    SCATTER: (_twin_scatter, _check_scatter),
-    GATHER: (_twin_gather, _check_gather),
-    COMPACT: (_twin_compact, _check_compact),
-    SELECT: (_twin_select, _check_select),
-}
+
+def _fake(check, call):
+    """Nothing is returned, all results are written in place; but a call with wrong shapes is found out."""
+    return lambda *args: check(call(*args), values=False)
 
 
-def _fallback(twin):
-    def run(*args):
-        _native.say_once()
-        twin(*args)
-
-    return run
-
-
-def _fake(check):
-    """Nothing comes back, all results are written in place; but a call with wrong shapes is found out."""
-    return lambda *args: check(*args, values=False)
-
-
-_library = torch.library.Library("sampler_zoo", "FRAGMENT")
-for _schema, (_twin, _check) in TWINS.items():
-    _name = _schema.partition("(")[0]
-    if _native.C is None:
-        _library.define(_schema)
-        _library.impl(_name, _fallback(_twin), "CPU")
-    if not (_native.C and _native.C.build_facts()["cuda"]):
-        _library.impl(_name, _twin, "CUDA")
-    torch.library.register_fake(f"sampler_zoo::{_name}", _fake(_check), lib=_library)
-
-_ops = torch.ops.sampler_zoo
-OPS = {
-    "kv_append_": _ops.kv_append_.default,
-    "kv_replace_": _ops.kv_replace_.default,
-    "kv_scatter_": _ops.kv_scatter_.default,
-    "kv_gather": _ops.kv_gather_.default,
-    "kv_compact_": _ops.kv_compact_.default,
-    "kv_select_rows_": _ops.kv_select_rows_.default,
-}
+_APPEND = register(APPEND, _twin_append, _fake(_check_append, AppendCall))
+_REPLACE = register(REPLACE, _twin_replace, _fake(_check_replace, ReplaceCall))
+_SCATTER = register(SCATTER, _twin_scatter, _fake(_check_scatter, ScatterCall))
+_GATHER = register(GATHER, _twin_gather, _fake(_check_gather, GatherCall))
+_COMPACT = register(COMPACT, _twin_compact, _fake(_check_compact, CompactCall))
+_SELECT_ROWS = register(SELECT, _twin_select_rows, _fake(_check_select_rows, SelectRowsCall))

@@ -14,15 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.ops import _native
-from samplers.ops._check import DTYPES, check_inside, check_vector, explained
+from samplers.ops._check import (
+    DTYPES,
+    check_draw_values,
+    check_inside,
+    check_temperatures,
+    check_vector,
+    explain_errors,
+)
+from samplers.ops._register import register
 from samplers.ops.masked_softmax import (
     BLOCK,
     CHUNK,
-    COLDEST,
     DROP,
-    FLOOR,
-    HOTTEST,
     LN2,
     LOG2E,
     WANT,
@@ -32,9 +36,10 @@ from samplers.ops.masked_softmax import (
     _exp2_double,
     _first_above,
     _flat,
-    _fma,
-    _halving_sum,
+    chunk_sums,
     guide,
+    result,
+    wanted,
 )
 from samplers.random import philox
 
@@ -65,8 +70,8 @@ FINISH_SCHEMA = (
 )
 
 
-class _Call(NamedTuple):
-    """The op's arguments, in the schema's order."""
+class HeadlessCall(NamedTuple):
+    """The arguments of `headless_softmax`, in the schema's order."""
 
     hidden: Tensor
     weight: Tensor
@@ -83,7 +88,7 @@ class _Call(NamedTuple):
     tile: int
 
 
-@explained
+@explain_errors
 def headless_softmax(
     hidden: Tensor,
     weight: Tensor,
@@ -134,7 +139,7 @@ def headless_softmax(
         TypeError: a dtype is wrong. ValueError: a shape, a number, a device or a name is. IndexError: an id is out of
         range. What needs a look at the data is checked on the CPU only: a device is never waited for.
     """
-    call = _Call(
+    call = HeadlessCall(
         hidden=hidden,
         weight=weight,
         bias=bias,
@@ -146,7 +151,7 @@ def headless_softmax(
         guidance=guidance,
         cfg_scale=float(cfg_scale),
         given=given,
-        want=_want(want, given),
+        want=wanted(OP, want, given),
         tile=0,
     )
     _check(call)
@@ -164,21 +169,7 @@ def headless_softmax(
         given=_flat(given),
         tile=_tile(call, tile),
     )
-    token, *floats, status = torch.ops.sampler_zoo.headless_softmax.default(*call)
-    wanted = [x if call.want & bit else None for x, bit in zip(floats, WANT.values())]
-    return MaskedSoftmax(token, *wanted, status)  # type: ignore[arg-type, call-arg]
-
-
-def _want(names, given):
-    """→ the wanted values as bits."""
-    if isinstance(names, str):
-        raise TypeError(f"{OP}: want is the string {names!r}, expected a tuple of names such as ({names!r},)")
-    for name in names:
-        if name not in WANT:
-            raise ValueError(f"{OP}: want has {name!r}, expected any of {', '.join(WANT)}")
-    if ("given" in names) != (given is not None):
-        raise ValueError(f"{OP}: want 'given' and the argument given go together, one is missing")
-    return sum(WANT[name] for name in set(names))
+    return result(_OP(*call), call.want)
 
 
 def _tile(call, tile):
@@ -199,8 +190,8 @@ def _check(call):
     def matrix(x, name, shape):
         if x.dim() != 2:
             raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected two dimensions {shape}")
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{OP}: {name} is {x.dtype}, expected float32, bfloat16 or float16")
+        if x.dtype not in (*DTYPES, torch.float64):
+            raise TypeError(f"{OP}: {name} is {x.dtype}, expected float32, bfloat16, float16 or float64")
         if x.dtype != hidden.dtype:
             raise TypeError(f"{OP}: {name} is {x.dtype}, hidden is {hidden.dtype}; expected the same")
         if x.device != hidden.device:
@@ -216,18 +207,7 @@ def _check(call):
     check_vector(OP, call.bias, "bias", hidden.dtype, vocab, hidden.device)
     if call.softcap is not None and not (math.isfinite(call.softcap) and call.softcap > 0):
         raise ValueError(f"{OP}: softcap is {call.softcap}, expected a finite number above 0, or None")
-    T = call.temperature
-    if not (math.isfinite(T) and (T == 0 or COLDEST <= T <= HOTTEST)):
-        raise ValueError(f"{OP}: temperature is {T}, expected 0 or a number from {COLDEST} to {HOTTEST}")
-    if not COLDEST <= call.confidence_temperature <= HOTTEST:
-        raise ValueError(
-            f"{OP}: confidence_temperature is {call.confidence_temperature}, expected a number from {COLDEST} to "
-            f"{HOTTEST}"
-        )
-    if T > 0:
-        if call.uniform is None:
-            raise ValueError(f"{OP}: temperature is {T}, so uniform is needed: ({n},) float64 in [0, 1)")
-        check_vector(OP, call.uniform, "uniform", torch.float64, n, hidden.device)
+    check_temperatures(OP, call, n, hidden.device)
     check_vector(OP, call.forbid, "forbid", torch.int64, None, hidden.device)
     if not math.isfinite(call.cfg_scale):
         raise ValueError(f"{OP}: cfg_scale is {call.cfg_scale}, expected a finite number")
@@ -245,25 +225,17 @@ def _check_values(call):
     if call.hidden.device.type != "cpu":
         return
     check_inside(OP, call.given, len(call.weight), "given", "ids of the vocabulary")
-    if call.forbid is not None and (call.forbid < 0).any():
-        i = int((call.forbid < 0).nonzero()[0])
-        raise IndexError(f"{OP}: forbid[{i}] is {int(call.forbid[i])}, expected an id, 0 or more")
-    if call.temperature > 0:
-        bad = (~((call.uniform >= 0) & (call.uniform < 1))).nonzero()
-        if len(bad):
-            i = int(bad[0])
-            raise ValueError(f"{OP}: uniform[{i}] is {float(call.uniform[i])}, expected a number in [0, 1)")
+    check_draw_values(OP, call)
 
 
 def _tiles(*args):
     """The op: product, soft cap and fold, tile by tile."""
-    call = _Call(*args)
+    call = HeadlessCall(*args)
     hidden, n, vocab = call.hidden, len(call.hidden), len(call.weight)
     rows = hidden if call.guidance is None else torch.cat([hidden, call.guidance])
     real = torch.empty(n, len(REALS), dtype=torch.float64, device=hidden.device)
     whole = torch.empty(n, len(WHOLES), dtype=torch.int64, device=hidden.device)
     room = torch.empty(len(rows) * min(call.tile, vocab), dtype=hidden.dtype, device=hidden.device)
-    fold, finish = torch.ops.sampler_zoo.headless_fold_.default, torch.ops.sampler_zoo.headless_finish.default
     for begin in range(0, vocab, call.tile):
         end = min(begin + call.tile, vocab)
         logits = room[: len(rows) * (end - begin)].view(len(rows), end - begin)
@@ -274,7 +246,9 @@ def _tiles(*args):
             torch.addmm(call.bias[begin:end], rows, weight, out=logits)
         if call.softcap is not None:
             logits.div_(call.softcap).tanh_().mul_(call.softcap)
-        fold(
+        if logits.dtype == torch.float64:
+            logits = logits.float()
+        _FOLD(
             logits[:n],
             begin,
             real,
@@ -288,7 +262,7 @@ def _tiles(*args):
             call.given,
             call.want,
         )
-    return finish(real, whole, call.temperature, call.confidence_temperature, call.want)
+    return _FINISH(real, whole, call.temperature, call.confidence_temperature, call.want)
 
 
 # ---- the twins -------------------------------------------------------------------------------------------------------
@@ -300,29 +274,6 @@ def _plan(temperature, confidence_temperature, want):
     if temperature > 0 and temperature not in temperatures:
         temperatures.append(temperature)
     return [LOG2E / T for T in temperatures], len(temperatures) - 1 if temperature > 0 else None
-
-
-def _survey(cells, m, last, ks, entropy):
-    """Chunks (n, C, blocks, 128) float32 with maxima m → sums of weights by set, sum of weight * t; all (n, C).
-
-    As masked_softmax's specification has it. `last`: blocks of the last chunk that are there.
-    """
-    sums, entropies = [], torch.zeros_like(m)
-    centred = cells - m.masked_fill(m == -math.inf, 0.0)[:, :, None, None]
-    for which, k in enumerate(ks):
-        t = centred * float(np.float32(k))
-        w = _exp2(t)
-        acc = w[:, :, 0]
-        for j in range(1, cells.shape[2]):
-            acc = acc + w[:, :, j]
-        sums.append(_halving_sum(acc))
-        if which == 0 and entropy:
-            t = t.clamp(min=FLOOR)
-            acc = w[:, :, 0] * t[:, :, 0]
-            for j in range(1, cells.shape[2]):
-                acc = _fma(w[:, :, j], t[:, :, j], acc)
-            entropies = _halving_sum(acc)
-    return sums, entropies
 
 
 def _draws(uniform, chunk):
@@ -367,7 +318,11 @@ def _twin_fold(
     ks, draw_set = _plan(temperature, confidence_temperature, want)
     m = cells.amax((2, 3))  # (n, C) float32
     bad = (cells.isnan() | (cells == math.inf)).flatten(2).any(2)  # (n, C) bool
-    sums, entropies = _survey(cells, m, last, ks, want & WANT["entropy"])
+    sums, entropies = [], torch.zeros_like(m)
+    for s, k in enumerate(ks):
+        of_set = chunk_sums(cells, m, float(np.float32(k)), s == 0 and want & WANT["entropy"])
+        sums.append(of_set[0])
+        entropies = of_set[1] if s == 0 else entropies
 
     if offset == 0:
         real.fill_(-math.inf)
@@ -457,31 +412,19 @@ def _twin_finish(real, whole, temperature, confidence_temperature, want):
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fallback_fold(*args):
-    _native.say_once()
-    _twin_fold(*args)
-
-
 def _fake(*args):
-    call = _Call(*args)
+    call = HeadlessCall(*args)
     return _empty(len(call.hidden), call.want, call.hidden.device)
+
+
+def _fake_fold(*args):
+    return None
 
 
 def _fake_finish(real, whole, temperature, confidence_temperature, want):
     return _empty(len(real), want, real.device)
 
 
-_library = torch.library.Library("sampler_zoo", "FRAGMENT")
-_library.define(SCHEMA)
-_library.impl("headless_softmax", _tiles, "CompositeExplicitAutograd")
-if _native.C is None:
-    _library.define(FOLD_SCHEMA)
-    _library.define(FINISH_SCHEMA)
-    _library.impl("headless_fold_", _fallback_fold, "CPU")
-    _library.impl("headless_finish", _twin_finish, "CPU")
-if not (_native.C and _native.C.build_facts()["cuda"]):
-    _library.impl("headless_fold_", _twin_fold, "CUDA")
-    _library.impl("headless_finish", _twin_finish, "CUDA")
-torch.library.register_fake("sampler_zoo::headless_softmax", _fake, lib=_library)
-torch.library.register_fake("sampler_zoo::headless_fold_", lambda *args: None, lib=_library)
-torch.library.register_fake("sampler_zoo::headless_finish", _fake_finish, lib=_library)
+_OP = register(SCHEMA, None, _fake, kernels={"CompositeExplicitAutograd": _tiles})
+_FOLD = register(FOLD_SCHEMA, _twin_fold, _fake_fold)
+_FINISH = register(FINISH_SCHEMA, _twin_finish, _fake_finish)

@@ -1,22 +1,31 @@
-"""masked_softmax: token, probability and the like from rows of logits, in one read of them.
+"""masked_softmax: from each row of logits a token, its probability and what else is asked for, in one read of them.
 
-`_twin` below is the specification. The native kernels (csrc/cpu/masked_softmax*.cpp) do the same operations in the same
-order, so both give the same bits: a token depends on the logits and its uniform, not on what computed it.
+`_twin` below is the specification, the torch reference implementation. The native kernels (csrc/cpu/masked_softmax*.cpp)
+do the same operations in the same order, so both give the same bits: a token depends on the logits and its uniform, and
+not on what computed it.
 """
 
 import math
+import numbers
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.ops import _native
-from samplers.ops._check import check_inside, check_rows, check_vector, explained
+from samplers.ops._check import (
+    check_draw_values,
+    check_inside,
+    check_rows,
+    check_temperatures,
+    check_vector,
+    explain_errors,
+)
+from samplers.ops._register import register
 
 OP = "masked_softmax"
 CHUNK = 1024  # vocabulary entries that share a reference, which is their maximum
-BLOCK = 128  # fp32 accumulators a chunk; entry i of a chunk goes to accumulator i mod 128
+BLOCK = 128  # fp32 accumulators per chunk; entry i of a chunk goes to accumulator i mod 128
 FLOOR = -126.0  # a weight below 2^-126 of its chunk's largest is 0
 DROP = 42.0  # a chunk that lies this many powers of two below the row's best is left out
 MASS = float(1 << 44)  # top-p counts weights in whole units of 2^-44
@@ -37,19 +46,17 @@ EXP2D = tuple(
     )
 )
 WANT = {"confidence": 1, "margin": 2, "entropy": 4, "lse": 8, "given": 16}
-# Beyond these, float32 cannot hold log2(e)/T.
-COLDEST, HOTTEST = 1e-30, 1e30
 
 SCHEMA = (
     "masked_softmax(Tensor logits, Tensor? index, Tensor? uniform, float temperature, float confidence_temperature, "
-    "Tensor? forbid, Tensor? guidance, Tensor? guidance_index, float cfg_scale, int top_k, float top_p, Tensor? given, "
-    "int want) -> (Tensor token, Tensor confidence, Tensor margin, Tensor entropy, Tensor lse, "
+    "Tensor? forbid, Tensor? guidance, Tensor? guidance_index, float cfg_scale, int top_k, float top_p, bool truncated, "
+    "Tensor? given, int want) -> (Tensor token, Tensor confidence, Tensor margin, Tensor entropy, Tensor lse, "
     "Tensor given_probability, Tensor status)"
 )
 
 
-class _Call(NamedTuple):
-    """The op's arguments, in the schema's order."""
+class SoftmaxCall(NamedTuple):
+    """The arguments of `masked_softmax`, in the schema's order."""
 
     logits: Tensor
     index: Tensor | None  # type: ignore[assignment]  # tuple.index is not needed here
@@ -62,28 +69,35 @@ class _Call(NamedTuple):
     cfg_scale: float
     top_k: int
     top_p: float
+    truncated: bool
     given: Tensor | None
     want: int
 
 
 class MaskedSoftmax(NamedTuple):
-    """What `masked_softmax` returns: a value a row, None where it was not wanted.
+    """What `masked_softmax` returns: one value per row, or None for what was not wanted.
 
-    `status` is 0 where the row is fine, 1 where it holds a NaN or +inf, 2 where no token is possible, and on a CUDA
-    device 3 where its `index`, `guidance_index` or `given` is out of range; where it is not 0, `token` is -1 and the
-    floats are NaN.
+    Attributes:
+        token: (N,) int64, the drawn or best token; -1 if `status` is not 0.
+        confidence: (N,) float32, the probability of `token`.
+        margin: (N,) float32, the probability of the best token less that of the second best.
+        entropy: (N,) float32, in nats.
+        lse: (N,) float32, log sum exp(l / confidence_temperature).
+        given: (N,) float32, the probability of the given id.
+        status: (N,) int32. 0: the row is fine. 1: it holds a NaN or +inf. 2: no token is possible. 3, on a CUDA device
+            only: its `index`, `guidance_index` or `given` is out of range. If it is not 0, the floats are NaN.
     """
 
-    token: Tensor  # (N,) int64
-    confidence: Tensor | None  # (N,) float32
-    margin: Tensor | None  # (N,) float32
-    entropy: Tensor | None  # (N,) float32
-    lse: Tensor | None  # (N,) float32
-    given: Tensor | None  # (N,) float32
-    status: Tensor  # (N,) int32
+    token: Tensor
+    confidence: Tensor | None
+    margin: Tensor | None
+    entropy: Tensor | None
+    lse: Tensor | None
+    given: Tensor | None
+    status: Tensor
 
 
-@explained
+@explain_errors
 def masked_softmax(
     logits: Tensor,
     index: Tensor | None = None,
@@ -97,36 +111,43 @@ def masked_softmax(
     cfg_scale: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    truncated: bool = False,
     want: tuple[str, ...] = ("confidence",),
     given: Tensor | None = None,
 ) -> MaskedSoftmax:
-    """The drawn or best token of each row, and how sure the row is of it, in one read of the logits.
+    """The drawn or best token of each row, and how sure the model is of it, in one read of the logits.
 
-    With l the guided logits, forbidden ids and what top_k and top_p cut off at -inf, and
-    p = softmax(l / confidence_temperature):
+    Let l be the guided logits, with -inf for forbidden ids, and p = softmax(l / confidence_temperature). Then
 
-    - token: a draw from softmax(l / temperature) by inverse CDF of `uniform`; at temperature 0 the best, the lowest id
-      among equals;
-    - confidence: p[token]; margin: p of the best less p of the second best; entropy of p in nats;
-      lse: log sum exp(l / confidence_temperature); given: p[given].
+    - token is a draw from softmax(l / temperature), restricted to the ids that top_k and top_p keep, by inverse CDF of
+      `uniform`; at temperature 0 it is the best token, the lowest id among equals;
+    - confidence is p[token]; margin is p of the best token less p of the second best; entropy is that of p in nats;
+      lse is log sum exp(l / confidence_temperature); given is p[given].
+
+    So what is reported is the model's own distribution over all tokens that may be drawn at all, whatever the draw's
+    temperature, top_k and top_p are; these change the draw only. With `truncated=True` ids that top_k and top_p remove
+    count as forbidden, in what is reported too.
 
     Args:
-        logits: (R, V) float32, bfloat16 or float16; the last dimension contiguous, rows at any stride.
+        logits: (R, V) float32, bfloat16, float16 or float64, at any strides. float64 is cast to float32. Logits whose
+            last dimension is not contiguous are copied; of both kinds only the rows that `index` names are copied.
         index: (N,) int64, the rows of `logits` to read, repeats allowed. None: all of them, N = R.
-        uniform: (N,) float64 in [0, 1), a draw a row. Needed if temperature > 0, ignored at 0.
+        uniform: (N,) float64 in [0, 1), one draw per row. Needed if temperature > 0, ignored at 0.
         temperature: of the draw, >= 0.
         confidence_temperature: of the probabilities, > 0.
         forbid: (F,) int64, ids that are never drawn and carry no probability, whatever their logits are. Ids >= V are
-            ignored: a mask id may lie just past the vocabulary.
+            ignored: a mask id may lie just after the vocabulary.
         guidance: (R', V), dtype of `logits`: logits to move away from; l = logits + cfg_scale * (logits - guidance)
-            in fp32. -inf in `logits` stays -inf; where only `guidance` is -inf the logit is taken as it is; NaN in
-            either or +inf in `guidance` spoils the row.
+            in fp32. -inf in `logits` stays -inf; if only `guidance` is -inf the logit is taken as it is; a NaN in
+            either or +inf in `guidance` gives the row status 1.
         guidance_index: (N,) int64, the rows of `guidance`. None: `index`.
         cfg_scale: the strength w of guidance; at 0 `guidance` is not read.
         top_k: keep the k highest logits, equals by the lower id; 0 keeps all.
         top_p: of these keep the fewest, highest first, that hold this share of softmax(l / temperature), or of
             softmax(l / confidence_temperature) at temperature 0; 1 keeps all. Shares are counted exactly, in integers.
-            What is cut off carries no probability, as if forbidden. V <= 262,144 for both.
+            V <= 262,144 for both. At temperature 0 both matter only with `truncated`: they never remove the best token.
+        truncated: whether the reported probabilities are those of what top_k and top_p leave. A nucleus of one token
+            then has confidence 1.
         want: which of "confidence", "margin", "entropy", "lse", "given" to compute.
         given: (N,) int64 in [0, V), the ids of want "given".
 
@@ -134,15 +155,15 @@ def masked_softmax(
         MaskedSoftmax. Everything is float32 except token (int64) and status (int32). No gradients.
 
     Precision: a weight 2^t has a relative error of 1.5e-7 + 9e-8 |t| from fp32 arithmetic (t in powers of two below its
-    chunk's best), sums of 8 terms an accumulator and 7 more levels add at most 15 x 6e-8, and what is left out of a row
+    chunk's best), sums of 8 terms per accumulator and 7 more levels add at most 15 x 6e-8, and what is left out of a row
     (chunks 42 powers of two below its best) weighs less than V 2^-42 of it. Measured against float64 at V = 126,464,
     logits of spread 0.01 to 10, temperatures 0.3 to 2: probabilities 1.7e-7 and lse 6e-8 relative, entropy 6e-7 nats.
 
     Raises:
-        TypeError: a dtype is wrong. ValueError: a shape, a stride, a device, a number or a name is. IndexError: an id
-        or row is out of range. What needs a look at the data is checked on the CPU only: a device is never waited for.
+        TypeError: a dtype is wrong. ValueError: a shape, a device, a number or a name is. IndexError: an id or row is
+        out of range. What needs the data itself is checked on the CPU only: there is no device sync.
     """
-    call = _Call(
+    call = SoftmaxCall(
         logits=logits,
         index=index,
         uniform=uniform if temperature > 0 else None,
@@ -154,14 +175,17 @@ def masked_softmax(
         cfg_scale=float(cfg_scale),
         top_k=top_k,
         top_p=float(top_p),
+        truncated=truncated,
         given=given,
-        want=_want(want, given),
+        want=wanted(OP, want, given),
     )
     _check(call)
     if cfg_scale == 0:
         call = call._replace(guidance=None, guidance_index=None)
+    if not (_readable(logits) and (call.guidance is None or _readable(call.guidance))):
+        call = _copied(call)
     call = call._replace(
-        logits=logits.detach(),
+        logits=call.logits.detach(),
         index=_flat(call.index),
         uniform=_flat(call.uniform),
         forbid=_flat(call.forbid),
@@ -169,39 +193,75 @@ def masked_softmax(
         guidance_index=_flat(call.guidance_index),
         given=_flat(call.given),
     )
-    op = torch.ops.sampler_zoo.masked_softmax.default
     if torch.compiler.is_compiling():
-        out = op(*call)
+        out = _OP(*call)
     else:
         try:
-            out = op(*call)
+            out = _OP(*call)
         except RuntimeError:
             _check_values(call)  # the kernel noticed; say it in Python's terms
             raise
-    token, *floats, status = out
-    wanted = [x if call.want & bit else None for x, bit in zip(floats, WANT.values())]
-    return MaskedSoftmax(token, *wanted, status)  # type: ignore[arg-type, call-arg]
+    return result(out, call.want)
 
 
 def _flat(x):
     return None if x is None else x.detach().contiguous()
 
 
-def _want(names, given):
+def wanted(op: str, names: tuple[str, ...], given: Tensor | None) -> int:
     """→ the wanted values as bits."""
     if isinstance(names, str):
-        raise TypeError(f"masked_softmax: want is the string {names!r}, expected a tuple of names such as ({names!r},)")
+        raise TypeError(f"{op}: want is the string {names!r}, expected a tuple of names such as ({names!r},)")
     for name in names:
         if name not in WANT:
-            raise ValueError(f"masked_softmax: want has {name!r}, expected any of {', '.join(WANT)}")
+            raise ValueError(f"{op}: want has {name!r}, expected any of {', '.join(WANT)}")
     if ("given" in names) != (given is not None):
-        raise ValueError("masked_softmax: want 'given' and the argument given go together, one is missing")
+        raise ValueError(f"{op}: want 'given' and the argument given go together, one is missing")
     return sum(WANT[name] for name in set(names))
 
 
+def result(out: tuple[Tensor, ...], want: int) -> MaskedSoftmax:
+    """An op's outputs, None in place of what was not wanted."""
+    token, *floats, status = out
+    named = {name: x if want & bit else None for (name, bit), x in zip(WANT.items(), floats)}
+    return MaskedSoftmax(token=token, status=status, **named)
+
+
+def _readable(x):
+    """Whether the kernels can read these rows where they lie."""
+    return x.dtype != torch.float64 and (x.shape[1] <= 1 or x.stride(1) == 1)
+
+
+def _copied(call):
+    """The call with its logits and guidance such that the kernels can read them."""
+    if not torch.compiler.is_compiling():
+        _check_values(call)  # before rows are taken by their numbers
+    guidance_index = call.index if call.guidance_index is None else call.guidance_index
+    logits, index = _rows_of(call.logits, call.index)
+    if call.guidance is None:
+        return call._replace(logits=logits, index=index)
+    guidance, guidance_index = _rows_of(call.guidance, guidance_index)
+    return call._replace(logits=logits, index=index, guidance=guidance, guidance_index=guidance_index)
+
+
+def _rows_of(x, index):
+    """→ (rows that the kernels can read, where the rows of `index` are among them)."""
+    if _readable(x):
+        return x, index
+    if index is not None and len(index) < len(x):
+        inside = (index >= 0) & (index < len(x))
+        x = x.index_select(0, torch.where(inside, index, 0))
+        # A number that is out of range stays so: the CPU's kernel says so, a device's gives that row status 3.
+        index = torch.where(inside, torch.arange(len(index), device=index.device), -1)
+    if not _readable(x):
+        dtype = torch.float32 if x.dtype == torch.float64 else x.dtype
+        x = x.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return x, index
+
+
 def _check(call):
-    """What can be seen without looking at the data."""
-    logits, guidance, temperature = call.logits, call.guidance, call.temperature
+    """What can be checked without the data itself."""
+    logits, guidance = call.logits, call.guidance
     where = "masked_softmax: "
     check_rows(OP, logits, "logits")
     rows, vocab = logits.shape
@@ -209,19 +269,11 @@ def _check(call):
         raise ValueError(f"{where}logits have no columns: shape {tuple(logits.shape)}, expected (R, V) with V >= 1")
     check_vector(OP, call.index, "index", torch.int64, None, logits.device)
     n = rows if call.index is None else call.index.shape[0]
-    if not (math.isfinite(temperature) and (temperature == 0 or COLDEST <= temperature <= HOTTEST)):
-        raise ValueError(f"{where}temperature is {temperature}, expected 0 or a number from {COLDEST} to {HOTTEST}")
-    T = call.confidence_temperature
-    if not COLDEST <= T <= HOTTEST:
-        raise ValueError(f"{where}confidence_temperature is {T}, expected a number from {COLDEST} to {HOTTEST}")
-    if temperature > 0:
-        if call.uniform is None:
-            raise ValueError(f"{where}temperature is {temperature}, so uniform is needed: ({n},) float64 in [0, 1)")
-        check_vector(OP, call.uniform, "uniform", torch.float64, n, logits.device)
+    check_temperatures(OP, call, n, logits.device)
     check_vector(OP, call.forbid, "forbid", torch.int64, None, logits.device)
     if not math.isfinite(call.cfg_scale):
         raise ValueError(f"{where}cfg_scale is {call.cfg_scale}, expected a finite number")
-    if isinstance(call.top_k, bool) or not isinstance(call.top_k, int) or call.top_k < 0:
+    if isinstance(call.top_k, bool) or not isinstance(call.top_k, numbers.Integral) or call.top_k < 0:
         raise ValueError(f"{where}top_k is {call.top_k!r}, expected a whole number, 0 (all) or more")
     if not 0 < call.top_p <= 1:
         raise ValueError(f"{where}top_p is {call.top_p}, expected a number above 0, up to 1 (all)")
@@ -231,7 +283,7 @@ def _check(call):
         check_rows(OP, guidance, "guidance")
         if guidance.shape[1] != vocab:
             raise ValueError(f"{where}guidance has {guidance.shape[1]} columns, logits have {vocab}")
-        if guidance.dtype != logits.dtype:
+        if guidance.dtype != logits.dtype and {guidance.dtype, logits.dtype} != {torch.float32, torch.float64}:
             raise TypeError(f"{where}guidance is {guidance.dtype}, logits are {logits.dtype}; expected the same")
         if guidance.device != logits.device:
             raise ValueError(f"{where}guidance is on {guidance.device}, logits on {logits.device}; expected the same")
@@ -247,7 +299,7 @@ def _check(call):
 
 
 def _check_values(call):
-    """What needs a look at the data: on the CPU only, since elsewhere a look is a wait."""
+    """What needs the data itself: on the CPU only, since elsewhere it takes a device sync."""
     if call.logits.device.type != "cpu":
         return
     rows, vocab = call.logits.shape
@@ -261,14 +313,7 @@ def _check_values(call):
             check_inside(
                 OP, call.index, call.guidance.shape[0], "index", "rows of guidance, for want of guidance_index"
             )
-    if call.forbid is not None and (call.forbid < 0).any():
-        i = int((call.forbid < 0).nonzero()[0])
-        raise IndexError(f"masked_softmax: forbid[{i}] is {int(call.forbid[i])}, expected an id, 0 or more")
-    if call.temperature > 0:
-        bad = (~((call.uniform >= 0) & (call.uniform < 1))).nonzero()
-        if len(bad):
-            i = int(bad[0])
-            raise ValueError(f"masked_softmax: uniform[{i}] is {float(call.uniform[i])}, expected a number in [0, 1)")
+    check_draw_values(OP, call)
 
 
 # ---- the twin --------------------------------------------------------------------------------------------------------
@@ -327,11 +372,13 @@ def _twin(*args):
     it, by the same cumulative sums. Nothing depends on how rows or chunks are shared out, or on which chunks were known
     in time to be left out. (On a device torch sums in parallel, so the last bit of a double may differ there.)
 
-    top_k and top_p come first: entries are ranked by value, equals by id; those of rank >= top_k become -inf. Then each
-    has the mass floor(2^44 w), w its weight relative to M at the draw's temperature, and the first entries whose masses
-    reach ceil(top_p * total) stay.
+    top_k and top_p restrict the draw: entries are ranked by value, equals by id; those of rank >= top_k become -inf.
+    Then each has the mass floor(2^44 w), w its weight relative to M at the draw's temperature, and the first entries
+    whose masses reach ceil(top_p * total) stay. The draw is made of the chunks of that row, each with a maximum and sums
+    of its own; everything else is made of the chunks of the row as it was. If `truncated`, everything is made of what
+    stays.
     """
-    call = _Call(*args)
+    call = SoftmaxCall(*args)
     _check_values(call)
     logits, index, guidance, guidance_index, want = (
         call.logits, call.index, call.guidance, call.guidance_index, call.want
@@ -342,6 +389,8 @@ def _twin(*args):
         guidance = None
     if guidance is not None and guidance_index is None:
         guidance_index = index
+    # The best entry is never removed. So at temperature 0 only the statistics can tell that others were.
+    truncates = (call.top_k > 0 or call.top_p < 1) and (call.temperature > 0 or (call.truncated and want != 0))
     chunks = -(-vocab // CHUNK)
     forbidden = None
     if call.forbid is not None and call.forbid.numel():  # one slot more, for ids past the vocabulary
@@ -360,62 +409,80 @@ def _twin(*args):
             x = guide(x, b, call.cfg_scale)
         if forbidden is not None:
             x = x.masked_fill(forbidden, -math.inf)
-        if call.top_k or call.top_p < 1:
-            T = call.temperature if call.temperature > 0 or not want else call.confidence_temperature
-            x = _truncate(x, call.top_k, call.top_p, float(np.float32(LOG2E / (T or 1.0))))
+        left = x
+        if truncates:
+            k = float(np.float32(LOG2E / (call.temperature or call.confidence_temperature)))
+            left = _truncate(x, call.top_k, call.top_p, k)
+            x = left if call.truncated or not want else x
         u = call.uniform[here] if call.uniform is not None and call.temperature > 0 else None
         ids = call.given[here] if call.given is not None and want & WANT["given"] else None
-        slabs.append(_twin_slab(x, u, call.temperature, call.confidence_temperature, ids, want))
+        slabs.append(_twin_slab(x, left, u, call.temperature, call.confidence_temperature, ids, want))
     if not slabs:
         return _empty(0, want, device)
     return tuple(torch.cat(parts) for parts in zip(*slabs))
 
 
-def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
-    """Rows x (n, V) float32, guided, forbidden ids at -inf."""
-    (n, vocab), device = x.shape, x.device
+class _Table(NamedTuple):
+    """The chunks of rows of logits at one temperature."""
+
+    cells: Tensor  # (n, C, blocks, 128) float32, the entries
+    m: Tensor  # (n, C) float32, each chunk's largest entry, which is its reference
+    k: float  # log2(e) / temperature, rounded to float32
+    sums: Tensor  # (n, C) float32, of the weights
+    entropies: Tensor  # (n, C) float32, of weight * t; zeros if not asked for
+    scale: Tensor  # (n, C) float64
+    cumulative: Tensor  # (n, C) float64, of sums * scale, in chunk order
+
+
+def _table(x, temperature, entropy):
+    n, vocab = x.shape
     chunks = -(-vocab // CHUNK)
-    bad = (x.isnan() | (x == math.inf)).any(1)  # (n,) bool
     # A block that lies wholly past the end of the vocabulary is not there: it adds nothing to any accumulator. So a
     # small vocabulary has one chunk of fewer blocks, and in the last of several chunks such blocks get weight 0.
     last = -(-vocab // BLOCK) - (chunks - 1) * (CHUNK // BLOCK)
     blocks = last if chunks == 1 else CHUNK // BLOCK
     padded = torch.nn.functional.pad(x, (0, chunks * blocks * BLOCK - vocab), value=-math.inf)
-    cells = padded.view(n, chunks, blocks, BLOCK)  # (n, C, 8, 128) float32
+    cells = padded.view(n, chunks, blocks, BLOCK)
+    m = cells.amax((2, 3))
+    k = float(np.float32(LOG2E / temperature))
+    sums, entropies = chunk_sums(cells, m, k, entropy)
+    exponent = (m.double() - m.amax(1).double()[:, None]) * (LOG2E / temperature)
+    scale = _exp2_double(exponent.masked_fill(exponent <= -DROP, -math.inf))
+    return _Table(cells, m, k, sums, entropies, scale, (sums.double() * scale).cumsum(1))
 
-    # Weight sets: the confidence's first, the draw's last; equal temperatures share one.
-    temperatures = [confidence_temperature] if want else []
-    if temperature > 0 and temperature not in temperatures:
-        temperatures.append(temperature)
-    ks = [float(np.float32(LOG2E / T)) for T in temperatures]
 
-    m = cells.amax((2, 3))  # (n, C) float32: the references
-    best_value = m.amax(1)  # (n,) float32
+def chunk_sums(cells, m, k, entropy):
+    """Chunks (n, C, blocks, 128) float32 with maxima m → the sum of their weights, and of weight * t if `entropy`, else
+    zeros; both (n, C) float32."""
+    t = (cells - m.masked_fill(m == -math.inf, 0.0)[:, :, None, None]) * k
+    w = _exp2(t)
+    acc = w[:, :, 0]
+    for j in range(1, cells.shape[2]):
+        acc = acc + w[:, :, j]
+    sums = _halving_sum(acc)
+    if not entropy:
+        return sums, torch.zeros_like(sums)
+    t = t.clamp(min=FLOOR)
+    acc = w[:, :, 0] * t[:, :, 0]
+    for j in range(1, cells.shape[2]):
+        acc = _fma(w[:, :, j], t[:, :, j], acc)
+    return sums, _halving_sum(acc)
+
+
+def _twin_slab(x, left, uniform, temperature, confidence_temperature, given, want):
+    """Rows x (n, V) float32, guided, forbidden ids at -inf; and what top_k and top_p leave of them for the draw, which
+    is x itself if that is all."""
+    (n, vocab), device = x.shape, x.device
+    bad = (x.isnan() | (x == math.inf)).any(1)  # (n,) bool
+    best_value = x.amax(1)  # (n,) float32
     reference = best_value.double()  # (n,) float64
-    offset = m.double() - reference[:, None]  # (n, C) float64
     status = torch.where(bad, 1, torch.where(best_value == -math.inf, 2, 0)).to(torch.int32)  # (n,) int32
-
-    sums, scales, totals, entropies = [], [], [], None
-    centred = cells - m.masked_fill(m == -math.inf, 0.0)[:, :, None, None]
-    for which, k in enumerate(ks):
-        t = centred * k
-        w = _exp2(t)
-        acc = w[:, :, 0]
-        for j in range(1, blocks):
-            acc = acc + w[:, :, j]
-        sums.append(_halving_sum(acc))  # (n, C) float32
-        if which == 0 and want & WANT["entropy"]:
-            t = t.clamp(min=FLOOR)
-            acc = w[:, :, 0] * t[:, :, 0]
-            for j in range(1, blocks):
-                acc = _fma(w[:, :, j], t[:, :, j], acc)
-            entropies = _halving_sum(acc)  # (n, C) float32
-        exponent = offset * (LOG2E / temperatures[which])
-        scales.append(_exp2_double(exponent.masked_fill(exponent <= -DROP, -math.inf)))  # (n, C) float64
-        totals.append((sums[-1].double() * scales[-1]).cumsum(1))  # (n, C) float64, in chunk order
+    if want:
+        table = _table(x, confidence_temperature, want & WANT["entropy"])
 
     if temperature > 0:
-        token = _draw(cells, m, sums[-1], scales[-1], totals[-1], ks[-1], uniform)
+        shared = want and left is x and temperature == confidence_temperature
+        token = _draw(table if shared else _table(left, temperature, False), uniform)
     else:
         ids = torch.arange(vocab, device=device)
         token = torch.where(x == best_value[:, None], ids, vocab).amin(1).clamp(max=vocab - 1)  # the lowest of equals
@@ -428,7 +495,7 @@ def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
 
     confidence, margin, entropy, lse, given_out = _empty(n, 0, device)[1:6]
     if want:
-        k64, total = LOG2E / confidence_temperature, totals[0][:, -1]
+        k64, total = LOG2E / confidence_temperature, table.cumulative[:, -1]
     if want & WANT["confidence"]:
         confidence = finish(probability(x.gather(1, token[:, None])[:, 0]))
     if want & WANT["margin"]:
@@ -437,9 +504,10 @@ def _twin_slab(x, uniform, temperature, confidence_temperature, given, want):
         second = torch.where(is_best.sum(1) > 1, best_value, second)
         first, second = ((_exp2_double((v.double() - reference) * k64)) for v in (best_value, second))
         margin = finish(((first - second) / total).clamp(max=1.0))
-    if entropies is not None:
-        part = scales[0] * (entropies.double() + sums[0].double() * (offset * k64))
-        part = torch.where(scales[0] == 0, 0.0, part).cumsum(1)[:, -1]
+    if want & WANT["entropy"]:
+        below = (table.m.double() - reference[:, None]) * k64  # (n, C)
+        part = table.scale * (table.entropies.double() + table.sums.double() * below)
+        part = torch.where(table.scale == 0, 0.0, part).cumsum(1)[:, -1]
         entropy = finish((total.log() - LN2 * part / total).clamp(min=0.0))
     if want & WANT["lse"]:
         lse = finish(reference / confidence_temperature + total.log())
@@ -465,12 +533,13 @@ def _truncate(x, top_k, top_p, k):
     return torch.where(stays | bad, x, -math.inf)
 
 
-def _draw(cells, m, sums, scales, cumulative, k, uniform):
+def _draw(table, uniform):
     """Inverse CDF: first the chunk, then the entry in it."""
-    n = m.shape[0]
+    cells, m, k, cumulative = table.cells, table.m, table.k, table.cumulative
+    n, weights = m.shape[0], table.sums.double() * table.scale  # (n, C) float64
     target = uniform * cumulative[:, -1]  # (n,) float64
-    chunk = _first_above(cumulative, target, sums.double() * scales > 0)  # (n,) int64
-    weight = (sums.double() * scales).gather(1, chunk[:, None])[:, 0]
+    chunk = _first_above(cumulative, target, weights > 0)  # (n,) int64
+    weight = weights.gather(1, chunk[:, None])[:, 0]
     # The weight before a chunk is the sum so far, not a difference of sums.
     before = torch.nn.functional.pad(cumulative, (1, 0)).gather(1, chunk[:, None])[:, 0]
 
@@ -507,20 +576,9 @@ def _empty(n, want, device):
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fallback(*args):
-    _native.say_once()
-    return _twin(*args)
-
-
 def _fake(*args):
-    call = _Call(*args)
+    call = SoftmaxCall(*args)
     return _empty(call.logits.shape[0] if call.index is None else call.index.shape[0], call.want, call.logits.device)
 
 
-_library = torch.library.Library("sampler_zoo", "FRAGMENT")
-if _native.C is None:
-    _library.define(SCHEMA)
-    _library.impl("masked_softmax", _fallback, "CPU")
-if not (_native.C and _native.C.build_facts()["cuda"]):
-    _library.impl("masked_softmax", _twin, "CUDA")
-torch.library.register_fake("sampler_zoo::masked_softmax", _fake, lib=_library)
+_OP = register(SCHEMA, _twin, _fake)

@@ -1,6 +1,6 @@
-"""Which positions of a row are committed, or masked again: per row its own count, tokens written in place.
+"""Which positions of a row are committed, or masked again: each row has its own count, tokens are written in place.
 
-All rules choose a prefix of one order: the higher score first, equal scores by position, NaN behind all numbers. They
+All rules choose a prefix of one order: the higher score first, equal scores by position, NaN after all numbers. They
 differ in how long the prefix is:
 
     k           k positions
@@ -8,10 +8,11 @@ differ in how long the prefix is:
     factor      while c_(n) >= 1 - factor / (n + 1), c_(n) the n-th best score      the same paper, by its factor
     budget      while cost_(1) + … + cost_(n) - max <= budget                       EB-Sampler, arXiv 2505.24857, algorithm 1
 
-then `most` of it at most, but `least` at least (forced progress), and never more than there are candidates. Every number
-may be one a row, a (B,) tensor on the scores' device: one launch, and nothing is read back to decide.
+The prefix is then cut to at most `most` positions and extended to at least `least` (forced progress); it never has more
+positions than there are candidates. Every number may also be a (B,) tensor on the scores' device, one number per row: one
+launch, without a device sync.
 
-`_twin_choose` and `_twin_accept` are the specification; the native kernels (csrc/cpu/remask.cpp) give the same bits.
+`_choose` and `_twin_accept_slots` are the specification; the native kernels (csrc/cpu/remask.cpp) give the same bits.
 """
 
 from typing import NamedTuple
@@ -19,14 +20,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from samplers.ops import _native
-from samplers.ops._check import check_plane, check_vector, check_written, explained
+from samplers.ops._check import check_plane, check_vector, check_written, explain_errors
+from samplers.ops._register import register
 
 FLOATS = (torch.float32, torch.float64)
 RULES = ("k", "threshold", "factor", "budget")
 K, THRESHOLD, FACTOR, BUDGET = range(4)
 ALL = 2**62  # more than any row has
-MOST_COSTS = 1 << 16  # positions a row whose costs may be added up in 64 bits
+MOST_COSTS = 1 << 16  # positions per row whose costs may be added up in 64 bits
 
 SHARED = (
     "Tensor score, Tensor? candidate, Tensor? cost, int rule, float level, Tensor? level_rows, int least, "
@@ -47,23 +48,87 @@ SCHEMAS = {
 }
 
 
+class SelectCall(NamedTuple):
+    """The arguments that `select`, `commit_` and `remask_` share, in the schema's order."""
+
+    score: Tensor
+    candidate: Tensor | None
+    cost: Tensor | None
+    rule: int
+    level: float
+    level_rows: Tensor | None
+    least: int
+    least_rows: Tensor | None
+    most: int
+    most_rows: Tensor | None
+    lowest: bool
+
+
+class SelectSlotsCall(NamedTuple):
+    """The arguments of `select_slots`, in the schema's order."""
+
+    score: Tensor
+    candidate: Tensor | None
+    slot: int
+    start: int
+    start_rows: Tensor | None
+    threshold: float
+    threshold_rows: Tensor | None
+    least: int
+    most: int
+    strict: bool
+
+
+class AcceptSlotsCall(NamedTuple):
+    """The arguments of `accept_slots_`, in the schema's order."""
+
+    x: Tensor
+    token: Tensor
+    probability: Tensor
+    chosen: Tensor
+    candidate: Tensor | None
+    slot: int
+    start: int
+    start_rows: Tensor | None
+    threshold: float
+    threshold_rows: Tensor | None
+    head: int
+    head_slots: Tensor | None
+    extra: int
+    eos: int
+    strict: bool
+    partial: bool
+
+
 class Selection(NamedTuple):
-    """What was chosen: (B, L) bool, or (B, S) of slots; and how many in each row, (B,) int64."""
+    """What was chosen.
+
+    Attributes:
+        chosen: (B, L) bool; of `select_slots` (B, S) bool, one entry per slot.
+        count: (B,) int64, how many in each row.
+    """
 
     chosen: Tensor
     count: Tensor  # type: ignore[assignment]  # tuple.count is not needed here
 
 
 class Accepted(NamedTuple):
-    """What `accept_slots_` returns."""
+    """What `accept_slots_` returns.
 
-    accepted: Tensor  # (B, S) int64, accepted tokens at the head of each chosen slot; 0 for the others
-    prefix: Tensor  # (B,) int64, accepted tokens over the chosen slots in order, up to the first refusal or the end
-    end: Tensor  # (B,) int64, the canvas position of the first end-of-sequence token in that prefix; -1: none
-    count: Tensor  # type: ignore[assignment]  # (B,) int64, tokens written to x
+    Attributes:
+        accepted: (B, S) int64, accepted tokens at the head of each chosen slot; 0 for the others.
+        prefix: (B,) int64, accepted tokens over the chosen slots in order, up to the first refusal or the end.
+        end: (B,) int64, the canvas position of the first end-of-sequence token in that prefix; -1: none.
+        count: (B,) int64, tokens written to x.
+    """
+
+    accepted: Tensor
+    prefix: Tensor
+    end: Tensor
+    count: Tensor  # type: ignore[assignment]  # tuple.count is not needed here
 
 
-@explained
+@explain_errors
 def select(
     score: Tensor,
     candidate: Tensor | None = None,
@@ -88,10 +153,11 @@ def select(
         k: how many. int, or (B,) int64.
         threshold: commit every score >= threshold (<= with `lowest`), rounded to the scores' dtype. float, or (B,) floats.
         factor: the longest prefix with c_(n) >= 1 - factor / (n + 1), in float64: Fast-dLLM's bound for n tokens of one
-            forward. (Its code commits one more where only the last position fails; the paper's bound is < in place of <=.)
-        budget: the longest prefix whose costs, less the highest of them, add up to at most `budget`: with entropies, what
-            n independent draws can lose of their joint law. Costs are added in units of 2^-32, so the sum does not
-            depend on an order: below 0 is 0; 2^14 and above, and NaN, is 2^14. L <= 65536.
+            forward pass. (Its code commits one more if only the last position fails; the paper's bound is < instead of
+            <=.)
+        budget: the longest prefix whose costs, less the highest of them, add up to at most `budget`: with entropies, how
+            far n independent draws can be from their joint distribution. Costs are added in units of 2^-32, so the sum
+            does not depend on an order: below 0 is 0; 2^14 and above, and NaN, is 2^14. L <= 65536.
         cost: (B, L) of the scores' dtype, for `budget`. None: the scores, which makes sense with `lowest`.
         least: how many at least, whatever the rule says: int, or (B,) int64. It wins over `most`.
         most: how many at most.
@@ -105,15 +171,15 @@ def select(
     Raises:
         TypeError: a dtype is wrong. ValueError: a shape, a device or the set of rules is.
     """
-    args = _arguments("select", score, candidate, (k, threshold, factor, budget), cost, least, most, lowest)
+    call = select_call("select", score, candidate, (k, threshold, factor, budget), cost, least, most, lowest)
     try:
-        return Selection(*_SELECT(*args))
+        return Selection(*_SELECT(*call))
     except RuntimeError:
-        _check("select", *args)
+        _check("select", call)
         raise
 
 
-@explained
+@explain_errors
 def commit_(
     x: Tensor,
     token: Tensor,
@@ -129,24 +195,30 @@ def commit_(
     most: Tensor | int | None = None,
     lowest: bool = False,
 ) -> Selection:
-    """`select`, and x[chosen] = token[chosen] in the same launch.
+    """Selects positions as `select` does and writes x[chosen] = token[chosen] in the same launch.
 
     Args:
         x: (B, L) int64, written in place.
         token: (B, L) int64.
-        The others are those of `select`.
+        score, candidate, k, threshold, factor, budget, cost, least, most, lowest: as in `select`.
+
+    Returns:
+        Selection(chosen (B, L) bool, count (B,) int64).
+
+    Raises:
+        TypeError: a dtype is wrong. ValueError: a shape, a device or the set of rules is.
     """
     if token is None:  # to the op below: write one id
         raise TypeError("commit_: token is None, expected a tensor")
-    args = _arguments("commit_", score, candidate, (k, threshold, factor, budget), cost, least, most, lowest)
+    call = select_call("commit_", score, candidate, (k, threshold, factor, budget), cost, least, most, lowest)
     try:
-        return Selection(*_COMMIT(x, token, 0, *args))
+        return Selection(*_COMMIT(x, token, 0, *call))
     except RuntimeError:
-        _check("commit_", *args, x=x, token=token)
+        _check("commit_", call, x=x, token=token)
         raise
 
 
-@explained
+@explain_errors
 def remask_(
     x: Tensor,
     score: Tensor,
@@ -158,22 +230,29 @@ def remask_(
     least: Tensor | int = 0,
     most: Tensor | int | None = None,
 ) -> Selection:
-    """x[chosen] = mask_id at the k lowest scores, or at those <= threshold; ties by position, NaN last.
+    """Writes x[chosen] = mask_id at the k lowest scores, or at those <= threshold; ties by position, NaN last.
 
     Args:
         x: (B, L) int64, written in place.
-        candidate: (B, L) bool, the tokens that may be taken back: without the prompt. None: all.
-        The others are those of `select`.
+        candidate: (B, L) bool, the tokens that may be masked again: without the prompt. None: all.
+        mask_id: what is written.
+        score, k, threshold, least, most: as in `select`, with `lowest`.
+
+    Returns:
+        Selection(chosen (B, L) bool, count (B,) int64).
+
+    Raises:
+        TypeError: a dtype is wrong. ValueError: a shape, a device or the set of rules is.
     """
-    args = _arguments("remask_", score, candidate, (k, threshold, None, None), None, least, most, True)
+    call = select_call("remask_", score, candidate, (k, threshold, None, None), None, least, most, True)
     try:
-        return Selection(*_COMMIT(x, None, mask_id, *args))
+        return Selection(*_COMMIT(x, None, mask_id, *call))
     except RuntimeError:
-        _check("remask_", *args, x=x)
+        _check("remask_", call, x=x)
         raise
 
 
-@explained
+@explain_errors
 def select_slots(
     score: Tensor,
     candidate: Tensor | None = None,
@@ -185,16 +264,16 @@ def select_slots(
     most: int | None = None,
     strict: bool = True,
 ) -> Selection:
-    """Slots by the score of their first token: ReFusion (arXiv 2512.13586), the plan of a step.
+    """Selects slots by the score of their first token: ReFusion (arXiv 2512.13586), the plan of a step.
 
-    Slot s of row b is positions start[b] + s * slot and on, `slot` of them. Chosen are the candidate slots whose first
-    position scores above the threshold, or the best one where none does; a slot is a candidate if its first position is.
-    The serial block of the paper is where `candidate` is True.
+    Slot s of row b is the `slot` positions from start[b] + s * slot. The candidate slots whose first position scores above
+    the threshold are chosen, or the best one if none does; a slot is a candidate if its first position is. `candidate` is
+    True in the paper's serial block.
 
     Args:
         score: (B, L) float32 or float64, any strides; read at the slots' first positions only.
         candidate: (B, L) bool: still masked and in the present serial block. None: all.
-        slot: positions a slot, >= 1.
+        slot: positions per slot, >= 1.
         threshold: float, or (B,) floats; rounded to the scores' dtype.
         start: where slot 0 begins: int, or (B,) int64 (a prompt's length).
         least, most: how many slots at least (forced progress) and at most.
@@ -206,15 +285,15 @@ def select_slots(
     level, level_rows = _level("select_slots", "threshold", threshold)
     begin, begin_rows = _split(start)
     most = ALL if most is None else most
-    args = (score, candidate, slot, begin, begin_rows, level, level_rows, least, most, strict)
+    call = SelectSlotsCall(score, candidate, slot, begin, begin_rows, level, level_rows, least, most, strict)
     try:
-        return Selection(*_SELECT_SLOTS(*args))
+        return Selection(*_SELECT_SLOTS(*call))
     except RuntimeError:
-        _check_select_slots(*args)
+        _check_slots("select_slots", call, "score")
         raise
 
 
-@explained
+@explain_errors
 def accept_slots_(
     x: Tensor,
     token: Tensor,
@@ -231,16 +310,17 @@ def accept_slots_(
     strict: bool = True,
     partial: bool = False,
 ) -> Accepted:
-    """What verification lets stand of the chosen slots: ReFusion (arXiv 2512.13586), the accepted prefixes of a step.
+    """Writes what verification accepts of the chosen slots: ReFusion (arXiv 2512.13586), the accepted prefixes of a step.
 
-    In each chosen slot `head` tokens stand unverified, then those of a probability above the threshold up to the first
-    that is not, then `extra` more. The chosen slots are read in order of position: `prefix` runs through them to the first
-    refused token, or to the first `eos` in it. To x are written the tokens up to and with `eos`; without one the whole
-    slots of the prefix only, and the rest of it is drawn anew, as in the paper's code, unless `partial`.
+    In each chosen slot the first `head` tokens are accepted unverified, then those with a probability above the threshold
+    up to the first that has not, then `extra` more. The chosen slots are read in order of position: `prefix` runs through
+    them to the first refused token, or to the first `eos` in it. The tokens up to and including `eos` are written to x.
+    Without `eos` only the whole slots of the prefix are written, and the rest of it is drawn anew, as in the paper's code,
+    unless `partial`.
 
-    The paper's two uses: global verification is head=1, extra=0 (a slot's first token has no left neighbour in its
-    slot to be verified by; where count is 0 and end -1 refinement follows), and a round of refinement is
-    head=accepted so far + 1, extra=0: the token behind those that stand stands too, so each round brings one a slot.
+    The paper has two uses. Global verification is head=1, extra=0: a slot's first token has no left neighbour in its slot
+    to be verified by; if count is 0 and end -1, refinement follows. A round of refinement is head=accepted so far + 1,
+    extra=0: the token after the accepted ones is accepted as well, so each round brings at least one token per slot.
 
     Args:
         x: (B, L) int64, written in place.
@@ -249,10 +329,10 @@ def accept_slots_(
         chosen: (B, S) bool, as of `select_slots`.
         candidate: (B, L) bool: a slot ends before its first position that is none (a last slot may be short). None: all.
         slot, threshold, start, strict: as of `select_slots`.
-        head: tokens of each slot that stand unverified: int, or (B, S) int64.
-        extra: tokens that stand behind a slot's accepted ones, >= 0.
+        head: tokens of each slot that are accepted unverified: int, or (B, S) int64.
+        extra: tokens after a slot's accepted ones that are accepted as well, >= 0.
         eos: the token id that ends a row; -1: none.
-        partial: write the accepted part of the slot that the prefix ends in, too.
+        partial: also write the accepted part of the slot that the prefix ends in.
 
     Returns:
         Accepted(accepted (B, S), prefix (B,), end (B,), count (B,)), all int64.
@@ -260,21 +340,21 @@ def accept_slots_(
     level, level_rows = _level("accept_slots_", "threshold", threshold)
     begin, begin_rows = _split(start)
     ahead, ahead_slots = (0, head) if isinstance(head, Tensor) else (head, None)
-    args = (
+    call = AcceptSlotsCall(
         x, token, probability, chosen, candidate, slot, begin, begin_rows, level, level_rows, ahead, ahead_slots, extra,
         eos, strict, partial,
     )  # fmt: skip
     try:
-        return Accepted(*_ACCEPT_SLOTS(*args))
+        return Accepted(*_ACCEPT_SLOTS(*call))
     except RuntimeError:
-        _check_accept_slots(*args)
+        _check_accept_slots(call)
         raise
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
 #
-# A kernel checks what could hurt memory. Only where it refuses does Python look again, to say why: a call is a few
-# microseconds, and looking first would double it.
+# A kernel checks what could hurt memory. Only if it refuses does Python check again, to say why: a call takes a few
+# microseconds, and a check before it would double that.
 
 
 def _split(value):
@@ -291,8 +371,8 @@ def _level(op, name, value):
     return 0.0, value.double().contiguous()
 
 
-def _arguments(op, score, candidate, rules, cost, least, most, lowest):
-    """The shared arguments in the schema's order."""
+def select_call(op, score, candidate, rules, cost, least, most, lowest):
+    """The shared arguments as the ops take them. rules: k, threshold, factor and budget, of which one is not None."""
     given = [i for i, level in enumerate(rules) if level is not None]
     if len(given) != 1:
         names = " and ".join(RULES[i] for i in given) or "no rule"
@@ -309,59 +389,54 @@ def _arguments(op, score, candidate, rules, cost, least, most, lowest):
         raise ValueError(f"{op}: factor is a rule for confidences, the highest first; lowest does not go with it")
     most, most_rows = (ALL, None) if most is None else _split(most)
     least, least_rows = _split(least)
-    return score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest
+    return SelectCall(score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest)
 
 
-def _check(op, score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest, **write):
-    """What can be wrong with select and commit_, without looking at the data. write: x and token."""
+def _check(op, call, **write):
+    """What can be wrong with select and commit_, without the data itself. write: x and token."""
+    score, rule = call.score, call.rule
     check_plane(op, score, "score", FLOATS)
     shape, device = tuple(score.shape), score.device
-    check_plane(op, candidate, "candidate", (torch.bool,), shape, device, optional=True)
-    check_plane(op, cost, "cost", (score.dtype,), shape, device, optional=True)
+    check_plane(op, call.candidate, "candidate", (torch.bool,), shape, device, optional=True)
+    check_plane(op, call.cost, "cost", (score.dtype,), shape, device, optional=True)
     if rule == BUDGET and shape[1] > MOST_COSTS:
         raise ValueError(f"{op}: a budget takes rows of at most {MOST_COSTS} positions, score has {shape[1]}")
-    bounds = {"least": least, "k" if rule == K else "most": most}
+    bounds = {"least": call.least, "k" if rule == K else "most": call.most}
     for name, value in bounds.items():
         if not isinstance(value, int | torch.SymInt):
             raise TypeError(f"{op}: {name} is {value!r}, expected an int or a ({shape[0]},) int64 tensor")
-    rows = {RULES[rule]: level_rows, **dict(zip(bounds, (least_rows, most_rows)))}
+    rows = {RULES[rule]: call.level_rows, **dict(zip(bounds, (call.least_rows, call.most_rows)))}
     for name, value in rows.items():
-        check_vector(op, value, name, torch.float64 if value is level_rows else torch.int64, shape[0], device)
+        check_vector(op, value, name, torch.float64 if value is call.level_rows else torch.int64, shape[0], device)
     for name, value in write.items():
         check_plane(op, value, name, (torch.int64,), shape, device, optional=name == "token")
     check_written(op, write.get("x"))
 
 
-def _check_slots(op, first, name, candidate, slot, start_rows, threshold_rows):
-    """What the two slot ops share; `first` is (B, L) floats."""
+def _check_slots(op, call, name):
+    """What the two slot ops share; `name` is the field of the (B, L) floats."""
+    first = getattr(call, name)
     check_plane(op, first, name, FLOATS)
-    if slot < 1:
-        raise ValueError(f"{op}: slot is {slot}, expected 1 or more")
+    if call.slot < 1:
+        raise ValueError(f"{op}: slot is {call.slot}, expected 1 or more")
     shape, device = tuple(first.shape), first.device
-    check_plane(op, candidate, "candidate", (torch.bool,), shape, device, optional=True)
-    check_vector(op, start_rows, "start", torch.int64, shape[0], device)
-    check_vector(op, threshold_rows, "threshold", torch.float64, shape[0], device)
+    check_plane(op, call.candidate, "candidate", (torch.bool,), shape, device, optional=True)
+    check_vector(op, call.start_rows, "start", torch.int64, shape[0], device)
+    check_vector(op, call.threshold_rows, "threshold", torch.float64, shape[0], device)
 
 
-def _check_select_slots(score, candidate, slot, start, start_rows, threshold, threshold_rows, least, most, strict):
-    _check_slots("select_slots", score, "score", candidate, slot, start_rows, threshold_rows)
-
-
-def _check_accept_slots(
-    x, token, probability, chosen, candidate, slot, start, start_rows, threshold, threshold_rows, head, head_slots,
-    extra, eos, strict, partial,
-):  # fmt: skip
+def _check_accept_slots(call):
     op = "accept_slots_"
-    _check_slots(op, probability, "probability", candidate, slot, start_rows, threshold_rows)
-    shape, device = tuple(probability.shape), probability.device
-    slots = (shape[0], -(-shape[1] // slot))
-    check_plane(op, x, "x", (torch.int64,), shape, device)
-    check_written(op, x)
-    check_plane(op, token, "token", (torch.int64,), shape, device)
-    check_plane(op, chosen, "chosen", (torch.bool,), slots, device)
-    check_plane(op, head_slots, "head", (torch.int64,), slots, device, optional=True)
-    if extra < 0:
-        raise ValueError(f"{op}: extra is {extra}, expected 0 or more")
+    _check_slots(op, call, "probability")
+    shape, device = tuple(call.probability.shape), call.probability.device
+    slots = (shape[0], -(-shape[1] // call.slot))
+    check_plane(op, call.x, "x", (torch.int64,), shape, device)
+    check_written(op, call.x)
+    check_plane(op, call.token, "token", (torch.int64,), shape, device)
+    check_plane(op, call.chosen, "chosen", (torch.bool,), slots, device)
+    check_plane(op, call.head_slots, "head", (torch.int64,), slots, device, optional=True)
+    if call.extra < 0:
+        raise ValueError(f"{op}: extra is {call.extra}, expected 0 or more")
 
 
 # ---- the twins -------------------------------------------------------------------------------------------------------
@@ -388,10 +463,9 @@ def _fixed(amount, most):
     return torch.where(units < most, units, 0.0).to(torch.int64).masked_fill(~(units < most), most)
 
 
-def _twin_choose(
-    score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest, strict=False
-):
+def _choose(call, strict=False):
     """The four rules in torch, on any device: the specification that the kernels follow. → chosen, count"""
+    score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest = call
     (rows, length), device = score.shape, score.device
     if candidate is None:
         candidate = torch.ones_like(score, dtype=torch.bool)
@@ -426,70 +500,69 @@ def _twin_choose(
 
 
 def _twin_select(*args):
-    _check("select", *args)
-    return _twin_choose(*args)
+    call = SelectCall(*args)
+    _check("select", call)
+    return _choose(call)
 
 
 def _twin_commit(x, token, fill, *args):
-    _check("commit_", *args, x=x, token=token)
-    chosen, count = _twin_choose(*args)
+    call = SelectCall(*args)
+    _check("commit_", call, x=x, token=token)
+    chosen, count = _choose(call)
     x.copy_(torch.where(chosen, fill if token is None else token, x))
     return chosen, count
 
 
-def _slots(first, slot, start, start_rows):
-    """→ (B, S) int64, where each slot begins; (B, S) bool, whether that is on the canvas; positions a slot at most."""
+def _slots(first, call):
+    """→ (B, S) int64, where each slot begins; (B, S) bool, whether that is on the canvas; the most positions per slot."""
     length = first.shape[1]
-    slot = min(slot, max(length, 1))
-    start = _each(start, start_rows, torch.int64, first)
+    slot = min(call.slot, max(length, 1))
+    start = _each(call.start, call.start_rows, torch.int64, first)
     begin = start.clamp(-1, length) + torch.arange(-(-length // slot), device=first.device) * slot
     return begin, (start >= 0) & (begin < length), slot
 
 
-def _twin_select_slots(score, candidate, slot, start, start_rows, threshold, threshold_rows, least, most, strict):
-    _check_select_slots(score, candidate, slot, start, start_rows, threshold, threshold_rows, least, most, strict)
-    begin, there, _ = _slots(score, slot, start, start_rows)
+def _twin_select_slots(*args):
+    call = SelectSlotsCall(*args)
+    _check_slots("select_slots", call, "score")
+    begin, there, _ = _slots(call.score, call)
     at = torch.where(there, begin, 0)
-    if candidate is not None:
-        there = there & candidate.gather(1, at)
-    first = score.gather(1, at)  # (B, S)
-    return _twin_choose(
-        first, there, None, THRESHOLD, threshold, threshold_rows, least, None, most, None, False, strict
-    )
+    if call.candidate is not None:
+        there = there & call.candidate.gather(1, at)
+    first = call.score.gather(1, at)  # (B, S)
+    level, level_rows = call.threshold, call.threshold_rows
+    choice = SelectCall(first, there, None, THRESHOLD, level, level_rows, call.least, None, call.most, None, False)
+    return _choose(choice, call.strict)
 
 
-def _twin_accept(
-    x, token, probability, chosen, candidate, slot, start, start_rows, threshold, threshold_rows, head, head_slots,
-    extra, eos, strict, partial,
-):  # fmt: skip
-    """accept_slots_ in torch, over (B, S, slot): slots are rows of positions, refused ones beyond the canvas."""
-    _check_accept_slots(
-        x, token, probability, chosen, candidate, slot, start, start_rows, threshold, threshold_rows, head, head_slots,
-        extra, eos, strict, partial,
-    )  # fmt: skip
-    begin, there, slot = _slots(probability, slot, start, start_rows)
+def _twin_accept_slots(*args):
+    """accept_slots_ in torch, over (B, S, slot): slots are rows of positions, those beyond the canvas refused."""
+    call = AcceptSlotsCall(*args)
+    _check_accept_slots(call)
+    x, token, probability, eos = call.x, call.token, call.probability, call.eos
+    begin, there, slot = _slots(probability, call)
     (batch, length), count = x.shape, begin.shape[1]
     if length == 0:
         none = x.new_zeros(batch)
         return x.new_zeros(batch, 0), none, none - 1, none.clone()
     place = torch.arange(slot, device=x.device)
     position = begin[:, :, None] + place  # (B, S, slot)
-    on = there[:, :, None] & (position < length) & chosen[:, :, None]
+    on = there[:, :, None] & (position < length) & call.chosen[:, :, None]
     at = torch.where(on, position, 0).flatten(1)  # (B, S * slot)
 
     def read(plane):
         return plane.gather(1, at).view(batch, count, slot)
 
-    if candidate is not None:
-        on = on & read(candidate)
+    if call.candidate is not None:
+        on = on & read(call.candidate)
     on = on.to(torch.int64).cumprod(2).bool()  # a slot ends before its first position that is none
     size = on.sum(2)  # (B, S)
-    bound = _each(threshold, threshold_rows, torch.float64, probability).to(probability.dtype)[:, :, None]
+    bound = _each(call.threshold, call.threshold_rows, torch.float64, probability).to(probability.dtype)[:, :, None]
     p = read(probability)
-    ahead = torch.full_like(size, head) if head_slots is None else head_slots
-    stands = (p > bound if strict else p >= bound) | (place < ahead[:, :, None])
+    ahead = torch.full_like(size, call.head) if call.head_slots is None else call.head_slots
+    stands = (p > bound if call.strict else p >= bound) | (place < ahead[:, :, None])
     accepted = (on & stands).to(torch.int64).cumprod(2).sum(2)
-    accepted = torch.minimum(accepted + min(extra, slot), size)  # (B, S)
+    accepted = torch.minimum(accepted + min(call.extra, slot), size)  # (B, S)
 
     # In order of position: a slot is reached if all before it were accepted to the end.
     whole = accepted == size
@@ -501,7 +574,7 @@ def _twin_accept(
     prefix = inside.sum((1, 2))
     ended = ends.any(1)  # (B,)
     end = torch.where(ended, at.gather(1, ends.argmax(1, keepdim=True))[:, 0], -1)
-    if not partial:
+    if not call.partial:
         inside = inside & (whole[:, :, None] | ended[:, None, None])
     written = inside.flatten(1).to(torch.int64)
     commit = torch.zeros(x.shape, dtype=torch.int64, device=x.device).scatter_add_(1, at, written).bool()
@@ -512,14 +585,6 @@ def _twin_accept(
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fallback(twin):
-    def run(*args):
-        _native.say_once()
-        return twin(*args)
-
-    return run
-
-
 def _fake_choose(score, columns):
     return score.new_empty((score.shape[0], columns), dtype=torch.bool), score.new_empty(
         score.shape[0], dtype=torch.int64
@@ -527,43 +592,30 @@ def _fake_choose(score, columns):
 
 
 def _fake_select(*args):
-    _check("select", *args)
-    return _fake_choose(args[0], args[0].shape[1])
+    call = SelectCall(*args)
+    _check("select", call)
+    return _fake_choose(call.score, call.score.shape[1])
 
 
 def _fake_commit(x, token, fill, *args):
-    _check("commit_", *args, x=x, token=token)
-    return _fake_choose(args[0], args[0].shape[1])
+    call = SelectCall(*args)
+    _check("commit_", call, x=x, token=token)
+    return _fake_choose(call.score, call.score.shape[1])
 
 
 def _fake_select_slots(*args):
-    _check_select_slots(*args)
-    score, slot = args[0], args[2]
-    return _fake_choose(score, -(-score.shape[1] // slot))
+    call = SelectSlotsCall(*args)
+    _check_slots("select_slots", call, "score")
+    return _fake_choose(call.score, -(-call.score.shape[1] // call.slot))
 
 
 def _fake_accept_slots(*args):
-    _check_accept_slots(*args)
-    x, chosen = args[0], args[3]
-    return (x.new_empty(chosen.shape), *(x.new_empty(x.shape[0]) for _ in range(3)))
+    call = AcceptSlotsCall(*args)
+    _check_accept_slots(call)
+    return (call.x.new_empty(call.chosen.shape), *(call.x.new_empty(call.x.shape[0]) for _ in range(3)))
 
 
-_library = torch.library.Library("sampler_zoo", "FRAGMENT")
-_OPS = {
-    "select": (_twin_select, _fake_select),
-    "commit_": (_twin_commit, _fake_commit),
-    "select_slots": (_twin_select_slots, _fake_select_slots),
-    "accept_slots_": (_twin_accept, _fake_accept_slots),
-}
-for _name, (_twin, _fake) in _OPS.items():
-    if _native.C is None:
-        _library.define(SCHEMAS[_name])
-        _library.impl(_name, _fallback(_twin), "CPU")
-    if not (_native.C and _native.C.build_facts()["cuda"]):
-        _library.impl(_name, _twin, "CUDA")
-    torch.library.register_fake(f"sampler_zoo::{_name}", _fake, lib=_library)
-
-_SELECT = torch.ops.sampler_zoo.select.default
-_COMMIT = torch.ops.sampler_zoo.commit_.default
-_SELECT_SLOTS = torch.ops.sampler_zoo.select_slots.default
-_ACCEPT_SLOTS = torch.ops.sampler_zoo.accept_slots_.default
+_SELECT = register(SCHEMAS["select"], _twin_select, _fake_select)
+_COMMIT = register(SCHEMAS["commit_"], _twin_commit, _fake_commit)
+_SELECT_SLOTS = register(SCHEMAS["select_slots"], _twin_select_slots, _fake_select_slots)
+_ACCEPT_SLOTS = register(SCHEMAS["accept_slots_"], _twin_accept_slots, _fake_accept_slots)

@@ -12,7 +12,7 @@ T* pointer(const py::dict& d, const char* name) {
   return reinterpret_cast<T*>(d[name].cast<int64_t>());
 }
 
-cpu::Rows rows(const py::dict& d, const char* data, const char* stride) {
+Rows rows(const py::dict& d, const char* data, const char* stride) {
   return {pointer<const char>(d, data), d[stride].cast<int64_t>(), nullptr};
 }
 
@@ -21,8 +21,8 @@ cpu::Rows rows(const py::dict& d, const char* data, const char* stride) {
 PYBIND11_MODULE(SAMPLERS_EMULATED, m) {
   m.def("turns", [](unsigned order) { emulator::turns = order; });
   m.def("fold", [](const py::dict& d) {
-    cpu::HeadlessFold job{};
-    job.type = static_cast<cpu::Type>(d["type"].cast<int>());
+    HeadlessFold job{};
+    job.type = static_cast<Type>(d["type"].cast<int>());
     job.n = d["n"].cast<int64_t>();
     job.offset = d["offset"].cast<int64_t>();
     job.width = d["width"].cast<int64_t>();
@@ -39,16 +39,16 @@ PYBIND11_MODULE(SAMPLERS_EMULATED, m) {
     job.real = pointer<double>(d, "real");
     job.whole = pointer<int64_t>(d, "whole");
     switch (job.type) {
-      case cpu::Type::kF32:
+      case Type::kF32:
         return cuda::headless::run<cuda::kF32>(job, nullptr);
-      case cpu::Type::kBF16:
+      case Type::kBF16:
         return cuda::headless::run<cuda::kBF16>(job, nullptr);
       default:
         return cuda::headless::run<cuda::kF16>(job, nullptr);
     }
   });
   m.def("finish", [](const py::dict& d) {
-    cpu::HeadlessFinish job{};
+    HeadlessFinish job{};
     job.n = d["n"].cast<int64_t>();
     job.real = pointer<const double>(d, "real");
     job.whole = pointer<const int64_t>(d, "whole");

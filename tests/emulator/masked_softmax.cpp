@@ -12,15 +12,15 @@ T* pointer(const py::dict& d, const char* name) {
   return reinterpret_cast<T*>(d[name].cast<int64_t>());
 }
 
-cpu::Rows rows(const py::dict& d, const char* data, const char* stride, const char* index) {
+Rows rows(const py::dict& d, const char* data, const char* stride, const char* index) {
   return {pointer<const char>(d, data), d[stride].cast<int64_t>(), pointer<const int64_t>(d, index)};
 }
 
 // A job of plain numbers and addresses; tests/test_cuda_kernels.py fills it from tensors.
 cuda::SoftmaxCall call_of(const py::dict& d) {
   cuda::SoftmaxCall call{};
-  cpu::Job& job = call.job;
-  job.type = static_cast<cpu::Type>(d["type"].cast<int>());
+  SoftmaxJob& job = call.job;
+  job.type = static_cast<Type>(d["type"].cast<int>());
   job.n = d["n"].cast<int64_t>();
   job.vocab = d["vocab"].cast<int64_t>();
   job.logits = rows(d, "logits", "stride", "index");
@@ -33,6 +33,7 @@ cuda::SoftmaxCall call_of(const py::dict& d) {
   job.cfg_scale = d["cfg_scale"].cast<float>();
   job.top_k = d["top_k"].cast<int64_t>();
   job.top_p = d["top_p"].cast<double>();
+  job.truncated = d["truncated"].cast<bool>();
   job.given = pointer<const int64_t>(d, "given");
   job.want = d["want"].cast<int64_t>();
   job.token = pointer<int64_t>(d, "token");
@@ -61,9 +62,9 @@ PYBIND11_MODULE(SAMPLERS_EMULATED, m) {
     std::vector<double> workspace(cuda::softmax::workspace_bytes(call.job, call.multiprocessors) / 8 + 1);
     call.workspace = workspace.data();
     switch (call.job.type) {
-      case cpu::Type::kF32:
+      case Type::kF32:
         return cuda::softmax::run<cuda::kF32>(call, nullptr);
-      case cpu::Type::kBF16:
+      case Type::kBF16:
         return cuda::softmax::run<cuda::kBF16>(call, nullptr);
       default:
         return cuda::softmax::run<cuda::kF16>(call, nullptr);
