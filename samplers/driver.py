@@ -380,7 +380,8 @@ def sample(
         temperature: of the token draw; 0 takes the best token; None: the sampler's own default.
         top_k: draw from the k likeliest tokens only; 0: from all.
         top_p: and of these from the fewest that hold this share of the probability at `temperature`; 1: from all.
-            What is cut off has no probability: confidence and entropy are those of what is left.
+            Both restrict the draw alone. What samplers rank by stays the model's own distribution at temperature 1 (an option
+            such as low_confidence's `tempered` asks for the other).
         forbid: token ids that are never drawn.
         demote: token ids, such as the end of a sequence, that are committed last: their confidence and margin count as 0
             and their entropy as log V, the logits stay as they are. Rules that choose positions blindly do not mind them.

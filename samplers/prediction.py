@@ -85,6 +85,7 @@ class Predict(Protocol):
         t: Tensor | None = None,
         temperature: float | None = None,
         confidence_temperature: float = 1.0,
+        truncated: bool = False,
         given: Tensor | None = None,
     ) -> Prediction:
         """One forward pass. Rows of the batch without a position to ask about cost nothing.
@@ -95,7 +96,9 @@ class Predict(Protocol):
             t: (B,) the noise level, for a time-conditioned model; for a model that takes one time per position, the level
                 of the open ones. None: what the state says, `state.noise_level` or `state.levels`.
             temperature: temperature of the draw; None: the run's.
-            confidence_temperature: temperature of the softmax that confidence, margin, entropy and lse are taken from.
+            confidence_temperature: temperature of the softmax that confidence, margin, entropy and lse are taken from. They
+                are the model's own, over all tokens that may be drawn at all, whatever the draw's temperature.
+            truncated: take them from what the run's top_k and top_p leave instead, as Dream's code does.
             given: (B, L) int64, the tokens whose probability "given" is; None: those that stand there.
         """
         ...
@@ -116,6 +119,7 @@ class Predict(Protocol):
         want: str | tuple[str, ...] = (),
         temperature: float | None = None,
         confidence_temperature: float = 1.0,
+        truncated: bool = False,
         given: Tensor | None = None,
         draw: int = DRAW_TOKEN,
     ) -> Prediction:

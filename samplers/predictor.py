@@ -161,6 +161,7 @@ class Predictor(ErrorTracker):
         t: Tensor | None = None,
         temperature: float | None = None,
         confidence_temperature: float = 1.0,
+        truncated: bool = False,
         given: Tensor | None = None,
     ) -> Prediction:
         return self.answer(
@@ -169,6 +170,7 @@ class Predictor(ErrorTracker):
             want=want,
             temperature=temperature,
             confidence_temperature=confidence_temperature,
+            truncated=truncated,
             given=given,
         )
 
@@ -201,12 +203,13 @@ class Predictor(ErrorTracker):
         want: Want = (),
         temperature: float | None = None,
         confidence_temperature: float = 1.0,
+        truncated: bool = False,
         given: Tensor | None = None,
         draw: int = DRAW_TOKEN,
     ) -> Prediction:
         want = self._wanted(want)
         values = self.fill_values(state, want)
-        how = self._draw_arguments(state, logits, want, temperature, confidence_temperature, given, draw)
+        how = self._draw_arguments(state, logits, want, temperature, confidence_temperature, truncated, given, draw)
         out = ops.masked_softmax(logits.value, **how)
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
@@ -231,15 +234,16 @@ class Predictor(ErrorTracker):
         want: Want = (),
         temperature: float | None = None,
         confidence_temperature: float = 1.0,
+        truncated: bool = False,
         given: Tensor | None = None,
     ) -> Prediction:
         """Run forward passes and read their answers: tokens, and what else is wanted, on the canvas."""
         want = self._wanted(want)
         values = self.fill_values(state, want)
         for query in queries:
-            how = self._draw_arguments(state, query, want, temperature, confidence_temperature, given)
-            # What top-k and top-p cut off is known when all logits are, so then they must be stored.
-            headless = self.denoiser.head is not None and not self._truncation and self.constraint is None
+            how = self._draw_arguments(state, query, want, temperature, confidence_temperature, truncated, given)
+            # What top_k and top_p cut off is known when all logits are, so then they must be stored.
+            headless = self.denoiser.head is not None and "top_k" not in how and self.constraint is None
             out = self._read_hidden(state, query, how) if headless else self._read_logits(state, query, how)
             self._scatter(out, query, query.on_canvas(state.x.shape[1]), values)
         return self._prediction(state, values)
@@ -306,6 +310,7 @@ class Predictor(ErrorTracker):
         want: tuple[str, ...],
         temperature: float | None,
         confidence_temperature: float,
+        truncated: bool,
         given: Tensor | None,
         draw: int = DRAW_TOKEN,
     ) -> dict[str, Any]:
@@ -317,8 +322,9 @@ class Predictor(ErrorTracker):
             "confidence_temperature": confidence_temperature,
             "forbid": self._forbid,
             "want": want,
-            **self._truncation,
         }
+        if self._truncation and (temperature > 0 or truncated):  # they never remove the best token
+            how |= {**self._truncation, "truncated": truncated}
         if "given" in want:
             how["given"] = (state.x if given is None else given)[asked.row, asked.position]
         return how

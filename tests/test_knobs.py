@@ -301,3 +301,63 @@ def test_a_step_never_waits_for_a_device(name, monkeypatch):
         else:
             assert len(looks.found) == 1, "the check when the run ends"
     assert (run.result().x < 11).all()
+
+
+# ---------------------------------------------------------------------------------------------- top_k and top_p are for the draw
+
+FLAT = torch.tensor(
+    [0.42, 0.28, 0.06, 0.06, 0.06, 0.06, 0.06, 1e-9]
+).log()  # every position: the best 0.42, the second 0.28
+CUTS = [
+    {"temperature": 0.1, "top_p": 0.9},
+    {"temperature": 0.0, "top_k": 1},
+    {"temperature": 0.2, "top_p": 0.95, "top_k": 3},
+]
+
+
+def same_everywhere(logits=FLAT):
+    def body(ids):
+        return logits.expand(*ids.shape, 8).contiguous()
+
+    return TokenDenoiser.wrap(body, vocab_size=8, mask_id=7, name="flat")
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize("name", ["threshold", "factor", "entropy_bound", "credit", "hierarchy", "klass"])
+def test_truncation_does_not_make_a_model_sure(name, cut):
+    """A model that is 0.42 sure of every position is never 0.9 sure, whatever is cut off before the draw."""
+    free = samplers.sample(same_everywhere(), name, gen_length=16, temperature=cut["temperature"])
+    out = samplers.sample(same_everywhere(), name, gen_length=16, **cut)
+    assert out.nfe == free.nfe and torch.equal(out.nfe_rows, free.nfe_rows)
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "what"), [("low_confidence", "confidence"), ("neg_entropy", "entropy"), ("topk_margin", "margin")]
+)
+def test_ranking_by_a_truncated_distribution_is_an_option(name, what, cut):
+    """Later positions are surer: that order holds under truncation, and `tempered` gives Dream's own order back."""
+
+    def body(ids):
+        sure = torch.linspace(0.5, 1.5, ids.shape[1])[:, None] * FLAT
+        return sure.expand(len(ids), -1, -1).contiguous()
+
+    denoiser = TokenDenoiser.wrap(body, vocab_size=8, mask_id=7)
+    out = samplers.sample(denoiser, name, gen_length=8, info=True, **cut)
+    if name != "low_confidence" or cut["temperature"] == 0:  # else the drawn token's own probability decides
+        assert out.step_map()[0].tolist() == [7, 6, 5, 4, 3, 2, 1, 0], "the surest position goes first"
+    old = samplers.sample(denoiser, name, gen_length=8, info=True, tempered=True, **(cut | {"top_k": 1}))
+    assert old.step_map()[0].tolist() == list(range(8)), "one token is left at every position: all are equally sure"
+
+
+def test_a_prediction_says_both():
+    run = samplers.stream(same_everywhere(), "threshold", gen_length=3, temperature=0.1, top_p=0.9)
+    state = next(run)
+    want = ("confidence", "margin", "entropy")
+    own, cut = (run.predict(state, want=want, truncated=t, confidence_temperature=1.0) for t in (False, True))
+    p = FLAT[:7].softmax(0).double()
+    assert own.confidence[0, 0] == pytest.approx(0.42, abs=1e-6) and own.margin[0, 0] == pytest.approx(0.14, abs=1e-6)
+    assert own.entropy[0, 0] == pytest.approx(float(-(p * p.log()).sum()), abs=1e-6)
+    # At temperature 0.1 the nucleus of 0.9 is the best token alone.
+    assert cut.confidence[0, 0] == 1.0 and cut.entropy[0, 0] == 0.0
+    assert torch.equal(own.token, cut.token)

@@ -37,7 +37,9 @@ class LowConfidence(ScheduledSampler):
     facts = Facts(bias="biased", static_plan=True)
     RANK: ClassVar[str] = "confidence"
 
-    tempered: bool = option(False, "rank by probabilities at the draw's temperature, as Dream's code does")
+    tempered: bool = option(
+        False, "rank by the distribution that is drawn from (its temperature, top_k and top_p), as Dream's code does"
+    )
     alg_temp: float = option(
         0.0, "draw positions without replacement from softmax(score / alg_temp), as Dream; 0: the best", ge=0
     )
@@ -46,7 +48,7 @@ class LowConfidence(ScheduledSampler):
         count = self.count(state)
         temperature = predict.temperature if self.tempered and predict.temperature > 0 else 1.0
         rows = state.open & (count > 0)[:, None]
-        prediction = predict(state, rows, want=self.RANK, confidence_temperature=temperature)
+        prediction = predict(state, rows, want=self.RANK, confidence_temperature=temperature, truncated=self.tempered)
         score = getattr(prediction, self.RANK)  # (B, L) float32
         if self.RANK == "entropy":
             score = -score
