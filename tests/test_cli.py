@@ -58,7 +58,7 @@ def test_list(cli):
 
 def test_list_shows_what_is_broken(cli, monkeypatch):
     entry = registry.Entry("crooked", "sampler-crooked", "0.3", "no_such_module:Crooked", "masked")
-    monkeypatch.setitem(registry._get().others, "crooked", [entry])
+    monkeypatch.setitem(registry._get().by_name, "crooked", [entry])
     assert "ModuleNotFoundError" not in cli("list")[1]
     code, out, _ = cli("list", "--check")
     assert code == 0
