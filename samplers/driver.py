@@ -228,7 +228,7 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[
             "samplers.TokenDenoiser.wrap(fn, vocab_size=..., mask_id=...) or samplers.GaussianDenoiser.wrap(fn, shape=...)"
         )
     if denoiser.family != sampler.family:
-        others = registry.names("*", denoiser.family)
+        others = registry.names("*", denoiser.family, imports=False)
         more = f" ... (samplers.list_samplers(family={denoiser.family!r}))" if len(others) > 6 else ""
         hint = f"; samplers of that family: {', '.join(others[:6])}{more}" if others else ""
         raise FamilyError(

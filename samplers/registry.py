@@ -406,16 +406,16 @@ class _Zoo:
         for family in FAMILIES:
             for item in _registered(importlib.import_module(f"samplers.{family}"), DISTRIBUTION, version()):
                 self.own[item.name] = item
-        self._others: dict[str, list[Entry]] = {}
+        self._by_name: dict[str, list[Entry]] = {}
         self._reports: list[Report] = []
         self._searched = False
         self._lock = threading.RLock()
 
     @property
-    def others(self) -> dict[str, list[Entry]]:
+    def by_name(self) -> dict[str, list[Entry]]:
         """Entries of plug-ins by name."""
         self._find()
-        return self._others
+        return self._by_name
 
     @property
     def reports(self) -> list[Report]:
@@ -430,7 +430,7 @@ class _Zoo:
                 try:
                     self._search()
                 except BaseException:  # Ctrl-C
-                    self._searched, self._others, self._reports = False, {}, []
+                    self._searched, self._by_name, self._reports = False, {}, []
                     raise
 
     def _search(self) -> None:
@@ -456,19 +456,19 @@ class _Zoo:
                 report.items, report.samplers = made, [item.name for item in made]
 
     def _add(self, made: list[Entry]) -> None:
-        there = {e.qualified for group in self._others.values() for e in group}
+        there = {e.qualified for group in self._by_name.values() for e in group}
         for item in made:
             if item.qualified in there:
                 raise PluginError(f"{item.origin} registers {item.name!r} twice")
             there.add(item.qualified)
         for item in made:
-            self._others.setdefault(item.name, []).append(item)
+            self._by_name.setdefault(item.name, []).append(item)
 
     def shown(self, item: Entry) -> str:
         """The shortest name under which `entry` finds an item."""
         if item is self.own.get(item.name):
             return item.name
-        clash = item.name in self.own or len(self.others.get(item.name, ())) > 1
+        clash = item.name in self.own or len(self.by_name.get(item.name, ())) > 1
         return item.qualified if clash else item.name
 
 
@@ -496,7 +496,7 @@ def entries() -> list[Entry]:
     """Every registered name, by name; the zoo's own before a plug-in's, and these by distribution."""
     zoo = _get()
     known = {name: [item] for name, item in zoo.own.items()}
-    for name, group in zoo.others.items():
+    for name, group in zoo.by_name.items():
         known[name] = known.get(name, []) + group
     return [item for _, group in sorted(known.items()) for item in group]
 
@@ -514,7 +514,7 @@ def entry(name: str) -> Entry:
     own = zoo.own.get(bare)
     if own is not None and (not dist or _canonical(dist) == DISTRIBUTION):
         return own  # without looking at any plug-in: none can take this name, slow it down, or break it
-    group = [e for e in zoo.others.get(bare, []) if not dist or _canonical(e.distribution) == _canonical(dist)]
+    group = [e for e in zoo.by_name.get(bare, []) if not dist or _canonical(e.distribution) == _canonical(dist)]
     if len(group) > 1:
         origins = " and ".join(e.origin for e in group)
         choice = " or ".join(repr(e.qualified) for e in group)
@@ -536,7 +536,7 @@ def entry_of(cls: type) -> tuple[str, str]:
     zoo = _get()
     name = getattr(cls, "name", "")
     own = zoo.own.get(name)
-    for item in [own] if own is not None and cls.__module__.startswith("samplers.") else zoo.others.get(name, []):
+    for item in [own] if own is not None and cls.__module__.startswith("samplers.") else zoo.by_name.get(name, []):
         target = item.target_text
         # A class that exists was imported; one whose module was not is another class, and stays unloaded.
         if target is not None and target.partition(":")[0].strip() not in sys.modules:
@@ -627,7 +627,7 @@ def plugins(check: bool = True) -> list[Report]:
                 except PluginError:
                     which = f"{item.name!r}: " if len(report.items) > 1 else ""
                     troubles["broken"].append(f"{which}{item.error}")
-            others = ", ".join(e.origin for e in zoo.others[item.name] if e is not item)
+            others = ", ".join(e.origin for e in zoo.by_name[item.name] if e is not item)
             if item.name in zoo.own:
                 troubles["shadowed"].append(f"shadowed by the zoo's own {item.name!r}; use {item.qualified!r}")
             elif others:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_list(cli):
 
 def test_list_shows_what_is_broken(cli, monkeypatch):
     entry = registry.Entry("crooked", "sampler-crooked", "0.3", "no_such_module:Crooked", "masked")
-    monkeypatch.setitem(registry._get().others, "crooked", [entry])
+    monkeypatch.setitem(registry._get().by_name, "crooked", [entry])
     assert "ModuleNotFoundError" not in cli("list")[1]
     code, out, _ = cli("list", "--check")
     assert code == 0
@@ -178,8 +179,9 @@ def test_an_ordinary_sample_needs_no_argument(cli):
     assert code == 0
     assert "entropy_bound: " in out
     assert "keyset to the keyset" not in out
+    assert len(re.split(r"\n *\n", out.strip())) == 5, "an empty line after each of the four texts"
     told = json.loads(cli("sample", "--json")[1])
-    assert (told["sampler"], told["settings"]["temperature"]) == ("entropy_bound", 0.8)
+    assert (told["sampler"], told["settings"]["temperature"]) == ("entropy_bound", 0.7)
     assert len(told["x"]) == 4
     assert len(told["x"][0]) == 64
     assert json.loads(cli("sample", "--problem", "mixture", "--json")[1])["sampler"] == "dpmpp_2m"

@@ -527,6 +527,16 @@ def test_the_zoos_names_stay_the_zoos(site, cli):
     assert {"threshold", "zoo-thief:threshold"} <= set(listed)
 
 
+def test_an_error_imports_no_plugin(site):
+    """The error for a sampler of the wrong family names others: by what their sources say."""
+    site("zoo-one", "zoo_one", SAMPLER.format(name="one"), {"one": "zoo_one:S"})
+    from samplers.testing.tiny import TinyNet
+
+    with pytest.raises(samplers.FamilyError, match="samplers of that family: ancestral"):
+        samplers.sample(TinyNet(), "ddim", gen_length=4)
+    assert "zoo_one" not in sys.modules
+
+
 def test_using_the_zoos_own_imports_no_plugin(site):
     """Not even a hook module, which has to be imported to know what it registers."""
     code = "import samplers as zoo\n@zoo.hookimpl\ndef register_samplers(register): pass\n"

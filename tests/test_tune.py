@@ -259,7 +259,7 @@ def test_tune_beta_energy(cli, tmp_path):
     assert "grid: 22 settings, 44 runs" in out  # 9 pairs and the two references, at two step counts
     assert re.search(r"linear +0.5, 0.5 ", out)
     assert re.search(r"sin\^2 +1, 1 ", out)
-    assert "4 steps, 4 forwards expected" in out
+    assert "4 steps, 4 forward passes expected" in out
     assert max(map(len, out[out.index("steps") : out.index("pairs searched")].splitlines()[:-1])) < 100
     assert (tmp_path / "heatmap.png").stat().st_size > 10_000
     table = (tmp_path / "table.md").read_text()

@@ -85,7 +85,7 @@ def _list(args: argparse.Namespace) -> int:
         ours = row["distribution"] == registry.DISTRIBUTION
         checked: tuple[Text, ...] = ()
         if args.check:
-            style = {"exact": "green", "biased": "yellow"}.get(row["bias"] or "", "")
+            style = {"exact": "green", "asymptotic": "green", "biased": "yellow"}.get(row["bias"] or "", "")
             checked = (Text(row["nfe"]), Text(row["bias"] or "", style=style))
         table.add_row(
             Text(row["name"], style="bold"),
@@ -100,7 +100,7 @@ def _list(args: argparse.Namespace) -> int:
     console.print(
         "\n[dim]samplers show NAME tells all about one; "
         + (
-            "'exact': one position per step, or many steps, draw from the model's own distribution[/]"
+            "exact: one position per step draws from the model's own distribution; asymptotic: many steps do[/]"
             if args.check
             else f"--check imports every sampler, and adds cost and bias{' and what is ?' if unknown else ''}[/]"
         ),

@@ -26,11 +26,12 @@ def print_rows(
     from .. import watch
 
     texts = watch.render_rows(sample.x, render, mask_id, show)
-    grid = Table.grid(padding=(0, 4, 1, 0))
+    grid = Table.grid(padding=(0, 4, 0, 0))
     widest = max((len(line) for t in texts for line in t.splitlines()), default=1)
     across = max(1, min(len(texts), console.width // (widest + 4)))
     for i in range(0, len(texts), across):
         grid.add_row(*map(Text, texts[i : i + across]))
+        grid.add_row("")  # texts of several lines are told apart by an empty one
     console.print(grid)
 
 
