@@ -87,6 +87,13 @@ def uniform(
     return ((r0 >> 5) * (1 << 26) + (r1 >> 6)).to(torch.float64) * 2.0**-53
 
 
+def _row_uniforms(*arguments: Tensor | int | None) -> Tensor:
+    """samplers.ops.row_uniforms without its checks. (The op is made of `uniform`, so it cannot be imported earlier.)"""
+    from .ops.uniform import OP
+
+    return OP(*arguments)
+
+
 @dataclass(frozen=True)
 class Rng:
     """The randomness of a batch: who each row is.
@@ -123,18 +130,16 @@ class Rng:
 
     def positions(self, length: int, step: Tensor, draw: int) -> Tensor:
         """One uniform for every position of every row at its own step. step: (B,) int64 -> (B, length) float64."""
-        position = torch.arange(length, device=self.row.device)  # (L,)
-        return uniform(self.seed[:, None], self.row[:, None], position[None], step[:, None], draw)
+        return _row_uniforms(self.seed, self.row, step, None, None, length, draw)
 
     def at(self, rows: Tensor, position: Tensor, step: Tensor, draw: int) -> Tensor:
         """Uniforms of N chosen (row of the batch, position) pairs, each at its row's step. All (N,) -> (N,) float64."""
-        return uniform(self.seed[rows], self.row[rows], position, step[rows], draw)
+        return _row_uniforms(self.seed, self.row, step, rows, position, 0, draw)
 
     def normal(self, shape: Sequence[int], step: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normals, (B, *shape), by Box-Muller in float64 on two uniforms an element."""
-        position = torch.arange(math.prod(shape), device=self.row.device)[None]
-        seed, row = self.seed[:, None], self.row[:, None]
-        u, v = (uniform(seed, row, position, step, DRAW_NOISE + i) for i in range(2))
+        steps = torch.full_like(self.row, step)
+        u, v = (self.positions(math.prod(shape), steps, DRAW_NOISE + i) for i in range(2))
         # 1 - u is in (0, 1]: its log is finite.
         z = torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * math.pi * v)
         return z.to(dtype).reshape(len(self.row), *shape)

@@ -35,6 +35,7 @@ from samplers.ops.remask import _twin_accept_slots as accept_slots_
 from samplers.ops.remask import _twin_commit as commit_
 from samplers.ops.remask import _twin_select as select
 from samplers.ops.remask import _twin_select_slots as select_slots
+from samplers.ops.uniform import _twin as row_uniforms
 
 __all__ = [
     "SCHEMAS",
@@ -61,6 +62,7 @@ __all__ = [
     "kv_scatter_",
     "kv_select_rows_",
     "masked_softmax",
+    "row_uniforms",
     "select",
     "select_call",
     "select_slots",
