@@ -1,26 +1,27 @@
-"""KV caches as options of the driver: which positions a forward is fed, and which of their keys and values are kept.
+"""KV caches as options of the driver: which positions a forward pass is given, and which keys and values are kept.
 
-A masked diffusion model pays for every step with the whole canvas. Each scheme feeds less, and takes the keys and values
-of the other positions from a cache:
+A masked diffusion model pays for every step with the whole canvas. Each scheme gives the model less, and takes the keys and
+values of the other positions from a cache:
 
-    prefix        Fast-dLLM (Wu et al. 2025, arXiv 2505.22618): a full forward when a block begins; then the block and
-                  what is behind it, in front of them the cache.
-    dual          the same paper: a full forward when a block begins; then the block alone, whose rows replace the cache's.
-    delayed(k)    dKV-Cache-Decode (Ma et al. 2025, arXiv 2505.15781): a full forward in the first two steps of a block and
-                  every k-th (8); else what is undecided, or was decided since it was last fed. "delayed" is delayed(8).
+    prefix        Fast-dLLM (Wu et al. 2025, arXiv 2505.22618): a full forward pass when a block begins; then the block and
+                  what comes after it, with the cache for what comes before.
+    dual          the same paper: a full forward pass when a block begins; then the block alone, whose rows replace the
+                  cache's.
+    delayed(k)    dKV-Cache-Decode (Ma et al. 2025, arXiv 2505.15781): a full forward pass in the first two steps of a block
+                  and every k-th step (8 by default); else what is undecided, or was decided since it was last given.
     block         for models that look back only (BD3-LM, SDAR, LLaDA2): what lies before the first undecided position is
-                  fed once more when a block begins, and kept for good; then the block alone, not kept.
+                  given once more when a block begins, and kept for good; then the block alone, not kept.
 
 Which of them change nothing but the cost:
 
     attention      prefix                            dual, delayed    block
     full           no: cached rows were computed     no               not possible
                    when later ones were masked
-    causal         yes                               no               yes
-    block_causal   not offered: block is cheaper     no               yes
+    causal         yes                               not offered      yes
+    block_causal   not offered: block is cheaper     not offered      yes
 
 "yes" is exact up to the last bits of float products, whose order may depend on how many rows are multiplied at once.
-Full attention with dual and a block that is as long as the canvas is exact, too: all of it is fed in every step.
+Full attention with dual and a block that is as long as the canvas is exact as well: all of it is given in every step.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ from .plain import PlainFeed
 __all__ = ["SCHEMES", "CachedFeed", "Scheme", "cache_scheme"]
 
 SCHEMES = ("prefix", "dual", "delayed", "block")
-REFRESH = 8  # steps between full forwards of "delayed" where it does not say
+REFRESH = 8  # steps between full forward passes of "delayed", if it does not say
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A caching scheme, and for `delayed` how many steps lie between full forwards."""
+    """A caching scheme, and for `delayed` how many steps lie between full forward passes."""
 
     name: str
     refresh: int = REFRESH
@@ -140,18 +141,21 @@ class RunCache:
         self.cached_token = torch.full(
             (len(rows), length), -1, device=device
         )  # (A, length) the token that made each kept row
-        self.block = torch.full((len(rows),), -1, device=device)  # (A,) the block that the row was in when last fed
-        self.age = torch.zeros(len(rows), dtype=torch.int64, device=device)  # (A,) forwards fed since that block began
+        # (A,) the block that the row was in when it was last given, and the forward passes since that block began
+        self.block = torch.full((len(rows),), -1, dtype=torch.int64, device=device)
+        self.age = torch.zeros(len(rows), dtype=torch.int64, device=device)
 
-    def answer(self, state: TokenState, x: Tensor, t: Tensor | None, asked: Tensor, needed: int, counter: Counter):
-        """Hidden rows or logits of the `asked` positions, packed, and which batch rows were fed how often.
+    def answer(
+        self, state: TokenState, x: Tensor, t: Tensor | None, asked: Tensor, needed: int, counter: Counter
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden rows or logits of the `asked` positions, packed, and how often each batch row was given to the model.
 
         Args:
             x: (B, L) int64, what the model is to see. asked: (B, L) bool. needed: how many are asked in these rows.
             t: (B,) noise levels, or None.
 
         Returns:
-            (needed, D) or (needed, V); (B,) int64, the forwards that each batch row took part in.
+            (needed, D) or (needed, V); (B,) int64, the forward passes that each batch row took part in.
         """
         self._drop_finished_rows(state)
         who = torch.tensor(self.rows, device=x.device)  # (A,)
@@ -179,7 +183,7 @@ class RunCache:
         cost[who] += active
         if len(parts) == 1:
             return parts[0][1], cost
-        # Two kinds of forward in one step: put their answers in the order of the asked positions.
+        # Two kinds of forward pass in one step: put their answers in the order of the asked positions.
         number = (asked.flatten().cumsum(0) - 1).view_as(asked)  # (A, length)
         out = parts[0][1].new_empty(needed, parts[0][1].shape[1])
         for rows, answer in parts:
@@ -198,8 +202,17 @@ class RunCache:
         self.rows = [self.rows[i] for i in stays]
         self.cached_token, self.block, self.age = self.cached_token[source], self.block[source], self.age[source]
 
-    def _choose_positions(self, state, who, x, asked, block, active, begins):
-        """(rows for a full forward (A,), positions fed (A, length) in the others, rows of the cache that are seen)."""
+    def _choose_positions(
+        self,
+        state: TokenState,
+        who: Tensor,
+        x: Tensor,
+        asked: Tensor,
+        block: Tensor,
+        active: Tensor,
+        begins: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Rows that get a full forward pass (A,), positions given (A, length) in the others, rows of the cache that are seen."""
         name, canvas = self.scheme.name, state.canvas
         position = torch.arange(self.length, device=x.device)
         inside = canvas.block[who, : self.length] == block[:, None]  # (A, length) the present block
@@ -220,26 +233,40 @@ class RunCache:
             full, feed, keep = begins, position >= start, position < start
         return full, (feed | asked) & (active & ~full)[:, None], keep
 
-    def _fill(self, x, t, asked, full, n, needed, counter) -> Tensor:
-        """A forward of whole rows; all their keys and values are kept."""
+    def _fill(
+        self, x: Tensor, t: Tensor | None, asked: Tensor, full: Tensor, n: int, needed: int, counter: Counter
+    ) -> Tensor:
+        """A forward pass over whole rows; all their keys and values are kept."""
         index = torch.nonzero_static(full, size=n).squeeze(1)  # (n,)
         rows = None if n == len(self.rows) else _runs(index.tolist())
         position = torch.arange(self.length, device=x.device).expand(n, -1)
         feed = CacheUse(self.store, position, write="fill", rows=rows)
         return self._ask(x[index], None if t is None else t[index], asked[index], needed, counter, feed)
 
-    def _window(self, x, t, asked, feed, keep, width, needed, counter) -> Tensor:
-        """A forward of the `feed` positions of all rows, in the order of the canvas, with the cache for the others."""
+    def _window(
+        self,
+        x: Tensor,
+        t: Tensor | None,
+        asked: Tensor,
+        feed: Tensor,
+        keep: Tensor | None,
+        width: int,
+        needed: int,
+        counter: Counter,
+    ) -> Tensor:
+        """A forward pass over the `feed` positions of all rows, in the order of the canvas, with the cache for the others."""
         position = torch.arange(self.length, device=x.device)
-        places = torch.where(feed, position, self.length).sort(1).values[:, :width]  # (A, width), filling behind
+        places = torch.where(feed, position, self.length).sort(1).values[:, :width]  # (A, width), filling after them
         at = places.clamp(max=self.length - 1)
         asked = asked.gather(1, at) & (places < self.length)
         write = "scatter" if self.scheme.name in ("dual", "delayed") else None
         told = CacheUse(self.store, at, count=feed.sum(1), write=write, keep=keep)
         return self._ask(x.gather(1, at), t, asked, needed, counter, told)
 
-    def _commit_final_prefix(self, state, who, x, t, begins, counter) -> Tensor:
-        """Keep what lies before the first undecided position, in whole blocks of the model; (A,) forwards it took."""
+    def _commit_final_prefix(
+        self, state: TokenState, who: Tensor, x: Tensor, t: Tensor | None, begins: Tensor, counter: Counter
+    ) -> Tensor:
+        """Keep what lies before the first undecided position, in whole blocks of the model; (A,) forward passes it took."""
         size, stored = self.denoiser.attention_block, self.store.lengths
         position = torch.arange(self.length, device=x.device)
         first = torch.where(state.undecided[who, : self.length], position, self.length).amin(1)  # (A,)
@@ -252,7 +279,7 @@ class RunCache:
         self._ask(x.gather(1, at), t, nothing, 0, counter, CacheUse(self.store, at, count=count, write="append"))
         return (count > 0).to(torch.int64)
 
-    def _ask(self, x, t, asked, needed, counter, feed) -> Tensor:
+    def _ask(self, x: Tensor, t: Tensor | None, asked: Tensor, needed: int, counter: Counter, feed: CacheUse) -> Tensor:
         if self.denoiser.head is not None:
             return counter.hidden(x, t, asked, needed, cache=feed)
         logits, index = counter.tokens(x, t, asked, needed, cache=feed)

@@ -65,7 +65,7 @@ def check_sequential(denoiser: TokenDenoiser, sampler: Sampler, args: Mapping[st
     never = {
         "cache": "it always has one of its own, so give none",
         "cfg_scale": "guidance would need a second sequence, whose prompt is masked; use cfg_scale=0",
-        "steps": "its forwards follow from its options; give none",
+        "steps": "its forward passes follow from its options; give none",
         "constrain": "what it fixes would not be in the sequence; forbid= bars tokens everywhere",
     }
     for name, why in never.items():
@@ -79,7 +79,7 @@ class SequenceState(TokenState):
 
     Attributes:
         order: (B, L) int64, the canvas positions of the row's sequence: the given ones, then each as it was committed, those
-            of one step by position. What lies behind `length` means nothing.
+            of one step by position. What lies after `length` means nothing.
         length: (B,) int64, how long the sequence is.
     """
 
@@ -104,7 +104,7 @@ class SequenceState(TokenState):
 
 @dataclass(eq=False)
 class Branches:
-    """Rows of a cache: the sequences of a run, or copies of them with something of their own behind.
+    """Rows of a cache: the sequences of a run, or copies of them with something of their own after them.
 
     Attributes:
         store: what the denoiser's `new_cache` made.
@@ -126,7 +126,7 @@ class Branches:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Positions laid out for forwards: (A, n), a line for each row of the cache, by position, filling behind.
+    """Positions laid out for a forward pass: (A, n), a line for each row of the cache, by position, filling after them.
 
     Attributes:
         on: whose cache.
@@ -146,7 +146,7 @@ class Chunk:
     width: int
 
     def gather_to_batch(self, plane: Tensor) -> Tensor:
-        """(B, L) -> (A, n); zeros where there is filling."""
+        """(B, L) -> (A, n); zeros at filling."""
         out = plane.new_zeros(self.on.size * self.width)
         return out.index_put_((self.place,), plane.flatten()[self.flat]).view(self.on.size, self.width)
 
@@ -305,7 +305,7 @@ class SequenceFeed:
         count: Tensor,
         counts: list[int],
     ) -> Chunk:
-        """A chunk of which all numbers are known; positions in `last`, where that is given, come behind the others."""
+        """A chunk of which all numbers are known; positions in `last`, if that is given, come after the others."""
         total, width, *needed = counts
         flat = torch.nonzero_static(fed.flatten(), size=total).squeeze(1)  # (T,)
         number = on.number.flatten()[flat]
@@ -317,15 +317,15 @@ class SequenceFeed:
         return Chunk(on, fed, tuple(zip(asks, needed)), flat, place, count, width)
 
     def branches(self, state: SequenceState, number: Tensor) -> Branches | None:
-        """Copies of the rows' sequences, one a branch, for positions that must not see those of other branches.
+        """Copies of the rows' sequences, one per branch, for positions that must not see those of other branches.
 
-        Rows that have branches forget what was kept behind their sequence.
+        Rows that have branches forget what was kept after their sequence.
 
         Args:
             number: (B, L) int64, the branch of each position, counted through the batch in the order of the canvas; -1: none.
 
         Returns:
-            None where there are none. Give it to `chunk`, and to `merge` in the end.
+            None if there are none. Give it to `chunk`, and to `merge` in the end.
         """
         assert self.main is not None
         inside = number >= 0
@@ -348,11 +348,11 @@ class SequenceFeed:
         return Branches(store, number, size, state.length[row])
 
     def merge(self, state: SequenceState, branches: Branches, token: Tensor, where: Tensor, *, again: Tensor) -> None:
-        """Keep `where`, (B, L) bool, the first positions of some branches, behind the sequences of their rows.
+        """Keep `where`, (B, L) bool, the first positions of some branches, after the sequences of their rows.
 
         Args:
             token: (B, L) int64, what stands there.
-            again: (B,) bool, rows whose keys and values are computed once more, by a forward over all of `where`; those of
+            again: (B,) bool, rows whose keys and values are computed once more, by a forward pass over all of `where`; those of
                 the others are the branches' own, which have not seen each other.
         """
         assert branches.begin is not None and self.main is not None
