@@ -138,9 +138,8 @@ class RunCache:
         self.store = denoiser.new_cache(len(rows), length)
         self.rows = rows
         device = denoiser.device
-        self.cached_token = torch.full(
-            (len(rows), length), -1, device=device
-        )  # (A, length) the token that made each kept row
+        # (A, length) the token that made each kept row
+        self.cached_token = torch.full((len(rows), length), -1, dtype=torch.int64, device=device)
         # (A,) the block that the row was in when it was last given, and the forward passes since that block began
         self.block = torch.full((len(rows),), -1, dtype=torch.int64, device=device)
         self.age = torch.zeros(len(rows), dtype=torch.int64, device=device)
