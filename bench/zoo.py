@@ -26,8 +26,9 @@ from rich.progress import track
 
 import samplers
 from samplers import problems, registry
-from samplers.bench import collect, plot, sweep
+from samplers.bench import Request, Store, collect, plot, run
 from samplers.bench.machine import machine
+from samplers.bench.store import CELLS
 from samplers.testing.tiny import for_any_model
 
 HERE = Path(__file__).parent
@@ -52,7 +53,7 @@ def measure(problem: str, out: Path, console: Console) -> list[collect.Point]:
     """The sweep of one problem: fixed-count samplers at the budgets, adaptive ones along their own knob."""
     rows, batch = ROWS[problem]
     patterns = tuple(f"{family}/*" for family in FAMILIES)
-    request = sweep.Request((problem,), patterns, nfe=budgets(problem), seeds=1, rows=rows, batch=batch)
+    request = Request((problem,), patterns, nfe=budgets(problem), seeds=1, rows=rows, batch=batch)
     begun = time.perf_counter()
 
     def finished(record: dict[str, Any]) -> None:
@@ -64,14 +65,14 @@ def measure(problem: str, out: Path, console: Console) -> list[collect.Point]:
         )
 
     folder = out / problem
-    done = sweep.run([request], folder, command="python bench/zoo.py", threads=1, finished=finished)
+    done = run([request], folder, command="python bench/zoo.py", threads=1, finished=finished)
     if done.failed:
         raise SystemExit(f"{len(done.failed)} cells failed; the first: {done.failed[0]['error']}")
     return points(folder)
 
 
 def points(folder: Path) -> list[collect.Point]:
-    return collect.points(sweep.Store(folder, write=False).records.values())
+    return collect.points(Store(folder, write=False).records.values())
 
 
 def law() -> list[dict[str, Any]]:
@@ -176,7 +177,7 @@ def write(out: Path) -> None:
     if (out / "law.json").exists():
         saved["law"] = json.loads((out / "law.json").read_text())
     for problem in ROWS:
-        if (out / problem / sweep.CELLS).exists():
+        if (out / problem / CELLS).exists():
             own = points(out / problem)
             made += own
             saved[problem] = [

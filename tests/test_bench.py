@@ -12,12 +12,13 @@ import torch
 from samplers import problems, registry
 from samplers.bench import DEMO, Request, Store, front, plan, points, run, write_report
 from samplers.bench import plot as plots
-from samplers.bench.collect import Combined, Point, combine
-from samplers.bench.report import conflicts, number, png
-from samplers.bench.sweep import pack, unpack
+from samplers.bench.collect import Combined, Point, combine, number
+from samplers.bench.store import pack, unpack
 from samplers.errors import FamilyError, OptionError, SamplersError, UnknownNameError
 from samplers.masked.random_order import RandomOrder
 from samplers.problems.base import Estimate, wilson
+from samplers.problems.pictures import png
+from samplers.problems.sudoku import conflicts
 
 SMALL = Request(("sudoku4",), ("radd", "random_order"), nfe=(2, 4), seeds=2, rows=64, batch=40)
 
@@ -210,7 +211,7 @@ class Picky(RandomOrder):
 def more_samplers(monkeypatch):
     zoo = registry._get()
     for cls in (Raising, Picky):
-        monkeypatch.setitem(zoo.by_name, cls.name, [registry.Entry(cls.name, "test", "1", cls, "masked")])
+        monkeypatch.setitem(zoo.own, cls.name, registry.Entry(cls.name, "test", "1", cls, "masked"))
 
 
 def test_a_sampler_that_raises_does_not_stop_the_others(tmp_path, more_samplers):

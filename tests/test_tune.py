@@ -9,9 +9,9 @@ import pytest
 
 import samplers
 from samplers import FamilyError, OptionError, SamplersError, UnknownNameError, problems, registry
-from samplers.bench import plot, tune
-from samplers.bench.own import subject
-from samplers.bench.sweep import Request, Store, run
+from samplers.bench import Request, Store, plot, run, tune
+from samplers.bench.collect import loss
+from samplers.bench.user_model import subject
 from samplers.masked.beta_energy import BetaEnergy
 from samplers.masked.random_order import RandomOrder
 from samplers.sampler import option
@@ -80,7 +80,7 @@ class Bowl(RandomOrder):
 @pytest.fixture
 def bowl(monkeypatch):
     """A problem's score replaced by the bowl's own, with noise that pairs of one seed share."""
-    monkeypatch.setitem(registry._get().by_name, "bowl", [registry.Entry("bowl", "test", "1", Bowl, "masked")])
+    monkeypatch.setitem(registry._get().own, "bowl", registry.Entry("bowl", "test", "1", Bowl, "masked"))
     from samplers.bench import sweep
 
     real = sweep.run_cell
@@ -160,18 +160,18 @@ def test_it_goes_on_where_it_stopped(tmp_path, bowl):
 
 
 def test_more_may_be_better(tmp_path, bowl, monkeypatch):
-    real = tune._loss
-    monkeypatch.setattr(tune, "_loss", lambda value, truth, better: real(value, truth, "higher"))
+    real = tune.loss
+    monkeypatch.setattr(tune, "loss", lambda value, truth, better: real(value, truth, "higher"))
     (found,) = tune.search(bowl_search(refine=0), tmp_path)
     assert found.pair == (0.9, 1)
 
 
 def test_what_exact_samples_score_is_the_aim():
-    assert tune._loss(0.3, 0.5, "lower") == pytest.approx(0.2)
-    assert tune._loss(0.7, 0.5, "lower") == pytest.approx(0.2)
-    assert tune._loss(0.7, None, "lower") == 0.7
-    assert tune._loss(0.7, None, "higher") == -0.7
-    assert math.isnan(tune._loss(None, None, "lower"))
+    assert loss(0.3, 0.5, "lower") == pytest.approx(0.2)
+    assert loss(0.7, 0.5, "lower") == pytest.approx(0.2)
+    assert loss(0.7, None, "lower") == 0.7
+    assert loss(0.7, None, "higher") == -0.7
+    assert math.isnan(loss(None, None, "lower"))
 
 
 def test_a_failure_is_said(tmp_path, monkeypatch):

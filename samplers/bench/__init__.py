@@ -2,11 +2,22 @@
 
     samplers bench --problem sudoku4 --samplers 'masked/*' --nfe 2,4,8 --out runs/first
 
-sweep.py plans and runs and remembers; collect.py combines seeds and finds the Pareto front; plot.py and report.py show.
+Each module may import those that stand before it:
+    user_model.py   what is measured on: an exact problem, or the user's own model
+    request.py      what is asked for
+    cells.py        the plan: which runs a request makes
+    store.py        the file that remembers them
+    sweep.py        running them
+    collect.py      seeds combined, intervals, the Pareto front, numbers as text
+    tables.py, plot.py, heatmap.py, report.py, live.py   what is shown
+    tune.py, tune_report.py   the search for two options of a sampler
 """
 
+from .cells import Cell, plan
 from .collect import Point, front, points
 from .report import write_report
-from .sweep import DEMO, Cell, Outcome, Request, Store, plan, run
+from .request import DEMO, Request
+from .store import Store
+from .sweep import Outcome, run
 
 __all__ = ["DEMO", "Cell", "Outcome", "Point", "Request", "Store", "front", "plan", "points", "run", "write_report"]

@@ -19,9 +19,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .sweep import called
+import numpy as np
 
-__all__ = ["Combined", "Point", "combine", "front", "groups", "points"]
+from .cells import label
+
+__all__ = [
+    "Combined",
+    "Difference",
+    "Point",
+    "combine",
+    "difference",
+    "front",
+    "groups",
+    "loss",
+    "number",
+    "points",
+]
 
 
 @dataclass(frozen=True)
@@ -133,7 +146,7 @@ def points(records: Iterable[dict[str, Any]], metric: str | None = None) -> list
             Point(
                 problem=first["problem"],
                 family=first["family"],
-                sampler=called(first["sampler"], first["settings"]),
+                sampler=label(first["sampler"], first["settings"]),
                 knob=first["knob"],
                 value=first["value"],
                 primary=metric if metric is not None and metric in names else first["score"]["primary"],
@@ -175,3 +188,50 @@ def front(made: Sequence[Point], cost: Callable[[Point], float]) -> list[Point]:
         if sign * p.quality.value < sign * (bound if math.isfinite(bound) else best.value):
             found.append(p)
     return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Loss of the found pair less that of a reference on the same seeds; `low`, `high` its 95 % interval, Student's.
+
+    The loss is the distance to what exact samples score, where that is known; else the metric, or less it where more is
+    better. Below 0 the found pair is better.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def loss(value: float | None, truth: float | None, better: str) -> float:
+    if value is None:
+        return math.nan
+    # A likelihood can be too good to be true: what exact samples score is then the aim.
+    return abs(value - truth) if truth is not None else -value if better == "higher" else value
+
+
+def difference(a: Point, b: Point) -> Difference:
+    """Of a less b, seed by seed: both ran on the same ones."""
+    from scipy.stats import t as student
+
+    def losses(p: Point) -> np.ndarray:
+        estimates = [r["score"]["estimates"][p.primary] for r in p.records]
+        return np.array([loss(e["value"], e["truth"], e["better"]) for e in estimates])
+
+    values = losses(a) - losses(b)  # (seeds,)
+    half = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    mean = float(values.mean())
+    return Difference(mean, mean - half, mean + half)
+
+
+def number(v: float | None, digits: int = 3) -> str:
+    """A number in a table: three significant digits, no exponent where one can be avoided."""
+    if v is None or not math.isfinite(v):
+        return "–"
+    if v == 0:
+        return "0"
+    if abs(v) >= 10 ** (digits - 1):
+        return f"{v:,.0f}"
+    if abs(v) < 1e-4:
+        return f"{v:.1e}"
+    return f"{v:.{max(0, digits - 1 - math.floor(math.log10(abs(v))))}f}"

@@ -13,10 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from .collect import Combined, Point, front, groups, points
-from .report import best_rows, columns, in_order, number
-from .sweep import Cell, Record, Store
-from .tune import Difference, Found, rows_of
+from .cells import Cell
+from .collect import Combined, Difference, Point, front, groups, number, points
+from .store import Record, Store
+from .tables import best_rows, columns, in_order
+from .tune import Found
+from .tune_report import rows_of
 
 __all__ = ["Display", "SearchDisplay", "found_table", "table"]
 

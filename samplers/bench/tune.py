@@ -16,28 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import registry
 from ..errors import OptionError, SamplersError
-from .collect import Point, points
-from .own import is_own, subject
-from .sweep import Cell, Record, Request, Store, _cells, _options, execute, session
+from .cells import Cell, cells_of
+from .collect import Difference, Point, difference, loss, points
+from .request import Request, parse_options
+from .store import Record, Store, session
+from .sweep import execute
+from .user_model import is_user_model, subject
 
-__all__ = [
-    "DEFAULTS",
-    "Axis",
-    "Difference",
-    "Found",
-    "Search",
-    "axis",
-    "difference",
-    "grid",
-    "paste",
-    "rows_of",
-    "search",
-]
-__all__ += ["write"]
+__all__ = ["DEFAULTS", "Axis", "Found", "Pair", "Search", "axis", "grid", "search"]
 
 Pair = tuple[float, float]
 
@@ -123,19 +111,6 @@ class Search:
             raise OptionError(f"--refine must be 0 or more, not {self.refine}")
         if self.request.seeds < 2:
             raise OptionError("a search needs --seeds of 2 or more: their spread is what differences are judged by")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Loss of the found pair less that of a reference on the same seeds; `low`, `high` its 95 % interval, Student's.
-
-    The loss is the distance to what exact samples score, where that is known; else the metric, or less it where more is
-    better. Below 0 the found pair is better.
-    """
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -263,7 +238,7 @@ class _Cells:
                     f"sampler {what.sampler!r} has no numeric option {one.option!r}; "
                     f"it has {', '.join(numeric) or 'none'}"
                 )
-        given = _options(what.request.options, [what.sampler]).get(what.sampler, {})
+        given = parse_options(what.request.options, [what.sampler]).get(what.sampler, {})
         if clash := [o for o in (what.x.option, what.y.option) if o in given]:
             raise OptionError(f"-o {clash[0]}=...: that option is searched over")
         # An option that a benchmark would walk stays as it is, unless it is searched over: `steps` is the knob here.
@@ -273,11 +248,11 @@ class _Cells:
             raise OptionError("a search is on one problem or model at a time")
         name = what.request.problems[0]
         problem = subject(name, what.request.metric, what.request.higher)
-        if is_own(name) and what.request.metric is None:
+        if is_user_model(name) and what.request.metric is None:
             raise OptionError("a search on one's own model needs --metric MODULE:FUNCTION to judge by")
         fixed = tuple(f"{k}={v}" for k, v in self.own.items())
         request = dataclasses.replace(what.request, samplers=(what.sampler,), options=fixed, family=cls.family)
-        self.templates = {c.settings["steps"]: c for c in _cells(request, name, 0)}
+        self.templates = {c.settings["steps"]: c for c in cells_of(request, name, 0)}
         for s in what.request.nfe:
             if s not in self.templates:
                 raise OptionError(f"{s} steps are too few for blocks of {what.request.block_length}")
@@ -305,103 +280,12 @@ class _Cells:
         return self.cls.make(**self.options(pair)).expected_nfe(self.length, steps)
 
 
-def _loss(value: float | None, truth: float | None, better: str) -> float:
-    if value is None:
-        return math.nan
-    # A likelihood can be too good to be true: what exact samples score is then the aim.
-    return abs(value - truth) if truth is not None else -value if better == "higher" else value
-
-
 def _best(tried: Mapping[Pair, Point]) -> Pair:
     """The pair of the least loss; of equals that with fewer forwards, and then the first."""
 
     def rank(pair: Pair) -> tuple[bool, float, float]:
         q = tried[pair].quality
-        loss = _loss(q.value, q.truth, q.better)
-        return (not math.isfinite(loss), loss, tried[pair].nfe)
+        its_loss = loss(q.value, q.truth, q.better)
+        return (not math.isfinite(its_loss), its_loss, tried[pair].nfe)
 
     return min(tried, key=rank)
-
-
-def difference(a: Point, b: Point) -> Difference:
-    """Of a less b, seed by seed: both ran on the same ones."""
-    from scipy.stats import t as student
-
-    def losses(p: Point) -> np.ndarray:
-        estimates = [r["score"]["estimates"][p.primary] for r in p.records]
-        return np.array([_loss(e["value"], e["truth"], e["better"]) for e in estimates])
-
-    values = losses(a) - losses(b)  # (seeds,)
-    half = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    mean = float(values.mean())
-    return Difference(mean, mean - half, mean + half)
-
-
-# ---------------------------------------------------------------------------------------------- what is written
-
-
-def rows_of(one: Found) -> list[tuple[str, Pair, Point, Difference | None]]:
-    """The rows of a table: the found pair, and each reference with what the found pair is less than it."""
-    others = [(name, one.named[name], one.references[name], one.differences[name]) for name in one.references]
-    return [("found", one.pair, one.point, None), *others]
-
-
-def paste(what: Search, one: Found) -> tuple[str, str]:
-    """The found pair ready to use: a line of Python and a command."""
-    request, named = what.request, ((what.x.option, one.pair[0]), (what.y.option, one.pair[1]))
-    options = dict(o.partition("=")[::2] for o in request.options)
-    known = {o.name: o for o in registry.load(what.sampler).options()}
-    given = {k.rpartition(".")[2]: known[k.rpartition(".")[2]].parse(v) for k, v in options.items()} | dict(named)
-    driver = {"steps": one.steps, "block_length": request.block_length, "temperature": request.temperature}
-    if request.temperature is None and not is_own(request.problems[0]):
-        driver["temperature"] = 1.0
-    driver = {k: v for k, v in driver.items() if v is not None}
-    arguments = ", ".join(f"{k}={v!r}" for k, v in (driver | given).items())
-    python = f"samplers.sample(denoiser, {what.sampler!r}, {arguments})"
-    where = f"--{'denoiser' if is_own(request.problems[0]) else 'problem'} {request.problems[0]}"
-    flags = [f"--{k.replace('_', '-')} {v}" for k, v in driver.items()] + [f"-o {k}={v}" for k, v in given.items()]
-    return python, f"samplers sample {where} --sampler {what.sampler} {' '.join(flags)}"
-
-
-def write(what: Search, found: Sequence[Found], folder: str | Path) -> tuple[list[Path], list[str]]:
-    """table.md and heatmap.png beside the cells: (their paths, notes for the user)."""
-    from . import plot
-    from .report import number
-
-    folder, notes = Path(folder), []
-    x, y, metric = what.x.option, what.y.option, found[0].point.primary
-    lines = [
-        f"# {what.sampler} on {what.request.problems[0]}: {x} and {y} by {metric}",
-        "",
-        f"| steps | pair | {x} | {y} | {metric} | 95 % | forwards a row | found less this | 95 % |",
-        "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    for one in found:
-        for name, pair, point, d in rows_of(one):
-            q = point.quality
-            less = ("", "") if d is None else (number(d.value), f"{number(d.low)} to {number(d.high)}")
-            cells = [str(one.steps), name, f"{pair[0]:g}", f"{pair[1]:g}", number(q.value)]
-            cells += [f"{number(q.low)} to {number(q.high)}", number(point.nfe), *less]
-            lines.append("| " + " | ".join(cells) + " |")
-    seeds, rows = what.request.seeds, found[0].point.records[0]["rows"]
-    tried = max(len(one.tried) for one in found)
-    truth = found[0].point.quality.truth
-    lines += [
-        "",
-        f"{tried} pairs were searched on {seeds} seeds of {rows:,} rows; the numbers are of {seeds} fresh seeds. 'found less "
-        "this' is the difference of losses seed by seed, below 0 where the found pair is better."
-        + (f" Exact samples score {number(truth)}." if truth is not None else ""),
-        "",
-        *(f"    {line}" for one in found for line in (f"# {one.steps} steps", *paste(what, one))),
-    ]
-    paths = [folder / "table.md"]
-    paths[0].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if plot.available():
-        paths.append(folder / "heatmap.png")
-        title = f"{metric} of {what.sampler} on {what.request.problems[0]}"
-        if truth:
-            title += f": distance from exact samples' {number(truth)}"
-        plot.write_heatmap(found, x, y, title, paths[1])
-    else:
-        notes.append("no heat map: matplotlib is not installed (pip install sampler-zoo[bench])")
-    return paths, notes

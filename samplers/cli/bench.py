@@ -13,18 +13,19 @@ from rich.console import Console
 
 from ..errors import OptionError
 from .arguments import FAMILY, OPTION, Commands, Flat, budgets, command, names
-from .measuring import OWN_MODEL, asked, command_again, interrupted, measured, own_model
+from .measuring import USER_MODEL, interrupted, measured, request_fields, resume_command, user_model
 from .output import complain, make_console
 
 
 def _bench(args: argparse.Namespace) -> int:
     from ..bench.live import Display
-    from ..bench.sweep import DEMO, NFE, Request, run
+    from ..bench.request import DEMO, NFE, Request
+    from ..bench.sweep import run
 
     console = make_console()
     if args.report:
-        return _finish(console, args.report, [])
-    where = args.problem or own_model(args)
+        return _report_run(console, args.report, [])
+    where = args.problem or user_model(args)
     if bool(where) == args.demo or (args.problem and args.denoiser):
         raise OptionError("bench needs one of --problem NAME, --denoiser MODULE:ATTRIBUTE, --demo and --report DIR")
     if args.demo:
@@ -37,12 +38,12 @@ def _bench(args: argparse.Namespace) -> int:
                 family=args.family,
                 nfe=tuple(args.nfe or NFE),
                 caches=tuple(None if c == "none" else c for c in args.cache or ["none"]),
-                **asked(args),
+                **request_fields(args),
             )
         ]
         name = f"{'-'.join(where)}-{datetime.now():%Y%m%d-%H%M%S}".replace(":", ".")
     folder = Path(args.out or Path("runs") / name)
-    command = command_again(args, folder)
+    command = resume_command(args, folder)
     display = Display(console, quiet=args.quiet, metric=args.metric)
     try:
         with display:
@@ -69,23 +70,24 @@ def _bench(args: argparse.Namespace) -> int:
     if len(outcome.failed) + len(outcome.declined) == outcome.planned:
         complain(f"no cell ended well; the first said: {(outcome.failed + outcome.declined)[0]['error']}")
         return 1
-    _finish(console, folder, [] if args.quiet else ["tables"])
+    _report_run(console, folder, [] if args.quiet else ["tables"])
     return 1 if outcome.failed or lost else 0
 
 
 def _without_any(folder: Path, declined: list[dict[str, Any]]) -> set[str]:
     """Samplers that declined everything they were asked for. That is a failure; to decline some step counts is not."""
-    from ..bench.sweep import Store
+    from ..bench.store import Store
 
     ran = {(r["problem"], r["sampler"]) for r in Store(folder, write=False).records.values() if r["status"] == "ok"}
     return {r["sampler"] for r in declined if (r["problem"], r["sampler"]) not in ran}
 
 
-def _finish(console: Console, folder: str | Path, show: Sequence[str]) -> int:
+def _report_run(console: Console, folder: str | Path, show: Sequence[str]) -> int:
     from ..bench.collect import groups, points
     from ..bench.live import table
-    from ..bench.report import best_rows, plotted, write_report
-    from ..bench.sweep import REQUEST, Store
+    from ..bench.report import plotted, write_report
+    from ..bench.store import REQUEST, Store
+    from ..bench.tables import best_rows
 
     page, notes = write_report(folder)
     if show:
@@ -116,7 +118,7 @@ def add(commands: Commands) -> None:
         metavar="C,C,...",
         help="KV caches to compare, if the model has them: none, prefix, dual, delayed, block",
     )
-    p.add_argument("--denoiser", **OWN_MODEL)
+    p.add_argument("--denoiser", **USER_MODEL)
     p.add_argument(
         "--samplers",
         type=names,

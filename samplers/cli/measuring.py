@@ -12,7 +12,7 @@ from rich.console import Console
 from ..errors import OptionError
 from .arguments import temperature, whole
 
-OWN_MODEL: dict[str, Any] = {
+USER_MODEL: dict[str, Any] = {
     "metavar": "NAME|hf:NAME|MODULE:ATTRIBUTE",
     "help": "model in the box, of a folder or the hub, or of your own; see `samplers sample --help`",
 }
@@ -54,20 +54,20 @@ def measured(p: argparse.ArgumentParser, seeds: int) -> None:
     p.add_argument("--quiet", action="store_true", help="print failures and the place of the results only")
 
 
-def own_model(args: argparse.Namespace) -> list[str]:
+def user_model(args: argparse.Namespace) -> list[str]:
     """What --denoiser names, as a list of places to measure on; empty if it was not given."""
     if args.denoiser and ":" not in args.denoiser:
         raise OptionError(f"--denoiser {args.denoiser!r}: write module:attribute, such as my_model:denoiser")
     return [args.denoiser] if args.denoiser else []
 
 
-def asked(args: argparse.Namespace) -> dict[str, Any]:
+def request_fields(args: argparse.Namespace) -> dict[str, Any]:
     """The fields of a Request that bench and tune have flags for; those not given keep their defaults."""
     names = ("seeds", "rows", "batch", "temperature", "block_length", "gen_length", "prompts", "metric", "higher")
     return {k: getattr(args, k) for k in names if getattr(args, k) is not None} | {"options": tuple(args.option)}
 
 
-def command_again(args: argparse.Namespace, folder: Path) -> str:
+def resume_command(args: argparse.Namespace, folder: Path) -> str:
     """The command that goes on with a run, or makes its report again."""
     again = "samplers " + shlex.join(a for a in args.argv if a != "--fresh")
     return again if args.out or getattr(args, "demo", False) else f"{again} --out {shlex.quote(str(folder))}"

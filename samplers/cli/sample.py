@@ -46,7 +46,7 @@ def _options(sampler: str, texts: Sequence[str]) -> dict[str, Any]:
 def _model(args: argparse.Namespace) -> tuple[Problem | None, Denoiser]:
     """The problem, if one was asked for, and the denoiser."""
     from .. import problems
-    from ..bench.own import load_denoiser
+    from ..bench.user_model import load_denoiser
 
     if args.problem is None:
         return None, load_denoiser(MODEL if args.denoiser is None else args.denoiser)

@@ -11,17 +11,17 @@ from rich.text import Text
 from .. import registry
 from ..errors import OptionError
 from .arguments import OPTION, Commands, budgets, command, whole_or_0
-from .measuring import OWN_MODEL, asked, command_again, interrupted, measured, own_model
+from .measuring import USER_MODEL, interrupted, measured, request_fields, resume_command, user_model
 from .output import make_console
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from ..bench import tune
+    from ..bench import tune, tune_report
     from ..bench.live import SearchDisplay, found_table
-    from ..bench.own import subject
-    from ..bench.sweep import Request
+    from ..bench.request import Request
+    from ..bench.user_model import subject
 
-    (where,) = own_model(args) or [args.problem]
+    (where,) = user_model(args) or [args.problem]
     names = tune.DEFAULTS.get(args.sampler)
     if not names and not (args.x and args.y):
         raise OptionError(
@@ -38,10 +38,12 @@ def _tune(args: argparse.Namespace) -> int:
                 "--steps is needed: this model takes a canvas of any length, and --gen-length was not given"
             )
         steps = sorted({max(1, length // k) for k in (8, 4, 2)})
-    request = Request(problems=(where,), samplers=(args.sampler,), nfe=tuple(steps), **{"seeds": 4, **asked(args)})
+    request = Request(
+        problems=(where,), samplers=(args.sampler,), nfe=tuple(steps), **{"seeds": 4, **request_fields(args)}
+    )
     what = tune.Search(request, args.sampler, x, y, references, args.refine)
     folder = Path(args.out or Path("runs") / f"tune-{args.sampler}-{where}".replace(":", "."))
-    command, console = command_again(args, folder), make_console()
+    command, console = resume_command(args, folder), make_console()
     display = SearchDisplay(console, quiet=args.quiet)
     try:
         with display:
@@ -58,7 +60,7 @@ def _tune(args: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         return interrupted(f"{display.count} runs are in {folder}", command)
-    paths, notes = tune.write(what, found, folder)
+    paths, notes = tune_report.write(what, found, folder)
     console.print()
     console.print(found_table(found, x.option, y.option))
     console.print(
@@ -69,7 +71,7 @@ def _tune(args: argparse.Namespace) -> int:
     for one in found:
         expected = "" if one.expected_nfe is None else f", {one.expected_nfe:.4g} forward passes expected"
         console.print(f"[bold]{one.steps} steps[/]{expected}", highlight=False)
-        for line in tune.paste(what, one):
+        for line in tune_report.paste(what, one):
             console.print(Text(f"  {line}"), soft_wrap=True)
     for note in notes:
         console.print(f"[yellow]note:[/] {note}", highlight=False)
@@ -95,7 +97,7 @@ def add(commands: Commands) -> None:
     p.add_argument("sampler", metavar="NAME", help="sampler with two numeric options, such as beta_energy")
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("--problem", help="exact problem: digits, sudoku4, text")
-    what.add_argument("--denoiser", **OWN_MODEL)
+    what.add_argument("--denoiser", **USER_MODEL)
     p.add_argument("--x", metavar="OPTION=LOW:HIGH:COUNT", help="first option; values may also be listed, a=0.1,0.5")
     p.add_argument("--y", metavar="OPTION=LOW:HIGH:COUNT", help="second option (default for beta_energy: a and b)")
     p.add_argument("--grid", metavar="LOW:HIGH:COUNT", help="grid of beta_energy's two options (default 0.1:1.0:10)")

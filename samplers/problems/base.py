@@ -22,6 +22,7 @@ from torch import Tensor
 from ..denoiser import Denoiser, TokenDenoiser
 from ..errors import FamilyError, OptionError, did_you_mean, unknown_option
 from ..random import uniform
+from .pictures import strip, text_block
 
 __all__ = ["Estimate", "ExactTokens", "Problem", "Score"]
 
@@ -205,6 +206,9 @@ class Problem:
         length: the canvas length L of token families, or None.
         primary: per family the metric that plots use; lower is better.
         settings: arguments of sample() that a benchmark gives beside its own, such as a prompt.
+        figure_columns: how many of its figures fit beside each other in a page.
+        figure_rows: how many exact samples a figure of the truth needs.
+        figure_note: what a reader must know to read the figures.
     """
 
     name: str
@@ -213,6 +217,9 @@ class Problem:
     length: int | None = None
     primary: dict[str, str]
     settings: Mapping[str, Any] = {}
+    figure_columns: int = 2
+    figure_rows: int = 8
+    figure_note: str = ""
 
     def denoiser(self, family: str | None = None, **kw: Any) -> Denoiser:
         """The exact denoiser of `family` (default: the first of `families`).
@@ -258,6 +265,17 @@ class Problem:
     def picture(self, x: Tensor, k: int = 8) -> list[np.ndarray]:
         """Small pictures of the first k rows (or one of all rows), uint8 (H, W) or (H, W, 3); [] if there is none."""
         return []
+
+    def figure(self, x: Tensor, truth: Tensor, k: int | None = None) -> str:
+        """The first rows of x as an HTML element: pictures if the problem has some, else tokens as text, else ''.
+
+        Args:
+            truth: exact samples, for a problem that shows x against them.
+            k: how many rows; None: as many as a narrow column holds.
+        """
+        if pictures := self.picture(x, k or 5):
+            return strip(pictures)
+        return "" if x.is_floating_point() else text_block([self.render(row) for row in x[:2]])
 
     def render(self, x_row: Tensor) -> str:
         """One row for a terminal; masked positions show as '·'."""

@@ -182,6 +182,7 @@ class Digits(Problem):
 
     name = "digits"
     families = ("masked", "uniform", "gaussian")
+    figure_columns = 4
     summary = "scikit-learn's 8 x 8 handwritten digits as tokens or reals, with exact likelihoods"
     length = 64
     primary = {"masked": "mmd", "uniform": "mmd", "gaussian": "mmd"}

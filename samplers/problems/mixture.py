@@ -24,6 +24,7 @@ from .base import (
     truth_normals,
     truth_uniforms,
 )
+from .pictures import scatter
 
 __all__ = ["Mixture", "MixtureDenoiser"]
 
@@ -110,6 +111,7 @@ class Mixture(Problem):
 
     name = "mixture"
     families = ("gaussian",)
+    figure_columns, figure_rows, figure_note = 4, 512, "grey: exact samples"
     summary = "Gaussian mixtures with closed-form score, and the probability-flow ODE solved to 1e-10"
     primary = {"gaussian": "energy"}
 
@@ -323,6 +325,10 @@ class Mixture(Problem):
         axes.set_axis_off()
         canvas.draw()
         return [np.asarray(canvas.buffer_rgba())[..., :3].copy()]
+
+    def figure(self, x: Tensor, truth: Tensor, k: int | None = None) -> str:
+        """A scatter of all rows over exact samples, if the mixture is one of the plane."""
+        return scatter(x, truth) if self.dim == 2 else super().figure(x, truth, k)
 
     def render(self, x_row: Tensor) -> str:
         """The coordinates, as signed numbers of three decimals."""

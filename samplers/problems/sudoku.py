@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -27,8 +28,9 @@ from .base import (
     wilson,
 )
 from .finite import FiniteGaussian
+from .pictures import strip
 
-__all__ = ["CountingTokens", "Sudoku4", "sudoku_grids"]
+__all__ = ["CountingTokens", "Sudoku4", "conflicts", "sudoku_grids"]
 
 QUIET_BITS = 40  # a noise level below 2^-40 is none
 
@@ -123,6 +125,8 @@ class Sudoku4(Problem):
 
     name = "sudoku4"
     families = ("masked", "uniform", "gaussian")
+    figure_columns = 4
+    figure_note = "cells in red repeat a digit in their row, column or box"
     summary = "the 288 valid 4 x 4 sudoku grids; wrong joint decisions show as invalid grids"
     length = 16
     primary = {"masked": "tv", "uniform": "tv", "gaussian": "tv"}
@@ -208,12 +212,40 @@ class Sudoku4(Problem):
             pictures.append(image)
         return pictures
 
+    def figure(self, x: Tensor, truth: Tensor, k: int | None = None) -> str:
+        """The first grids as digits, those that break a rule in red."""
+        return strip(_svg(grid) for grid in self.decode(x)[: k or 4].tolist())
+
     def render(self, x_row: Tensor) -> str:
         """Four lines, the digits 1 to 4, '·' at masks, boxes apart."""
         row = self.decode(x_row.detach().cpu()).tolist()
         marks = [str(v + 1) if 0 <= v < 4 else "·" for v in row]
         lines = [f"{marks[4 * r]} {marks[4 * r + 1]} │ {marks[4 * r + 2]} {marks[4 * r + 3]}" for r in range(4)]
         return "\n".join([*lines[:2], "────┼────", *lines[2:]])
+
+
+def conflicts(grid: Sequence[int]) -> set[int]:
+    """Cells of a 4 x 4 grid whose digit stands again in their row, column or 2 x 2 box."""
+    units: Iterable[list[int]] = [
+        *([4 * i + j for j in range(4)] for i in range(4)),
+        *([4 * j + i for j in range(4)] for i in range(4)),
+        *([8 * r + 2 * c + k for k in (0, 1, 4, 5)] for r in range(2) for c in range(2)),
+    ]
+    return {a for unit in units for a in unit for b in unit if a != b and grid[a] == grid[b]}
+
+
+def _svg(grid: list[int]) -> str:
+    wrong = conflicts(grid)
+    out = [f'<svg class="sudoku" viewBox="0 0 50 50" role="img" aria-label="{"invalid" if wrong else "valid"} grid">']
+    for i, v in enumerate(grid):
+        x, y = 1 + 12 * (i % 4), 1 + 12 * (i // 4)
+        if i in wrong:
+            out.append(f'<rect class="x" x="{x}" y="{y}" width="12" height="12"/>')
+        out.append(f'<text{" class=x" if i in wrong else ""} x="{x + 6}" y="{y + 9.6}">{v + 1}</text>')
+    out.append('<path d="M1 13h48M1 37h48M13 1v48M37 1v48" stroke="var(--faint)" fill="none" stroke-width=".7"/>')
+    edge = "var(--bad)" if wrong else "var(--soft)"
+    out.append(f'<path d="M1 1h48v48h-48zM1 25h48M25 1v48" stroke="{edge}" fill="none" stroke-width="1"/></svg>')
+    return "".join(out)
 
 
 def _tv(counts: np.ndarray, n: int) -> Estimate:

@@ -22,15 +22,15 @@ from ..models import pretrained, zoo
 from ..problems import Estimate, Problem, Score
 from ..problems.base import mean_estimate
 
-__all__ = ["OwnModel", "is_own", "load_denoiser", "load_prompts", "subject"]
+__all__ = ["UserModel", "is_user_model", "load_denoiser", "load_prompts", "subject"]
 
 
-def is_own(name: str) -> bool:
+def is_user_model(name: str) -> bool:
     """Whether a name is module:attribute or a trained model's, and not an exact problem's."""
     return ":" in name or name in zoo.list_models()
 
 
-def load(spec: str, what: str) -> Any:
+def load_object(spec: str, what: str) -> Any:
     """The object that module:attribute names, looked for in the present folder, too. `what` is how errors call it."""
     module, sign, attribute = spec.partition(":")
     if not sign or not module or not attribute:
@@ -49,7 +49,7 @@ def load(spec: str, what: str) -> Any:
     return found
 
 
-def _called(found: Any, spec: str, what: str) -> Any:
+def _call_if_function(found: Any, spec: str, what: str) -> Any:
     """What a function without arguments returns; anything else as it is."""
     try:
         return found() if callable(found) else found
@@ -73,9 +73,9 @@ def load_denoiser(spec: str) -> Denoiser:
             return zoo.load(spec)
         except UnknownNameError as error:
             raise OptionError(f"--denoiser: {error}. For one of your own write module:attribute") from error
-    found = load(spec, "--denoiser")
+    found = load_object(spec, "--denoiser")
     if not isinstance(found, Denoiser):
-        found = _called(found, spec, "--denoiser")
+        found = _call_if_function(found, spec, "--denoiser")
     if not isinstance(found, Denoiser):
         raise OptionError(
             f"--denoiser {spec!r} is {type(found).__name__}, not a Denoiser or a function that returns one; "
@@ -87,7 +87,7 @@ def load_denoiser(spec: str) -> Denoiser:
 @functools.lru_cache(maxsize=1)
 def load_prompts(spec: str) -> list[list[int]]:
     """The prompts called module:attribute, one a row: lists of token ids, or a function that returns them."""
-    found = _called(load(spec, "--prompts"), spec, "--prompts")
+    found = _call_if_function(load_object(spec, "--prompts"), spec, "--prompts")
     try:
         return [[int(v) for v in row] for row in found]
     except (TypeError, ValueError):
@@ -96,7 +96,7 @@ def load_prompts(spec: str) -> list[list[int]]:
         ) from None
 
 
-class OwnModel(Problem):
+class UserModel(Problem):
     """A denoiser of the user's in a problem's place.
 
     Args:
@@ -111,7 +111,7 @@ class OwnModel(Problem):
         self.name, self.made = spec, load_denoiser(spec)
         self.families = (self.made.family,)
         self.length = getattr(self.made, "length", None)
-        self.metric = load(metric, "--metric") if metric else None
+        self.metric = load_object(metric, "--metric") if metric else None
         self.metric_name = metric.rpartition(":")[2] if metric else None
         self.higher = higher
         if metric and not callable(self.metric):
@@ -151,8 +151,8 @@ def subject(name: str, metric: str | None = None, higher: bool = False) -> Probl
     Raises:
         UnknownNameError: no such problem. OptionError: a module that cannot be had, a metric that the problem has not.
     """
-    if is_own(name):
-        return OwnModel(name, metric, higher)
+    if is_user_model(name):
+        return UserModel(name, metric, higher)
     problem = problems.create(name)
     if metric is not None:
         known: Sequence[str] = list(problem.score(problem.sample_truth(8)))

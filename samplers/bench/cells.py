@@ -1,0 +1,160 @@
+"""The plan of a sweep: which cells a request makes.
+
+A cell is one run: (problem, family, sampler, one setting of its knob, seed). The knob is `steps`. A sampler whose class
+declares `facts = Facts(sweep=(option, values))` is walked along that option instead, and its NFE is then measured, not asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import registry
+from ..errors import UnknownNameError
+from ..feeds.sequence import missing_capabilities
+from .request import Request, parse_options
+from .user_model import is_user_model, load_prompts, subject
+
+__all__ = ["Cell", "cells_of", "label", "plan"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep, and what defines it. `metric` and `higher` are those of one's own model."""
+
+    problem: str
+    family: str
+    sampler: str
+    distribution: str
+    version: str
+    knob: str  # 'steps', or the option that is walked
+    value: Any
+    options: dict[str, Any]
+    settings: dict[str, Any]  # arguments of sample(): steps, temperature, block_length
+    seed: int
+    rows: int
+    batch: int
+    metric: str | None = None
+    higher: bool = False
+
+    @property
+    def key(self) -> str:
+        """16 hex digits of all that defines the cell. A new version of a sampler or of this library is another cell."""
+        facts = dataclasses.asdict(self) | {"library": registry.version()}
+        if self.metric is None:  # a problem scores all it can, whatever is plotted
+            del facts["metric"], facts["higher"]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return f"{self.problem} {self.family}/{label(self.sampler, self.settings)} {self.knob}={self.value} seed {self.seed}"
+
+
+def label(sampler: str, settings: dict[str, Any]) -> str:
+    """A sampler's name in tables: with its cache, where it has one."""
+    cache = settings.get("cache")
+    return sampler if cache is None else f"{sampler} + {cache}"
+
+
+def plan(requests: Iterable[Request]) -> list[Cell]:
+    """The cells of some requests, each once; seed by seed, so that a sweep that is stopped has something of everything.
+
+    Raises:
+        UnknownNameError: a pattern or problem that nothing matches. FamilyError: a problem without that family.
+        OptionError: an option that no chosen sampler has, or a value out of its bounds.
+    """
+    cells: dict[str, Cell] = {}
+    for seed, request in sorted(((s, r) for r in requests for s in range(r.seeds)), key=lambda pair: pair[0]):
+        made = [c for name in request.problems for c in cells_of(request, name, seed)]
+        if not made:
+            raise UnknownNameError(
+                f"nothing to run: no sampler of {', '.join(request.samplers)} is of a family that "
+                f"{', '.join(request.problems)} has ({', '.join(_families(request, request.problems[0]))}), or they need a "
+                "model that reads a sequence"
+            )
+        cells.update((c.key, c) for c in made)
+    return list(cells.values())
+
+
+def _families(request: Request, name: str) -> tuple[str, ...]:
+    problem = subject(name, request.metric, request.higher)
+    if request.family is None:
+        return tuple(problem.families)
+    problem.denoiser(request.family)  # its error names the families there are
+    return (request.family,)
+
+
+def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
+    _check_patterns(request.samplers)
+    families = _families(request, problem)
+    chosen = [(f, n) for f in families for n in registry.names(request.samplers, f) if _runs(n, f, problem)]
+    given = parse_options(request.options, [n for _, n in chosen])
+    cells = []
+    for family, name in chosen:
+        cls, item = registry.load(name), registry.entry(name)
+        own = given.get(name, {})
+        sweep = cls.facts.sweep
+        knob, values = ("steps", request.nfe) if sweep is None or sweep[0] in own else sweep
+        if cls.facts.sequential and knob == "steps":  # which it does not take
+            knob, values = sweep[0], (own[sweep[0]],)
+        for value, cache in itertools.product(values, request.caches):
+            sampler = cls.make(**own | ({knob: value} if knob != "steps" else {}))
+            settings: dict[str, Any] = {"steps": value if knob == "steps" else None}
+            if family in ("masked", "uniform"):
+                temperature = request.temperature
+                if temperature is None and not is_user_model(problem):
+                    temperature = 1.0
+                settings |= {
+                    "temperature": temperature if temperature is None else float(temperature),
+                    "block_length": request.block_length,
+                }
+                more = {"gen_length": request.gen_length, "prompts": request.prompts}
+                settings |= {k: v for k, v in more.items() if v is not None}
+                if cache is not None:
+                    settings["cache"] = cache
+            if knob == "steps" and request.block_length is not None and family != "gaussian":
+                length = request.gen_length or subject(problem).length or request.block_length
+                if value < -(-length // request.block_length):
+                    continue  # fewer steps than blocks cannot be
+            rows = request.rows if request.prompts is None else min(request.rows, len(load_prompts(request.prompts)))
+            batch = min(request.batch, rows)
+            cells.append(
+                Cell(
+                    problem=problem,
+                    family=family,
+                    sampler=name,
+                    distribution=item.distribution,
+                    version=item.version,
+                    knob=knob,
+                    value=value,
+                    options=sampler.values(),
+                    settings=settings,
+                    seed=seed,
+                    rows=rows,
+                    batch=batch,
+                    metric=request.metric if is_user_model(problem) else None,
+                    higher=request.higher,
+                )
+            )
+    return cells
+
+
+def _runs(name: str, family: str, problem: str) -> bool:
+    """Whether the problem's denoiser is one that the sampler can be asked through."""
+    if not registry.load(name).facts.sequential:
+        return True
+    return not missing_capabilities(subject(problem).denoiser(family))  # type: ignore[arg-type]
+
+
+def _check_patterns(patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        if registry.names(pattern):
+            continue
+        name = pattern.rpartition("/")[2]
+        if not any(c in name for c in "*?["):
+            registry.entry(name)  # raises, with the nearest names
+        raise UnknownNameError(f"no sampler matches {pattern!r}; 'samplers list' shows them")

@@ -1,0 +1,101 @@
+"""The shape of the package: no circle of imports, and no file too long to read in one sitting."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import samplers
+
+ROOT = Path(samplers.__file__).parent
+LONGEST = 350  # lines of a module of the bench
+
+
+def modules():
+    """{dotted name: path} of every module of the package but the kit, which may import all of it."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return {name: path for name, path in found.items() if not name.startswith("samplers.testing")}
+
+
+def imports(name, path, known):
+    """The package's own modules that one imports, inside functions as well; what only type checkers read does not count."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+
+    def add(target):
+        while target and target not in known:
+            target = target.rpartition(".")[0]
+        if target and target != name:
+            found.add(target)
+
+    def walk(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                for alias in child.names:
+                    add(alias.name)
+            elif isinstance(child, ast.ImportFrom):
+                base = child.module or ""
+                if child.level:
+                    up = package.split(".")[: len(package.split(".")) - child.level + 1]
+                    base = ".".join([*up, *([child.module] if child.module else [])])
+                for alias in child.names:
+                    # `from . import plot` is an import of the module, not of the folder that it is in.
+                    add(f"{base}.{alias.name}" if f"{base}.{alias.name}" in known else base)
+            walk(child)
+
+    walk(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def circles(graph):
+    """The groups of modules that import each other, by Tarjan's algorithm."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            group = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def graph_of(keep):
+    known = modules()
+    graph = {name: imports(name, path, known) for name, path in known.items() if keep(name)}
+    return {name: {other for other in others if other in graph} for name, others in graph.items()}
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_module_is_in_a_circle():
+    graph = graph_of(lambda name: name != "samplers")  # its __init__ imports all public names
+    assert len(graph) > 80
+    assert "samplers.bench.collect" in graph["samplers.bench.plot"]
+    assert "samplers.sampler" in graph["samplers.registry"]  # inside a function
+    assert circles(graph) == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").glob("*.py")), ids=lambda path: path.name)
+def test_files_of_the_bench_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST
