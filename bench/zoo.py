@@ -200,7 +200,7 @@ def write(out: Path) -> None:
     fill_in(PAGE, parts)
     if made and plot.available():
         style = plot.styles(made)
-        panels = [(f"{problem}, {family}", group) for (problem, family), group in collect.groups(made).items()]
+        panels = [(section.title, section.points) for section in collect.sections(made)]
         plot.figure(panels, "nfe", style).savefig(PICTURE, dpi=110, facecolor="white")
 
 

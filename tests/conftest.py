@@ -17,3 +17,28 @@ def cli(capsys):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """A context in which files of the given name are written in part, and then the disk is full."""
+    import contextlib
+    import errno
+    import os
+    from pathlib import Path
+
+    real = Path.write_bytes
+
+    @contextlib.contextmanager
+    def full(name):
+        def write_bytes(self, data):
+            if self.name.startswith(name):
+                real(self, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+            return real(self, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", write_bytes)
+            yield
+
+    return full

@@ -10,7 +10,7 @@ import pytest
 import samplers
 from samplers import FamilyError, OptionError, SamplersError, UnknownNameError, problems, registry
 from samplers.bench import Request, Store, plot, run, tune
-from samplers.bench.collect import loss
+from samplers.bench.estimates import loss
 from samplers.bench.user_model import subject
 from samplers.masked.beta_energy import BetaEnergy
 from samplers.masked.random_order import RandomOrder
@@ -482,4 +482,29 @@ def test_the_metric_of_a_problem_is_chosen_when_it_is_shown(tmp_path, cli):
     code, out, _ = cli(*base, "--metric", "invalid")
     assert code == 0
     assert "1 were there already" in out  # nothing is run again for it
-    assert (tmp_path / "table.md").read_text().splitlines()[2].split("|")[5].strip() == "invalid"
+    header = next(line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("|"))
+    assert header.split("|")[5].strip() == "invalid"
+
+
+def test_a_model_in_the_box_is_measured_by_its_name(cli, tmp_path):
+    base = ("--denoiser", "digits-mdm", "--rows", 4, "--seeds", 2, "--out", tmp_path)
+    code, _, err = cli("bench", *base, "--samplers", "radd", "--nfe", 2)
+    assert code == 0, err
+    assert {r["problem"] for r in lines(tmp_path)} == {"digits-mdm"}
+    assert "--metric MODULE:FUNCTION" in cli("tune", "beta_energy", *base)[2]  # no longer the name that is refused
+    assert "did you mean 'digits-mdm'" in cli("bench", "--denoiser", "digits-mdn")[2]
+
+
+def test_a_full_disk_while_a_search_is_written(cli, tmp_path, full_disk):
+    base = ("tune", "beta_energy", "--problem", "sudoku4", "--steps", 2, "--grid", "0.5,1", "--rows", 8, "--seeds", 2)
+    base = (*base, "--refine", 0, "--out", tmp_path)
+    assert cli(*base)[0] == 0
+    kept = {name: (tmp_path / name).read_bytes() for name in ("cells.jsonl", "sweep.json", "table.md", "heatmap.png")}
+    for name in ("sweep.json", "table.md", "heatmap.png"):
+        with full_disk(name):
+            code, _, err = cli(*base)
+        assert code == 2, name
+        assert f"{tmp_path} cannot be written: No space left on device" in err
+        assert f"{len(lines(tmp_path))} finished cells are safe" in err
+        assert err.count("\n") == 1
+        assert {n: (tmp_path / n).read_bytes() for n in kept} == kept

@@ -15,27 +15,38 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import registry
-from ..errors import UnknownNameError
+from ..errors import PluginError, UnknownNameError
 from ..feeds.sequence import missing_capabilities
 from .request import Request, parse_options
+from .source import fingerprint
 from .user_model import is_user_model, load_prompts, subject
 
-__all__ = ["Cell", "cells_of", "label", "plan"]
+__all__ = ["Cell", "cells_of", "label", "plan", "unavailable"]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep, and what defines it. `metric` and `higher` are those of one's own model."""
+    """One run of a sweep, and what defines it.
+
+    Attributes:
+        distribution, version: the package that registered the sampler. code: the fingerprint of its source (source.py);
+            on a user's model, of the source of the model, the prompts and the metric as well.
+        knob: 'steps', or the option that is walked. value: of the knob.
+        options: all options of the sampler.
+        settings: arguments of sample(): steps, temperature, block_length and so on.
+        metric, higher: as in the request, for a user's model; a problem scores all it can.
+    """
 
     problem: str
     family: str
     sampler: str
     distribution: str
     version: str
-    knob: str  # 'steps', or the option that is walked
+    code: str
+    knob: str
     value: Any
     options: dict[str, Any]
-    settings: dict[str, Any]  # arguments of sample(): steps, temperature, block_length
+    settings: dict[str, Any]
     seed: int
     rows: int
     batch: int
@@ -44,7 +55,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """16 hex digits of all that defines the cell. A new version of a sampler or of this library is another cell."""
+        """16 hex digits of all that defines the cell. Other code, of the sampler or of this library, is another cell."""
         facts = dataclasses.asdict(self) | {"library": registry.version()}
         if self.metric is None:  # a problem scores all it can, whatever is plotted
             del facts["metric"], facts["higher"]
@@ -55,7 +66,7 @@ class Cell:
 
 
 def label(sampler: str, settings: dict[str, Any]) -> str:
-    """A sampler's name in tables: with its cache, where it has one."""
+    """A sampler's name in tables: with its cache, if it has one."""
     cache = settings.get("cache")
     return sampler if cache is None else f"{sampler} + {cache}"
 
@@ -64,13 +75,16 @@ def plan(requests: Iterable[Request]) -> list[Cell]:
     """The cells of some requests, each once; seed by seed, so that a sweep that is stopped has something of everything.
 
     Raises:
-        UnknownNameError: a pattern or problem that nothing matches. FamilyError: a problem without that family.
+        UnknownNameError: nothing matches a pattern or a problem's name. FamilyError: a problem without that family.
         OptionError: an option that no chosen sampler has, or a value out of its bounds.
+        PluginError: the only samplers that match cannot be loaded.
     """
     cells: dict[str, Cell] = {}
     for seed, request in sorted(((s, r) for r in requests for s in range(r.seeds)), key=lambda pair: pair[0]):
         made = [c for name in request.problems for c in cells_of(request, name, seed)]
         if not made:
+            if lost := unavailable([request]):
+                raise PluginError("; ".join(lost.values()))
             raise UnknownNameError(
                 f"nothing to run: no sampler of {', '.join(request.samplers)} is of a family that "
                 f"{', '.join(request.problems)} has ({', '.join(_families(request, request.problems[0]))}), or they need a "
@@ -78,6 +92,21 @@ def plan(requests: Iterable[Request]) -> list[Cell]:
             )
         cells.update((c.key, c) for c in made)
     return list(cells.values())
+
+
+def unavailable(requests: Iterable[Request]) -> dict[str, str]:
+    """The samplers that patterns match but that cannot be loaded: {name: what is wrong}."""
+    found: dict[str, str] = {}
+    for request in requests:
+        families = {f for name in request.problems for f in _families(request, name)}
+        for name in registry.list_samplers(request.samplers, imports=False):
+            item = registry.entry(name)
+            if item.said("family") in (None, *families):
+                try:
+                    item.load()
+                except PluginError as error:
+                    found[name] = str(error)
+    return found
 
 
 def _families(request: Request, name: str) -> tuple[str, ...]:
@@ -93,10 +122,11 @@ def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
     families = _families(request, problem)
     chosen = [(f, n) for f in families for n in registry.names(request.samplers, f) if _runs(n, f, problem)]
     given = parse_options(request.options, [n for _, n in chosen])
+    modules = [spec.partition(":")[0] for spec in (problem, request.prompts, request.metric) if spec and ":" in spec]
     cells = []
     for family, name in chosen:
         cls, item = registry.load(name), registry.entry(name)
-        own = given.get(name, {})
+        own, code = given.get(name, {}), fingerprint(cls, modules)
         sweep = cls.facts.sweep
         knob, values = ("steps", request.nfe) if sweep is None or sweep[0] in own else sweep
         if cls.facts.sequential and knob == "steps":  # which it does not take
@@ -129,6 +159,7 @@ def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
                     sampler=name,
                     distribution=item.distribution,
                     version=item.version,
+                    code=code,
                     knob=knob,
                     value=value,
                     options=sampler.values(),
@@ -152,7 +183,7 @@ def _runs(name: str, family: str, problem: str) -> bool:
 
 def _check_patterns(patterns: Sequence[str]) -> None:
     for pattern in patterns:
-        if registry.names(pattern):
+        if registry.names(pattern, imports=False) or registry.names(pattern):
             continue
         name = pattern.rpartition("/")[2]
         if not any(c in name for c in "*?["):

@@ -1,13 +1,5 @@
-"""From cells to points: seeds combined, intervals kept honest, the Pareto front.
+"""From cells to points: seeds combined, sections of what may be compared, the Pareto front.
 
-Rows are independent across seeds as within one, since all randomness is keyed by (seed, row). Seeds of one setting are
-therefore so many more rows, and are combined by metric:
-    a share (its interval is Wilson's) is pooled: counts are added, and Wilson's interval made anew;
-    anything else is the mean of the seeds' values. The halves of the seeds' 95 % intervals are added in quadrature and
-    divided by the number of seeds, the usual error of a mean of independent estimates; the result is never wider
-    than the seeds' own intervals together, which keeps bounds such as 0 in force.
-The bias of a metric at finite n (`truth`: what as many exact samples score) is that of one seed's rows and is not made
-smaller by more seeds: it is why a perfect sampler's total variation is not 0, and why plots draw it.
 Seconds are the median of the seeds, a sample: a machine that was busy once should not decide.
 """
 
@@ -16,37 +8,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from .cells import label
+from .estimates import Combined, combine, loss
+from .records import Record
 
-__all__ = [
-    "Combined",
-    "Difference",
-    "Point",
-    "combine",
-    "difference",
-    "front",
-    "groups",
-    "loss",
-    "number",
-    "points",
-]
-
-
-@dataclass(frozen=True)
-class Combined:
-    """A metric over seeds; NaN where a seed has no value (a divergence of nothing)."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    better: str
-    truth: float | None
+__all__ = ["Difference", "Point", "Section", "current", "difference", "front", "points", "sections"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +30,7 @@ class Point:
         fed: positions that the model was fed, a sample.
         cached: bytes of keys and values that were written, a sample.
         records: the cells behind it, by seed.
+        conditions: how it was run, apart from the sampler: rows, temperature and so on (see `Section`).
     """
 
     problem: str
@@ -73,7 +45,8 @@ class Point:
     overhead: float
     fed: float
     cached: float
-    records: list[dict[str, Any]] = field(repr=False)
+    records: list[Record] = field(repr=False)
+    conditions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def quality(self) -> Combined:
@@ -90,53 +63,47 @@ class Point:
         return f"{self.knob} {self.value:g}" if isinstance(self.value, (int, float)) else f"{self.knob} {self.value}"
 
 
-def _wilson(count: int, n: int) -> tuple[float, float, float]:
-    from ..problems.base import wilson
+def current(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
+    """The records that count, and notes on those that do not.
 
-    e = wilson(count, n)
-    return e.value, e.low, e.high
-
-
-def _is_share(e: dict[str, Any]) -> bool:
-    """Whether an estimate is a count over n with Wilson's interval; told by making it again."""
-    count = round(e["value"] * e["n"])
-    if e["n"] < 1 or not 0 <= count <= e["n"]:
-        return False
-    return all(abs(a - e[k]) < 1e-9 for a, k in zip(_wilson(count, e["n"]), ("value", "low", "high")))
-
-
-def combine(estimates: Sequence[dict[str, Any]]) -> Combined:
-    """One estimate of those of several seeds (see the module). Each has value, low, high, n, better, truth."""
-    better, n = estimates[0]["better"], sum(e["n"] for e in estimates)
-    truths = [e["truth"] for e in estimates if e["truth"] is not None]
-    truth = sum(truths) / len(truths) if truths else None
-    if any(e[k] is None for e in estimates for k in ("value", "low", "high")):
-        values = [e["value"] for e in estimates if e["value"] is not None]
-        whole = len(values) == len(estimates)
-        return Combined(sum(values) / len(values) if whole else math.nan, math.nan, math.nan, n, better, truth)
-    if all(map(_is_share, estimates)):
-        value, low, high = _wilson(sum(round(e["value"] * e["n"]) for e in estimates), n)
-        return Combined(value, low, high, n, better, truth)
-    value = sum(e["value"] for e in estimates) / len(estimates)
-    half = math.sqrt(sum(max(e["value"] - e["low"], e["high"] - e["value"]) ** 2 for e in estimates)) / len(estimates)
-    low, high = (
-        max(value - half, min(e["low"] for e in estimates)),
-        min(value + half, max(e["high"] for e in estimates)),
-    )
-    return Combined(value, low, high, n, better, truth)
-
-
-def points(records: Iterable[dict[str, Any]], metric: str | None = None) -> list[Point]:
-    """Points of all cells that ended well, in the order of the file; of two versions of a cell the later one counts.
-
-    metric: what plots use, where a cell has it; else the cell's own primary one.
+    A sampler whose code was changed has records of two codes. On each problem only those of the code that stands last in
+    the file count, whether they ended well or not. Records of two versions of this library all count: they are kept
+    apart as sections.
     """
-    settings: dict[str, dict[int, dict[str, Any]]] = {}
+
+    def who(r: Record) -> str:
+        settings = r["settings"]
+        return repr((r["problem"], r["family"], r["distribution"], r["sampler"], r["library"], r.get("metric"),
+                     settings.get("prompts")))  # fmt: skip
+
+    def code(r: Record) -> tuple[Any, ...]:
+        return r["version"], r.get("code")
+
+    records = list(records)
+    last = {who(r): code(r) for r in records}
+    old: dict[str, int] = {}
     for r in records:
+        if code(r) != last[who(r)]:
+            old[r["sampler"]] = old.get(r["sampler"], 0) + 1
+    notes = [f"{name}: {n} cell{'s' * (n > 1)} of earlier code left out" for name, n in old.items()]
+    return [r for r in records if code(r) == last[who(r)]], notes
+
+
+def points(records: Iterable[Record], metric: str | None = None) -> list[Point]:
+    """Points of all cells that ended well and whose code is current, in the order of the file.
+
+    Cells become one point only if they differ in nothing but the seed. If one sampler was run under several options in
+    one section, the options that differ become part of its name.
+
+    Args:
+        metric: what plots use, for a cell that has it; else the cell's own primary one.
+    """
+    settings: dict[str, dict[int, Record]] = {}
+    for r in current(records)[0]:
         if r["status"] != "ok":
             continue
-        what = (r["problem"], r["family"], r["sampler"], r["knob"], r["options"], r["settings"], r["rows"])
-        settings.setdefault(repr(what), {})[r["seed"]] = r
+        what = (r["problem"], r["family"], r["distribution"], r["sampler"], r["knob"], r["options"], _conditions(r))
+        settings.setdefault(repr((what, r["settings"])), {})[r["seed"]] = r
     made = []
     for by_seed in settings.values():
         cells = [by_seed[s] for s in sorted(by_seed)]
@@ -157,17 +124,102 @@ def points(records: Iterable[dict[str, Any]], metric: str | None = None) -> list
                 fed=statistics.fmean(c["nfe"]["token_evals"] / c["rows"] for c in cells),
                 cached=statistics.fmean(c["nfe"].get("cache_bytes", 0) / c["rows"] for c in cells),
                 records=cells,
+                conditions=_conditions(first),
             )
         )
-    return made
+    return [p for section in sections(made) for p in _told_apart(section.points)]
 
 
-def groups(made: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:
-    """Points by (problem, family): what may be compared."""
-    by: dict[tuple[str, str], list[Point]] = {}
+def _told_apart(made: list[Point]) -> list[Point]:
+    """The points of a section; those of one sampler with several options have these in the sampler's name."""
+    by: dict[str, list[Point]] = {}
     for p in made:
-        by.setdefault((p.problem, p.family), []).append(p)
-    return by
+        by.setdefault(p.sampler, []).append(p)
+    names = {}
+    for same in by.values():
+        options = [{k: v for k, v in p.records[0]["options"].items() if k != p.knob} for p in same]
+        differ = [
+            k for k in dict.fromkeys(k for o in options for k in o) if len({repr(o[k]) for o in options if k in o}) > 1
+        ]
+        for p, o in zip(same, options):
+            what = ", ".join(f"{k}={o[k]:g}" if isinstance(o[k], float) else f"{k}={o[k]}" for k in differ if k in o)
+            names[id(p)] = f"{p.sampler} ({what})" if what else p.sampler
+    return [replace(p, sampler=names[id(p)]) for p in made]
+
+
+# ---------------------------------------------------------------------------------------------- sections
+
+# How a condition reads in a heading: its text, and its text if it is None. Only those that differ must be said.
+CONDITIONS: dict[str, tuple[str, str]] = {
+    "rows": ("{:,} rows per run", ""),
+    "temperature": ("temperature {:g}", "each sampler's own temperature"),
+    "block_length": ("blocks of {}", "one block"),
+    "gen_length": ("{} positions to fill", "the model's own length"),
+    "prompts": ("prompts {}", "no prompts"),
+    "metric": ("metric {}", "nothing scored"),
+    "higher": ("higher is better: {}", ""),
+    "batch": ("batches of {:,} rows", "one batch"),
+    "library": ("sampler-zoo {}", ""),
+}
+
+
+def _conditions(r: Record) -> dict[str, Any]:
+    settings = {k: v for k, v in r["settings"].items() if k not in ("steps", "cache")}
+    own = {k: r.get(k) for k in ("rows", "metric", "higher", "batch", "library")}
+    own["higher"] = bool(own["higher"])
+    if r["batch"] == r["rows"]:
+        own["batch"] = None
+    return dict.fromkeys(CONDITIONS) | settings | own
+
+
+@dataclass(frozen=True)
+class Section:
+    """What may be compared: points on one problem, of one family, that were all run under the same conditions.
+
+    Attributes:
+        apart: the conditions in which it differs from the other sections of its problem and family, as text.
+        conditions: all of them, by name: rows, batch, temperature and so on.
+    """
+
+    problem: str
+    family: str
+    apart: list[str]
+    conditions: dict[str, Any]
+    points: list[Point]
+
+    @property
+    def title(self) -> str:
+        return ", ".join([self.problem, self.family, *self.apart])
+
+    def say(self, *names: str) -> list[str]:
+        """Conditions as text."""
+        return [text for name in names if (text := _say(name, self.conditions.get(name)))]
+
+    @property
+    def seeds(self) -> str:
+        counts = sorted({len(p.records) for p in self.points})
+        many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        return f"{many} seed{'s' * (counts[-1] > 1)}"
+
+
+def _say(name: str, value: Any) -> str:
+    text, absent = CONDITIONS.get(name, (name.replace("_", " ") + " {}", f"no {name.replace('_', ' ')}"))
+    return absent if value is None else text.format(value)
+
+
+def sections(made: Iterable[Point]) -> list[Section]:
+    """Points by what may be compared; the sections of one problem and family beside each other."""
+    by: dict[tuple[str, str], dict[str, list[Point]]] = {}
+    for p in made:
+        by.setdefault((p.problem, p.family), {}).setdefault(repr(p.conditions), []).append(p)
+    found = []
+    for (problem, family), groups in by.items():
+        each = [group[0].conditions for group in groups.values()]
+        differ = [k for k in dict.fromkeys(k for c in each for k in c) if len({repr(c.get(k)) for c in each}) > 1]
+        for conditions, group in zip(each, groups.values()):
+            apart = [text for k in differ if (text := _say(k, conditions.get(k)))]
+            found.append(Section(problem, family, apart, conditions, group))
+    return found
 
 
 def front(made: Sequence[Point], cost: Callable[[Point], float]) -> list[Point]:
@@ -203,13 +255,6 @@ class Difference:
     high: float
 
 
-def loss(value: float | None, truth: float | None, better: str) -> float:
-    if value is None:
-        return math.nan
-    # A likelihood can be too good to be true: what exact samples score is then the aim.
-    return abs(value - truth) if truth is not None else -value if better == "higher" else value
-
-
 def difference(a: Point, b: Point) -> Difference:
     """Of a less b, seed by seed: both ran on the same ones."""
     from scipy.stats import t as student
@@ -222,16 +267,3 @@ def difference(a: Point, b: Point) -> Difference:
     half = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     mean = float(values.mean())
     return Difference(mean, mean - half, mean + half)
-
-
-def number(v: float | None, digits: int = 3) -> str:
-    """A number in a table: three significant digits, no exponent where one can be avoided."""
-    if v is None or not math.isfinite(v):
-        return "–"
-    if v == 0:
-        return "0"
-    if abs(v) >= 10 ** (digits - 1):
-        return f"{v:,.0f}"
-    if abs(v) < 1e-4:
-        return f"{v:.1e}"
-    return f"{v:.{max(0, digits - 1 - math.floor(math.log10(abs(v))))}f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .collect import difference
 from .plot import INK, SOFT
+from .store import write_whole
 
 if TYPE_CHECKING:
     from .tune import Found
@@ -83,7 +85,9 @@ def write_heatmap(found: Sequence[Found], x: str, y: str, title: str, path: Path
     figure.legend(
         handles, labels, loc="outside lower left", ncols=len(labels), fontsize=8, frameon=False, labelcolor=INK
     )
-    figure.savefig(path, dpi=130, facecolor="white")
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=130, facecolor="white")
+    write_whole(path, drawn.getvalue())
 
 
 def _edges(values: Sequence[float]) -> list[float]:

@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from .cells import Cell
-from .collect import Combined, Difference, Point, front, groups, number, points
-from .store import Record, Store
+from .collect import Difference, Point, front, points, sections
+from .estimates import Combined, number
+from .records import Record
+from .store import Store
 from .tables import best_rows, columns, in_order
 from .tune import Found
 from .tune_report import rows_of
@@ -63,7 +65,7 @@ class Display:
         self.console, self.quiet, self.metric = console, quiet, metric
         self.live: Live | None = None
         self.records: list[Record] = []
-        self.count = self.total = 0
+        self.count = self.total = self.said = 0
         self.cell: Cell | None = None
         self.drawn = 0.0
         self.bar = Progress(
@@ -83,9 +85,14 @@ class Display:
         if self.live:
             self.live.stop()
 
+    def say_notes(self, store: Store) -> None:
+        """Print what the store has to say and has not said yet."""
+        for note in store.notes[self.said :]:
+            self.console.print(Text("note: ", style="yellow").append(note, style="default"), soft_wrap=True)
+        self.said = len(store.notes)
+
     def started(self, cells: list[Cell], store: Store) -> None:
-        for note in store.notes:
-            self.console.print(f"[yellow]note:[/] {note}")
+        self.say_notes(store)
         done = [store.records[c.key] for c in cells if store.done(c)]
         self.records, self.count, self.total = done, len(done), len(cells)
         if done:
@@ -127,12 +134,13 @@ class Display:
         parts: list[Any] = [self.bar]
         if self.cell:
             parts.append(Text(f"now {self.cell}", style="dim"))
-        made = points(self.records, self.metric)
-        for (problem, family), group in groups(made).items():
+        shown = sections(points(self.records, self.metric))
+        for section in shown:
+            group = section.points
             best = best_rows(group)
             sampler_best = list({p.sampler: p for p in reversed(in_order(group)) if p in best}.values())[::-1]
-            rows = sampler_best[: max(3, (self.console.height - 6) // len(groups(made)) - 4)]
-            parts.append(table(group, rows, title=f"{problem}, {family}: best so far", narrow=True))
+            rows = sampler_best[: max(3, (self.console.height - 6) // len(shown) - 4)]
+            parts.append(table(group, rows, title=f"{section.title}: best so far", narrow=True))
         self.drawn = time.monotonic()
         return Group(*parts)
 
@@ -141,10 +149,10 @@ class SearchDisplay(Display):
     """The same for `tune.search(opened=..., stage=..., running=..., finished=...)`: a bar a stage, a line a stage elsewhere."""
 
     def opened(self, store: Store) -> None:
-        for note in store.notes:
-            self.console.print(f"[yellow]note:[/] {note}")
+        self.say_notes(store)
 
     def stage(self, name: str, cells: list[Cell], store: Store) -> None:
+        self.say_notes(store)
         there = sum(map(store.done, cells))
         self.count, self.total = self.count + there, self.total + len(cells)
         settings = len({(str(c.options), c.settings["steps"]) for c in cells})

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .collect import Point, front, groups
+from .collect import Point, front, sections
+from .store import write_whole
 
 __all__ = ["COSTS", "available", "styles", "svg", "write_pngs"]
 
@@ -275,13 +276,15 @@ def figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Styl
 
 
 def write_pngs(made: Sequence[Point], folder: Path) -> list[Path]:
-    """pareto_nfe.png and pareto_seconds.png, a panel for each problem and family."""
+    """pareto_nfe.png and pareto_seconds.png, a panel for each section."""
     style = styles(made)
-    panels = [(f"{problem}, {family}", group) for (problem, family), group in groups(made).items()]
+    panels = [(section.title, section.points) for section in sections(made)]
     paths = []
     for cost in COSTS:
         path = folder / f"pareto_{cost}.png"
-        figure(panels, cost, style).savefig(path, dpi=160, facecolor="white")
+        drawn = io.BytesIO()
+        figure(panels, cost, style).savefig(drawn, dpi=160, facecolor="white")
+        write_whole(path, drawn.getvalue())
         paths.append(path)
     return paths
 

@@ -13,8 +13,10 @@ from typing import Any
 from .. import problems
 from ..errors import SamplersError
 from . import plot
-from .collect import Combined, Point, front, groups, number, points
-from .store import REQUEST, Store, unpack
+from .collect import Point, Section, current, front, points, sections
+from .estimates import Combined, number
+from .records import unpack
+from .store import REQUEST, Store, write_whole, writing
 from .tables import METRICS, best_in, best_rows, columns, in_order, table_md
 from .user_model import UserModel, is_user_model
 
@@ -31,25 +33,23 @@ def write_report(folder: str | Path) -> tuple[Path, list[str]]:
     """
     folder = Path(folder)
     store = Store(folder, write=False)
-    records = list(store.records.values())
+    records, old = current(store.records.values())
     about = json.loads((folder / REQUEST).read_text(encoding="utf-8")) if (folder / REQUEST).exists() else {}
     made = points(records, plotted(about))
     if not made:
         raise SamplersError(f"{store.path} has no cell that ended well: nothing to report")
-    notes = list(store.notes)
+    notes = [*store.notes, *old]
+    if len({json.dumps(r["machine"], sort_keys=True) for p in made for r in p.records}) > 1:
+        notes.append("cells of different machines or threads are here: their seconds cannot be compared")
     page = folder / "report.html"
-    parts = [f"## {problem}, {family}\n\n{table_md(group)}\n" for (problem, family), group in groups(made).items()]
-    try:
-        (folder / "table.md").write_text("\n".join(parts), encoding="utf-8")
-        scored = [p for p in made if p.metrics]
-        if plot.available():
-            if scored:
-                plot.write_pngs(scored, folder)
-        else:
+    with writing(folder):
+        parts = [f"## {s.title}\n\n{', '.join(_facts(s))}\n\n{table_md(s.points)}\n" for s in sections(made)]
+        write_whole(folder / "table.md", "\n".join(parts))
+        if not plot.available():
             notes.append("no plots: matplotlib is not installed (pip install sampler-zoo[bench])")
-        page.write_text(_page(made, records, about, notes), encoding="utf-8")
-    except OSError as error:
-        raise SamplersError(f"the report cannot be written: {error}") from error
+        elif scored := [p for p in made if p.metrics]:
+            plot.write_pngs(scored, folder)
+        write_whole(page, _page(made, records, about, notes))
     return page, notes
 
 
@@ -71,7 +71,6 @@ def esc(text: Any) -> str:
 
 
 def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any], notes: Sequence[str]) -> str:
-    by = groups(made)
     style = plot.styles(made)
     names = sorted({p.sampler for p in made})
     *others, last = dict.fromkeys(p.problem for p in made)
@@ -81,12 +80,12 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
     body = [
         f"<h1>{len(names)} sampler{'s' * (len(names) > 1)}, measured on {esc(where)}</h1>",
         f'<p class="byline">{len(cells):,} runs, {sum(r["rows"] for r in cells):,} samples, {esc(dates[-1][:10])}, '
-        f"sampler-zoo {esc(cells[-1]['library'])}</p>",
+        f"sampler-zoo {esc(' and '.join(sorted({r['library'] for r in cells})))}</p>",
         f'<p class="lead">{_lead(made)}</p>',
     ]
     body += [f'<p class="note">{esc(n)}</p>' for n in notes]
-    for number_, ((problem, family), group) in enumerate(by.items()):
-        body += _section(problem, family, group, style, f"g{number_}")
+    for i, section in enumerate(sections(made)):
+        body += _section(section, style, f"g{i}")
     body += _trouble(records)
     body += _colophon(cells, about)
     page = string.Template((TEMPLATES / "report.html").read_text(encoding="utf-8"))
@@ -112,18 +111,20 @@ def _lead(made: Sequence[Point]) -> str:
     )
 
 
-def _section(problem: str, family: str, group: list[Point], style: plot.Style, prefix: str) -> list[str]:
-    made = None if is_user_model(problem) else problems.create(problem)
-    first = group[0].records[0]
-    seeds = max(len(p.records) for p in group)
-    facts = [f"{first['rows']:,} samples a run", f"{seeds} seed{'s' * (seeds > 1)}"]
-    if (temperature := first["settings"].get("temperature")) is not None:
-        facts.append(f"temperature {temperature:g}")
-    if first["settings"].get("block_length"):
-        facts.append(f"blocks of {first['settings']['block_length']}")
+def _facts(section: Section) -> list[str]:
+    """How the points of a section were run."""
+    said = [name for name in ("temperature", "block_length", "gen_length") if section.conditions.get(name) is not None]
+    return [*section.say("rows"), section.seeds, *section.say(*said)]
+
+
+def _section(section: Section, style: plot.Style, prefix: str) -> list[str]:
+    group, family = section.points, section.family
+    made = None if is_user_model(section.problem) else problems.create(section.problem)
+    facts = [family, *dict.fromkeys([*_facts(section), *section.apart])]
+    summary = made.summary if made else UserModel.summary
     out = [
-        f"<h2>{esc(problem)}<small>{esc(family)} · {' · '.join(facts)}</small></h2>",
-        f'<p class="what">{esc(made.summary[:1].upper() + made.summary[1:] if made else UserModel.summary)}.</p>',
+        f"<h2>{esc(section.problem)}<small>{esc(' · '.join(facts))}</small></h2>",
+        f'<p class="what">{esc(summary[:1].upper() + summary[1:])}.</p>',
     ]
     if plot.available() and group[0].metrics:
         titles = {"nfe": "Quality against model calls", "seconds": "Quality against time"}
@@ -138,7 +139,7 @@ def _section(problem: str, family: str, group: list[Point], style: plot.Style, p
         "score something, the nearest to that."
     )
     out.append(
-        f'<p class="key">{known + ". " if known else ""}Milliseconds are a sample’s, at {first["batch"]:,} rows a batch, '
+        f'<p class="key">{known + ". " if known else ""}Milliseconds are per sample, in {esc(section.say("batch")[0])}, '
         f"split into the denoiser and everything else.{marks if group[0].metrics else ''}</p>"
     )
     if len(short) < len(group):

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import dataclasses
+import itertools
 import json
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from .. import registry
 from ..errors import OptionError, SamplersError
 from .cells import Cell
+from .records import Record, damage, json_ready
 
-__all__ = ["CELLS", "REQUEST", "Record", "Store", "pack", "session", "unpack"]
+__all__ = ["CELLS", "REQUEST", "Store", "session", "write_whole", "writing"]
 
 CELLS, REQUEST = "cells.jsonl", "sweep.json"
-
-Record = dict[str, Any]
 
 
 def _locked(folder: Path) -> Any:
@@ -42,12 +37,16 @@ def _locked(folder: Path) -> Any:
 
 
 class Store:
-    """DIR/cells.jsonl: one line a finished cell, appended and flushed to the disk.
+    """DIR/cells.jsonl: one line per finished cell, appended and flushed to the disk.
 
     Args:
-        folder: made where it is missing.
+        folder: it is made if it is missing.
         write: False only reads, and changes nothing.
-        fresh: put the cells that are there aside, as cells.jsonl.bak.
+        fresh: put the cells that are there aside, as cells.jsonl.bak, cells.jsonl.bak.2 and so on.
+
+    Attributes:
+        records: the sound records by key, in the order of the file; of two lines with one key the later counts.
+        notes: what the user should know of the file.
 
     Raises:
         OptionError: the folder cannot be made or written, is no folder, has nothing to read, or another sweep is
@@ -58,48 +57,93 @@ class Store:
     def __init__(self, folder: str | Path, *, write: bool = True, fresh: bool = False):
         self.folder, self.path = Path(folder), Path(folder) / CELLS
         self.notes: list[str] = []
+        self.records: dict[str, Record] = {}
         self._lock: Any = None  # held as long as this object lives
         try:
             if write:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._lock = _locked(self.folder)
-                if fresh and self.path.exists():
-                    self.path.replace(self.path.with_suffix(".jsonl.bak"))
-                    self.notes.append(f"earlier cells were put aside as {self.path.name}.bak")
+                if fresh and self.path.exists() and self.path.stat().st_size:
+                    aside = _unused(self.path.with_suffix(".jsonl.bak"))
+                    self.path.replace(aside)
+                    self.notes.append(f"earlier cells were put aside as {aside.name}")
                 with open(self.path, "ab"):
                     pass  # it can be written: better to know now than after an hour of sampling
-            content = self.path.read_bytes()
+            self._read(self.path.read_bytes(), write)
         except OSError as error:
+            self.close()
             verb = "written" if write else "read"
             raise OptionError(f"{self.path} cannot be {verb}: {error.strerror or error}") from error
-        self.records: dict[str, Record] = {}
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, content: bytes, write: bool) -> None:
         whole = content.rfind(b"\n") + 1
+        damaged: list[tuple[int, str, str]] = []
         for number, line in enumerate(content[:whole].splitlines(), 1):
             if line.strip():
-                self._keep(line, number)
-        if whole < len(content):
-            self.notes.append(f"the last line of {self.path} was cut off and is dropped; its cell will run again")
-            if write:
-                os.truncate(self.path, whole)
+                try:
+                    record = json.loads(line)
+                    key = record["key"]
+                except (ValueError, TypeError, KeyError) as error:
+                    raise SamplersError(
+                        f"{self.path}, line {number} is not a cell ({registry.one_line(error)}); "
+                        "mend or delete that line, or start again with --fresh"
+                    ) from error
+                if wrong := damage(record):
+                    damaged.append((number, key, wrong))
+                else:
+                    self._keep(record)
+        for number, key, wrong in damaged:
+            if key not in self.records:
+                self.notes.append(
+                    f"line {number} of {self.path} is damaged: {wrong}; it does not count, and its cell runs again"
+                )
+        if tail := content[whole:]:
+            self._read_tail(tail, whole, write)
 
-    def _keep(self, line: bytes, number: int) -> None:
+    def _read_tail(self, tail: bytes, whole: int, write: bool) -> None:
+        """A last line without its newline: a sound record counts, anything else was cut off."""
         try:
-            record = json.loads(line)
-            self.records[record["key"]] = record
-        except (ValueError, TypeError, KeyError) as error:
-            raise SamplersError(
-                f"{self.path}, line {number} is not a cell ({registry.one_line(error)}); "
-                "mend or delete that line, or start again with --fresh"
-            ) from error
+            record = json.loads(tail)
+            sound = damage(record) is None
+        except ValueError:
+            sound = False
+        if sound:
+            self._keep(record)
+            if write:
+                with open(self.path, "ab") as file:
+                    file.write(b"\n")
+            return
+        self.notes.append(f"the last line of {self.path} was cut off and is dropped; its cell will run again")
+        if write:
+            os.truncate(self.path, whole)
+
+    def _keep(self, record: Record) -> None:
+        self.records.pop(record["key"], None)  # the order is that of the latest lines
+        self.records[record["key"]] = record
 
     def add(self, record: Record) -> None:
-        """Append a record; it is on the disk when this returns."""
-        line = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-        with open(self.path, "ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self.records[record["key"]] = record
+        """Append a record; it is on the disk when this returns.
+
+        Raises:
+            SamplersError: it cannot be written, as on a full disk. Nothing of it is left in the file then.
+        """
+        line = (json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
+        with writing(self.folder):
+            before = self.path.stat().st_size
+            try:
+                with open(self.path, "ab", buffering=0) as file:
+                    left = memoryview(line)
+                    while left:
+                        left = left[file.write(left) :]
+                    os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, before)
+                raise
+        self._keep(record)
 
     def close(self) -> None:
         """Let another sweep write here."""
@@ -110,6 +154,32 @@ class Store:
         """Whether the cell has its result; a failed one has not."""
         return self.records.get(cell.key, {}).get("status") in ("ok", "declined")
 
+    def note_changes(self, cells: Sequence[Cell]) -> None:
+        """Before `cells` are run: say which of them were measured by other code, and count that no more.
+
+        Of one setting the record that stands last in the file is the current one (see collect.current). A cell whose
+        code was changed and changed back has its old record written again, so that it is the last one.
+        """
+        last: dict[str, Record] = {}
+        for record in self.records.values():
+            last[_setting(record)] = record
+        changed: dict[str, int] = {}
+        for cell in cells:
+            old = last.get(_setting(dataclasses.asdict(cell)))
+            if old is None or old["key"] == cell.key:
+                continue
+            if self.done(cell):
+                self.add(self.records[cell.key])
+            elif old["library"] != registry.version():
+                what = f"sampler-zoo was {old['library']} and is {registry.version()} now"
+                changed[what] = changed.get(what, 0) + 1
+            else:
+                now = f"{cell.sampler}: code changed since"
+                if old["version"] != cell.version:
+                    now = f"{cell.sampler}: {cell.distribution} was {old['version']} and is {cell.version} now"
+                changed[now] = changed.get(now, 0) + 1
+        self.notes += [f"{what}; {n} cell{'s' * (n > 1)} that it measured run again" for what, n in changed.items()]
+
 
 @contextlib.contextmanager
 def session(folder: str | Path, about: dict[str, Any], *, fresh: bool = False) -> Iterator[Store]:
@@ -117,31 +187,55 @@ def session(folder: str | Path, about: dict[str, Any], *, fresh: bool = False) -
     store = Store(folder, fresh=fresh)
     try:
         text = json.dumps(about | {"library": registry.version()}, indent=1, default=str) + "\n"
-        (store.folder / REQUEST).write_text(text, encoding="utf-8")
+        with writing(store.folder):
+            write_whole(store.folder / REQUEST, text)
         yield store
     finally:
         store.close()
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinities; an option may (a threshold that nothing passes)."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+@contextlib.contextmanager
+def writing(folder: str | Path) -> Iterator[None]:
+    """Turn an OSError, such as that of a full disk, into a sentence that says what is safe.
+
+    Raises:
+        SamplersError: with the folder, the reason, and how many cells are in it.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # the reader of our output has gone, as in `samplers bench | head`
+        raise
+    except OSError as error:
+        try:
+            safe = (Path(folder) / CELLS).read_bytes().count(b"\n")
+        except OSError:
+            safe = 0
+        where = f" ({error.filename})" if error.filename else ""
+        raise SamplersError(
+            f"{folder} cannot be written: {error.strerror or error}{where}. {safe:,} finished cells are safe in {CELLS} "
+            "there; make room, and the same command with --out goes on from them"
+        ) from error
 
 
-def pack(x: Tensor, size: int = 2048) -> dict[str, Any]:
-    """The first rows of x for pictures: 8; of points of the plane as many as `size` bytes hold."""
-    kind = np.float16 if x.is_floating_point() else np.uint8 if int(x.max()) < 256 and int(x.min()) >= 0 else np.int32
-    rows = 8 if x[0].numel() > 4 else size // (x[0].numel() * np.dtype(kind).itemsize)
-    values = x[:rows].cpu().numpy().astype(kind)
-    text = base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
-    return {"dtype": np.dtype(kind).name, "shape": list(values.shape), "data": text}
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that there is the old one or the whole new one, whatever happens."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
-def unpack(packed: dict[str, Any]) -> Tensor:
-    """What `pack` packed: int64 tokens, or float32 reals."""
-    values = np.frombuffer(base64.b64decode(packed["data"]), dtype=packed["dtype"]).reshape(packed["shape"])
-    return torch.from_numpy(values.astype(np.float32 if packed["dtype"].startswith("float") else np.int64))
+def _unused(path: Path) -> Path:
+    """`path`, or `path`.2 and so on if there is such a file."""
+    numbered = itertools.chain([path], (path.with_name(f"{path.name}.{k}") for k in itertools.count(2)))
+    return next(p for p in numbered if not p.exists())
+
+
+def _setting(record: Record) -> str:
+    """What a record or a cell measures, whatever code does it."""
+    names = [f.name for f in dataclasses.fields(Cell) if f.name not in ("version", "code")]
+    return json.dumps(json_ready({name: record.get(name) for name in names}), sort_keys=True, default=str)

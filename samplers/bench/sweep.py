@@ -19,10 +19,11 @@ from ..driver import Sample, Seconds, sample
 from ..errors import OptionError
 from ..problems import Problem
 from ..sampler import Sampler
-from .cells import Cell, plan
+from .cells import Cell, plan, unavailable
 from .machine import machine
+from .records import Record, pack
 from .request import Request
-from .store import Record, Store, pack, session
+from .store import Store, session
 from .user_model import load_prompts, subject
 
 __all__ = ["Outcome", "execute", "run", "run_cell"]
@@ -30,7 +31,14 @@ __all__ = ["Outcome", "execute", "run", "run_cell"]
 
 @dataclass
 class Outcome:
-    """What became of a sweep: counts of cells, and the records of those that failed or were declined."""
+    """What became of a sweep.
+
+    Attributes:
+        folder: where its cells are.
+        planned, reused: counts of cells. failed, declined: the records of those that have no result.
+        seconds: how long it took.
+        unavailable: samplers that the patterns match but that cannot be loaded, and why.
+    """
 
     folder: Path
     planned: int
@@ -38,6 +46,7 @@ class Outcome:
     failed: list[Record]
     declined: list[Record]
     seconds: float
+    unavailable: dict[str, str]
 
 
 def run(
@@ -63,10 +72,12 @@ def run(
             line (status "failed"; "declined" for an OptionError, such as a step count that it does not take).
     """
     begun = time.perf_counter()
-    cells = plan(requests)
+    cells, lost = plan(requests), unavailable(requests)
     about = {"command": command, "requests": [dataclasses.asdict(r) for r in requests]}
     with session(folder, about, fresh=fresh) as store:
         todo = [c for c in cells if not store.done(c)]
+        store.note_changes(cells)
+        store.notes += [f"left out: {error}" for error in lost.values()]
         if started:
             started(cells, store)
         execute(todo, store, threads=threads, running=running, finished=finished)
@@ -78,6 +89,7 @@ def run(
         [r for r in ends if r["status"] == "failed"],
         [r for r in ends if r["status"] == "declined"],
         time.perf_counter() - begun,
+        lost,
     )
 
 

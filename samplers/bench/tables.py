@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .collect import Combined, Point, front, number
+from .collect import Point, front
+from .estimates import Combined, number
 
 __all__ = ["METRICS", "Column", "best_in", "best_rows", "columns", "in_order", "table_md"]
 

@@ -19,9 +19,11 @@ from typing import Any
 from .. import registry
 from ..errors import OptionError, SamplersError
 from .cells import Cell, cells_of
-from .collect import Difference, Point, difference, loss, points
+from .collect import Difference, Point, difference, points
+from .estimates import loss
+from .records import Record
 from .request import Request, parse_options
-from .store import Record, Store, session
+from .store import Store, session
 from .sweep import execute
 from .user_model import is_user_model, subject
 
@@ -173,6 +175,7 @@ def search(
             opened(store)
 
         def done(name: str, wanted: Sequence[Cell]) -> None:
+            store.note_changes(wanted)
             if stage:
                 stage(name, list(wanted), store)
             execute(

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from .. import registry
 from . import plot
-from .collect import Difference, Point, number
+from .collect import Difference, Point
+from .estimates import number
 from .heatmap import write_heatmap
+from .store import write_whole, writing
 from .tune import Found, Pair, Search
 from .user_model import is_user_model
 
@@ -67,13 +69,14 @@ def write(what: Search, found: Sequence[Found], folder: str | Path) -> tuple[lis
         *(f"    {line}" for one in found for line in (f"# {one.steps} steps", *paste(what, one))),
     ]
     paths = [folder / "table.md"]
-    paths[0].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    if plot.available():
-        paths.append(folder / "heatmap.png")
-        title = f"{metric} of {what.sampler} on {what.request.problems[0]}"
-        if truth:
-            title += f": distance from exact samples' {number(truth)}"
-        write_heatmap(found, x, y, title, paths[1])
-    else:
-        notes.append("no heat map: matplotlib is not installed (pip install sampler-zoo[bench])")
+    with writing(folder):
+        write_whole(paths[0], "\n".join(lines) + "\n")
+        if plot.available():
+            paths.append(folder / "heatmap.png")
+            title = f"{metric} of {what.sampler} on {what.request.problems[0]}"
+            if truth:
+                title += f": distance from exact samples' {number(truth)}"
+            write_heatmap(found, x, y, title, paths[1])
+        else:
+            notes.append("no heat map: matplotlib is not installed (pip install sampler-zoo[bench])")
     return paths, notes

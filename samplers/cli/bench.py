@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,14 @@ from .output import complain, make_console
 def _bench(args: argparse.Namespace) -> int:
     from ..bench.live import Display
     from ..bench.request import DEMO, NFE, Request
+    from ..bench.store import writing
     from ..bench.sweep import run
 
     console = make_console()
     if args.report:
-        return _report_run(console, args.report, [])
+        with writing(args.report):
+            _report_run(console, args.report, tables=False)
+        return 0
     where = args.problem or user_model(args)
     if bool(where) == args.demo or (args.problem and args.denoiser):
         raise OptionError("bench needs one of --problem NAME, --denoiser MODULE:ATTRIBUTE, --demo and --report DIR")
@@ -46,7 +48,7 @@ def _bench(args: argparse.Namespace) -> int:
     command = resume_command(args, folder)
     display = Display(console, quiet=args.quiet, metric=args.metric)
     try:
-        with display:
+        with writing(folder), display:
             outcome = run(
                 requests,
                 folder,
@@ -59,7 +61,9 @@ def _bench(args: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         return interrupted(f"{display.count} of {display.total} cells are in {folder}", command)
-    lost = _without_any(folder, outcome.declined)
+    named = {pattern.rpartition("/")[2] for request in requests for pattern in request.samplers}
+    broken = [error for name, error in outcome.unavailable.items() if name in named]
+    failed = bool(outcome.failed or broken or _without_any(folder, outcome.declined))
     ran = outcome.planned - outcome.reused
     console.print(
         f"{ran} cells run in {outcome.seconds:.0f} s, {outcome.reused} were there already"
@@ -70,8 +74,11 @@ def _bench(args: argparse.Namespace) -> int:
     if len(outcome.failed) + len(outcome.declined) == outcome.planned:
         complain(f"no cell ended well; the first said: {(outcome.failed + outcome.declined)[0]['error']}")
         return 1
-    _report_run(console, folder, [] if args.quiet else ["tables"])
-    return 1 if outcome.failed or lost else 0
+    with writing(folder):
+        _report_run(console, folder, tables=not args.quiet)
+    for error in broken:
+        complain(error)
+    return 1 if failed else 0
 
 
 def _without_any(folder: Path, declined: list[dict[str, Any]]) -> set[str]:
@@ -82,25 +89,25 @@ def _without_any(folder: Path, declined: list[dict[str, Any]]) -> set[str]:
     return {r["sampler"] for r in declined if (r["problem"], r["sampler"]) not in ran}
 
 
-def _report_run(console: Console, folder: str | Path, show: Sequence[str]) -> int:
-    from ..bench.collect import groups, points
+def _report_run(console: Console, folder: str | Path, *, tables: bool) -> None:
+    """Write the report of a folder, print its tables if asked for, and say where it is."""
+    from ..bench.collect import points, sections
     from ..bench.live import table
     from ..bench.report import plotted, write_report
     from ..bench.store import REQUEST, Store
     from ..bench.tables import best_rows
 
     page, notes = write_report(folder)
-    if show:
+    if tables:
         about = json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
-        made = points(Store(folder, write=False).records.values(), plotted(about))
-        for (problem, family), group in groups(made).items():
+        for section in sections(points(Store(folder, write=False).records.values(), plotted(about))):
+            group = section.points
             console.print()
-            console.print(table(group, best_rows(group), title=f"{problem}, {family}", narrow=console.width < 120))
+            console.print(table(group, best_rows(group), title=section.title, narrow=console.width < 120))
         console.print("[dim]• on the Pareto front by NFE; all settings are in table.md[/]\n", highlight=False)
     for note in notes:
         console.print(f"[yellow]note:[/] {note}", highlight=False)
     console.print(f"report: [bold]{page}[/]", highlight=False, soft_wrap=True)
-    return 0
 
 
 def add(commands: Commands) -> None:

@@ -19,6 +19,7 @@ def _tune(args: argparse.Namespace) -> int:
     from ..bench import tune, tune_report
     from ..bench.live import SearchDisplay, found_table
     from ..bench.request import Request
+    from ..bench.store import writing
     from ..bench.user_model import subject
 
     (where,) = user_model(args) or [args.problem]
@@ -46,7 +47,7 @@ def _tune(args: argparse.Namespace) -> int:
     command, console = resume_command(args, folder), make_console()
     display = SearchDisplay(console, quiet=args.quiet)
     try:
-        with display:
+        with writing(folder), display:
             found = tune.search(
                 what,
                 folder,
