@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 
-from ..errors import OptionError
 from .arguments import temperature, whole
 
 USER_MODEL: dict[str, Any] = {
@@ -55,9 +54,15 @@ def measured(p: argparse.ArgumentParser, seeds: int) -> None:
 
 
 def user_model(args: argparse.Namespace) -> list[str]:
-    """What --denoiser names, as a list of places to measure on; empty if it was not given."""
+    """The name of --denoiser as a list, empty if it was not given.
+
+    Raises:
+        OptionError: it is neither module:attribute, nor hf:NAME, nor the name of a model in the box.
+    """
+    from ..bench.user_model import load_denoiser
+
     if args.denoiser and ":" not in args.denoiser:
-        raise OptionError(f"--denoiser {args.denoiser!r}: write module:attribute, such as my_model:denoiser")
+        load_denoiser(args.denoiser)  # its error knows the names of the models in the box
     return [args.denoiser] if args.denoiser else []
 
 
