@@ -195,19 +195,29 @@ def plot(cells, path):
     import matplotlib.pyplot as plt
     from PIL import Image
 
-    from samplers.bench.plot import COLOURS
+    from samplers.bench.plot import look
 
-    style = dict(zip(SAMPLERS, zip(COLOURS, ("o", "s", "D", "^", "v", "<", "P", "X"))))
+    style = {name: look(i) for i, name in enumerate(SAMPLERS)}
     figure, axes = plt.subplots(2, 3, figsize=(12, 7), constrained_layout=True)
     for axis, (kind, problem, sigma, eps, metric, title) in zip(axes.flat, PANELS):
         for label, line in chosen(cells, kind, problem, sigma, eps).items():
-            colour, marker = style[label]
+            colour, dashes, marker = style[label]
             value = [c["score"][metric]["value"] for c in line]
             low = [c["score"][metric]["value"] - c["score"][metric]["low"] for c in line]
             high = [c["score"][metric]["high"] - c["score"][metric]["value"] for c in line]
             nfe = [c["nfe"] for c in line]
             axis.errorbar(
-                nfe, value, (low, high), color=colour, marker=marker, ms=5, lw=1.2, elinewidth=1, label=label, alpha=0.9
+                nfe,
+                value,
+                (low, high),
+                color=colour,
+                ls=dashes,
+                marker=marker,
+                ms=5,
+                lw=1.2,
+                elinewidth=1,
+                label=label,
+                alpha=0.9,
             )
         truth = line[0]["score"][metric]["truth"]
         axis.axhline(truth, color="#4A4A4A", lw=0.8, ls="--")

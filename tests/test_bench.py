@@ -15,6 +15,7 @@ from samplers.bench import plot as plots
 from samplers.bench.collect import Point
 from samplers.bench.estimates import Combined, combine, number
 from samplers.bench.records import pack, unpack
+from samplers.bench.request import SHOWN
 from samplers.errors import FamilyError, OptionError, SamplersError, UnknownNameError
 from samplers.masked.random_order import RandomOrder
 from samplers.problems.base import Estimate, wilson
@@ -611,6 +612,54 @@ def test_a_crowd_is_grey():
     places = sorted(t.xyann[1] for t in names)
     assert places[0] >= 0 and all(b - a > 0.02 for a, b in zip(places, places[1:]))
     assert "grey: 5 others" in [t.get_text() for t in axes.texts]
+
+
+def test_no_two_samplers_of_a_panel_look_alike():
+    looks = [plots.look(i) for i in range(63)]
+    assert len(set(looks)) == 63
+    for a, b in itertools.combinations(looks[:28], 2):
+        if a.colour == b.colour:
+            assert a.line != b.line and a.marker != b.marker
+
+    def made_by(name, level):
+        q = Combined(level, level, level, 100, "lower", None)
+        return [Point("p", "masked", name, "steps", s, "tv", {"tv": q}, s, 0.1, 0.0, 8, 0, ()) for s in (2, 4)]
+
+    made = [p for k, name in enumerate(SHOWN) for p in made_by(name, 1 + k)]
+    (axes,) = plots.figure([("p", made)], "nfe", plots.styles(made)).axes
+    drawn = {(line.get_color(), line.get_marker()): line for line in axes.lines if len(line.get_xdata()) == 2}
+    style = plots.styles(made)
+    assert len({(drawn[s.colour, s.marker].get_linestyle(), s) for s in style.values()}) == len(SHOWN) == 11
+    # Samplers that are grey in every plot take no colour from those that are named.
+    crowd = [p for k in range(40) for p in made_by(f"a{k:02d}", 100 + k)] + made
+    style = plots.styles(crowd)
+    named = [t.get_text() for t in plots.figure([("p", crowd)], "nfe", style).axes[0].texts if t.get_text() in style]
+    assert len(named) == plots.NAMED
+    assert max(sum(style[a].colour == style[b].colour for b in named) for a in named) <= 2
+
+
+# What colour-blind people see of linear RGB: Machado, Oliveira and Fernandes 2009, tables for severity 1.
+SIGHT = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+XYZ = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+
+
+@pytest.mark.parametrize("palette", [plots.COLOURS, plots.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("sight", SIGHT)
+def test_the_colours_can_be_told_apart(palette, sight):
+    """CIE 1976 distances of at least 15; 2.3 is what an eye just notices."""
+    import numpy as np
+
+    rgb = np.array([[int(c[k : k + 2], 16) / 255 for k in (1, 3, 5)] for c in palette])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = np.clip(linear @ np.array(SIGHT[sight]).T, 0, 1) @ np.array(XYZ).T / [0.95047, 1, 1.08883]
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(lab, 2)) >= 15
 
 
 def test_nothing_to_report_is_said(tmp_path):

@@ -11,32 +11,46 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .collect import Point, front, sections
 from .store import write_whole
 
-__all__ = ["COSTS", "available", "styles", "svg", "write_pngs"]
+__all__ = ["COSTS", "Look", "available", "look", "styles", "svg", "write_pngs"]
 
 COSTS: dict[str, tuple[Callable[[Point], float], str]] = {
-    "nfe": (lambda p: p.nfe, "forwards a row (NFE, mean)"),
-    "seconds": (lambda p: p.seconds * 1e3, "milliseconds a sample"),
+    "nfe": (lambda p: p.nfe, "forward passes per row (NFE, mean)"),
+    "seconds": (lambda p: p.seconds * 1e3, "milliseconds per sample"),
 }
 AXIS = {
-    "tv": "total variation to the exact law",
-    "mmd": "squared kernel distance to the exact law",
-    "energy": "energy distance to the exact law",
+    "tv": "total variation to the exact distribution",
+    "mmd": "squared kernel distance to the exact distribution",
+    "energy": "energy distance to the exact distribution",
     "bigram_tv": "total variation of neighbouring pairs",
 }
 
-# Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow, which paper swallows.
-# On dark paper the report takes DARK in its place.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C7A4E", "#7B6FD0", "#4A4A4A", "#8B1E3F")
-DARK = ("#4AA8E0", "#F0B73A", "#2FC79A", "#F08A4B", "#E39CC3", "#8FD0F5", "#BCA873", "#A79DF0", "#C8C8C8", "#D9789A")
-MARKERS = ("o", "s", "^", "D")
+# Okabe and Ito's palette without its yellow, which is too pale on white paper, and with a dark grey for their black.
+# Colour-blind readers tell all seven apart (tests/test_bench.py measures it). On dark paper the report takes DARK.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#4A4A4A")
+DARK = ("#3F8FE0", "#F5C242", "#22B88C", "#EE7A38", "#D184BE", "#8FD8FF", "#EDEAE2")
+LINES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.4, 1.2, 1.4)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p")
 NAMED = 12  # samplers of a panel that are in colour and named, at most; the others are grey
 # Stand-ins that no palette holds: svg() turns them into var(--...).
 INK, SOFT, FAINT = "#1a1b1c", "#6b6c6d", "#d3d4d5"
+
+
+class Look(NamedTuple):
+    """How a sampler is drawn: two of one colour differ in line style and in marker."""
+
+    colour: str
+    line: Any
+    marker: str
+
+
+def look(i: int) -> Look:
+    """The look of sampler number i of a plot; the first 63 are all different."""
+    return Look(COLOURS[i % len(COLOURS)], LINES[i // len(COLOURS) % len(LINES)], MARKERS[i % len(MARKERS)])
 
 
 def available() -> bool:
@@ -48,16 +62,30 @@ def available() -> bool:
     return True
 
 
-Style = dict[str, tuple[str, str]]
+Style = dict[str, Look]
 
 
 def styles(made: Sequence[Point]) -> Style:
-    """A colour and a marker for each sampler, the same in every plot; colours start again for each family."""
+    """A look for each sampler, the same in every plot of these points.
+
+    Looks start again for each family. Samplers that some plot names come first, so that they share as few colours as
+    possible; those that are grey everywhere come last.
+    """
     style = {}
-    for family in {p.family for p in made}:
-        for i, name in enumerate(sorted({p.sampler for p in made if p.family == family})):
-            style[name] = COLOURS[i % len(COLOURS)], MARKERS[(i // len(COLOURS) + i) % len(MARKERS)]
+    for family in sorted({p.family for p in made}):
+        own = [s.points for s in sections(made) if s.family == family]
+        named = {n for group in own for price, _ in COSTS.values() for n in _named(*_drawn(group, price), price)}
+        for i, name in enumerate(
+            sorted({p.sampler for group in own for p in group}, key=lambda n: (n not in named, n))
+        ):
+            style[name] = look(i)
     return style
+
+
+def _drawn(made: Sequence[Point], price: Callable[[Point], float]) -> tuple[list[Point], list[Point]]:
+    """The points that a panel shows, and those of its front."""
+    shown = [p for p in made if math.isfinite(p.quality.value)]
+    return shown, front(shown, price)
 
 
 def _place(p: Point) -> tuple[bool, Any]:
@@ -107,10 +135,8 @@ def _named(made: Sequence[Point], best: Sequence[Point], price: Callable[[Point]
 
 
 def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-
     price, label = COSTS[cost]
-    made = [p for p in made if math.isfinite(p.quality.value)]
+    made, best = _drawn(made, price)
     if not made:
         axes.set_axis_off()
         return
@@ -118,35 +144,12 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str
     values = [p.quality.value for p in made]
     lowest = min(values) if not truth else min(min(values), truth)
     log = lowest > 0 and max(values) / lowest > 6
-
-    best = front(made, price)
     named = _named(made, best, price)
-    for name in sorted({p.sampler for p in made}, key=lambda name: (name in named, name)):
-        own = sorted((p for p in made if p.sampler == name), key=_place)  # along the knob: a line may well turn back
-        xs, ys = [price(p) for p in own], [p.quality.value for p in own]
-        if name not in named:
-            axes.plot(xs, ys, color=FAINT, lw=0.9, marker=".", ms=3, mec="none", zorder=1.7)
-            continue
-        colour, marker = style[name]
-        bars = [
-            (x, max(p.quality.low, lowest / 4) if log else p.quality.low, p.quality.high)
-            for x, p in zip(xs, own)
-            if math.isfinite(p.quality.low)
-        ]
-        axes.vlines(*zip(*bars), color=colour, lw=1.1, alpha=0.55, zorder=2) if bars else None
-        axes.plot(xs, ys, color=colour, lw=1.1, alpha=0.75, marker=marker, ms=4, mec="none", zorder=3)
-    steps = [(price(p), p.quality.value) for p in best]
-    xs, ys = [x for x, _ in steps], [y for _, y in steps]
+
+    _draw_samplers(axes, made, named, price, style, lowest / 4 if log else -math.inf)
     axes.set_xscale("log")
     axes.set_yscale("log" if log else "linear")
-    left, right = axes.get_xlim()
-    axes.step(
-        [*xs, right], [*ys, ys[-1]], where="post", color=SOFT, lw=5, alpha=0.18, zorder=1, solid_joinstyle="round"
-    )
-    for p in best:
-        colour, marker = style[p.sampler]
-        axes.plot(price(p), p.quality.value, marker=marker, ms=7.5, mfc=colour, mec=INK, mew=1.1, zorder=5, ls="none")
-    axes.set_xlim(left, right)
+    _draw_front(axes, best, price, style)
     bottom, top = axes.get_ylim()
     if not log:
         bottom = 0.0 if lowest >= 0 else bottom
@@ -154,71 +157,79 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str
         if log:
             bottom = min(bottom, truth / 1.5)
         axes.axhline(truth, color=INK, lw=0.9, ls=(0, (5, 4)), zorder=1.5)
-        axes.annotate(
-            "exact samples",
-            (0.012, truth),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, -4),
-            textcoords="offset points",
-            va="top",
-            fontsize=8.5,
-            color=INK,
-            style="italic",
-        )
+        at = {"xycoords": ("axes fraction", "data"), "xytext": (0, -4), "textcoords": "offset points"}
+        axes.annotate("exact samples", (0.012, truth), va="top", fontsize=8.5, color=INK, style="italic", **at)
     axes.set_ylim(bottom, top)
+    _name_samplers(axes, made, named, price, style)
 
-    # Names stand beside the paper, each where its line ends, moved apart where they would touch.
-    names, ends = [], []
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=16)
+    metric, better = made[0].primary, made[0].quality.better
+    at = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    described = f"{AXIS.get(metric, metric)} ({metric}), {better} is better"
+    axes.annotate(described, (0, 1), xytext=(0, 5), fontsize=8.5, color=SOFT, **at)
+    if grey := len({p.sampler for p in made}) - len(named):
+        axes.annotate(f"grey: {grey} others", (1, 0), xytext=(0, -32), ha="right", fontsize=8.5, color=SOFT, **at)
+    axes.set_xlabel(label, fontsize=9, color=SOFT, loc="left")
+    _ticks(axes, made, cost, log)
+
+
+def _draw_samplers(
+    axes: Any, made: Sequence[Point], named: Sequence[str], price: Callable[[Point], float], style: Style, least: float
+) -> None:
+    """A line per sampler with its intervals, none of which goes below `least`; those that are not named are grey."""
+    for name in sorted({p.sampler for p in made}, key=lambda name: (name in named, name)):
+        own = sorted((p for p in made if p.sampler == name), key=_place)  # along the knob: a line may well turn back
+        xs, ys = [price(p) for p in own], [p.quality.value for p in own]
+        if name not in named:
+            axes.plot(xs, ys, color=FAINT, lw=0.9, marker=".", ms=3, mec="none", zorder=1.7)
+            continue
+        colour, line, marker = style[name]
+        bars = [(x, max(p.quality.low, least), p.quality.high) for x, p in zip(xs, own) if math.isfinite(p.quality.low)]
+        if bars:
+            axes.vlines(*zip(*bars), color=colour, lw=1.1, alpha=0.55, zorder=2)
+        axes.plot(xs, ys, color=colour, lw=1.2, ls=line, alpha=0.85, marker=marker, ms=4.5, mec="none", zorder=3)
+
+
+def _draw_front(axes: Any, best: Sequence[Point], price: Callable[[Point], float], style: Style) -> None:
+    """The Pareto front as a grey stair, its points in rings."""
+    xs, ys = [price(p) for p in best], [p.quality.value for p in best]
+    left, right = axes.get_xlim()
+    grey = {"color": SOFT, "lw": 5, "alpha": 0.18, "solid_joinstyle": "round"}
+    axes.step([*xs, right], [*ys, ys[-1]], where="post", zorder=1, **grey)
+    for x, y, p in zip(xs, ys, best):
+        ring = {"mfc": style[p.sampler].colour, "mec": INK, "mew": 1.1}
+        axes.plot(x, y, marker=style[p.sampler].marker, ms=7.5, zorder=5, ls="none", **ring)
+    axes.set_xlim(left, right)
+
+
+def _name_samplers(
+    axes: Any, made: Sequence[Point], named: Sequence[str], price: Callable[[Point], float], style: Style
+) -> None:
+    """Names beside the panel, each with its line and marker near the line's end, moved apart if they would touch."""
     to_axes = axes.transData + axes.transAxes.inverted()
+    ends = []
     for name in named:
         last = max((p for p in made if p.sampler == name), key=price)
-        names.append(name)
         ends.append(tuple(to_axes.transform((price(last), last.quality.value))))
     height = axes.get_window_extent().height / axes.figure.dpi * 72  # points
-    for name, end, place in zip(names, ends, _spread([y for _, y in ends], 12 / height, 1.0)):
-        colour, _ = style[name]
-        axes.annotate(
-            name,
-            xy=end,
-            xycoords="axes fraction",
-            xytext=(1.045, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=9,
-            color=colour,
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "alpha": 0.45, "shrinkA": 1, "shrinkB": 3},
-            annotation_clip=False,
-        )
+    for name, end, place in zip(named, ends, _spread([y for _, y in ends], 12 / height, 1.0)):
+        colour, line, marker = style[name]
+        beside = {"transform": axes.transAxes, "clip_on": False, "color": colour}
+        axes.plot([end[0], 1.035], [end[1], place], lw=0.6, alpha=0.4, **beside)
+        axes.plot([1.035, 1.105], [place, place], lw=1.2, ls=line, **beside)
+        axes.plot(1.07, place, marker=marker, ms=4.5, mec="none", **beside)
+        at = {"xycoords": "axes fraction", "textcoords": "axes fraction", "annotation_clip": False}
+        axes.annotate(name, xy=(1.12, place), xytext=(1.12, place), va="center", fontsize=9, color=colour, **at)
 
-    if grey := len({p.sampler for p in made}) - len(named):
-        others = f"grey: {grey} others"
-        axes.annotate(
-            others,
-            (1, 0),
-            xycoords="axes fraction",
-            xytext=(0, -32),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8.5,
-            color=SOFT,
-        )
+
+def _ticks(axes: Any, made: Sequence[Point], cost: str, log: bool) -> None:
+    """Few ticks, as plain numbers; on the axis of NFE the budgets that were asked for."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     def plain(v: float, _: Any = None) -> str:
         return f"{v:g}"
 
-    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=16)
-    metric = made[0].primary
-    better = made[0].quality.better
-    axes.annotate(
-        f"{AXIS.get(metric, metric)} ({metric}), {better} is better",
-        (0, 1),
-        xycoords="axes fraction",
-        xytext=(0, 5),
-        textcoords="offset points",
-        fontsize=8.5,
-        color=SOFT,
-    )
-    axes.set_xlabel(label, fontsize=9, color=SOFT, loc="left")
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     if cost == "nfe" and right / left < 600:
         low, high = math.ceil(math.log2(left) - 1e-9), math.floor(math.log2(right) + 1e-9)
         asked = sorted({float(p.value) for p in made if p.knob == "steps" and left <= p.value <= right})
@@ -228,9 +239,8 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(plain))
     if log:
-        axes.yaxis.set_major_locator(
-            LogLocator(subs=(1, 2, 5) if top / bottom < 40 else (1, 3) if top / bottom < 4000 else (1,))
-        )
+        subs = (1, 2, 5) if top / bottom < 40 else (1, 3) if top / bottom < 4000 else (1,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(plain))
@@ -244,7 +254,7 @@ def _panel(axes: Any, made: Sequence[Point], cost: str, style: Style, title: str
 
 
 # Room around a panel, in inches: names go to the right.
-WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 5.9, 4.1, 0.5, 1.35, 0.55, 0.55
+WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 6.2, 4.1, 0.5, 1.65, 0.55, 0.55
 
 
 def figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Style) -> Any:
@@ -255,7 +265,7 @@ def figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Styl
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     names = min(NAMED, max(len({p.sampler for p in made}) for _, made in panels))
-    right = max(RIGHT, 0.25 + 0.075 * max(len(p.sampler) for _, made in panels for p in made))
+    right = max(RIGHT, 0.55 + 0.075 * max(len(p.sampler) for _, made in panels for p in made))
     height = max(HEIGHT, BELOW + ABOVE + names * 12.5 / 72)
     w, h = WIDTH * columns, height * rows
     figure = Figure(figsize=(w, h))

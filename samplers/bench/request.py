@@ -10,7 +10,7 @@ from .. import registry
 from ..errors import OptionError, did_you_mean
 from .user_model import is_user_model
 
-__all__ = ["DEMO", "NFE", "Request", "parse_options"]
+__all__ = ["DEMO", "NFE", "SHOWN", "Request", "parse_options"]
 
 NFE = (2, 4, 8, 16)  # the budgets if none are given
 
