@@ -221,7 +221,7 @@ def plot(cells, path):
             )
         truth = line[0]["score"][metric]["truth"]
         axis.axhline(truth, color="#4A4A4A", lw=0.8, ls="--")
-        axis.set(title=title, xlabel="forwards a row, counted", xscale="log")
+        axis.set(title=title, xlabel="forward passes per row, counted", xscale="log")
         ticks = [t for t in (2, 4, 8, 16, 32, 64, 128) if axis.get_xlim()[0] <= t <= axis.get_xlim()[1]]
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()

@@ -4,7 +4,8 @@
     python bench/zoo.py --only law      # a part: law, sudoku4, digits or text
     python bench/zoo.py --write         # only write the page again, from what has been measured
 
-Quality against forwards a row, at temperature 1 (the law itself), and each sampler's own error one position at a time.
+Quality against forward passes per row, at temperature 1 (the model's own distribution), and each sampler's own error with
+one position at a time.
 Cells are kept in --out (runs/zoo); what the page shows is in bench/results/zoo.json too. The tables go between the marks
 in docs/zoo.md; its words are written by hand.
 """
@@ -40,7 +41,7 @@ PARTS = ("law", *ROWS)
 
 
 def budgets(problem: str) -> tuple[int, ...]:
-    """L/8, L/4, L/2 and L forwards."""
+    """L/8, L/4, L/2 and L forward passes."""
     length = problems.create(problem).length
     assert length is not None
     return length // 8, length // 4, length // 2, length
@@ -58,7 +59,7 @@ def measure(problem: str, out: Path, console: Console) -> list[collect.Point]:
 
     def finished(record: dict[str, Any]) -> None:
         nfe = record.get("nfe", {}).get("per_row", math.nan)
-        what = record.get("error") or f"{nfe:.4g} forwards a row"
+        what = record.get("error") or f"{nfe:.4g} forward passes per row"
         console.print(
             f"{time.perf_counter() - begun:6.0f} s  {problem} {record['sampler']} {record['knob']}={record['value']}: {what}",
             highlight=False,
@@ -116,7 +117,7 @@ def best_at(made: list[collect.Point], name: str, budget: int) -> collect.Point 
 
 
 def table(problem: str, family: str, made: list[collect.Point]) -> str:
-    """Quality at each budget: value, 95 % interval, and the forwards spent; what nothing beats by more than chance in bold."""
+    """Quality at each budget: value, 95 % interval, and NFE spent. Bold: no other is better by more than chance."""
     spend = budgets(problem)
     metric, truth = made[0].primary, made[0].quality.truth
     names = sorted({p.sampler for p in made})
@@ -147,7 +148,7 @@ def law_table(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"#### sudoku4, {LAW_ROWS:,} rows, one position at a time. Exact samples: total variation {rows[0]['tv_exact']:.3f}.",
         "",
-        "| sampler | says | forwards | invalid grids | total variation | χ² p | options |",
+        "| sampler | says | NFE | invalid grids | total variation | χ² p | options |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in sorted(rows, key=lambda r: (r["claim"] != "exact", r["tv"][0])):

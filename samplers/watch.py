@@ -1,8 +1,8 @@
-"""Watching a sampler at work: one frame a step, on a terminal or one below another.
+"""Watching a sampler at work: one frame per step, in place on a terminal, or one below another.
 
-Frames are text made by the problem (`render`) of rows side by side. What has changed since the frame before is found by
-comparing the two texts, character by character, so anything that renders to a fixed layout is highlighted for free:
-sudokus, digits, strings. In the same way it is found what is noise still, and that is dim, as masks are.
+The problem renders rows as text (`render`), and a frame shows some of them side by side. What has changed since the last frame
+is found by comparing the two texts character by character. Anything that renders to a fixed layout is highlighted in this way:
+sudokus, digits, strings. Positions that are still noise are found in the same way; they are dim, as masks are.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def render_rows(x: Tensor, render: Callable[[Tensor], str] | None, mask_id: int 
 def _highlighted(text: str, seen: str, before: str | None) -> Text:
     """`text`, with what is new since `before` standing out: committed in yellow, masked again in red.
 
-    seen, before: the text now and a step ago, with a mask in place of all that is noise.
+    seen, before: the text now and one step ago, with a mask in place of everything that is noise.
     """
     made = Text(text, no_wrap=False)
     if len(seen) != len(text):
@@ -128,12 +128,12 @@ def watch(
     fps: float = 8.0,
     frames: bool = False,
 ) -> Sample:
-    """Run to the end, showing a frame a step.
+    """Run to the end, and show one frame per step.
 
     Args:
-        rows: of the batch, at most.
-        fps: frames a second, at most; 0 does not wait.
-        frames: print frames one below another, as is done for the last one where there is no terminal.
+        rows: how many rows of the batch are shown, at most.
+        fps: frames per second, at most; 0 does not wait.
+        frames: print all frames one below another. Without it, if there is no terminal, only the last one is printed.
     """
     start: Any = run.state
     tokens = isinstance(start, TokenState)

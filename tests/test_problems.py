@@ -452,7 +452,7 @@ def test_text_law(order, tmp_path):
     log_p = problem.log_prob(every)
     p = log_p.exp()
     assert float(p.sum()) == pytest.approx(1)
-    entropy, single, pairs = problem._law
+    entropy, single, pairs = problem._exact
     assert entropy == pytest.approx(-float((p * log_p).sum()) / 5)
     for v in range(3):
         assert float(single[v]) == pytest.approx(float((p[:, None] * (every == v)).sum()) / 5)
@@ -598,7 +598,7 @@ def test_distance_by_simulation():
     problem = made("mixture", preset="eight")
     y, z = problem.sample_truth(100_000, 1), problem.sample_truth(100_000, 2)
     gap = (y - z).norm(dim=1)
-    assert abs(problem._law_distance - float(gap.mean())) < 4 * float(gap.std()) / 100_000**0.5
+    assert abs(problem._exact_distance - float(gap.mean())) < 4 * float(gap.std()) / 100_000**0.5
     one = torch.ones(1, dtype=torch.float64)
     assert float(_distance_from_transform(one, one, torch.zeros(1, 1, 1), 3)) == pytest.approx(
         4 / math.sqrt(2 * math.pi)

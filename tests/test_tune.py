@@ -361,7 +361,7 @@ def test_bench_without_a_metric_measures_speed(cli, model, tmp_path):
     base = ("bench", "--denoiser", model, "--samplers", "radd", "threshold", "--gen-length", 12, "--nfe", "2,4")
     code, out, err = cli(*base, "--seeds", 1, "--rows", 20, "--batch", 8, "--out", "o")
     assert code == 0, err
-    assert "NFE a row" in out
+    assert "NFE per row" in out
     records = lines(tmp_path / "o")
     assert {r["sampler"] for r in records} == {"radd", "threshold"}
     assert all(

@@ -3,12 +3,15 @@
     samplers bench --problem sudoku4 --samplers 'masked/*' --nfe 2,4,8 --out runs/first
 
 Each module may import those that stand before it:
-    user_model.py   what is measured on: an exact problem, or the user's own model
+    user_model.py   what a sweep measures samplers on: an exact problem, or a model of the user
     request.py      what is asked for
+    source.py       a fingerprint of a sampler's code
     cells.py        the plan: which runs a request makes
+    records.py      what a line of cells.jsonl holds
     store.py        the file that remembers them
     sweep.py        running them
-    collect.py      seeds combined, intervals, the Pareto front, numbers as text
+    estimates.py    seeds combined, intervals, numbers as text
+    collect.py      cells combined to points, sections, the Pareto front
     tables.py, plot.py, heatmap.py, report.py, live.py   what is shown
     tune.py, tune_report.py   the search for two options of a sampler
 """

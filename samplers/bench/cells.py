@@ -31,7 +31,7 @@ class Cell:
     Attributes:
         distribution, version: the package that registered the sampler. code: the fingerprint of its source (source.py);
             on a user's model, of the source of the model, the prompts and the metric as well.
-        knob: 'steps', or the option that is walked. value: of the knob.
+        knob: 'steps', or the option that is walked. value: the value of the knob.
         options: all options of the sampler.
         settings: arguments of sample(): steps, temperature, block_length and so on.
         metric, higher: as in the request, for a user's model; a problem scores all it can.

@@ -1,6 +1,6 @@
 """From cells to points: seeds combined, sections of what may be compared, the Pareto front.
 
-Seconds are the median of the seeds, a sample: a machine that was busy once should not decide.
+The seconds of a point are per sample, and the median over its seeds: one run on a busy machine must not decide.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Point:
     """One setting of one sampler on one problem, all seeds together.
 
     Attributes:
-        nfe: mean forwards that a row takes part in.
-        denoiser, overhead: seconds a sample, in the model and out of it.
-        fed: positions that the model was fed, a sample.
-        cached: bytes of keys and values that were written, a sample.
-        records: the cells behind it, by seed.
+        nfe: forward passes that a row takes part in, mean over rows.
+        denoiser, overhead: seconds per sample, inside the model and outside it.
+        fed: positions that the model was fed, per sample.
+        cached: bytes of keys and values that were written to caches, per sample.
+        records: the records of its cells, by seed.
         conditions: how it was run, apart from the sampler: rows, temperature and so on (see `Section`).
     """
 
@@ -50,12 +50,12 @@ class Point:
 
     @property
     def quality(self) -> Combined:
-        """The metric that plots use; NaN where nothing is scored."""
+        """The metric that plots use; NaN if nothing is scored."""
         return self.metrics.get(self.primary) or Combined(math.nan, math.nan, math.nan, 0, "lower", None)
 
     @property
     def seconds(self) -> float:
-        """Seconds a sample, in the denoiser and out of it."""
+        """Seconds per sample, inside the denoiser and outside it."""
         return self.denoiser + self.overhead
 
     @property
@@ -225,8 +225,9 @@ def sections(made: Iterable[Point]) -> list[Section]:
 def front(made: Sequence[Point], cost: Callable[[Point], float]) -> list[Point]:
     """The Pareto front, cheapest first: each is better than all cheaper ones, and by more than chance.
 
-    Walking from cheap to dear, a point joins when its value is beyond the 95 % interval of the last that joined.
-    Without that, the luckiest of many samplers that are all as good as exact would seem to be worth its price.
+    Points are visited from the cheapest to the dearest. A point joins the front if its value is beyond the 95 % interval of
+    the last that joined. Without that rule, the luckiest of many samplers that are all as good as exact would seem to be
+    worth its price.
     """
     found: list[Point] = []
     usable = [p for p in made if math.isfinite(p.quality.value)]
@@ -246,7 +247,7 @@ def front(made: Sequence[Point], cost: Callable[[Point], float]) -> list[Point]:
 class Difference:
     """Loss of the found pair less that of a reference on the same seeds; `low`, `high` its 95 % interval, Student's.
 
-    The loss is the distance to what exact samples score, where that is known; else the metric, or less it where more is
+    The loss is the distance to what exact samples score, if that is known; else the metric, with its sign changed if higher is
     better. Below 0 the found pair is better.
     """
 
@@ -256,7 +257,7 @@ class Difference:
 
 
 def difference(a: Point, b: Point) -> Difference:
-    """Of a less b, seed by seed: both ran on the same ones."""
+    """The loss of a less the loss of b, seed by seed; both ran on the same seeds."""
     from scipy.stats import t as student
 
     def losses(p: Point) -> np.ndarray:

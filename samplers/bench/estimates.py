@@ -22,7 +22,7 @@ __all__ = ["Combined", "combine", "loss", "number"]
 
 @dataclass(frozen=True)
 class Combined:
-    """A metric over seeds; NaN where a seed has no value (a divergence of nothing)."""
+    """A metric over seeds; NaN if a seed has no value (such as a divergence of no samples)."""
 
     value: float
     low: float
@@ -76,7 +76,7 @@ def loss(value: float | None, truth: float | None, better: str) -> float:
 
 
 def number(v: float | None, digits: int = 3) -> str:
-    """A number in a table: three significant digits, no exponent where one can be avoided."""
+    """A number in a table: three significant digits, no exponent if one can be avoided."""
     if v is None or not math.isfinite(v):
         return "–"
     if v == 0:

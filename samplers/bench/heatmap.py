@@ -20,12 +20,12 @@ __all__ = ["write_heatmap"]
 
 
 def write_heatmap(found: Sequence[Found], x: str, y: str, title: str, path: Path) -> None:
-    """A search's metric, or how far it is from what exact samples score, over two options; a panel for each number of steps.
+    """Draw a search's metric, or its distance from what exact samples score, over two options; one panel per number of steps.
 
     Cells are the first grid, small squares what was tried beside it; a ring marks the found pair, and a dot the pairs of the
     grid that the search's own seeds do not tell apart from it.
 
-    found: of tune.search.
+    found: what tune.search found, one per number of steps.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -91,7 +91,7 @@ def write_heatmap(found: Sequence[Found], x: str, y: str, title: str, path: Path
 
 
 def _edges(values: Sequence[float]) -> list[float]:
-    """Where cells around the values meet."""
+    """The borders between cells around the values."""
     if len(values) < 2:
         return [values[0] - 0.5, values[0] + 0.5]
     inner = [(a + b) / 2 for a, b in itertools.pairwise(values)]

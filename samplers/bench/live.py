@@ -146,7 +146,8 @@ class Display:
 
 
 class SearchDisplay(Display):
-    """The same for `tune.search(opened=..., stage=..., running=..., finished=...)`: a bar a stage, a line a stage elsewhere."""
+    """The same for `tune.search(opened=..., stage=..., running=..., finished=...)`: one bar per stage, or one line per
+    stage if there is no terminal."""
 
     def opened(self, store: Store) -> None:
         self.say_notes(store)

@@ -16,7 +16,7 @@ OPTIONAL = ("matplotlib", "scikit-learn", "transformers", "diffusers", "triton",
 
 @functools.cache
 def cpu_model() -> str:
-    """The processor's own name for itself, or its architecture where it does not say."""
+    """The processor's own name for itself, or its architecture if there is none."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.lower().startswith("model name"):
@@ -47,7 +47,7 @@ def machine() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str | None]:
-    """Versions of the optional packages; None where one is not installed."""
+    """Versions of the optional packages; None for one that is not installed."""
     found: dict[str, str | None] = {}
     for name in OPTIONAL:
         try:

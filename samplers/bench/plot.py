@@ -258,7 +258,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 6.2, 4.1, 0.5, 1.65, 0.55, 0.55
 
 
 def figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Style) -> Any:
-    """A matplotlib figure of a panel each, two beside each other, high enough for the names of all samplers."""
+    """A matplotlib figure with one panel per section, two beside each other, high enough for the names of all samplers."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -286,7 +286,7 @@ def figure(panels: Sequence[tuple[str, Sequence[Point]]], cost: str, style: Styl
 
 
 def write_pngs(made: Sequence[Point], folder: Path) -> list[Path]:
-    """pareto_nfe.png and pareto_seconds.png, a panel for each section."""
+    """Write pareto_nfe.png and pareto_seconds.png, one panel per section; returns their paths."""
     style = styles(made)
     panels = [(section.title, section.points) for section in sections(made)]
     paths = []

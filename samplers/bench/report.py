@@ -29,7 +29,10 @@ def write_report(folder: str | Path) -> tuple[Path, list[str]]:
     """Write table.md, pareto_*.png and report.html beside the cells of `folder`.
 
     Returns:
-        (the report, notes for the user). Raises SamplersError where there is nothing to report or it cannot be written.
+        (the report, notes for the user).
+
+    Raises:
+        SamplersError: there is nothing to report, or it cannot be written.
     """
     folder = Path(folder)
     store = Store(folder, write=False)
@@ -96,15 +99,15 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
 def _lead(made: Sequence[Point]) -> str:
     exact = any(not is_user_model(p.problem) for p in made)
     if not any(p.metrics for p in made):
-        return "Forwards and seconds of samplers on a model; nothing was scored."
+        return "Forward passes and seconds of samplers on a model; nothing was scored."
     truth = (
-        "The denoisers here are exact, so every distance from the truth is the sampler’s own doing, "
-        "and the dashed line is what exact samples score on average when there are as many of them: no sampler can be "
-        "expected below it. "
+        "The denoisers here are exact, so every distance from the exact distribution is caused by the sampler "
+        "(and by the temperature, if it is not 1). The dashed line is what equally many exact samples score on average: no "
+        "sampler can be expected below it. "
     )
     higher = any(p.quality.better == "higher" for p in made)
     return (
-        f"{truth if exact else ''}Each line is a sampler with ever more forwards of the model; "
+        f"{truth if exact else ''}Each line is a sampler with more and more forward passes of the model; "
         f"{'up' if higher else 'down'} and to the left is "
         "better, and bars are 95 % intervals over all rows and seeds. Ringed points on the grey stair are the Pareto "
         "front: each is better than everything cheaper by more than chance."
@@ -135,8 +138,8 @@ def _section(section: Section, style: plot.Style, prefix: str) -> list[str]:
     out += [f"<h3>{title}</h3>", _table(group, short)]
     known = "; ".join(f"<b>{esc(m)}</b> {esc(METRICS[m])}" for m in group[0].metrics if m in METRICS)
     marks = (
-        " • on the Pareto front by NFE. Marked: the best of a column among all settings; where exact samples are known to "
-        "score something, the nearest to that."
+        " • on the Pareto front by NFE. Marked: the best of a column among all settings; if the score of exact "
+        "samples is known, the nearest to it."
     )
     out.append(
         f'<p class="key">{known + ". " if known else ""}Milliseconds are per sample, in {esc(section.say("batch")[0])}, '
@@ -185,7 +188,7 @@ def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:
 
 
 def _budgets(group: Sequence[Point], most: int) -> list[float]:
-    """A few budgets for the columns of pictures: of the step counts that were run, spread evenly."""
+    """A few budgets for the columns of pictures, spread evenly over the step counts that were run."""
     asked = sorted({p.value for p in group if p.knob == "steps"}) or sorted({round(p.nfe, 1) for p in group})
     if len(asked) <= most:
         return [float(a) for a in asked]
@@ -193,7 +196,8 @@ def _budgets(group: Sequence[Point], most: int) -> list[float]:
 
 
 def _near(group: Sequence[Point], sampler: str, budget: float) -> Point | None:
-    """The sampler's setting for a budget: what was asked to spend it; of an adaptive one, the best that spent about that."""
+    """The sampler's setting for a budget: the one that was asked to spend it; for an adaptive sampler, the best that
+    spent about as much."""
     own = [p for p in group if p.sampler == sampler]
     exact = [p for p in own if p.knob == "steps" and p.value == budget]
     if exact:
@@ -204,7 +208,7 @@ def _near(group: Sequence[Point], sampler: str, budget: float) -> Point | None:
 
 
 def _pictures(problem: problems.Problem, family: str, group: list[Point]) -> list[str]:
-    """Small multiples: a row a sampler, a column a budget, the truth on top."""
+    """Samples as small pictures: one row per sampler, one column per budget, exact samples at the top."""
     truth = problem.sample_truth(problem.figure_rows, 7, family)
     shown = problem.figure(truth, truth, 8)
     if not shown:
@@ -216,8 +220,8 @@ def _pictures(problem: problems.Problem, family: str, group: list[Point]) -> lis
         f"<h3>Samples <span>of the first seed, the first rows as they came{note}</span></h3>",
         f'<div class="grid" style="grid-template-columns: 118px repeat({len(budgets)}, minmax(0, 1fr))">',
         '<div class="head"></div>',
-        *(f'<div class="head">{b:g} forward{"s" * (b != 1)}</div>' for b in budgets),
-        '<div class="name">exact<small>the law itself</small></div>',
+        *(f'<div class="head">{b:g} forward pass{"es" * (b != 1)}</div>' for b in budgets),
+        '<div class="name">exact<small>exact samples</small></div>',
         f'<figure style="grid-column: 2 / -1">{shown}</figure>',
     ]
     for name in names:

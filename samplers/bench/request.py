@@ -20,20 +20,21 @@ class Request:
     """What to measure.
 
     Attributes:
-        problems: names of exact problems; or the user's own model, as module:attribute of a Denoiser.
+        problems: names of exact problems; or of the user's models: module:attribute of a Denoiser, hf:NAME, or a model in
+            the box.
         samplers: patterns such as 'masked/*', 'dpmpp*' or a full name.
-        family: only this kind of noise; None: all for which the problem has a denoiser and the patterns a sampler.
-        nfe: budgets, given to samplers as `steps`.
-        seeds: how many; they are 0, 1, ...
-        rows: samples a cell. batch: of these at a time (memory, and what seconds are measured at).
-        temperature: of token draws; None: 1 on a problem, which asks for the law itself, and that is what is measured;
-            on one's own model the sampler's own.
-        block_length: of token samplers.
-        gen_length: positions to fill, of token models of any length.
-        prompts: module:attribute of lists of token ids, one a row, for one's own model; rows are at most as many.
-        metric: what plots use: of a problem one of its metrics, None: its primary one; of one's own model module:function of
-            a Sample, None: nothing is scored.
-        higher: whether more of one's own metric is better.
+        family: the only kind of noise to measure; None: every kind that the problem has a denoiser for and a pattern matches.
+        nfe: budgets of forward passes, given to samplers as `steps`.
+        seeds: how many seeds there are, counted from 0.
+        rows: samples per cell. batch: how many of them are drawn at a time; it sets the memory, and seconds depend on it.
+        temperature: sampling temperature of tokens. None: 1 on a problem, since its exact distribution is what samples are
+            compared with; the sampler's own on a user's model.
+        block_length: positions per block, for token samplers.
+        gen_length: positions to fill, for token models that take any length.
+        prompts: module:attribute of lists of token ids, one per row, for a user's model; there are at most as many rows.
+        metric: what plots use. On a problem: one of its metrics; None: its primary one. On a user's model: module:function,
+            which is given the Sample; None: nothing is scored.
+        higher: whether more of a user's metric is better.
         options: 'name=value' for all samplers that have the option, 'sampler.name=value' for one.
         caches: KV caches to compare, None for none; a sampler with one is called 'sampler + cache'.
     """
@@ -64,8 +65,8 @@ class Request:
             raise OptionError("--prompts, --gen-length and --higher go with --denoiser; a problem says these itself")
 
 
-# What `make bench` runs: about two minutes on two cores, on one thread (`run(threads=1)`). Batches this small gain
-# little from a second one, and lose tenfold when another program wants that core: threads wait for each other.
+# What `make bench` runs: about two minutes on two cores, with one thread (`run(threads=1)`). Batches this small gain little
+# from a second thread, and become ten times slower if another program wants its core: threads wait for each other.
 SHOWN = (  # one of each kind; bench/zoo.py runs them all
     *("ancestral", "beta_energy", "entropy_bound", "first_hitting", "llada2", "low_confidence", "maskgit", "radd"),
     *("random_order", "remdm", "threshold"),
@@ -79,7 +80,14 @@ DEMO = (
 
 
 def parse_options(texts: Sequence[str], samplers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """{sampler: {option: value}} of 'name=value' and 'sampler.name=value'."""
+    """What 'name=value' and 'sampler.name=value' say, for each sampler.
+
+    Returns:
+        {sampler: {option: value}}; a sampler that nothing is said of is left out.
+
+    Raises:
+        OptionError: a text of another form, or an option that none of the samplers has.
+    """
     given: dict[str, dict[str, Any]] = {}
     known = {name: {o.name: o for o in registry.load(name).options()} for name in samplers}
     for text in texts:

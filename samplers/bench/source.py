@@ -1,4 +1,4 @@
-"""A fingerprint of the code behind a cell: when it has changed, what the old code measured does not count any more."""
+"""A fingerprint of the code that a cell runs. When the code has changed, what the old code measured does not count."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ CELLS, REQUEST = "cells.jsonl", "sweep.json"
 
 
 def _locked(folder: Path) -> Any:
-    """An open file that no other sweep can lock: two writers would mix their lines. None where the system has no flock."""
+    """An open file that no other sweep can lock: two writers would mix their lines. None if the system has no flock."""
     try:
         import fcntl
     except ImportError:

@@ -63,13 +63,14 @@ def run(
     """Run what is not in the folder yet.
 
     Args:
-        command: how to get the same again; the report prints it.
-        threads: of torch, while this runs; None leaves it as it is. Cells record it.
-        started, running, finished: told of the plan, of each cell before it runs, and of each record.
+        command: the command that makes the same sweep; the report prints it.
+        threads: threads of torch while this runs; None leaves them as they are. Records hold the number.
+        started, running, finished: are called with the plan, with each cell before it runs, and with each record.
 
     Raises:
-        SamplersError: as `plan` and `Store`; before anything is run. What a sampler raises is recorded in its cell's
-            line (status "failed"; "declined" for an OptionError, such as a step count that it does not take).
+        SamplersError: as `plan` and `Store` raise it, before anything is run; or the disk is full. What a sampler raises is
+            recorded in its cell's line: status "failed", or "declined" for an OptionError, such as for a step count that it
+            does not take.
     """
     begun = time.perf_counter()
     cells, lost = plan(requests), unavailable(requests)
@@ -101,7 +102,7 @@ def execute(
     running: Callable[[Cell], None] | None = None,
     finished: Callable[[Record], None] | None = None,
 ) -> None:
-    """Run cells, each on the disk before the next begins. Arguments as `run`'s."""
+    """Run cells; each is on the disk before the next begins. The arguments are those of `run`."""
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -135,7 +136,7 @@ def _run_all(
 
 
 def _warm_up(cell: Cell, problem: Problem, denoiser: Any) -> None:
-    """A few rows that are not measured: first calls allocate, and load libraries."""
+    """Draw a few rows that are not measured: first calls allocate memory and load libraries."""
     with contextlib.suppress(Exception):  # the measured run will say what is wrong
         _part(cell, problem, denoiser, _sampler(cell), 0, min(8, cell.rows), steps=2)
 
@@ -147,7 +148,7 @@ def _sampler(cell: Cell) -> Sampler:
 def _part(
     cell: Cell, problem: Problem, denoiser: Any, sampler: Sampler, first: int, batch: int, **changes: Any
 ) -> Sample:
-    """`batch` rows of a cell, from number `first` on. What the cell does not say the problem may."""
+    """Draw `batch` rows of a cell, from number `first` on. The problem's settings apply if the cell has none."""
     settings = dict(problem.settings) | {k: v for k, v in cell.settings.items() if v is not None} | changes
     prompts = settings.pop("prompts", None)
     rows: dict[str, Any] = {"batch": batch}

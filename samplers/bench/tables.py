@@ -12,13 +12,13 @@ from .estimates import Combined, number
 __all__ = ["METRICS", "Column", "best_in", "best_rows", "columns", "in_order", "table_md"]
 
 METRICS = {
-    "tv": "total variation distance between the frequencies of the samples and the exact law, invalid samples included",
-    "kl": "Kullback-Leibler divergence of the valid samples' frequencies from the exact law, nats",
+    "tv": "total variation distance between the frequencies of the samples and the exact distribution, invalid samples included",
+    "kl": "Kullback-Leibler divergence of the valid samples' frequencies from the exact distribution, nats",
     "invalid": "share of samples that break a rule",
-    "mmd": "squared kernel distance (MMD) between the samples and the exact law",
-    "nll": "negative log-likelihood under the exact law, nats a position",
-    "entropy": "entropy of the frequencies of tokens, nats: below the truth where a sampler repeats itself",
-    "energy": "energy distance to the exact law",
+    "mmd": "squared kernel distance (MMD) between the samples and the exact distribution",
+    "nll": "negative log-likelihood under the exact distribution, nats per position",
+    "entropy": "entropy of the frequencies of tokens, nats: below that of exact samples if a sampler repeats itself",
+    "energy": "energy distance to the exact distribution",
     "bigram_tv": "total variation distance between the frequencies of neighbouring pairs and the exact ones",
 }
 
@@ -37,7 +37,7 @@ def columns(group: Sequence[Point]) -> list[Column]:
     return [
         ("sampler", "text", lambda p: p.sampler),
         ("setting", "text", lambda p: p.setting),
-        ("NFE a row", "number", lambda p: p.nfe),
+        ("NFE per row", "number", lambda p: p.nfe),
         *((("positions fed", "number", lambda p: p.fed),) if not metrics or cached else ()),
         *((("MB cached", "number", lambda p: p.cached / 1e6),) if cached else ()),
         *((m, "metric", metric(m)) for m in metrics),
@@ -53,7 +53,7 @@ def in_order(group: Sequence[Point]) -> list[Point]:
 
 
 def best_rows(group: Sequence[Point]) -> list[Point]:
-    """For a short table: what is on the front, and the best of every sampler; all where nothing is scored."""
+    """For a short table: what is on the front, and the best of every sampler; all points if nothing is scored."""
     if not group[0].metrics:
         return in_order(group)
     chosen = {id(p) for p in front(group, lambda p: p.nfe)}
@@ -104,5 +104,5 @@ def table_md(group: Sequence[Point]) -> str:
         lines.append(f"| {'•' if id(p) in on else ''} | " + " | ".join(cells) + " |")
     truths = [f"{m} {number(e.truth)}" for m, e in group[0].metrics.items() if e.truth is not None]
     if truths:
-        lines += ["", f"Exact samples, as many as a cell has: {', '.join(truths)}."]
+        lines += ["", f"As many exact samples score: {', '.join(truths)}."]
     return "\n".join(lines)

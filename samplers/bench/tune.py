@@ -81,7 +81,7 @@ def _tidy(value: float) -> float:
     return round(value, 6)  # 0.30000000000000004 would be a pair of its own
 
 
-# What samplers are searched over where nothing is said: their two options, and pairs that others know by a name.
+# The two options that a sampler is searched over if none are given, and pairs that are known by a name.
 DEFAULTS: Mapping[str, tuple[str, str, Mapping[str, Pair]]] = {
     "beta_energy": ("a", "b", {"linear": (0.5, 0.5), "sin^2": (1.0, 1.0)}),
 }
@@ -92,9 +92,9 @@ class Search:
     """What to look for.
 
     Attributes:
-        request: where, with `nfe` the numbers of steps, `seeds` a pair's, and options that stay as they are.
+        request: what is measured, and how: `nfe` are the numbers of steps, `seeds` are per pair, options stay as they are.
         sampler: its name.
-        x, y: the two options.
+        x, y: the two options, and the values of the first grid.
         references: pairs to compare with, by name; the first is what the found pair is measured against.
         refine: rounds about the best; each halves the distances.
     """
@@ -159,7 +159,7 @@ def search(
         opened, stage, running, finished: told of the store, of each stage (its name and all its cells), cell and record.
 
     Raises:
-        SamplersError: as `sweep.plan` and `Store`, before anything is run; where a run fails, its error.
+        SamplersError: as `sweep.plan` and `Store`, before anything is run; or a run failed, with its error.
     """
     cells = _Cells(what)
     asked = {k: v for k, v in dataclasses.asdict(what).items() if k != "request"}
@@ -252,7 +252,7 @@ class _Cells:
         name = what.request.problems[0]
         problem = subject(name, what.request.metric, what.request.higher)
         if is_user_model(name) and what.request.metric is None:
-            raise OptionError("a search on one's own model needs --metric MODULE:FUNCTION to judge by")
+            raise OptionError("a search on a model of your own needs --metric MODULE:FUNCTION to judge by")
         fixed = tuple(f"{k}={v}" for k, v in self.own.items())
         request = dataclasses.replace(what.request, samplers=(what.sampler,), options=fixed, family=cls.family)
         self.templates = {c.settings["steps"]: c for c in cells_of(request, name, 0)}
@@ -262,7 +262,7 @@ class _Cells:
         self.length = what.request.gen_length or problem.length
 
     def options(self, pair: Pair) -> dict[str, Any]:
-        """All options of the sampler with these two. OptionError where the pair is out of bounds."""
+        """All options of the sampler with these two; OptionError if the pair is out of bounds."""
         named = zip((self.what.x.option, self.what.y.option), pair)
         chosen = {k: int(v) if k in self.whole and v == int(v) else v for k, v in named}
         return self.cls.make(**self.own | chosen).values()
@@ -284,7 +284,7 @@ class _Cells:
 
 
 def _best(tried: Mapping[Pair, Point]) -> Pair:
-    """The pair of the least loss; of equals that with fewer forwards, and then the first."""
+    """The pair of the least loss; of equals the one with fewer forward passes, and then the first."""
 
     def rank(pair: Pair) -> tuple[bool, float, float]:
         q = tried[pair].quality

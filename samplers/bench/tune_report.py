@@ -47,7 +47,7 @@ def write(what: Search, found: Sequence[Found], folder: str | Path) -> tuple[lis
     lines = [
         f"# {what.sampler} on {what.request.problems[0]}: {x} and {y} by {metric}",
         "",
-        f"| steps | pair | {x} | {y} | {metric} | 95 % | forwards a row | found less this | 95 % |",
+        f"| steps | pair | {x} | {y} | {metric} | 95 % | NFE per row | found less this | 95 % |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for one in found:
@@ -63,7 +63,7 @@ def write(what: Search, found: Sequence[Found], folder: str | Path) -> tuple[lis
     lines += [
         "",
         f"{tried} pairs were searched on {seeds} seeds of {rows:,} rows; the numbers are of {seeds} fresh seeds. 'found less "
-        "this' is the difference of losses seed by seed, below 0 where the found pair is better."
+        "this' is the difference of losses seed by seed, below 0 if the found pair is better."
         + (f" Exact samples score {number(truth)}." if truth is not None else ""),
         "",
         *(f"    {line}" for one in found for line in (f"# {one.steps} steps", *paste(what, one))),

@@ -1,7 +1,7 @@
-"""What a sweep measures on: an exact problem by its name, or the user's own model, written module:attribute.
+"""What a sweep measures samplers on: an exact problem by its name, or a model of the user.
 
-A model of one's own stands in a problem's place. It is scored by a metric of one's own, a function of the Sample, or not at
-all: then a sweep measures forwards and seconds.
+A user's model takes the place of a problem. It is scored by a metric of the user, which is a function of the Sample. Without a
+metric nothing is scored, and a sweep measures forward passes and seconds only.
 """
 
 from __future__ import annotations
@@ -26,16 +26,23 @@ __all__ = ["UserModel", "is_user_model", "load_denoiser", "load_prompts", "subje
 
 
 def is_user_model(name: str) -> bool:
-    """Whether a name is module:attribute or a trained model's, and not an exact problem's."""
+    """Whether a name is module:attribute, hf:NAME or a model in the box, and not an exact problem."""
     return ":" in name or name in zoo.list_models()
 
 
 def load_object(spec: str, what: str) -> Any:
-    """The object that module:attribute names, looked for in the present folder, too. `what` is how errors call it."""
+    """The object that module:attribute names; modules of the current folder are found as well.
+
+    Args:
+        what: the name of the argument, for errors.
+
+    Raises:
+        OptionError: the text has another form, the module cannot be imported, or it has no such attribute.
+    """
     module, sign, attribute = spec.partition(":")
     if not sign or not module or not attribute:
         raise OptionError(f"{what} {spec!r}: write module:attribute, such as my_model:denoiser")
-    sys.path.insert(0, "")  # modules of the present folder, as with `python -m`
+    sys.path.insert(0, "")  # modules of the current folder, as with `python -m`
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
@@ -61,8 +68,15 @@ def _call_if_function(found: Any, spec: str, what: str) -> Any:
 
 @functools.lru_cache(maxsize=1)  # a model may be large, and a sweep asks for it again and again
 def load_denoiser(spec: str) -> Denoiser:
-    """The Denoiser called module:attribute, or what the function of that name returns; a trained model, by its name; or
-    hf:NAME, a folder of safetensors or a repository on the Hugging Face hub."""
+    """The denoiser that a name stands for.
+
+    Args:
+        spec: module:attribute of a Denoiser, or of a function that returns one; the name of a model in the box; or hf:NAME
+            for a folder of safetensors or a repository on the Hugging Face hub.
+
+    Raises:
+        OptionError: there is no such model, or it cannot be loaded.
+    """
     if spec.startswith("hf:"):
         try:
             return pretrained(spec.removeprefix("hf:"))
@@ -86,23 +100,23 @@ def load_denoiser(spec: str) -> Denoiser:
 
 @functools.lru_cache(maxsize=1)
 def load_prompts(spec: str) -> list[list[int]]:
-    """The prompts called module:attribute, one a row: lists of token ids, or a function that returns them."""
+    """The prompts that module:attribute names, one per row: lists of token ids, or a function that returns them."""
     found = _call_if_function(load_object(spec, "--prompts"), spec, "--prompts")
     try:
         return [[int(v) for v in row] for row in found]
     except (TypeError, ValueError):
         raise OptionError(
-            f"--prompts {spec!r} is {type(found).__name__}; a list of lists of token ids is needed, one a row"
+            f"--prompts {spec!r} is {type(found).__name__}; a list of lists of token ids is needed, one per row"
         ) from None
 
 
 class UserModel(Problem):
-    """A denoiser of the user's in a problem's place.
+    """A model of the user in the place of a problem.
 
     Args:
-        spec: module:attribute of a Denoiser.
-        metric: module:function of a Sample -> a number, or one a row (B,); None: nothing is scored.
-        higher: whether more is better.
+        spec: its name, as `load_denoiser` takes it.
+        metric: module:function, which takes a Sample and returns a number or (B,) numbers, one per row; None: nothing is scored.
+        higher: whether more of the metric is better.
     """
 
     summary = "a model of your own"
@@ -122,7 +136,7 @@ class UserModel(Problem):
         return self.made
 
     def score(self, sample: Any, family: str | None = None) -> Score:
-        """The user's metric: of values a row their mean with Student's interval; of one number itself, with none."""
+        """The user's metric. One number per row gives the mean with Student's interval; a single number has no interval."""
         family = self._family(family)
         estimates: Mapping[str, Estimate] = {}
         if self.metric is not None and self.metric_name is not None:
@@ -140,16 +154,16 @@ class UserModel(Problem):
         if values.shape != (rows,):
             raise SamplersError(
                 f"metric {self.metric_name!r} returned shape {tuple(values.shape)} for {rows} rows; one number is "
-                "needed, or one a row"
+                "needed, or one per row"
             )
         return mean_estimate(values, better=better)
 
 
 def subject(name: str, metric: str | None = None, higher: bool = False) -> Problem:
-    """What a sweep measures on: the exact problem of that name, or one's own model.
+    """What a sweep measures samplers on: the exact problem of that name, or the user's model.
 
     Raises:
-        UnknownNameError: no such problem. OptionError: a module that cannot be had, a metric that the problem has not.
+        UnknownNameError: there is no such problem. OptionError: a module cannot be imported, or the problem has no such metric.
     """
     if is_user_model(name):
         return UserModel(name, metric, higher)

@@ -27,7 +27,7 @@ _SPEED = {"llm-8b": "speed:Llm8b", "llm-small": "speed:LlmSmall"}  # nothing is 
 
 
 def list_problems() -> list[str]:
-    """The names of exact problems, sorted. `create` knows the speed problems llm-small and llm-8b, too."""
+    """The names of exact problems, sorted. `create` also knows the speed problems llm-small and llm-8b."""
     return sorted(_PROBLEMS)
 
 

@@ -1,8 +1,8 @@
 """What every exact problem shares: Problem, Score, Estimate, checks of inputs, and exact sums.
 
-The sums deserve a word. A denoiser's row must not depend on the batch it came in, bit for bit, or a sampler's draws
-would change with the batch. BLAS adds in an order that depends on shapes, so its last bits move. Where a sum of
-products is needed here, one factor is a matrix of small integers (a one-hot, grey levels), and the other is rounded to
+About the sums: what a denoiser returns for a row must not depend on the batch that the row is in, bit for bit, or a
+sampler's draws would change with the batch. BLAS adds in an order that depends on shapes, so its last bits change. If a sum
+of products is needed here, one factor is a matrix of small integers (a one-hot, grey levels), and the other is rounded to
 a grid so coarse that every partial sum is a float64 without error: then all orders of summation agree. (The splitting
 of Ozaki, Ogita, Oishi and Rump, "Error-free transformations of matrix multiplication", 2012.)
 """
@@ -147,8 +147,8 @@ def mean_estimate(
     return Estimate(mean, mean - half, mean + half, n, better, truth)
 
 
-def kernel_estimate(pairs: Tensor, to_law: Tensor, law: float, diagonal: float, *, scale: float = 1.0) -> Estimate:
-    """The squared kernel distance between a sample and a law whose kernel means are known exactly.
+def kernel_estimate(pairs: Tensor, to_exact: Tensor, exact: float, diagonal: float, *, scale: float = 1.0) -> Estimate:
+    """The squared kernel distance between a sample and a distribution whose kernel means are known exactly.
 
     V = mean_ij k(x_i, x_j) - 2 mean_i E_Y k(x_i, Y) + E_YY' k(Y, Y'), never negative for a kernel k that is
     (conditionally) positive definite. No exact samples are drawn, so none of its error is theirs. Exact samples x have
@@ -156,19 +156,19 @@ def kernel_estimate(pairs: Tensor, to_law: Tensor, law: float, diagonal: float, 
 
     Args:
         pairs: (n, n) k(x_i, x_j).
-        to_law: (n,) E_Y k(x_i, Y).
-        law: E k(Y, Y').
+        to_exact: (n,) E_Y k(x_i, Y).
+        exact: E k(Y, Y').
         diagonal: E k(Y, Y).
         scale: divides everything.
     """
-    n = len(to_law)
+    n = len(to_exact)
     row_means = pairs.mean(1)  # (n,)
-    value = float(row_means.mean() - 2 * to_law.mean()) + law
-    # V is quadratic in the empirical law: the influence of one sample is twice its row mean less its distance to the
-    # law.
-    half = Z95 * 2 * float((row_means - to_law).std()) / math.sqrt(n) if n > 1 else math.inf
+    value = float(row_means.mean() - 2 * to_exact.mean()) + exact
+    # V is quadratic in the empirical distribution: the influence of one sample is twice its row mean less its distance
+    # to the exact distribution.
+    half = Z95 * 2 * float((row_means - to_exact).std()) / math.sqrt(n) if n > 1 else math.inf
     low, high = max(0.0, value - half), value + half
-    return Estimate(value / scale, low / scale, high / scale, n, "lower", (diagonal - law) / n / scale)
+    return Estimate(value / scale, low / scale, high / scale, n, "lower", (diagonal - exact) / n / scale)
 
 
 def entropy_of_tokens(x: Tensor, vocab: int, truth: float) -> Estimate:
@@ -197,7 +197,7 @@ def check_options(make: Callable[..., Any], options: Mapping[str, Any], who: str
 
 
 class Problem:
-    """A law that is known exactly, its denoisers, and the distance of samples to it.
+    """A distribution that is known exactly, its denoisers, and the distance of samples to it.
 
     Attributes:
         name: as `create` knows it.
@@ -380,7 +380,7 @@ class ExactTokens(TokenDenoiser):
 
         Args:
             x: (B, L) int64. t: in [0, 1], the noise level, for uniform noise only: (B, L), 0 where a token is known to be
-                clean; or (B,), of all positions of a row.
+                clean; or (B,), one per row.
 
         Raises:
             OptionError: a wrong shape, a token out of range (row and position named), t missing or out of [0, 1].

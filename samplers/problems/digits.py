@@ -34,7 +34,7 @@ __all__ = ["Digits", "KernelTokens", "digit_images", "grey_kernel", "make_data"]
 GREYS = 17
 DATA = Path(__file__).parent / "data" / "digits.npz"
 
-# Entropy of the law per pixel in nats, and its standard error: what `estimate_entropy(100_000)` returns for the
+# Entropy of the distribution per pixel in nats, and its standard error: what `estimate_entropy(100_000)` returns for the
 # default options. Other options have theirs estimated when they are first scored.
 _ENTROPY = {"tokens": (0.6204428831242437, 0.00031634), "gaussian": (-0.9892349945387442, 0.00027893)}
 
@@ -63,7 +63,7 @@ def grey_kernel(width: float, floor: float) -> Tensor:
 
 
 class KernelTokens(ExactTokens):
-    """Posteriors of a law of tokens: one of n equally likely centres, each position then changed by a kernel.
+    """Posteriors of a distribution of tokens: one of n equally likely centres, each position then changed by a kernel.
 
     With K[g, v] the chance that a centre's g shows as v, centre n weighs w_n = prod_i K[c_ni, x_i] over visible i, and
         p(x_0,i = v | x)  =  sum_g S_i(g) K[g, v],   S_i(g) = sum over n with c_ni = g of w_n / sum_n w_n,
@@ -158,25 +158,25 @@ class KernelTokens(ExactTokens):
         return (1 - t[..., None]) * self.kernel.t()[x] + t[..., None] / self.tokens
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) of clean tokens under the law, exact: (B, L) int64 -> (B,) float64, nats."""
+        """log p(x) of clean tokens under this distribution, exact: (B, L) int64 -> (B,) float64, nats."""
         return torch.logsumexp(self.log_weights(x, table=self.kernel), 1) - math.log(self.points.shape[0])
 
 
 class Digits(Problem):
     """Handwritten digits. L = 64 tokens of 17 grey levels (the mask is 17), or reals (8, 8) scaled to [-1, 1].
 
-    The law of the tokens is the empirical one, each pixel moved on its own by a kernel over grey levels: a narrow
+    The distribution of the tokens is the empirical one, each pixel moved on its own by a kernel over grey levels: a narrow
     Gaussian that is discretised, and a small uniform part that gives every state a posterior and every sample an exact
-    likelihood. The law of the reals is the mixture of 1797 Gaussians around the images.
+    likelihood. The distribution of the reals is the mixture of 1797 Gaussians around the images.
 
     Args:
         grey_width: standard deviation of the kernel in grey levels.
         floor: weight of its uniform part, 1e-6 at least. At 0.001 one image in 17 has a pixel from it.
         width: standard deviation of the reals around an image; a grey level is 0.125.
 
-    Scores: `mmd` (squared kernel distance to the exact law, Gaussian kernel of bandwidth 2 in [-1, 1] pixels, in units
-    of the law's own E k(Y, Y'); its floor is the mean of exact samples), `nll` (nats a pixel; a sampler that returns
-    only likely images is below the truth, which is the law's entropy), and `entropy` of the tokens' frequencies. Plots
+    Scores: `mmd` (squared kernel distance to the exact distribution, Gaussian kernel of bandwidth 2 in [-1, 1] pixels, in units
+    of the distribution's own E k(Y, Y'); its floor is the mean of exact samples), `nll` (nats per pixel; a sampler that returns
+    only likely images is below the truth, which is the distribution's entropy), and `entropy` of the tokens' frequencies. Plots
     use `mmd`.
     """
 
@@ -238,24 +238,24 @@ class Digits(Problem):
             return x
         return ((x.flatten(1) + 1) * 8).round().clamp(0, GREYS - 1).to(torch.int64)
 
-    # the law
+    # the distribution
 
-    def law(self) -> KernelTokens:
+    def token_denoiser(self) -> KernelTokens:
         """The denoiser that scores use, made once."""
         if self._tokens is None:
             self._tokens = self._masked()
         return self._tokens
 
     def nll(self, x: Tensor) -> Tensor:
-        """-log p(x) / 64, exact: tokens (n, 64) int64, or reals (n, 8, 8) -> (n,) float64, nats a pixel."""
+        """-log p(x) / 64, exact: tokens (n, 64) int64, or reals (n, 8, 8) -> (n,) float64, nats per pixel."""
         if not x.is_floating_point():
-            return torch.cat([-self.law().log_prob(part) for part in x.split(512)]) / 64
+            return torch.cat([-self.token_denoiser().log_prob(part) for part in x.split(512)]) / 64
         squares = self._squared_distances(x, self.images)  # (n, 1797)
         log_p = torch.logsumexp(-squares / (2 * self.width**2), 1) - math.log(len(self.images))
         return -(log_p - 32 * math.log(2 * math.pi * self.width**2)) / 64
 
     def estimate_entropy(self, n: int = 100_000, seed: int = 1, family: str = "masked") -> tuple[float, float]:
-        """The law's entropy per pixel in nats, as the mean NLL of n exact samples, and its standard error."""
+        """The distribution's entropy per pixel in nats, as the mean NLL of n exact samples, and its standard error."""
         values = torch.cat([self.nll(x) for x in self.sample_truth(n, seed, family).split(4096)])
         return float(values.mean()), float(values.std()) / math.sqrt(n)
 
@@ -283,16 +283,18 @@ class Digits(Problem):
         if family == "gaussian":
             check_reals(x, (8, 8), "digits score")
             x = x.to(torch.float64)
-            pairs, to_law, law = self._real_kernel(x)
+            pairs, to_exact, exact = self._real_kernel(x)
         else:
             check_tokens(x, 64, GREYS, None, "digits score")
-            pairs, to_law, law = self._token_kernel(x)
+            pairs, to_exact, exact = self._token_kernel(x)
         estimates = {
-            "mmd": kernel_estimate(pairs, to_law, law, 1.0, scale=law),
+            "mmd": kernel_estimate(pairs, to_exact, exact, 1.0, scale=exact),
             "nll": mean_estimate(self.nll(x), truth=self._entropy(family)),
         }
         if family != "gaussian":
-            freq = F.one_hot(self.images, GREYS).to(torch.float64).mean((0, 1)) @ self.kernel  # (17,), the law's own
+            freq = (
+                F.one_hot(self.images, GREYS).to(torch.float64).mean((0, 1)) @ self.kernel
+            )  # (17,), the distribution's own
             estimates["entropy"] = entropy_of_tokens(x, GREYS, float(-(freq * freq.log()).sum()))
         return Score(estimates, problem=self.name, family=family, primary=self.primary[family])
 
@@ -300,14 +302,14 @@ class Digits(Problem):
         """k(x_i, x_j), E k(x_i, Y) and E k(Y, Y') for k = exp(-|x - y|^2 / 2 h^2): closed forms, pixel by pixel."""
         level = torch.arange(GREYS, dtype=torch.float64)
         k = torch.exp(-(((level[:, None] - level[None]) / 8) ** 2) / (2 * self.bandwidth**2))  # (17, 17)
-        law, n = self.law(), len(self.images)
+        denoiser, n = self.token_denoiser(), len(self.images)
         to_law = torch.cat(
-            [torch.logsumexp(law.log_weights(part, table=self.kernel @ k), 1) for part in x.split(512)]
+            [torch.logsumexp(denoiser.log_weights(part, table=self.kernel @ k), 1) for part in x.split(512)]
         )  # (n,)
         if "tokens" not in self._laws:
             both = self.kernel @ k @ self.kernel.t()
             self._laws["tokens"] = (
-                sum(float(law.log_weights(part, table=both).exp().sum()) for part in self.images.split(512)) / n**2
+                sum(float(denoiser.log_weights(part, table=both).exp().sum()) for part in self.images.split(512)) / n**2
             )
         return self._pairs(self.to_reals(x)), (to_law - math.log(n)).exp(), self._laws["tokens"]
 
@@ -337,7 +339,7 @@ class Digits(Problem):
     # pictures
 
     def picture(self, x: Tensor, k: int = 8) -> list[np.ndarray]:
-        """The first k images, ink on white, four screen pixels a pixel: uint8 (32, 32, 3); masked pixels are blue."""
+        """The first k images, ink on white, each pixel 4 x 4 screen pixels: uint8 (32, 32, 3); masked pixels are blue."""
         x = x.detach().cpu()[:k]
         pictures = []
         for row in x:

@@ -1,4 +1,4 @@
-"""The denoiser of a finite support under Gaussian noise, for laws on a dyadic grid: one-hot boards and grey levels."""
+"""The denoiser of a finite support under Gaussian noise, for distributions on a dyadic grid: one-hot boards and grey levels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["FiniteGaussian"]
 
 
 class FiniteGaussian(GaussianDenoiser):
-    """E[x_0 | x_t] where x_0 is one of n centres, all equally likely, plus Gaussian noise of deviation `width`.
+    """E[x_0 | x_t] when x_0 is one of n centres, all equally likely, plus Gaussian noise of deviation `width`.
 
     With a, s the schedule's alpha and sigma and v = a^2 width^2 + s^2,
         w_n  proportional to  exp(-|x - a c_n|^2 / 2 v),
@@ -26,10 +26,10 @@ class FiniteGaussian(GaussianDenoiser):
 
     Args:
         centres: (n, D) float64, multiples of `unit` in [-1, 1].
-        shape: of one sample; its product is D.
+        shape: the shape of one sample; its product is D.
         unit: a power of two.
         width: standard deviation of each centre's own noise; 0 for the bare points.
-        dtype: of x and of the answer; the sums are float64 inside.
+        dtype: the dtype of x and of the answer; the sums are float64 inside.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ PRESETS = ("eight", "rings8", "two")
 class MixtureDenoiser(GaussianDenoiser):
     """E[x_0 | x_t] of a mixture of isotropic Gaussians, block by block, exact and stable.
 
-    x is cut into independent blocks of d coordinates, each of the law sum_k w_k N(m_k, s_k^2 I). With a, s the
+    x is cut into independent blocks of d coordinates, each of the distribution sum_k w_k N(m_k, s_k^2 I). With a, s the
     schedule's and v_k = a^2 s_k^2 + s^2, component k is responsible by r_k, proportional to w_k v_k^(-d/2) exp(-|x - a
     m_k|^2 / 2 v_k), and
         E[x_0 | x_t]  =  sum_k r_k (m_k + (a s_k^2 / v_k) (x - a m_k)).
@@ -104,7 +104,7 @@ class Mixture(Problem):
         weights, means, stds: a mixture of your own in place of a preset: (K,), (K, dim) and (K,).
         schedule: the default of its denoisers and of `truth`.
 
-    Scores: `energy` (energy distance to the exact law; its floor is the mean of exact samples), `mean_error` and
+    Scores: `energy` (energy distance to the exact distribution; its floor is the mean of exact samples), `mean_error` and
     `variance_error` (norms over coordinates, with floors), and for "two" `ks`, the largest Kolmogorov-Smirnov distance
     of a coordinate. Plots use `energy`.
     """
@@ -191,7 +191,7 @@ class Mixture(Problem):
         t_start: float | None = None,
         schedule: str | NoiseSchedule | None = None,
     ) -> Tensor:
-        """Where the probability-flow ODE takes x_T: what deterministic solvers converge to.
+        """The point to which the probability-flow ODE takes x_T: what deterministic solvers converge to.
 
         In y = x / alpha and lambda = log(alpha / sigma) the ODE is dy/dlambda = E[x_0 | x] - y: no schedule is left in
         it. Solved by scipy's DOP853 in float64 at two tolerances, which must agree to 1e-10.
@@ -270,10 +270,10 @@ class Mixture(Problem):
         return self._sample_truth(20_000, 1 << 40, "gaussian")
 
     def _energy(self, x: Tensor) -> Estimate:
-        """2 E|x - Y| - E|x - x'| - E|Y - Y'|, the law's side exact (Szekely and Rizzo's energy distance)."""
+        """2 E|x - Y| - E|x - x'| - E|Y - Y'|, the distribution's side exact (Szekely and Rizzo's energy distance)."""
         pairs = -torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")  # (n, n)
         to_law = torch.cat([-self._mean_distance(part) for part in x.split(1024)])  # (n,)
-        return kernel_estimate(pairs, to_law, -self._law_distance, 0.0)
+        return kernel_estimate(pairs, to_law, -self._exact_distance, 0.0)
 
     def _mean_distance(self, x: Tensor) -> Tensor:
         """E|x_i - Y|, (n, dim) -> (n,): see `_distance_from_transform`."""
@@ -281,7 +281,7 @@ class Mixture(Problem):
         return _distance_from_transform(self.weights, self.stds**2, off, self.means.shape[1])
 
     @functools.cached_property
-    def _law_distance(self) -> float:
+    def _exact_distance(self) -> float:
         """E|Y - Y'|: the difference of two components is a Gaussian too."""
         weights = (self.weights[:, None] * self.weights).flatten()  # (K K,)
         variances = (self.stds[:, None] ** 2 + self.stds**2).flatten()
@@ -340,7 +340,7 @@ def _distance_from_transform(weights: Tensor, variances: Tensor, off: Tensor, d:
 
     |Z| = (1 / 2 sqrt(pi)) int_0^inf (1 - exp(-s |Z|^2)) s^(-3/2) ds, and the mean of the exponential is a product over
     blocks of sums over components of (1 + 2 s v_k)^(-d/2) exp(-s off_k / (1 + 2 s v_k)). In log s the integrand dies
-    off exponentially at both ends, where the trapezoid rule is exact to rounding.
+    off exponentially at both ends, and there the trapezoid rule is exact to rounding.
 
     Args:
         weights, variances: (K,). off: (n, blocks, K), squared distances to the components' means.
@@ -358,7 +358,7 @@ def _distance_from_transform(weights: Tensor, variances: Tensor, off: Tensor, d:
 
 
 def _norm_of_mean(values: Tensor, exact: Tensor) -> Estimate:
-    """The norm of the mean of (n, dim) values whose law has mean 0; its floor from exact values (m, dim)."""
+    """The norm of the mean of (n, dim) values whose distribution has mean 0; its floor from exact values (m, dim)."""
     n = len(values)
     mean = values.mean(0)
     value = float(mean.norm())

@@ -1,10 +1,10 @@
-"""Speed problems: real models' shapes with random weights, for what a step costs. Nothing is scored: random weights say nothing.
+"""Speed problems: shapes of real models with random weights, to measure what a step costs. Nothing is scored.
 
     llm-small   LLaDA's vocabulary and proportions at a size that two cores can run: 6 layers of width 1024
     llm-8b      LLaDA-8B's exact shape (32 layers, width 4096, 32 heads, MLP 12,288), for a GPU of 24 GB or more
 
-Random weights never reach a threshold, so adaptive samplers commit one position a step on them: compare samplers of fixed
-count, caches, and rows.
+Random weights never reach a threshold, so adaptive samplers commit one position per step on them: compare samplers of fixed
+count, caches, and row counts.
 """
 
 from __future__ import annotations

@@ -58,8 +58,8 @@ class CountingTokens(ExactTokens):
 
     A position at level t keeps its token with probability 1 - t + t/V and else holds any other one: a point's weight has a
     factor r = (t/V) / (1 - t + t/V) for each of its mismatches. A mask says nothing, and a token at level 0 (all visible
-    ones of masked noise) rules out the points that differ. Where none is left, the points of the fewest such mismatches are:
-    the limit of vanishing smoothing of the law. Equal probabilities are equal bit for bit.
+    ones of masked noise) rules out the points that differ. If no point is left, those with the fewest such mismatches
+    count: the limit of vanishing smoothing of the distribution. Equal probabilities are equal bit for bit.
 
     Args:
         support: (n, L) int64, tokens below `tokens`.
@@ -117,7 +117,7 @@ class Sudoku4(Problem):
 
     Gaussian samples are one-hot reals of shape (16, 4) in {-1, 1}, decoded by argmax.
 
-    Scores: `invalid` (the share of grids that break a rule), `tv` (total variation to the uniform law, invalid mass
+    Scores: `invalid` (the share of grids that break a rule), `tv` (total variation to the uniform distribution, invalid mass
     included; its floor is the mean of exact samples), `kl` (nats, of the valid part's frequencies to uniform,
     Miller-Madow corrected), and chi2_p, the p-value of Pearson's test that valid grids are uniform. Plots use `tv`: a
     sampler that always returns the same valid grid has `invalid` 0.
@@ -169,7 +169,7 @@ class Sudoku4(Problem):
         return x.argmax(-1) if x.is_floating_point() else x
 
     def index(self, x: Tensor) -> Tensor:
-        """Which of the 288 grids each row is, -1 where it is none: (n, 16) int64 -> (n,) int64."""
+        """Which of the 288 grids each row is, -1 if it is none: (n, 16) int64 -> (n,) int64."""
         key = (x * self._powers).sum(1)  # (n,)
         at = torch.searchsorted(self._keys, key).clamp_max(len(self._keys) - 1)
         return torch.where(self._keys[at] == key, at, -1)
@@ -197,7 +197,7 @@ class Sudoku4(Problem):
         )
 
     def picture(self, x: Tensor, k: int = 8) -> list[np.ndarray]:
-        """The first k grids, uint8 (50, 50, 3): one colour a token, masks grey, a red frame around an invalid grid."""
+        """The first k grids, uint8 (50, 50, 3): one colour per token, masks grey, a red frame around an invalid grid."""
         x = self.decode(x.detach().cpu())[:k]
         colours = np.array([[230, 97, 1], [253, 208, 98], [178, 171, 210], [94, 60, 153], [128, 128, 128]], np.uint8)
         pictures = []
@@ -252,13 +252,13 @@ def _tv(counts: np.ndarray, n: int) -> Estimate:
     """Total variation of the frequencies of n samples to uniform; whatever is missing from counts is invalid mass.
 
     The interval is the delta method's, with at least the spread of n exact samples: near the floor |p - u| has its
-    kinks, and where grids are seen once at most the delta method sees no spread at all.
+    kinks, and if grids are seen once at most, the delta method sees no spread at all.
     """
     u = 1 / len(counts)
     p = counts / n
     invalid = 1 - counts.sum() / n
     value = float(np.abs(p - u).sum() + invalid) / 2
-    sign = np.sign(p - u)  # an invalid sample counts as a point of law 0: sign +1
+    sign = np.sign(p - u)  # an invalid sample counts as a point of probability 0: sign +1
     variance = (float((sign**2 * p).sum() + invalid) - float((sign * p).sum() + invalid) ** 2) / 4
     floor, spread = tv_floor(n, len(counts))
     half = Z95 * max(math.sqrt(max(variance, 0.0) / n), spread)

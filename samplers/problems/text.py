@@ -73,7 +73,7 @@ class ChainTokens(ExactTokens):
 
     With e_k(c) = p(x_k | c), which is 1 at a mask, [c = x_k] at a visible token and (1 - t) [c = x_k] + t/V under uniform
     noise of level t there, p(x_0,k = c | x) is proportional to the sum over states that end in c of forward x backward.
-    Both are float64 and rescaled by their largest entry, so nothing underflows. Work is L V^n a row.
+    Both are float64 and rescaled by their largest entry, so nothing underflows. The work is L V^n per row.
 
     BLAS adds in an order that depends on shapes, so rows are always computed in blocks of one size, filled up if need
     be: a row's answer is then the same in every batch.
@@ -105,7 +105,7 @@ class ChainTokens(ExactTokens):
         start = tables[0]
         for table in tables[1:-1]:
             start = start[..., None] * table
-        self.start = start.to(self.device)  # (V,) * (n - 1), the law of the first state
+        self.start = start.to(self.device)  # (V,) * (n - 1), the distribution of the first state
         self.block = 32 if n < 4 else 8  # rows; (L, V^(n-1), block) float64 are kept
 
     def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
@@ -182,7 +182,7 @@ class ChainTokens(ExactTokens):
         return message / message.amax((0, 1), keepdim=True) if k % 4 == 0 else message
 
     def _marginal(self, both: Tensor, axis: int) -> Tensor:
-        """(M, A, R) -> (V, R): the law of token `axis` of the state (0 the oldest), not normalised."""
+        """(M, A, R) -> (V, R): the distribution of token `axis` of the state (0 the oldest), not normalised."""
         if axis == 0:
             return both.sum(0)
         v = self.tokens
@@ -196,12 +196,12 @@ class Text(Problem):
         path: the text file to fit, read as UTF-8; by default the texts of Python's own `help()` topics, which differ a
             little between Python versions.
         order: 2, 3 or 4: a character depends on the order - 1 before it.
-        length: of a string, L.
-        smoothing: pseudo-counts a character (see `fit_chain`).
+        length: L, the length of a string.
+        smoothing: pseudo-counts per character (see `fit_chain`).
         alphabet: the characters, a blank among them; all others become blanks.
 
     Scores: `bigram_tv` (total variation between the frequencies of pairs of neighbours and the chain's exact ones; its
-    floor is from exact samples of the same n), `nll` (nats a character; truth is the chain's entropy, exact; lower than
+    floor is from exact samples of the same n), `nll` (nats per character; truth is the chain's entropy, exact; lower than
     the truth is too likely a text), `entropy` of the characters' frequencies. Plots use `bigram_tv`.
     """
 
@@ -270,7 +270,7 @@ class Text(Problem):
 
     render = decode
 
-    # the law
+    # the distribution
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) of whole strings, exact: (n, L) int64 -> (n,) float64, nats."""
@@ -281,11 +281,13 @@ class Text(Problem):
         return total
 
     @functools.cached_property
-    def _law(self) -> tuple[float, Tensor, Tensor]:
-        """(entropy a character, characters' mean law (V,), neighbours' mean law (V, V)), exact, over all positions."""
+    def _exact(self) -> tuple[float, Tensor, Tensor]:
+        """Exact, over all positions: entropy per character, mean distribution of a character (V,) and of neighbours (V, V)."""
         v, length = self.tokens, self._length
         entropy, single, pairs = 0.0, torch.zeros(v, dtype=torch.float64), torch.zeros(v, v, dtype=torch.float64)
-        state = torch.ones((), dtype=torch.float64)  # the law of the last characters, at most order - 1 of them
+        state = torch.ones(
+            (), dtype=torch.float64
+        )  # the distribution of the last characters, at most order - 1 of them
         for k in range(length):
             table = self.tables[min(k, self.order - 1)]
             entropy -= float((state * (table * table.log()).sum(-1)).sum())
@@ -311,7 +313,7 @@ class Text(Problem):
 
     def _score(self, x: Tensor, family: str) -> Score:
         check_tokens(x, self._length, self.tokens, None, "text score")
-        entropy, single, _ = self._law
+        entropy, single, _ = self._exact
         estimates = {
             "bigram_tv": self._bigram_tv(x, with_floor=True),
             "nll": mean_estimate(-self.log_prob(x) / self._length, truth=entropy),
@@ -321,11 +323,11 @@ class Text(Problem):
 
     def _bigram_tv(self, x: Tensor, with_floor: bool) -> Estimate:
         """Total variation of neighbours' frequencies; delta-method interval over rows, too wide near the floor."""
-        law = self._law[2].flatten()  # (V V,)
+        exact = self._exact[2].flatten()  # (V V,)
         pair = x[:, :-1] * self.tokens + x[:, 1:]  # (n, L - 1)
-        freq = torch.bincount(pair.flatten(), minlength=len(law)) / pair.numel()  # (V V,)
-        value = float((freq.to(torch.float64) - law).abs().sum()) / 2
-        sign = torch.sign(freq.to(torch.float64) - law)
+        freq = torch.bincount(pair.flatten(), minlength=len(exact)) / pair.numel()  # (V V,)
+        value = float((freq.to(torch.float64) - exact).abs().sum()) / 2
+        sign = torch.sign(freq.to(torch.float64) - exact)
         per_row = sign[pair].mean(1) / 2  # (n,)
         half = Z95 * float(per_row.std()) / math.sqrt(len(x)) if len(x) > 1 else math.inf
         floor = self._floor(len(x)) if with_floor else None
