@@ -73,7 +73,10 @@ def measure(problem: str, out: Path, console: Console) -> list[collect.Point]:
 
 
 def points(folder: Path) -> list[collect.Point]:
-    return collect.points(Store(folder, write=False).records.values())
+    """The points of one page must be comparable: those of the library and the row count of the latest cell."""
+    records = list(Store(folder, write=False).records.values())
+    latest = [(r["library"], r["rows"]) for r in records][-1:]
+    return collect.points(r for r in records if (r["library"], r["rows"]) in latest)
 
 
 def law() -> list[dict[str, Any]]:

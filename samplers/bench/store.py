@@ -169,7 +169,8 @@ class Store:
             if old is None or old["key"] == cell.key:
                 continue
             if self.done(cell):
-                self.add(self.records[cell.key])
+                if old["library"] == registry.version():
+                    self.add(self.records[cell.key])
             elif old["library"] != registry.version():
                 what = f"sampler-zoo was {old['library']} and is {registry.version()} now"
                 changed[what] = changed.get(what, 0) + 1

@@ -197,7 +197,7 @@ class Digits(Problem):
         self.grey_width, self.floor, self.width = grey_width, floor, width
         self.images = digit_images()  # (1797, 64) int64
         self.kernel = grey_kernel(grey_width, floor)  # (17, 17)
-        self._laws: dict[str, float] = {}
+        self._exact_kernel: dict[str, float] = {}
         self._entropies: dict[str, float] = {}
         self._tokens: KernelTokens | None = None
 
@@ -303,27 +303,27 @@ class Digits(Problem):
         level = torch.arange(GREYS, dtype=torch.float64)
         k = torch.exp(-(((level[:, None] - level[None]) / 8) ** 2) / (2 * self.bandwidth**2))  # (17, 17)
         denoiser, n = self.token_denoiser(), len(self.images)
-        to_law = torch.cat(
+        to_exact = torch.cat(
             [torch.logsumexp(denoiser.log_weights(part, table=self.kernel @ k), 1) for part in x.split(512)]
         )  # (n,)
-        if "tokens" not in self._laws:
+        if "tokens" not in self._exact_kernel:
             both = self.kernel @ k @ self.kernel.t()
-            self._laws["tokens"] = (
+            self._exact_kernel["tokens"] = (
                 sum(float(denoiser.log_weights(part, table=both).exp().sum()) for part in self.images.split(512)) / n**2
             )
-        return self._pairs(self.to_reals(x)), (to_law - math.log(n)).exp(), self._laws["tokens"]
+        return self._pairs(self.to_reals(x)), (to_exact - math.log(n)).exp(), self._exact_kernel["tokens"]
 
     def _real_kernel(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """The same for Gaussians around the centres: a kernel of bandwidth h meets noise of width s at h^2 + s^2."""
         h2, s2 = self.bandwidth**2, self.width**2
         squares = self._squared_distances(x, self.images)
-        to_law = (h2 / (h2 + s2)) ** 32 * torch.exp(-squares / (2 * (h2 + s2))).mean(1)  # (n,)
-        if "gaussian" not in self._laws:
+        to_exact = (h2 / (h2 + s2)) ** 32 * torch.exp(-squares / (2 * (h2 + s2))).mean(1)  # (n,)
+        if "gaussian" not in self._exact_kernel:
             squares = self._squared_distances(self.to_reals(self.images), self.images)
-            self._laws["gaussian"] = (h2 / (h2 + 2 * s2)) ** 32 * float(
+            self._exact_kernel["gaussian"] = (h2 / (h2 + 2 * s2)) ** 32 * float(
                 torch.exp(-squares / (2 * (h2 + 2 * s2))).mean()
             )
-        return self._pairs(x), to_law, self._laws["gaussian"]
+        return self._pairs(x), to_exact, self._exact_kernel["gaussian"]
 
     def _pairs(self, reals: Tensor) -> Tensor:
         flat = reals.flatten(1)  # (n, 64)

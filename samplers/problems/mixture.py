@@ -272,8 +272,8 @@ class Mixture(Problem):
     def _energy(self, x: Tensor) -> Estimate:
         """2 E|x - Y| - E|x - x'| - E|Y - Y'|, the distribution's side exact (Szekely and Rizzo's energy distance)."""
         pairs = -torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")  # (n, n)
-        to_law = torch.cat([-self._mean_distance(part) for part in x.split(1024)])  # (n,)
-        return kernel_estimate(pairs, to_law, -self._exact_distance, 0.0)
+        to_exact = torch.cat([-self._mean_distance(part) for part in x.split(1024)])  # (n,)
+        return kernel_estimate(pairs, to_exact, -self._exact_distance, 0.0)
 
     def _mean_distance(self, x: Tensor) -> Tensor:
         """E|x_i - Y|, (n, dim) -> (n,): see `_distance_from_transform`."""
