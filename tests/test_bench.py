@@ -253,7 +253,7 @@ def test_a_full_disk_in_the_middle_of_a_cell(cli, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert code == 2
     assert f"samplers: error: {tmp_path} cannot be written: File too large" in err
-    assert "1 finished cells are safe in cells.jsonl" in err
+    assert "1 finished cell is safe in cells.jsonl" in err
     assert err.count("\n") == 1
     (line,) = lines(tmp_path)  # nothing of the second cell is left
     assert json.loads(line)["score"] == json.loads(first)["score"]
@@ -275,7 +275,7 @@ def test_a_full_disk_costs_no_file_that_was_there(cli, tmp_path, full_disk, name
             code, _, err = cli(*argv)
         assert code == 2
         assert f"{tmp_path} cannot be written: No space left on device" in err
-        assert "1 finished cells are safe" in err
+        assert "1 finished cell is safe" in err
         assert err.count("\n") == 1
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
@@ -333,6 +333,21 @@ def test_seeds_that_differ_are_a_range(tmp_path):
     run([Request(**{**vars(SMALL), "seeds": 3, "nfe": (2,)}), SMALL], tmp_path)
     page, _ = write_report(tmp_path)
     assert "2 to 3 seeds" in page.read_text()
+
+
+def test_the_report_names_every_command_and_machine(tmp_path):
+    for command in ("samplers bench one", "samplers bench two", "samplers bench one"):
+        run([SMALL], tmp_path, command=command)
+    page, notes = write_report(tmp_path)
+    assert '<pre class="cmd">samplers bench one\nsamplers bench two</pre>' in page.read_text()
+    assert notes == []
+    before = lines(tmp_path)
+    record = json.loads(before[0])
+    record["machine"]["threads"] = 77
+    (tmp_path / "cells.jsonl").write_bytes(b"".join([json.dumps(record).encode() + b"\n", *before[1:]]))
+    page, notes = write_report(tmp_path)
+    assert notes == ["cells of different machines or threads are here: their seconds cannot be compared"]
+    assert "77 threads" in page.read_text() and notes[0] in page.read_text()
 
 
 def test_two_versions_of_the_library_are_kept_apart(tmp_path, monkeypatch):
@@ -437,9 +452,9 @@ def test_a_metric_that_has_changed_is_run_again(tmp_path, monkeypatch, cli):
     base = ("bench", "--denoiser", "digits-mdm", "--samplers", "radd", "--nfe", 2, "--seeds", 1, "--rows", 4)
     base = (*base, "--metric", "edited_metric:mean", "--out", "o")
     for content, said in (
-        (text, "1 cells run"),
+        (text, "1 cell run"),
         (text, "0 cells run"),
-        (text.replace("mean(1)", "sum(1)"), "1 cells run"),
+        (text.replace("mean(1)", "sum(1)"), "1 cell run"),
     ):
         (tmp_path / "edited_metric.py").write_text(content)
         sys.modules.pop("edited_metric", None)
@@ -454,22 +469,39 @@ def test_a_metric_that_has_changed_is_run_again(tmp_path, monkeypatch, cli):
 
 
 @pytest.fixture
-def broken(monkeypatch):
-    item = registry.Entry("shattered", "bad-package", "1", "no_such_module_at_all:Shattered", "masked")
-    monkeypatch.setitem(registry._get().others, "shattered", [item])
+def broken(tmp_path, monkeypatch):
+    """A package with two samplers that cannot be imported: one whose source tells its family, and one without a file."""
+    folder = tmp_path / "site"
+    info = folder / "bad_package-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-package\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[samplers]\nshattered = shattered_module:Shattered\ngone = no_such_module:Gone\n"
+    )
+    source = 'import no_such_module\n\n\nclass Shattered:\n    name, family = "shattered", "masked"\n'
+    (folder / "shattered_module.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+    registry.reload()
+    yield
+    monkeypatch.undo()
+    registry.reload()
 
 
 def test_a_broken_sampler_is_said_and_the_others_run(cli, tmp_path, broken):
-    base = ("bench", "--problem", "sudoku4", "--nfe", 2, "--seeds", 1, "--rows", 8, "--out", tmp_path)
+    base = ("bench", "--problem", "sudoku4", "--nfe", 2, "--seeds", 1, "--rows", 8, "--out", tmp_path / "out")
+    reason = "bad-package 1, which is broken: ModuleNotFoundError: No module named 'no_such_module'"
     code, out, err = cli(*base, "--samplers", "shattered,radd")
     assert code == 1
-    assert "bad-package 1, which is broken: ModuleNotFoundError: No module named 'no_such_module_at_all'" in err
+    assert reason in err
     assert err.startswith("samplers: error: ") and err.count("\n") == 1
-    assert "1 cells run" in out and "left out: sampler 'shattered'" in out
-    assert [json.loads(line)["sampler"] for line in lines(tmp_path)] == ["radd"]
-    code, _, err = cli(*base, "--samplers", "masked/shattered")
-    assert code == 2
-    assert "No module named 'no_such_module_at_all'" in err and "family" not in err
+    assert "1 cell run" in out and "left out: sampler 'shattered'" in out
+    assert [json.loads(line)["sampler"] for line in lines(tmp_path / "out")] == ["radd"]
+    for alone in ("shattered", "masked/shattered", "gone", "masked/gone"):
+        code, _, err = cli(*base, "--samplers", alone)
+        assert code == 2, alone
+        assert reason in err and "family" not in err, alone
+    code, _, err = cli("tune", "shattered", "--problem", "sudoku4", "--x", "a=0:1:2", "--y", "b=0:1:2")
+    assert code == 2 and reason in err
     code, out, err = cli(*base, "--samplers", "[rs]a*", "sh*")  # nobody asked for it by its name
     assert (code, err) == (0, "")
     assert "left out: sampler 'shattered'" in out

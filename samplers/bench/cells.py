@@ -187,5 +187,5 @@ def _check_patterns(patterns: Sequence[str]) -> None:
             continue
         name = pattern.rpartition("/")[2]
         if not any(c in name for c in "*?["):
-            registry.entry(name)  # raises, with the nearest names
+            registry.entry(name).load()  # raises: with the nearest names, or with what is wrong with a plug-in
         raise UnknownNameError(f"no sampler matches {pattern!r}; 'samplers list' shows them")

@@ -16,7 +16,7 @@ from . import plot
 from .collect import Point, Section, current, front, points, sections
 from .estimates import Combined, number
 from .records import unpack
-from .store import REQUEST, Store, write_whole, writing
+from .store import Store, read_about, write_whole, writing
 from .tables import METRICS, best_in, best_rows, columns, in_order, table_md
 from .user_model import UserModel, is_user_model
 
@@ -37,7 +37,7 @@ def write_report(folder: str | Path) -> tuple[Path, list[str]]:
     folder = Path(folder)
     store = Store(folder, write=False)
     records, old = current(store.records.values())
-    about = json.loads((folder / REQUEST).read_text(encoding="utf-8")) if (folder / REQUEST).exists() else {}
+    about = read_about(folder)
     made = points(records, plotted(about))
     if not made:
         raise SamplersError(f"{store.path} has no cell that ended well: nothing to report")
@@ -261,8 +261,9 @@ def _trouble(records: list[dict[str, Any]]) -> list[str]:
 
 def _colophon(cells: list[dict[str, Any]], about: dict[str, Any]) -> list[str]:
     out = ["<h2>How this was made</h2>"]
-    if about.get("command"):
-        out += ["<h3>Command</h3>", f'<pre class="cmd">{esc(about["command"])}</pre>']
+    if commands := about.get("commands", []):
+        out.append(f"<h3>Command{'s' * (len(commands) > 1)}</h3>")
+        out.append(f'<pre class="cmd">{esc(chr(10).join(commands))}</pre>')
     machines = {json.dumps(r["machine"], sort_keys=True): r["machine"] for r in cells}
     for m in machines.values():
         native = f"native kernels, {m['isa']}" if m["native"] else "torch twins (no native kernels)"

@@ -16,7 +16,7 @@ from ..errors import OptionError, SamplersError
 from .cells import Cell
 from .records import Record, damage, json_ready
 
-__all__ = ["CELLS", "REQUEST", "Store", "session", "write_whole", "writing"]
+__all__ = ["CELLS", "REQUEST", "Store", "read_about", "session", "write_whole", "writing"]
 
 CELLS, REQUEST = "cells.jsonl", "sweep.json"
 
@@ -184,15 +184,30 @@ class Store:
 
 @contextlib.contextmanager
 def session(folder: str | Path, about: dict[str, Any], *, fresh: bool = False) -> Iterator[Store]:
-    """The store of a folder, locked while it is used; `about` is written beside the cells, for the report."""
+    """The store of a folder, locked while it is used.
+
+    Args:
+        about: what is written beside the cells, for the report. Its command is added to those of earlier runs.
+    """
     store = Store(folder, fresh=fresh)
     try:
-        text = json.dumps(about | {"library": registry.version()}, indent=1, default=str) + "\n"
+        earlier = [] if fresh else read_about(folder).get("commands", [])
+        commands = [c for c in dict.fromkeys([*earlier, about["command"]]) if c]
+        text = json.dumps(about | {"commands": commands, "library": registry.version()}, indent=1, default=str) + "\n"
         with writing(store.folder):
             write_whole(store.folder / REQUEST, text)
         yield store
     finally:
         store.close()
+
+
+def read_about(folder: str | Path) -> dict[str, Any]:
+    """What `session` wrote beside the cells; empty if it is not there or cannot be read."""
+    try:
+        about = json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 @contextlib.contextmanager
@@ -213,8 +228,8 @@ def writing(folder: str | Path) -> Iterator[None]:
             safe = 0
         where = f" ({error.filename})" if error.filename else ""
         raise SamplersError(
-            f"{folder} cannot be written: {error.strerror or error}{where}. {safe:,} finished cells are safe in {CELLS} "
-            "there; make room, and the same command with --out goes on from them"
+            f"{folder} cannot be written: {error.strerror or error}{where}. {safe:,} finished "
+            f"cell{'s are' if safe != 1 else ' is'} safe in {CELLS} there; make room, and the same command with --out goes on"
         ) from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def _bench(args: argparse.Namespace) -> int:
     failed = bool(outcome.failed or broken or _without_any(folder, outcome.declined))
     ran = outcome.planned - outcome.reused
     console.print(
-        f"{ran} cells run in {outcome.seconds:.0f} s, {outcome.reused} were there already"
+        f"{ran} cell{'s' * (ran != 1)} run in {outcome.seconds:.0f} s, {outcome.reused} were there already"
         + (f", [red]{len(outcome.failed)} failed[/]" if outcome.failed else "")
         + (f", {len(outcome.declined)} declined by their sampler" if outcome.declined else ""),
         highlight=False,
@@ -94,12 +93,12 @@ def _report_run(console: Console, folder: str | Path, *, tables: bool) -> None:
     from ..bench.collect import points, sections
     from ..bench.live import table
     from ..bench.report import plotted, write_report
-    from ..bench.store import REQUEST, Store
+    from ..bench.store import Store, read_about
     from ..bench.tables import best_rows
 
     page, notes = write_report(folder)
     if tables:
-        about = json.loads((Path(folder) / REQUEST).read_text(encoding="utf-8"))
+        about = read_about(folder)
         for section in sections(points(Store(folder, write=False).records.values(), plotted(about))):
             group = section.points
             console.print()
