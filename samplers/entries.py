@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import numbers
@@ -29,6 +30,7 @@ FAMILIES = ("masked", "uniform", "gaussian")
 T = TypeVar("T")
 
 
+@functools.cache  # it reads files, and every cell of a sweep asks
 def version() -> str:
     """The installed version of this library; '0+source' if it is used from its source tree without being installed."""
     try:

@@ -227,6 +227,7 @@ def reload() -> None:
     """Forget everything; the next look-up reads the entry points again. For tests and for long-lived programs."""
     global _zoo
     _zoo = None
+    version.cache_clear()
     importlib.invalidate_caches()
 
 
