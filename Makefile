@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*) setup.py
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/* tests/emulator/*.h tests/emulator/*.cpp)
 
+# Two builds at once would write the same files.
+.NOTPARALLEL:
 .PHONY: help setup native test lint format bench bench-kernels draws fuzz sanitize clean
 
 help:
@@ -30,10 +32,17 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 # Built again when its sources change. Without a compiler the library runs on its torch twins, and setup.py says so.
-$(VENV)/.native: $(VENV)/.ready $(NATIVE)
-	@echo "building the native extension (about a minute; the log is $(VENV)/build.log)"
-	@$(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/build.log
+# The demo needs no CUDA kernels, whose compilation takes minutes, so it has a stamp of its own. A full build serves it as
+# well and renews both stamps.
+$(VENV)/.native-cpu: $(VENV)/.ready $(NATIVE)
+	@echo "building the native extension for the CPU (about a minute; the log is $(VENV)/build.log)"
+	@SAMPLERS_CUDA=0 $(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/build.log
 	@touch $@
+
+$(VENV)/.native: $(VENV)/.ready $(NATIVE)
+	@echo "building the native extension (a minute, or five with CUDA kernels, if nvcc is found; the log is $(VENV)/build.log)"
+	@$(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/build.log
+	@touch $@ $(VENV)/.native-cpu
 
 setup: $(VENV)/.native
 
@@ -53,7 +62,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-bench: setup
+bench: $(VENV)/.native-cpu
 	$(BIN)/samplers bench --demo
 
 bench-kernels: setup

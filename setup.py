@@ -1,15 +1,17 @@
 """Builds the extension `samplers._C`; everything else about the package is in pyproject.toml.
 
-The extension is a bonus: without a compiler or without torch at build time the package installs all the same and runs
-on the torch twins. SAMPLERS_NATIVE=0 leaves it out on purpose, SAMPLERS_NATIVE=1 makes a failure to build it an error.
-Where nvcc is found the extension has CUDA kernels too, whatever torch is installed and whether or not there is a GPU;
-SAMPLERS_CUDA=0 and =1 are to them what SAMPLERS_NATIVE is to the whole. SAMPLERS_CUDA_ARCHS names other architectures.
-SAMPLERS_SANITIZE=1 builds it with address and undefined-behaviour checks, for `make sanitize`.
+The extension is optional: without a compiler or without torch at build time the package installs all the same and runs on
+the torch twins, its reference implementations. SAMPLERS_NATIVE=0 leaves it out on purpose, SAMPLERS_NATIVE=1 makes a
+failure to build it an error. If nvcc is found the extension has CUDA kernels as well, whatever torch is installed and
+whether or not there is a GPU. SAMPLERS_CUDA=0 leaves them out, SAMPLERS_CUDA=1 makes a failure to build them an error.
+SAMPLERS_CUDA_ARCHS names other architectures. SAMPLERS_SANITIZE=1 builds it with address and undefined-behaviour checks,
+for `make sanitize`.
 """
 
 import concurrent.futures
 import glob
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -135,7 +137,12 @@ def with_extension():
                 if CUDA_WISH == "1":
                     raise SystemExit(f"SAMPLERS_CUDA=1, but there can be no CUDA kernels: {error}") from error
                 print(f"sampler-zoo: building without CUDA kernels: {error}", file=sys.stderr)
+            # setuptools compares times only: an extension that is new but was built with other settings is not this one.
+            settings = repr((extension.define_macros, extension.extra_objects, extension.extra_compile_args))
+            stamp = pathlib.Path(self.build_temp, "settings.txt")
+            self.force = self.force or not stamp.exists() or stamp.read_text() != settings
             super().build_extensions()
+            stamp.write_text(settings)
 
     windows = sys.platform == "win32"
     flags = ["/O2", "/std:c++20"] if windows else [

@@ -137,7 +137,7 @@ def bench_remask(_):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", help="write the results here, too")
+    parser.add_argument("--json", help="also write the results here")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("bench/gpu.py needs a GPU")

@@ -4,7 +4,7 @@
 
 One group a (dtype, temperature): the bare matrix product, which is the floor; ours; the product and then
 masked_softmax; and the step as published code does it in eager torch. Compare within a group and within a run. The
-weight takes 1 GB in bf16 and 2 GB in fp32. bf16 is worth a look where the machine multiplies it.
+weight takes 1 GB in bf16 and 2 GB in fp32. bf16 is worth a run if the machine multiplies it.
 """
 
 import pytest

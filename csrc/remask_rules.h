@@ -47,7 +47,7 @@ SAMPLERS_HD Key<F> score_key(F score, Key<F> sign) {
   return magnitude > KeyOf<F>::kInfinity ? kNan<F> : key;
 }
 
-// The score behind a key of the usual order.
+// The score that has a key of the usual order.
 template <typename F>
 SAMPLERS_HD F key_score(Key<F> key) {
   const Key<F> bits = key ^ ((key >> (8 * sizeof key - 1)) & ~KeyOf<F>::kSign);
@@ -95,7 +95,7 @@ struct Plane {
   SAMPLERS_HD T& at(int64_t b, int64_t i) const { return data[b * row + i * column]; }
 };
 
-// A parameter: one a row, or one for all.
+// A parameter: one per row, or one for all.
 template <typename T>
 struct PerRow {
   const T* rows;

@@ -1,7 +1,8 @@
-// The arithmetic of masked_softmax, shared by every kernel and mirrored by the torch twin in
-// samplers/ops/masked_softmax.py. Every operation and its order is part of the specification: two implementations that
-// follow it agree bit for bit, so a token never depends on the instruction set, the thread count or the device.
-// Compile with -ffp-contract=off (nvcc: -fmad=false): an FMA happens where it is written and nowhere else.
+// The arithmetic of masked_softmax, shared by every kernel and mirrored by the twin, the torch reference
+// implementation, in samplers/ops/masked_softmax.py. Every operation and its order is part of the specification: two
+// implementations that follow it agree bit for bit, so a token never depends on the instruction set, the thread count
+// or the device. Compile with -ffp-contract=off (nvcc: -fmad=false): an FMA happens where it is written and nowhere
+// else.
 #pragma once
 
 #include <math.h>
@@ -13,7 +14,7 @@
 namespace samplers {
 
 constexpr int kChunk = 1024;      // vocabulary entries that share a reference, which is their maximum
-constexpr int kBlock = 128;       // fp32 accumulators a chunk; element i goes to accumulator i mod kBlock
+constexpr int kBlock = 128;       // fp32 accumulators per chunk; element i goes to accumulator i mod kBlock
 constexpr float kFloor = -126.f;  // a weight below 2^-126 of its chunk's largest is 0: denormals cost microcode
 // A chunk whose largest weight lies this many powers of two below the row's largest is left out, without being computed
 // if that is known in time. All that is left out of a row weighs less than V 2^-42 of its total, 2^-24 at V = 2^18:

@@ -384,7 +384,7 @@ def test_walk(seed):
 
 
 def test_device_rules():
-    """Where nobody looks at the numbers, rows without a place are left out and all else is done."""
+    """On a device the numbers are not checked: rows without a place are left out and all else is done."""
     cache = torch.arange(2.0 * 4).view(1, 2, 1, 4, 1)
     new = torch.tensor([100.0, 101, 102]).view(1, 1, 1, 3, 1).expand(1, 2, 1, 3, 1)
 

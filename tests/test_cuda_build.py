@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,44 @@ def test_without_cuda_the_facts_say_so():
     if _native.C is None or _native.C.build_facts()["cuda"]:
         pytest.skip("this build has CUDA kernels, or none at all")
     assert _native.C.build_facts()["cuda_archs"] == ""
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not found")
+def test_the_demo_does_not_wait_for_cuda(tmp_path):
+    """`make bench` builds for the CPU only, `make test` everything, and neither takes the other's build for its own."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("setup.py", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    for name in ("csrc", ".venv"):
+        (tmp_path / name).mkdir()
+    venv, source, now = tmp_path / ".venv", tmp_path / "csrc" / "a.h", time.time()
+
+    def touch(path, seconds):
+        path.touch()
+        os.utime(path, (now + seconds, now + seconds))
+
+    def builds(target):
+        """Which builds `make target` would make."""
+        done = subprocess.run(["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True)
+        lines = [line for line in done.stdout.splitlines() if "setup.py" in line and "build_ext" in line]
+        return ["cpu" if "SAMPLERS_CUDA=0" in line else "all" for line in lines]
+
+    touch(source, 0)
+    touch(venv / ".ready", 1)
+    assert (builds("bench"), builds("test")) == (["cpu"], ["all"])
+    touch(venv / ".native-cpu", 2)  # after `make bench`
+    assert (builds("bench"), builds("test")) == ([], ["all"])
+    touch(venv / ".native-cpu", 3)  # after `make test`
+    touch(venv / ".native", 3)
+    assert (builds("bench"), builds("test")) == ([], [])
+    touch(source, 4)
+    assert (builds("bench"), builds("test")) == (["cpu"], ["all"])
+    touch(venv / ".native-cpu", 5)
+    assert (builds("bench"), builds("test")) == ([], ["all"])
+    assert (
+        "touch .venv/.native .venv/.native-cpu"
+        in subprocess.run(["make", "-n", "test"], cwd=tmp_path, capture_output=True, text=True).stdout
+    )  # so that a full build is the demo's as well
 
 
 def test_the_sources_travel():

@@ -128,7 +128,7 @@ def test_compaction_moves_little_and_much(module):
 
 
 def test_numbers_out_of_range(module):
-    """What no check has looked at touches nothing outside, and does what the twin does."""
+    """Numbers that no check has seen touch nothing outside, and do what the twin does."""
     far = 2**40
     for seed in range(20):
         rng = random.Random(seed)

@@ -1,4 +1,4 @@
-"""headless_softmax: against masked_softmax of the stored logits, native fold against its twin, the draw against its law."""
+"""headless_softmax: against masked_softmax of the stored logits, native fold against its twin, the draw against its distribution."""
 
 import math
 import os

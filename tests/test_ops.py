@@ -1,6 +1,6 @@
 """masked_softmax: the native kernels against their twin, the twin against float64, and both against bad input.
 
-Where the extension is not built, the tests that compare the two are skipped and the rest runs on the twin.
+If the extension is not built, the tests that compare the two are skipped and the rest runs on the twin.
 """
 
 import math
@@ -228,7 +228,7 @@ def test_ties_go_to_the_lowest_id():
 
 @pytest.mark.parametrize("vocab", [37, 3000])
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_draws_follow_the_law(vocab, temperature):
+def test_draws_follow_the_distribution(vocab, temperature):
     draws = 60_000 if C else 20_000
     x = randn(1, vocab, seed=3, scale=1.5)
     u = uniforms(draws, seed=vocab)

@@ -469,7 +469,7 @@ def test_slots(batch, length, slot, seed, strict, partial, extra, tensors, holes
 
 
 def instead(function, name, other):
-    """The public function with the op behind it exchanged, if there is another."""
+    """The public function with the op that it calls exchanged, if there is another."""
 
     def call(*args, **kw):
         with pytest.MonkeyPatch.context() as patch:

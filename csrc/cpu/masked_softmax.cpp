@@ -1,4 +1,4 @@
-// masked_softmax over rows: chunk tables by the instruction set's pass, then one short serial end a row.
+// masked_softmax over rows: chunk tables by the instruction set's pass, then one short serial end per row.
 #include "masked_softmax.h"
 
 #include <algorithm>
@@ -66,7 +66,7 @@ struct Bench {
   std::vector<double> exponent, scale[2];
   std::vector<float> row;   // a truncated row, whole
   std::vector<Chunk> left;  // its chunks, where the statistics' table is that of the row as it was
-  bool peaked = false;      // most of the last row was left out: look for the next one's peak first
+  bool peaked = false;      // most of the last row was left out: find the next one's maxima first
   explicit Bench(int64_t chunks) : exponent(chunks), left(chunks) {
     scale[0].resize(chunks);
     scale[1].resize(chunks);
@@ -139,7 +139,7 @@ void clear(Lanes& lanes) {
 
 int blocks_of(const Plan& plan, int64_t c) { return (plan.count(c) + kBlock - 1) / kBlock; }
 
-// What to fetch while chunk c is worked on; how far ahead is measured: 4 KB where it is weighed, twice that where not.
+// What to fetch while chunk c is worked on; how far ahead was measured: 4 KB if it is weighed, twice that if not.
 const char* after(const View& view, int64_t c, int64_t bytes = 4096) {
   return view.a + c * kChunk * view.bytes() + bytes;
 }

@@ -49,7 +49,7 @@ const char* choose(const char* name);  // for tests; returns what is in use now,
 
 void masked_softmax(const SoftmaxJob& job);
 
-// Of x[0, n), n a multiple of 128, keeps the top_k largest and of those the fewest, largest first, that hold top_p of
+// Keeps, of x[0, n), n a multiple of 128, the top_k largest and of those the fewest, largest first, that hold top_p of
 // the weight 2^((x - max) k); the rest becomes -inf. Equals go by the lower id. `highest` is the largest entry, finite.
 struct Truncation {
   int64_t top_k;

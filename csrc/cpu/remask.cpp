@@ -1,4 +1,4 @@
-// Scores become integer keys of the same order, and the key of the last chosen one is found by bisection: each look is
+// Scores become integer keys of the same order, and the key of the last chosen one is found by bisection: each step is
 // one vectorised count over a row that stays in cache. Nothing is sorted unless a rule asks for cumulative sums.
 #include "remask.h"
 
@@ -55,7 +55,7 @@ void load(const Choice<F>& job, int64_t b, Row<F>& row) {
   std::fill(row.keys.get() + there, row.keys.get() + row.length, kBarred<F>);
 }
 
-// The cut behind the k best, 1 <= k < candidates.
+// The boundary after the k best, 1 <= k < candidates.
 template <typename F>
 Cut<Key<F>> cut_behind(const Row<F>& row, int64_t k) {
   Key<F> low = row.range.low, high = row.range.high;  // the k-th best lies between
@@ -165,7 +165,7 @@ void choose_row(const Choice<F>& job, int64_t b, Row<F>& row) {
   if (job.x.data) write(job, b, chosen);
 }
 
-// A serial loop where waking a thread would cost more than it brings.
+// A serial loop if waking a thread would cost more than it brings.
 template <typename Body>
 void over_rows(int64_t rows, int64_t work, const Body& body) {
   constexpr int64_t kSerial = 1 << 15;  // elements; some 30 us

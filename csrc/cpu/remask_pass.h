@@ -1,4 +1,4 @@
-// The loops over a row, plain enough for a compiler to vectorise: included once an instruction set by
+// The loops over a row, plain enough for a compiler to vectorise: included once per instruction set by
 // remask_passes.cpp, each time in a namespace and under a target of its own.
 
 template <typename F>

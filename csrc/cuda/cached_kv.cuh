@@ -1,7 +1,7 @@
 // Moving rows of KV caches on a device. A column is one layer's, head's and batch row's keys or values; a block has a
 // column, or a piece of one, and moves it in words of 16 bytes, or of what all addresses are multiples of. No result
 // depends on the order of threads: a row of the destination is written by the one thread that owns the word, in place
-// only after a barrier behind all reads of it.
+// only after a barrier that follows all reads of it.
 #pragma once
 
 #include "block.h"
@@ -10,9 +10,9 @@
 namespace samplers::cuda::kv {
 
 constexpr int kThreads = 256;
-constexpr int kTile = 32;     // rows of a block of move_rows
-constexpr int kWords = 2048;  // of a block of select_batch, in shared memory
-constexpr int kBatch = 4;     // words a thread of compact holds between reading and writing
+constexpr int kTile = 32;     // rows per block of move_rows
+constexpr int kWords = 2048;  // per block of select_batch, in shared memory
+constexpr int kBatch = 4;     // words that a thread of compact holds between reading and writing
 
 struct Column {
   int64_t kv, layer, batch, head;
@@ -123,7 +123,7 @@ __device__ __forceinline__ int kept_rows(const bool* keep, int64_t begin, int64_
   return total;
 }
 
-// Grid: columns. A kept row moves to the front, or stays: never behind a row that is still to be read. So within a pass
+// Grid: columns. A kept row moves to the front, or stays: never past a row that is still to be read. So within a pass
 // all is read, then written; and what a pass writes no later pass reads.
 template <typename Word>
 __global__ void __launch_bounds__(kThreads) compact(KvCompact call) {

@@ -20,7 +20,7 @@ struct KvPair {
   int64_t from_batch, from_length;  // of the source
 };
 
-// Nobody has looked at the numbers: rows whose place is outside the cache are left out.
+// The numbers have not been checked: rows whose place is outside the cache are left out.
 enum class KvMap : int {
   kRange,    // source row i goes to start[b] + i (start null: to `at` + i), for i < count[b] (count null: all)
   kScatter,  // source row i goes to index[b, i]; of equal indices the last wins

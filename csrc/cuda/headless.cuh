@@ -1,8 +1,8 @@
 // Headless sampling on the device: the specification of samplers/ops/headless.py, bit for bit.
 //
-// A block folds one row of a tile. Its warps survey the chunks as masked_softmax's do, 32 chunks at a time; then one
-// warp joins them to the row's state, a chunk a lane: references, scales and uniforms are made side by side, and only
-// the sums, a few additions a chunk, go one by one in order.
+// A block folds one row of a tile. Its warps take the statistics of chunks as masked_softmax's do, 32 chunks at a time;
+// then one warp joins them to the row's state, one chunk per lane: references, scales and uniforms are made side by
+// side, and only the sums, a few additions per chunk, go one by one in order.
 #pragma once
 
 #include "../headless.h"
@@ -28,7 +28,7 @@ struct FoldArgs {
   int64_t* whole;
 };
 
-// What the joining warp keeps of a row between batches, in shared memory: registers are the survey's.
+// What the joining warp keeps of a row between batches, in shared memory: the registers are for the statistics.
 struct State {
   double total[3];
   float first, second;
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(softmax::kThreads, kCareful ? 1 : 2) fold_rows
   const double uniform = args.plan.draw_set >= 0 ? args.tile.job.uniform[n] : 0.0;
   for (int first = static_cast<int>(args.offset / kChunk); first < args.tile.chunks; first += kBatch) {
     const int left = args.tile.chunks - first, count = left < kBatch ? left : kBatch;
-    // A warp's groups go together, those without a chunk too.
+    // A warp's groups go together, also those without a chunk.
     for (int begin = 0; begin < count; begin += groups) {
       if (begin + thread / kWarp * L::kGroups >= count) break;
       const int c = begin + group;

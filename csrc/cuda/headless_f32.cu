@@ -1,4 +1,4 @@
 #include "headless.cuh"
 
-// A file a format, so that they compile side by side.
+// One file per format, so that they compile side by side.
 template int samplers::cuda::headless::run<samplers::cuda::kF32>(const HeadlessFold& job, void* stream);

@@ -1,4 +1,5 @@
-// masked_softmax on the device: the specification of samplers/ops/masked_softmax.py (_twin), bit for bit.
+// masked_softmax on the device: the specification of samplers/ops/masked_softmax.py (its twin, the torch reference
+// implementation), bit for bit.
 //
 // A group of 16 lanes (of 32 for fp32) owns one chunk of 1024 entries at a time. Each lane holds 64 (32) of them, eight
 // loads of 16 bytes: entry i lies in the lane and at the place that i mod 128 says, so the 128 accumulators are the
@@ -18,8 +19,8 @@ namespace samplers::cuda {
 namespace softmax {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-// Blocks a multiprocessor. Two leave 128 registers a thread: a chunk's entries stay in them, and the work on a chunk
-// takes longer than the loads of the next, so four warps a scheduler hide them. Guided rows hold two chunks.
+// Blocks per multiprocessor. Two leave 128 registers per thread: a chunk's entries stay in them, and the work on a
+// chunk takes longer than the loads of the next, so four warps per scheduler hide them. Guided rows hold two chunks.
 template <bool kCareful>
 constexpr int kResident = kCareful ? 1 : 2;
 constexpr int kMostChunks = static_cast<int>(kMostColumns / kChunk);
@@ -60,7 +61,7 @@ struct Args {
   float k[2], kmax;
   double k64[2];
   Stats* table;             // (n, chunks) where blocks share rows
-  Truncation* truncations;  // (n,) with top-k or top-p, else null
+  Truncation* truncations;  // (n,) if top-k or top-p restrict anything, else null
 };
 
 // What one warp needs to finish a row.
@@ -74,10 +75,10 @@ template <int kFormat>
 struct Layout {
   using Entry = std::conditional_t<kFormat == kF32, uint32_t, uint16_t>;
   static constexpr int kBytes = sizeof(Entry);
-  static constexpr int kPer = 16 / kBytes;        // entries a load
-  static constexpr int kLanes = kBlock / kPer;    // lanes a group
-  static constexpr int kGroups = kWarp / kLanes;  // groups a warp
-  static constexpr int kHalves = 4 / kBytes;      // entries a word
+  static constexpr int kPer = 16 / kBytes;        // entries per load
+  static constexpr int kLanes = kBlock / kPer;    // lanes per group
+  static constexpr int kGroups = kWarp / kLanes;  // groups per warp
+  static constexpr int kHalves = 4 / kBytes;      // entries per word
 };
 
 // What a block needs to fill tables: all zero before, and zero again after each chunk, are the marks of a group's
@@ -125,7 +126,7 @@ __device__ __forceinline__ uint32_t load_one(const char* row, int64_t i) {
   return __ldg(reinterpret_cast<const uint16_t*>(row) + i);
 }
 
-// One guided logit; whether its id is forbidden is looked up elsewhere.
+// One guided logit; whether its id is forbidden is checked elsewhere.
 template <int kFormat>
 __device__ __forceinline__ float load_guided(const Args& args, const Row& row, int64_t i) {
   const float a = number<kFormat>(load_one<kFormat>(row.logits, i), 0);
@@ -136,7 +137,7 @@ __device__ __forceinline__ float load_guided(const Args& args, const Row& row, i
 // ---- one chunk
 
 // The lane's entries of a chunk of `count` entries: words[b] are block b's; `filler` stands past the end. `room`: there
-// is more of the row behind the chunk, 16 bytes at least. `stage`: shared memory for a chunk, for this one alone.
+// is more of the row after the chunk, 16 bytes at least. `stage`: shared memory for a chunk, for this one alone.
 template <int kFormat>
 __device__ __forceinline__ void load_chunk(const char* row, int64_t begin, int count, bool room, int lane,
                                            uint32_t filler, uint4* stage, uint32_t (&words)[kBlocks][4]) {
@@ -161,7 +162,7 @@ __device__ __forceinline__ void load_chunk(const char* row, int64_t begin, int c
     first -= shift;
     load_all(first);
     const uint4 v = *reinterpret_cast<const uint4*>(first + kBlocks * kStride - lane * 16);  // the same for all
-    const uint32_t behind[4] = {v.x, v.y, v.z, v.w};
+    const uint32_t next_words[4] = {v.x, v.y, v.z, v.w};
     const int next = (lane + 1) % L::kLanes;
     const unsigned bits = shift % 4 * 8;
 #pragma unroll
@@ -169,7 +170,7 @@ __device__ __forceinline__ void load_chunk(const char* row, int64_t begin, int c
       uint32_t w[8];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint32_t give = lane > 0 ? words[b][i] : b + 1 < kBlocks ? words[(b + 1) % kBlocks][i] : behind[i];
+        const uint32_t give = lane > 0 ? words[b][i] : b + 1 < kBlocks ? words[(b + 1) % kBlocks][i] : next_words[i];
         w[i] = words[b][i];
         w[i + 4] = __shfl_sync(group, give, next, L::kLanes);
       }
@@ -726,7 +727,7 @@ __global__ void __launch_bounds__(kThreads, kResident<kCareful>) whole_rows(Args
       if (first >= args.chunks) break;
       chunk_stats_into<kFormat, kSets, kMore, kCareful>(args, row, first, args.chunks, shared, table[now], peak + now);
     }
-    // Behind the barrier this table is full and the other one, finished by now, is free.
+    // After the barrier this table is full and the other one, finished by now, is free.
     __syncthreads();
     if (threadIdx.x == 0) next[now] = 0, peak[now] = INT32_MIN;
     before = n;
@@ -761,7 +762,7 @@ __global__ void __launch_bounds__(kWarp) finalize_rows(Args args) {
 // ---- top-k and top-p
 
 constexpr int kTruncateThreads = 512, kTruncateWarps = kTruncateThreads / kWarp;
-constexpr int kPivots = 7;  // tried at a time: three bits of a key a pass
+constexpr int kPivots = 7;  // tried at a time: three bits of a key per pass
 
 struct TruncateStage {
   uint32_t forbidden[kMostColumns / 32];
@@ -825,7 +826,7 @@ struct Truncator {
     return static_cast<uint64_t>(weight_of<true>(x - highest, args.k[args.sample_set], ignored) * 0x1p44f);
   }
 
-  // The cut that leaves the fewest entries, best first, whose measures reach the target; all together do.
+  // The truncation that leaves the fewest entries, best first, whose measures reach the target; all together do.
   template <typename Measure>
   __device__ __forceinline__ Truncation least(uint64_t target, const Measure& measure) {
     // A 16-bit format's keys are told apart by their upper bits, unless they are guided.
@@ -862,7 +863,8 @@ struct Truncator {
     return truncation;
   }
 
-  // The id of tie number `wanted`, from 1, by id: warps count their shares of the row, and the one that has it looks.
+  // The id of tie number `wanted`, from 1, by id: warps count their shares of the row, and the one that has it searches
+  // its share.
   template <typename Tie>
   __device__ __forceinline__ int32_t find_tie(uint64_t wanted, const Tie& tie) {
     const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -929,7 +931,7 @@ __global__ void __launch_bounds__(kTruncateThreads, 1) truncate_rows(Args args) 
 
 inline int chunks_of(const SoftmaxJob& job) { return static_cast<int>((job.vocab + kChunk - 1) / kChunk); }
 
-// How many blocks share a row: as many as fill the device, as long as every warp has something to do; 1 where rows do.
+// How many blocks share a row: as many as fill the device, as long as every warp has something to do; 1 if rows do.
 inline int parts_of(const SoftmaxJob& job, int multiprocessors) {
   if (job.n >= 2 * static_cast<int64_t>(multiprocessors)) return 1;
   const int a_block = kWarps * (job.type == Type::kF32 ? 1 : 2), chunks = chunks_of(job);

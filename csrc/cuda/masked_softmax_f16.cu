@@ -1,4 +1,4 @@
 #include "masked_softmax.cuh"
 
-// A file a format, so that they compile side by side.
+// One file per format, so that they compile side by side.
 template int samplers::cuda::softmax::run<samplers::cuda::kF16>(const SoftmaxCall& call, void* stream);

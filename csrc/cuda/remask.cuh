@@ -1,6 +1,6 @@
-// select, commit_ and the slot ops on the device: the specification of samplers/ops/remask.py, a block a row.
+// select, commit_ and the slot ops on the device: the specification of samplers/ops/remask.py, one block per row.
 //
-// A row's keys are looked at eight bits at a time, highest first: a histogram over the 256 values of those bits, a scan
+// A row's keys are compared eight bits at a time, highest first: a histogram over the 256 values of those bits, a scan
 // from its top, and the bin that the rule does not fit into whole is the next window. What a bin holds is summed as
 // integers, so the order of the atomics does not show, and a factor or a budget needs no sort. What is left in the end
 // is one key; those that have it go by position.
@@ -13,8 +13,8 @@ namespace samplers::cuda {
 namespace remask {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kBins = kThreads;  // a thread a bin
-constexpr int kMemory = 32768;   // bytes of keys that are kept; beyond, keys are made again when they are looked at
+constexpr int kBins = kThreads;  // one thread per bin
+constexpr int kMemory = 32768;   // bytes of keys that are kept; beyond, keys are made again when they are needed
 template <typename F>
 constexpr int64_t kKept = kMemory / sizeof(F);
 

@@ -85,7 +85,7 @@ int64_t* lengths_of(const Op& op, const Tensor& t, const Cache& c) {
   return data;
 }
 
-// (n,) or (B, n) int64: data, entries a row, and the step from one row to the next.
+// (n,) or (B, n) int64: data, entries per row, and the step from one row to the next.
 struct Index {
   const int64_t* data;
   int64_t n, step;

@@ -29,8 +29,8 @@ void compute(const SoftmaxJob& job, const Tensor& logits, const Maybe& guidance,
 #endif
 }
 
-// On the CPU the data of index, uniform, forbid, guidance_index and given are looked at; a device is not waited for,
-// and its kernels see to it that no value reads memory that is not the op's.
+// On the CPU the data of index, uniform, forbid, guidance_index and given are checked; on a device that would take a
+// sync, and its kernels make sure that no value reads memory that is not the op's.
 Outputs masked_softmax(const Tensor& logits, const Maybe& index, const Maybe& uniform, double temperature,
                        double confidence_temperature, const Maybe& forbid, const Maybe& guidance,
                        const Maybe& guidance_index, double cfg_scale, int64_t top_k, double top_p, bool truncated,

@@ -155,7 +155,7 @@ Two commit_(const Tensor& x, const Maybe& token, int64_t fill, const Tensor& sco
                 {score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest}, &write);
 }
 
-// Positions a slot, no more than a row has.
+// Positions per slot, no more than a row has.
 int64_t checked_slot(const char* op, const Tensor& first, int64_t slot) {
   STD_TORCH_CHECK(slot >= 1, op, ": slot is ", slot, ", expected 1 or more");
   return std::min(slot, std::max<int64_t>(first.size(1), 1));

@@ -121,6 +121,6 @@ def check_plane(op, t, name, dtypes, shape=None, device=None, optional=False):
 
 
 def check_written(op, x):
-    """Not an expanded tensor, whose rows or columns are one memory; None passes."""
+    """Not an expanded tensor, whose rows or columns share memory; None passes."""
     if x is not None and x.numel() > 0 and any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride())):
         raise ValueError(f"{op}: x is written in place and must not be an expanded tensor")

@@ -1,4 +1,4 @@
-"""Loads `samplers._C` if it may and can be loaded, and knows why where it is not."""
+"""Loads `samplers._C` if it may and can be loaded, and knows why if it is not."""
 
 import importlib
 import os
@@ -25,7 +25,7 @@ def _load():
     if wish and wish != module.isa():
         if wish not in ISAS:
             raise ValueError(f"SAMPLERS_ISA={wish!r} is not an instruction set; one of {', '.join(ISAS)} is")
-        warnings.warn(f"samplers: SAMPLERS_ISA={wish} cannot be had here, using {module.isa()}", stacklevel=2)
+        warnings.warn(f"samplers: SAMPLERS_ISA={wish} is not available here, using {module.isa()}", stacklevel=2)
     return module, "loaded"
 
 
@@ -34,7 +34,7 @@ _warned = False
 
 
 def warn_once() -> None:
-    """The first op that runs on its twin for want of a native kernel says so; the others do not repeat it."""
+    """Warns, once per process, that ops run on their twins because there are no native kernels."""
     global _warned
     if C is None and not _warned:
         _warned = True
@@ -42,7 +42,7 @@ def warn_once() -> None:
 
 
 def status() -> dict:
-    """What runs the ops in this process.
+    """Says what runs the ops in this process.
 
     Keys: `native` (bool), `reason` (str: "loaded", or why the twins run), `isa` (str, or None on the twins), `torch`
     (version), `threads` (torch's intra-op threads) and, with the extension, its build facts: `compiler`, `cxx`,

@@ -1,9 +1,9 @@
 """cached_attention: new rows attend to a KV cache and to each other, and are not stored.
 
-`_twin` below is the specification. On the CPU it is two calls of torch's fused attention, one over the cache where it
-lies and one over the new rows, joined by their log-sum-exps; so neither the cache nor its heads are copied. On a device
-it is one call of it over a copy of the layer's cache and the new rows, under a mask: the lengths are the device's to
-know, and what it may not see there could be anything.
+`_twin` below is the specification. On the CPU the op is two calls of torch's fused attention, one over the cache where it
+lies and one over the new rows, joined by their log-sum-exps; so neither the cache nor its heads are copied. On a device it
+is one call over a copy of the layer's cache and the new rows, under a mask: the lengths are known to the device only, and
+what lies past them may be anything.
 """
 
 import math
@@ -42,8 +42,8 @@ def cached_attention(
     new_keep: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(q k^T * scale) v of one layer, where batch row b's keys are its first lengths[b] rows of the cache and
-    then the new rows. Nothing is written; `kv_append_` stores rows once they are final.
+    """Computes softmax(q k^T * scale) v of one layer: batch row b's keys are its first lengths[b] rows of the cache and then
+    the new rows. Nothing is written; `kv_append_` stores rows once they are final.
 
     Args:
         query: (B, Hq, n, D) float32, bfloat16 or float16; Hq a multiple of H (query head h reads head h // (Hq / H)).
@@ -55,7 +55,7 @@ def cached_attention(
             all.
         block_length: of "block_causal".
         keep: (B, L) bool; cache rows that are False are not seen. None: all are.
-        new_keep: (B, n) bool; new rows that are False are filling, which only they themselves see. None: all are seen.
+        new_keep: (B, n) bool; new rows that are False are padding, which only they themselves see. None: all are seen.
         scale: of the scores; None: 1 / sqrt(D).
 
     Returns:
@@ -64,7 +64,7 @@ def cached_attention(
 
     Raises:
         TypeError: a dtype is wrong. ValueError: a shape, a stride, a device or a name is. IndexError: a length is
-        outside [0, L] (looked at on the CPU only; on a device taken as the nearest that is not).
+        outside [0, L] (checked on the CPU only; on a device taken as the nearest that is not).
     """
     if attention not in KINDS:
         raise ValueError(f"{OP}: attention is {attention!r}, expected one of {', '.join(KINDS)}")
@@ -84,7 +84,7 @@ def cached_attention(
 
 
 def _check(query, key, value, new_key, new_value, lengths, keep, new_keep):
-    """What can be seen without looking at the data."""
+    """What can be checked without the data itself."""
     for name, x in (("query", query), ("key", key), ("value", value), ("new_key", new_key), ("new_value", new_value)):
         if x.dim() != 4:
             raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected four dimensions, (B, H, rows, D)")
@@ -115,7 +115,7 @@ def _check(query, key, value, new_key, new_value, lengths, keep, new_keep):
         if x is None:
             continue
         if tuple(x.shape) != (batch, rows):
-            raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected {(batch, rows)}, a flag a row")
+            raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected {(batch, rows)}, a flag per row")
         if x.dtype != torch.bool:
             raise TypeError(f"{OP}: {name} is {x.dtype}, expected torch.bool")
         if x.device != query.device:
@@ -130,7 +130,7 @@ def _among_new(n, groups, block, device, new_keep=None):
     else:
         seen = i[:, None] // block >= i // block
     if new_keep is not None:
-        # Filling sees itself, so that it stays finite: what it holds is multiplied by a weight of 0, and 0 * NaN is NaN.
+        # Padding sees itself, so that it stays finite: what it holds is multiplied by a weight of 0, and 0 * NaN is NaN.
         seen = (seen & new_keep[:, None, None]) | (i[:, None] == i)
     return seen.repeat(groups, 1) if seen.dim() == 2 else seen.repeat(1, 1, groups, 1)
 
@@ -229,7 +229,7 @@ def _bias(seen, dtype):
 
 def _spans(lengths, operations):
     """→ [(begin, end, length, ragged)]: slices of the batch that go in one call, of equal lengths, or all of it under a
-    mask where that is cheaper. `operations` is what one row of the cache costs."""
+    mask if that is cheaper. `operations` is what one row of the cache costs."""
     spans: list[tuple[int, int, int, bool]] = []
     for b, length in enumerate(lengths):
         if spans and spans[-1][2] == length:

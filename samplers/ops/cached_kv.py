@@ -336,7 +336,7 @@ def _check_index(op, index, n, batch, name, device):
     if index.dim() not in (1, 2) or (n is not None and index.shape[-1] != n):
         raise ValueError(
             f"{op}: {name} has shape {tuple(index.shape)}, expected "
-            + ("(n,) or (B, n)" if n is None else f"({n},) or (B, {n}), an entry a row")
+            + ("(n,) or (B, n)" if n is None else f"({n},) or (B, {n}), an entry per row")
         )
     if index.dim() == 2 and batch is not None and index.shape[0] != batch:
         raise ValueError(f"{op}: {name} has shape {tuple(index.shape)}, expected {batch} batch rows")
@@ -430,7 +430,7 @@ def _check_compact(call, values=True):
     _check_cache(op, key, value)
     _, batch, _, length = _sizes(key)
     if tuple(keep.shape) != (batch, length):
-        raise ValueError(f"{op}: keep has shape {tuple(keep.shape)}, expected ({batch}, {length}), a flag a row")
+        raise ValueError(f"{op}: keep has shape {tuple(keep.shape)}, expected ({batch}, {length}), a flag per row")
     if keep.dtype != torch.bool:
         raise TypeError(f"{op}: keep is {keep.dtype}, expected torch.bool")
     if keep.device != key.device:
@@ -467,10 +467,10 @@ def _take(x, batch, row):
 
 
 def _put(pairs, place, valid):
-    """Row i of batch row b goes to place[b, i] where it is valid and inside; the last of several there wins.
+    """Row i of batch row b goes to place[b, i] if that is valid and inside; the last of several there wins.
 
     Every write, also one that is skipped, is given what its place holds in the end, so the order in which a device
-    carries them out cannot show.
+    carries them out does not matter.
     """
     (cache, new), *_ = pairs
     (_, batch, _, length, _), n = cache.shape, new.shape[3]

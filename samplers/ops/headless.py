@@ -1,9 +1,9 @@
 """headless_softmax: what masked_softmax gives, from hidden rows and the head's weight; the logits are never stored.
 
 The vocabulary is cut into tiles. torch multiplies a tile, `headless_fold_` joins its logits to a running state of 80
-bytes a row, and the next tile overwrites it; `headless_finish` reads the state out. So memory is one tile and O(N).
+bytes per row, and the next tile overwrites it; `headless_finish` reads the state out. So memory is one tile and O(N).
 
-`_twin_fold` and `_twin_finish` below are the specification of the two; the native kernels (csrc/headless.h,
+`_twin_fold` and `_twin_finish` below are the specification of these two; the native kernels (csrc/headless.h,
 csrc/cpu/headless.cpp) do the same operations in the same order, so both give the same bits.
 """
 
@@ -107,29 +107,32 @@ def headless_softmax(
 ) -> MaskedSoftmax:
     """`masked_softmax` of the logits that a head makes of hidden rows, without storing the logits.
 
-    The logits are those the model itself would have: l = hidden @ weight.T + bias by torch's own product, rounded to
-    the dtype of `hidden`, then softcap * tanh(l / softcap) in that dtype. What is made of them is made in fp32, as in
-    masked_softmax: the same token at temperature 0, the same probabilities to fp32's last bits.
+    The logits are those that the model itself would have: l = hidden @ weight.T + bias by torch's own product, rounded
+    to the dtype of `hidden`, then softcap * tanh(l / softcap) in that dtype. Everything else is computed in fp32, as in
+    masked_softmax: the same token at temperature 0, the same probabilities to fp32's last bits. There is no top_k and no
+    top_p: they need the stored logits.
 
-    A draw has the same law, exactly, but is another draw than masked_softmax's for the same `uniform`, since the total
-    weight is not known until the last tile is gone. Chunks of 1024 ids come in order; chunk c, of weight w_c, takes
-    the draw over with probability w_c / (w_1 + ... + w_c), so it holds it in the end with probability
+    A draw follows the same distribution exactly, but it is another draw than masked_softmax's for the same `uniform`,
+    since the total weight is not known until the last tile is done. Chunks of 1024 ids come in order; chunk c, of weight
+    w_c, takes the draw over with probability w_c / (w_1 + ... + w_c), so it holds it in the end with probability
 
         w_c/S_c * (1 - w_{c+1}/S_{c+1}) * ... * (1 - w_C/S_C) = w_c/S_c * S_c/S_{c+1} * ... * S_{C-1}/S_C = w_c/S_C,
 
-    S_c the sum up to c: a weighted reservoir of one (Chao 1982). The entry in the chunk is drawn by inverse CDF. The
+    where S_c is the sum up to c: a weighted reservoir of one (Chao 1982). The entry in the chunk is drawn by inverse CDF. The
     two uniforms of a chunk are Philox words keyed by the first 53 bits of the row's `uniform` and counted by the chunk:
     neighbouring values of `uniform` give unrelated tokens. For given logits no result depends on the tile, to the bit.
 
     Args:
-        hidden: (N, D) float32, bfloat16 or float16, what the head is applied to.
-        weight: (V, D), of the same dtype: torch.nn.Linear's layout, which is that of tied embeddings too.
+        hidden: (N, D) float32, bfloat16, float16 or float64, at any strides: what the head is applied to. The logits of
+            float64 are cast to float32.
+        weight: (V, D), of the same dtype, at any strides: the layout of torch.nn.Linear and of tied embeddings.
         bias: (V,), of the same dtype.
         softcap: > 0, the bound of a soft-capped head.
         uniform, temperature, confidence_temperature, forbid, want, given: as in masked_softmax.
-        guidance: (N, D), hidden rows whose logits to move away from; l + cfg_scale * (l - their logits) in fp32.
+        guidance: (N, D), of the same dtype: hidden rows whose logits to move away from; l + cfg_scale * (l - their
+            logits) in fp32.
         cfg_scale: the strength of guidance; at 0 `guidance` is not read.
-        tile: ids a tile, a multiple of 1024. None: as many as make a tile of 2^18 logits on the CPU and 2^22 elsewhere
+        tile: ids per tile, a multiple of 1024. None: as many as make a tile of 2^18 logits on the CPU and 2^22 elsewhere
             (1/2 and 8 MiB in bfloat16), but at least 1024.
 
     Returns:
@@ -137,7 +140,7 @@ def headless_softmax(
 
     Raises:
         TypeError: a dtype is wrong. ValueError: a shape, a number, a device or a name is. IndexError: an id is out of
-        range. What needs a look at the data is checked on the CPU only: a device is never waited for.
+        range. What needs the data itself is checked on the CPU only: there is no device sync.
     """
     call = HeadlessCall(
         hidden=hidden,
@@ -173,7 +176,7 @@ def headless_softmax(
 
 
 def _tile(call, tile):
-    """→ ids a tile."""
+    """→ ids per tile."""
     if tile is None:
         rows = len(call.hidden) * (2 if call.guidance is not None else 1)
         logits = TILE_CPU if call.hidden.device.type == "cpu" else TILE_DEVICE
@@ -184,7 +187,7 @@ def _tile(call, tile):
 
 
 def _check(call):
-    """What can be seen without looking at the data."""
+    """What can be checked without the data itself."""
     hidden, weight = call.hidden, call.weight
 
     def matrix(x, name, shape):
@@ -221,7 +224,7 @@ def _check(call):
 
 
 def _check_values(call):
-    """What needs a look at the data: on the CPU only, since elsewhere a look is a wait."""
+    """What needs the data itself: on the CPU only, since elsewhere it takes a device sync."""
     if call.hidden.device.type != "cpu":
         return
     check_inside(OP, call.given, len(call.weight), "given", "ids of the vocabulary")
@@ -289,7 +292,7 @@ def _twin_fold(
     """Joins columns [offset, offset + width) of the logits to the rows' state; at offset 0 the state starts anew.
 
     Chunks of 1024 ids have maxima m and sums as in masked_softmax. They are joined in order, in double: with M the best
-    logit so far, a chunk's sums are scaled by 2^((m - M) k) or, where m tops M, those so far by 2^((M - m) k); from 42
+    logit so far, a chunk's sums are scaled by 2^((m - M) k) or, if m is above M, those so far by 2^((M - m) k); from 42
     powers of two down the scale is 0.
     """
     n, width = logits.shape
@@ -382,7 +385,7 @@ def _twin_fold(
 
 
 def _twin_finish(real, whole, temperature, confidence_temperature, want):
-    """What the state says when all chunks are in: masked_softmax's outputs."""
+    """Reads the state out when all chunks are in: masked_softmax's outputs."""
     total, _, entropy_sum, first, second, drawn_logit, given_logit = real.unbind(1)
     best, drawn, spoilt = whole.unbind(1)
     ks, draw_set = _plan(temperature, confidence_temperature, want)

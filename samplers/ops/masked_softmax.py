@@ -311,7 +311,7 @@ def _check_values(call):
             check_inside(OP, call.guidance_index, call.guidance.shape[0], "guidance_index", "rows of guidance")
         else:
             check_inside(
-                OP, call.index, call.guidance.shape[0], "index", "rows of guidance, for want of guidance_index"
+                OP, call.index, call.guidance.shape[0], "index", "rows of guidance; guidance_index names others"
             )
     check_draw_values(OP, call)
 
@@ -363,14 +363,14 @@ def guide(a, b, w):
 
 
 def _twin(*args):
-    """The op in torch, on any device: the specification that the kernels follow bit for bit.
+    """The op in torch, on any device: the specification, which the kernels follow bit for bit.
 
     A row is cut into chunks of 1024 entries. Each chunk c has its own reference, its maximum m_c. Its entries weigh
     w = 2^t, t = (x - m_c) * k in fp32 with k = log2(e) / temperature (0 where t < -126), summed in 128 accumulators and
     a halving tree. Chunks are joined in double, in order, scaled by 2^((m_c - M) k), M the row's maximum; those with
     (m_c - M) k <= -42 are left out, which loses less than V 2^-42 of the row. A draw picks the chunk, then the entry in
     it, by the same cumulative sums. Nothing depends on how rows or chunks are shared out, or on which chunks were known
-    in time to be left out. (On a device torch sums in parallel, so the last bit of a double may differ there.)
+    in time to be left out. (On a device torch sums in parallel, so the last bit of a double may differ.)
 
     top_k and top_p restrict the draw: entries are ranked by value, equals by id; those of rank >= top_k become -inf.
     Then each has the mass floor(2^44 w), w its weight relative to M at the draw's temperature, and the first entries
@@ -517,7 +517,7 @@ def _twin_slab(x, left, uniform, temperature, confidence_temperature, given, wan
 
 
 def _truncate(x, top_k, top_p, k):
-    """Rows x (n, V) float32 with what top_k and top_p cut off at -inf; rows that hold NaN or +inf as they are."""
+    """Rows x (n, V) float32 with what top_k and top_p remove at -inf; rows that hold NaN or +inf as they are."""
     bad = (x.isnan() | (x == math.inf)).any(1, keepdim=True)  # (n, 1) bool
     ranked, order = x.sort(dim=1, descending=True, stable=True)
     rank = torch.arange(x.shape[1], device=x.device)
@@ -552,9 +552,9 @@ def _draw(table, uniform):
 
 
 def _first_above(cumulative, target, positive):
-    """First column whose cumulative sum exceeds the target; the last with weight where rounding left none.
+    """First column whose cumulative sum exceeds the target; the last with weight if rounding left none.
 
-    Columns without weight are passed over by name: a device's parallel scan may round a sum up where nothing was added,
+    Columns without weight are excluded explicitly: a device's parallel scan may round a sum up although nothing was added,
     and a forbidden id must not be drawn even then.
     """
     columns = torch.arange(cumulative.shape[1], device=cumulative.device)

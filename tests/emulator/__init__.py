@@ -33,7 +33,7 @@ FLAGS = (
 
 @functools.cache
 def emulated(family):
-    """The module of one family; skips the test where it cannot be built for want of a tool."""
+    """The module of one family; skips the test if a tool to build it is missing."""
     compiler = os.environ.get("CXX", "c++").split()[0]
     if not shutil.which(compiler):
         pytest.skip(f"the block emulator needs a C++ compiler; {compiler} is not found")

@@ -1,5 +1,5 @@
-// Runs kernel bodies on the CPU: one fiber a thread, one block after another; barriers, shuffles and votes hand over to
-// the next fiber. It finds wrong results, threads that wait for each other for ever, barriers that not all threads
+// Runs kernel bodies on the CPU: one fiber per thread, one block after another; barriers, shuffles and votes hand over
+// to the next fiber. It finds wrong results, threads that wait for each other for ever, barriers that not all threads
 // reach at one place, and (by running the threads of a block in other orders) many a missing barrier. It is no model of
 // the device's memory, and what a warp does in lockstep it does not.
 #pragma once
