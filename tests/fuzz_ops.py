@@ -335,6 +335,20 @@ def check_kl_divergence(rng, kw, out):
     assert (divergence[kw["index"] < 0] == math.inf).all()
 
 
+def make_row_uniforms(rng):
+    batch, n = rng.randrange(4), rng.randrange(9)
+    kw = {name: randint(rng, -(2**40), 2**40, batch) for name in ("seed", "row", "step")}
+    if batch and rng.random() < 0.5:
+        kw.update(which=randint(rng, 0, batch - 1, n), position=randint(rng, 0, 2**31, n))
+    else:
+        kw["length"] = rng.choice((1, 3, 64))
+    return {**kw, "draw": rng.choice((0, 5, 2**32 - 1))}
+
+
+def check_row_uniforms(rng, kw, out):
+    assert out.dtype == torch.float64 and ((out >= 0) & (out < 1)).all()
+
+
 def check_nothing(rng, kw, out):
     pass
 
