@@ -127,7 +127,7 @@ def kv_append_(
         end of the cache, or a number in `lengths` or `count` is out of its range. On a device the rows past the end
         are left out, and lengths stops at L.
     """
-    _run(_APPEND, _check_append, AppendCall(key, value, _no_grad(new_key), _no_grad(new_value), lengths, count))
+    _run(_APPEND, _check_append, (key, value, _no_grad(new_key), _no_grad(new_value), lengths, count))
 
 
 @explain_errors
@@ -148,7 +148,7 @@ def kv_replace_(
     if torch.compiler.is_compiling() and not isinstance(start, Tensor):
         start = torch.full(key.shape[-4:-3], start, device=key.device)  # so that one graph serves all numbers
     places, at = (start, 0) if isinstance(start, Tensor) else (None, start)
-    call = ReplaceCall(key, value, _no_grad(new_key), _no_grad(new_value), places, at, count)
+    call = (key, value, _no_grad(new_key), _no_grad(new_value), places, at, count)
     _run(_REPLACE, _check_replace, call)
 
 
@@ -165,7 +165,7 @@ def kv_scatter_(key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor, 
         TypeError: a dtype is wrong. ValueError: a shape, a stride or a device is. IndexError: an index is L or more
         (on a device: skipped).
     """
-    _run(_SCATTER, _check_scatter, ScatterCall(key, value, _no_grad(new_key), _no_grad(new_value), _packed(index)))
+    _run(_SCATTER, _check_scatter, (key, value, _no_grad(new_key), _no_grad(new_value), _packed(index)))
 
 
 @explain_errors
@@ -204,7 +204,7 @@ def kv_gather(
                 batch = 1
         shape = (*key.shape[:-4], batch, *key.shape[-3:-2], *index.shape[-1:])
         out = tuple(x.new_empty((*shape, *x.shape[-1:])) for x in (key, value))  # type: ignore[assignment]
-    _run(_GATHER, _check_gather, GatherCall(*out, key, value, index, rows))  # type: ignore[misc, call-arg]
+    _run(_GATHER, _check_gather, (*out, key, value, index, rows))  # type: ignore[misc]
     return out  # type: ignore[return-value]
 
 
@@ -224,7 +224,7 @@ def kv_compact_(key: Tensor, value: Tensor, keep: Tensor, lengths: Tensor) -> No
         TypeError: a dtype is wrong. ValueError: a shape, a stride or a device is. IndexError: a length is outside
         [0, L] (on a device: taken as the nearest that is not).
     """
-    _run(_COMPACT, _check_compact, CompactCall(key, value, _packed(keep), lengths))
+    _run(_COMPACT, _check_compact, (key, value, _packed(keep), lengths))
 
 
 @explain_errors
@@ -241,7 +241,7 @@ def kv_select_rows_(key: Tensor, value: Tensor, source: Tensor, lengths: Tensor 
         TypeError: a dtype is wrong. ValueError: a shape, a stride or a device is. IndexError: source or a length is out
         of its range (on a device: such a row stays as it is, a length is taken as the nearest that is not).
     """
-    _run(_SELECT_ROWS, _check_select_rows, SelectRowsCall(key, value, source, lengths))
+    _run(_SELECT_ROWS, _check_select_rows, (key, value, source, lengths))
 
 
 def _no_grad(x):
@@ -253,8 +253,8 @@ def _packed(x):
 
 
 def _run(op, check, call):
-    """Calls the op. The native CPU kernel checks everything itself, before it writes, so the checks follow only its
-    refusal; elsewhere they come first."""
+    """Calls the op with the arguments `call`, which are in the schema's order. The native CPU kernel checks everything
+    itself, before it writes, so the checks follow only its refusal; elsewhere they come first."""
     if _native.C is not None and call[0].is_cpu and not torch.compiler.is_compiling():
         try:
             return op(*call)

@@ -164,35 +164,26 @@ def masked_softmax(
         out of range. What needs the data itself is checked on the CPU only: there is no device sync.
     """
     call = SoftmaxCall(
-        logits=logits,
-        index=index,
-        uniform=uniform if temperature > 0 else None,
+        logits=_no_grad(logits),
+        index=_flat(index),
+        uniform=_flat(uniform) if temperature > 0 else None,
         temperature=float(temperature),
         confidence_temperature=float(confidence_temperature),
-        forbid=forbid,
-        guidance=guidance,
-        guidance_index=guidance_index,
+        forbid=_flat(forbid),
+        guidance=_no_grad(guidance),
+        guidance_index=_flat(guidance_index),
         cfg_scale=float(cfg_scale),
         top_k=top_k,
         top_p=float(top_p),
         truncated=truncated,
-        given=given,
+        given=_flat(given),
         want=wanted(OP, want, given),
     )
     _check(call)
-    if cfg_scale == 0:
+    if cfg_scale == 0 and guidance is not None:
         call = call._replace(guidance=None, guidance_index=None)
     if not (_readable(logits) and (call.guidance is None or _readable(call.guidance))):
         call = _copied(call)
-    call = call._replace(
-        logits=call.logits.detach(),
-        index=_flat(call.index),
-        uniform=_flat(call.uniform),
-        forbid=_flat(call.forbid),
-        guidance=None if call.guidance is None else call.guidance.detach(),
-        guidance_index=_flat(call.guidance_index),
-        given=_flat(call.given),
-    )
     if torch.compiler.is_compiling():
         out = _OP(*call)
     else:
@@ -204,8 +195,12 @@ def masked_softmax(
     return result(out, call.want)
 
 
+def _no_grad(x):
+    return x.detach() if x is not None and x.requires_grad else x
+
+
 def _flat(x):
-    return None if x is None else x.detach().contiguous()
+    return None if x is None else _no_grad(x).contiguous()
 
 
 def wanted(op: str, names: tuple[str, ...], given: Tensor | None) -> int:
@@ -223,8 +218,8 @@ def wanted(op: str, names: tuple[str, ...], given: Tensor | None) -> int:
 def result(out: tuple[Tensor, ...], want: int) -> MaskedSoftmax:
     """An op's outputs, None in place of what was not wanted."""
     token, *floats, status = out
-    named = {name: x if want & bit else None for (name, bit), x in zip(WANT.items(), floats)}
-    return MaskedSoftmax(token=token, status=status, **named)
+    some = [x if want & bit else None for x, bit in zip(floats, WANT.values())]
+    return MaskedSoftmax(token, *some, status)  # type: ignore[arg-type, call-arg]
 
 
 def _readable(x):

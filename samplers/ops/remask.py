@@ -175,7 +175,7 @@ def select(
     try:
         return Selection(*_SELECT(*call))
     except RuntimeError:
-        _check("select", call)
+        _check("select", SelectCall(*call))
         raise
 
 
@@ -214,7 +214,7 @@ def commit_(
     try:
         return Selection(*_COMMIT(x, token, 0, *call))
     except RuntimeError:
-        _check("commit_", call, x=x, token=token)
+        _check("commit_", SelectCall(*call), x=x, token=token)
         raise
 
 
@@ -248,7 +248,7 @@ def remask_(
     try:
         return Selection(*_COMMIT(x, None, mask_id, *call))
     except RuntimeError:
-        _check("remask_", call, x=x)
+        _check("remask_", SelectCall(*call), x=x)
         raise
 
 
@@ -285,11 +285,11 @@ def select_slots(
     level, level_rows = _level("select_slots", "threshold", threshold)
     begin, begin_rows = _split(start)
     most = ALL if most is None else most
-    call = SelectSlotsCall(score, candidate, slot, begin, begin_rows, level, level_rows, least, most, strict)
+    call = (score, candidate, slot, begin, begin_rows, level, level_rows, least, most, strict)
     try:
         return Selection(*_SELECT_SLOTS(*call))
     except RuntimeError:
-        _check_slots("select_slots", call, "score")
+        _check_slots("select_slots", SelectSlotsCall(*call), "score")
         raise
 
 
@@ -340,14 +340,14 @@ def accept_slots_(
     level, level_rows = _level("accept_slots_", "threshold", threshold)
     begin, begin_rows = _split(start)
     ahead, ahead_slots = (0, head) if isinstance(head, Tensor) else (head, None)
-    call = AcceptSlotsCall(
+    call = (
         x, token, probability, chosen, candidate, slot, begin, begin_rows, level, level_rows, ahead, ahead_slots, extra,
         eos, strict, partial,
     )  # fmt: skip
     try:
         return Accepted(*_ACCEPT_SLOTS(*call))
     except RuntimeError:
-        _check_accept_slots(call)
+        _check_accept_slots(AcceptSlotsCall(*call))
         raise
 
 
@@ -372,7 +372,8 @@ def _level(op, name, value):
 
 
 def select_call(op, score, candidate, rules, cost, least, most, lowest):
-    """The shared arguments as the ops take them. rules: k, threshold, factor and budget, of which one is not None."""
+    """The shared arguments as the ops take them, in the order of SelectCall (which takes time to make, and only errors
+    need). rules: k, threshold, factor and budget, of which one is not None."""
     given = [i for i, level in enumerate(rules) if level is not None]
     if len(given) != 1:
         names = " and ".join(RULES[i] for i in given) or "no rule"
@@ -389,7 +390,7 @@ def select_call(op, score, candidate, rules, cost, least, most, lowest):
         raise ValueError(f"{op}: factor is a rule for confidences, the highest first; lowest does not go with it")
     most, most_rows = (ALL, None) if most is None else _split(most)
     least, least_rows = _split(least)
-    return SelectCall(score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest)
+    return score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest
 
 
 def _check(op, call, **write):
