@@ -37,7 +37,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "caches_and_slots.md"
 PROMPT, GEN, BLOCK = 32, 128, 32
 PROMPTS, ROWS, ALONE = 16, 8, 4  # so many prompts, rows in a batch, and prompts that are decoded alone, too
 TEMPERATURES = (1.0, 0.0)
-BAND = 0.25  # nats a token
+BAND = 0.25  # nats per token
 
 PLAN = [  # model, sampler, its options, arguments of sample()
     ("text-refusion", "autoregressive", {}, {}),
@@ -199,12 +199,12 @@ def table(truth, settings, temperature):
         "model, sampler",
         "setting",
         "cache",
-        "tokens a forward",
-        "fed a token",
+        "tokens per pass",
+        "fed per token",
         "tokens/s, 1 row",
         f"{ROWS} rows",
     )
-    columns += ("nats a token", "repeats", "changed")
+    columns += ("nats per token", "repeats", "changed")
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for s in settings:
         if s["temperature"] != temperature:
@@ -228,7 +228,7 @@ def bands(settings, temperature):
             kind = s["sampler"] + (", cached" if s["cache"] else "")
             kinds.setdefault(kind, {}).setdefault(int(s["nll"] // BAND), []).append(s)
     every = sorted({b for own in kinds.values() for b in own})
-    lines = ["| nats a token | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    lines = ["| nats per token | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
     for b in every:
         row = []
         for own in kinds.values():
@@ -241,9 +241,7 @@ def bands(settings, temperature):
 def _fastest(s):
     how = ", ".join(filter(None, (s["setting"], s["cache"])))
     rate = s["tokens_a_second"]
-    return (
-        f"{rate['1']:.0f} / {rate[str(ROWS)]:.0f} <sub>{s['tokens_a_forward']:.2f} a forward{how and '; '}{how}</sub>"
-    )
+    return f"{rate['1']:.0f} / {rate[str(ROWS)]:.0f} <sub>{s['tokens_a_forward']:.2f} per pass{how and '; '}{how}</sub>"
 
 
 def write(saved):
