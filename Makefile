@@ -12,8 +12,8 @@ CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/* tests/emulator/*.h tests/em
 help:
 	@echo "make bench          the demo sweep: runs/demo/report.html"
 	@echo "make test           the whole test suite"
-	@echo "make lint           ruff, mypy, clang-format"
-	@echo "make format         let them mend what they can"
+	@echo "make lint           ruff, mypy, clang-format, words that we no longer use, generated pages"
+	@echo "make format         before each commit: mend what tools can mend, write the generated pages"
 	@echo "make bench-kernels  every kernel beside its peers: a table, and JSON under bench/results/ (ten minutes)"
 	@echo "make draws          ten million draws against the true distribution (minutes)"
 	@echo "make fuzz           100,000 random calls of the ops, right and wrong (minutes)"
@@ -24,7 +24,8 @@ help:
 # compiled against the one that is there (--no-build-isolation).
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "the pinned versions need Python 3.11 or newer; say which with make PYTHON=python3.11"; exit 1; }
+	  || { echo "make needs Python 3.11 or newer, since numpy, scipy and other pinned versions do: make PYTHON=python3.11."; \
+	       echo "The library itself runs on 3.10: install it by hand, as the README says."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools wheel ninja pybind11
 	SAMPLERS_NATIVE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench,test,lint]'
@@ -56,11 +57,14 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/python tools/words.py
+	$(BIN)/python tools/reference.py --check
 
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+	$(BIN)/python tools/reference.py
 
 bench: $(VENV)/.native-cpu
 	$(BIN)/samplers bench --demo
