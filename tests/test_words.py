@@ -28,6 +28,8 @@ def found(path: str, text: str) -> dict[str, int]:
         ("Commits two positions a step.", {"a for per": 1}),
         ("It takes one seed a row, and 80 bytes a row.", {"a for per": 2}),
         ("How many steps a row has taken.", {}),
+        ("Which positions a forward pass is given; which rows a position belongs to; it draws a token at once.", {}),
+        ("Ten draws a row, and as many positions a forward pass.", {"a for per": 2}),
         ("A position is a step's business.", {}),
         ("What comes behind the block.", {"behind": 1}),
         ("Behind the scenes it counts; it works behind the scenes.", {}),

@@ -61,17 +61,20 @@ NAMES = {
 
 _NUMBER = r"(?:one|two|three|four|eight|ten|k|\d[\d,.]*)"
 _COUNTED = (
-    r"(?:positions?|tokens?|forwards?|evaluations?|steps?|rows|seeds?|numbers?|integers?|uniforms?|bytes|samples|draws?|"
-    r"counts?|nats|passes|levels?|times|milliseconds|ms|masks|values?|lengths|probability|NFE|thread|fiber|cost)"
+    r"(?:positions?|tokens?|forwards?|evaluations?|steps?|seeds?|numbers?|integers?|uniforms?|bytes|samples|"
+    r"counts|nats|passes|levels?|milliseconds|ms|values|lengths|probability|NFE|thread|fiber)"
 )
+_COUNTED_OR_VERB = r"(?:rows|draws|masks|costs?)"  # "draws a token" is a sentence, "draws a row" is a rate
 _UNIT = (
     r"(?:row|step|position|token|forward|block|second|sample|call|slot|chunk|layer|element|character|pixel|line|thread|"
     r"million|dimension|cell)"
 )
+_UNIT_OF_RATE = r"(?:row|step|forward|second|call|block)"
+_NO_RATE = r"(?!(?: pass)?(?:'s| (?:has|is|was|takes|asks|commits|belongs)\b))"  # how many steps a row has taken
 # Habits of speech: what they are called -> (what is counted, what to write).
 HABITS = {
     "a for per": (
-        rf"\b(?:{_NUMBER}|{_COUNTED})\s+an?\s+{_UNIT}\b(?!'s| (?:has|is|was|takes|asks|commits)\b)",
+        rf"\b(?:(?:{_NUMBER}|{_COUNTED}) an? {_UNIT}|{_COUNTED_OR_VERB} an? {_UNIT_OF_RATE})\b{_NO_RATE}",
         "per: positions per step",
     ),
     "behind": (r"\bbehind\b(?! the scenes)", "after"),
