@@ -338,3 +338,32 @@ def test_the_guides_samplers_keep_their_promises(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
     assert "test_declared_order[heun] PASSED" in run.stdout
     assert "test_counted_nfe_is_the_declared[doubt-5] PASSED" in run.stdout
+
+
+# ---------------------------------------------------------------------------------------------- habits
+
+
+def test_workflow_and_forms_say_what_the_project_says() -> None:
+    yaml = pytest.importorskip("yaml")
+
+    def read(path: str) -> Any:
+        return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+    jobs = read(".github/workflows/ci.yml")["jobs"]
+    matrix = jobs["test"]["strategy"]["matrix"]
+    assert matrix["python"] == ["3.10", "3.11", "3.12", "3.13"]
+    assert {(job["os"], job["kernels"]) for job in matrix["include"]} == {
+        ("ubuntu-latest", "twins"),
+        ("macos-latest", "twins"),
+    }
+    form = read(".github/ISSUE_TEMPLATE/sampler_proposal.yml")
+    asked = {field["id"]: field["attributes"] for field in form["body"] if "id" in field}
+    assert {"paper", "equation", "family", "nfe", "bias", "reference", "test"} <= asked.keys()
+    assert asked["family"]["options"] == list(registry.FAMILIES)
+    assert {b for b in asked["bias"]["options"] if " " not in b} == {"exact", "asymptotic", "biased"}
+    assert read("CITATION.cff")["version"] == registry.version()
+    (repo,) = read(".pre-commit-config.yaml")["repos"]
+    assert repo["repo"] == "local"
+    for hook in repo["hooks"]:
+        words = hook["entry"].split()
+        assert words[0] != "python" or (ROOT / words[1]).is_file(), hook["entry"]
