@@ -2,7 +2,7 @@
 
     make draws        or  python bench/draws.py [--draws 10000000] [--dtype fp32 --dtype bf16] [--no-save]
 
-The row is made so that every part of the law can be seen: probabilities from 2e-4 down to 1e-15 at shuffled ids, one id in
+The row is made so that every part of the distribution can be seen: probabilities from 2e-4 down to 1e-15 at shuffled ids, one in
 64 impossible (-inf), and 16 forbidden, with the highest logits of all. Uniforms are the library's own (Philox).
 
 Two tests, and one count that must be 0:
@@ -29,7 +29,7 @@ from samplers import random as zoo_random
 VOCAB = 126_464
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SPREAD = 27.0  # nats between the likeliest and the least likely id
-SLAB = 20_000  # draws a call
+SLAB = 20_000  # draws per call
 
 
 def row_of_logits(dtype, vocab=VOCAB):
@@ -80,7 +80,7 @@ def judge(row, forbid, tokens):
     observed = np.bincount(cells, weights=seen[order])
     wanted = np.bincount(cells, weights=expected)
     alone = int((np.bincount(cells) == 1).sum())
-    if observed.sum() < draws:  # impossible ids were drawn: counted below, and no law to test
+    if observed.sum() < draws:  # impossible ids were drawn: counted below, and no distribution to test
         observed = observed * (draws / max(observed.sum(), 1))
     chi2, chi2_p = stats.chisquare(observed, wanted * (observed.sum() / wanted.sum()))
 

@@ -10,7 +10,7 @@ parallel  An exact denoiser and few steps, L/8 to 2L of them. All that is wrong 
           digits (all pixels share one image).
 noise     Steps L/4 to 4L with a denoiser that is wrong itself, on sudoku4 and digits: logits + sigma z, z ~ N(0, 1) a fixed
           function of the state and the position; or probabilities (1 - eps) p + eps / V.
-solvers   Two forwards a step, frozen rates, extrapolation: the exact denoisers again, L/4 to L forwards. docs/solvers.md
+solvers   Two forward passes per step, frozen rates, extrapolation: the exact denoisers again, L/4 to L passes. docs/solvers.md
 
 Forwards are counted for each row: a step in which nothing appears costs none. Compare along that axis, not by steps.
 """
@@ -169,7 +169,7 @@ def chosen(cells, *where):
 
 
 def table(cells, kind, problem, sigma, eps, metric):
-    """A row a sampler, a column a number of steps: the value, half its interval, and the forwards."""
+    """A row a sampler, a column a number of steps: the value, half its interval, and the NFE."""
     lines = chosen(cells, kind, problem, sigma, eps)
     steps = sorted({c["steps"] for line in lines.values() for c in line})
     truth = next(iter(lines.values()))[0]["score"][metric]["truth"]

@@ -9,7 +9,7 @@ of text). Settings take turns, prompt by prompt, so what the machine does meanwh
 
 What is written is judged by neither model: an interpolated 5-gram over the same tokens, fitted to the training text (the one
 that training.json compares them with), says the nats of each token given those before it; what really followed the prompts
-has that, too. A text that repeats itself is cheap to a judge and no good, so the share of 4-grams that the same
+also has that. A text that repeats itself is cheap to a judge and no good, so the share of 4-grams that the same
 row had before stands beside it.
 
 Cells are kept in runs/slots/cells.jsonl (delete it after a change of code that matters; a changed model makes new ones), what
@@ -35,7 +35,7 @@ from samplers.models.tokenizer import Tokenizer
 
 PAGE = Path(__file__).parents[1] / "docs" / "caches_and_slots.md"
 PROMPT, GEN, BLOCK = 32, 128, 32
-PROMPTS, ROWS, ALONE = 16, 8, 4  # so many prompts, rows in a batch, and prompts that are decoded alone, too
+PROMPTS, ROWS, ALONE = 16, 8, 4  # so many prompts, rows in a batch, and prompts that are also decoded alone
 TEMPERATURES = (1.0, 0.0)
 BAND = 0.25  # nats per token
 

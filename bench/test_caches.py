@@ -2,7 +2,7 @@
 
     make bench-kernels        or  python bench/kernels.py --only caches
 
-A prompt of 64, 128 positions to fill in blocks of 32, low_confidence with 16 forwards, so 4 a block: one full forward and
+A prompt of 64, 128 positions to fill in blocks of 32, low_confidence with 16 forward passes, so 4 per block: one full and
 three cached ones. Side by side: no cache with the head on all positions (what a model's own forward does), no cache with
 the head on the positions that are needed, and the caches. extra_info has the positions fed and the bytes kept a row, and of the
 steps that begin no block (cached ones, where there is a cache) the share of time that is spent outside matrix products.

@@ -190,7 +190,7 @@ def per_character(nll, characters):
 
 def lambda_dce(net, x, mask_id, g):
     """RADD's denoising cross-entropy (Ou et al. 2406.03736, eq. 3.8): lambda ~ U(0, 1), each token masked with chance
-    lambda, the sum of their -log p / lambda. One uniform is shared by the batch, a stratum a row. → nats a position."""
+    lambda, the sum of their -log p / lambda. One uniform is shared by the batch, one stratum per row. → nats per position."""
     batch = len(x)
     lam = (torch.rand((), generator=g) + torch.arange(batch)) / batch % 1.0
     lam = lam.clamp_min(1e-3)[:, None]  # (B, 1)
@@ -348,7 +348,7 @@ class TextRefusion(TextMasked):
 @torch.no_grad()
 def slot_nll(net, x, mask_id, size):
     """-log p of each row of x (n, L), exact, of slots decoded from left to right one token at a time: a slot's first
-    token by a mask in its place behind the finished slots, the others by the causal head. (n,) nats."""
+    token by a mask in its place after the finished slots, the others by the causal head. (n,) nats."""
 
     def cost(hidden, token):
         loss = F.cross_entropy(net.head.logits(hidden).float().flatten(0, 1), token.flatten(), reduction="none")
@@ -394,7 +394,7 @@ class Pixels:
 
 
 class DigitsMasked:
-    """Grey levels under the problem's own law: every pixel of an image moved by its kernel, anew in every step."""
+    """Grey levels under the problem's own distribution: every pixel of an image moved by its kernel, anew in every step."""
 
     name, steps, batch, rate = "digits-mdm", 3500, 128, 2e-3
     autocast = False

@@ -17,7 +17,7 @@ def show(label: str, out: samplers.Sample) -> None:
 
 def main() -> None:
     shared = {
-        "prompt": prompts,  # of different lengths; no padding and no attention mask
+        "prompt": prompts,  # three, of different lengths; no padding and no attention mask
         "gen_length": 32,
         "block_length": 16,
         "temperature": 0.7,

@@ -91,8 +91,8 @@ HABITS = {
     "foreseen": (r"\b[Ff]ore(?:see|sees|seen)\b", "dry run, known in advance"),
     "final too": (r", too(?=[.,;:)]| *$)", "also, before the verb"),
     "and no other": (r"\band no other\b", "only"),
-    "of one's own": (r"\bof (?:one's|your) own\b|\bone's own\b", "your, user-supplied"),
-    "of ellipsis": (r"^\s*`?\w+`?: of (?!th(?:e|is|ese) )|^of [a-z]", "a noun first"),
+    "of one's own": (r"\bone's own\b", "your, user-supplied"),
+    "of ellipsis": (r"^\s*`?\w+`?: of (?!th(?:e|is|ese) )|\Aof [a-z]", "a noun first"),
     "where for if": (
         r"\b(?:None|True|False|empty|nothing|none|error|0|1|-1|inf) where (?:it|there|they|that|nothing|a|the)\b",
         "if, when",
