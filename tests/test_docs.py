@@ -294,6 +294,15 @@ def test_links_lead_somewhere(page: str) -> None:
             assert anchor in anchors(file), f"{page}: {target}; the page has {sorted(anchors(file))}"
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_are_rectangular(page: str) -> None:
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    for table in re.findall(r"(?:^ *\|.*\n)+", text, re.M):
+        rows = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.splitlines()]
+        assert set("".join(rows[1])) <= set("-: "), f"{page}: a table needs a line of dashes after {rows[0]}"
+        assert {len(row) for row in rows} == {len(rows[0])}, f"{page}: rows of different widths under {rows[0]}"
+
+
 def test_every_page_is_in_the_reading_order() -> None:
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     for page in (ROOT / "docs").glob("*.md"):
