@@ -40,7 +40,9 @@ class SlotState(SequenceState):
         fill, size = canvas.fill, slot_size
         position = torch.arange(fill.shape[1], device=fill.device)  # (L,)
         new_block = canvas.block != torch.nn.functional.pad(canvas.block[:, :-1], (1, 0), value=-1)
-        begin = torch.where(fill & new_block, position, -1).cummax(1).values  # (B, L), where the position's block begins
+        begin = (
+            torch.where(fill & new_block, position, -1).cummax(1).values
+        )  # (B, L), where the position's block begins
         place = (position - begin) % size  # (B, L), which cell of its slot a position is
         slot = (fill & (place == 0)).cumsum(1) - 1  # (B, L)
         count = int(slot.max()) + 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..canvas import Layout
 from ..prediction import Predict
@@ -73,4 +75,8 @@ def parallel(predict: Predict, state: TimedState) -> TimedState:
     return state.commit(group, predict(state, group, t=level).token)
 
 
-METHODS = {"parallel": parallel, "extrapolation": extrapolation, "predictor_corrector": predictor_corrector}
+METHODS: dict[str, Callable[[Predict, Any], TimedState]] = {
+    "parallel": parallel,
+    "extrapolation": extrapolation,
+    "predictor_corrector": predictor_corrector,
+}

@@ -107,7 +107,9 @@ class Refusion(Sampler[SlotState]):
             left = chosen & ~stop.any(2) & (accepted < size)  # (B, S)
             after = place - accepted[..., None]  # (B, S, s): 0 at the first refused token, which will stand next
             to_redraft, to_verify = (valid & left[..., None] & (after >= n) for n in (0, 1))
-            fed = to_redraft if turn else valid & chosen[..., None]  # at first the whole slot: it was fed after other slots
+            fed = (
+                to_redraft if turn else valid & chosen[..., None]
+            )  # at first the whole slot: it was fed after other slots
             chunk = predict.chunk(*map(state.on_canvas, (fed, to_redraft, to_verify)), on=branches)
             if chunk is None:
                 break
