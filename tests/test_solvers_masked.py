@@ -354,7 +354,9 @@ class Pair(TinyJoint):
         p = torch.full((*x.shape, 3), 0.5, dtype=torch.float64)
         p[..., 2] = 0.0
         for i, j, joint in ((0, 1, self.joint), (1, 0, self.joint.T)):
-            given = torch.cat([joint / joint.sum(0), joint.sum(1, keepdim=True)], 1)  # the last column: the other is masked
+            given = torch.cat(
+                [joint / joint.sum(0), joint.sum(1, keepdim=True)], 1
+            )  # the last column: the other is masked
             p[:, i, :2] = given[:, x[:, j]].T
         if self.repeats:
             seen = torch.nn.functional.one_hot(x, 3).double()
@@ -366,7 +368,9 @@ class Pair(TinyJoint):
         x = samplers.sample(self, "first_hitting", batch=rows, seed=2, temperature=1.0, steps=steps, method=method).x
         seen = torch.bincount(x[:, 0] * 2 + x[:, 1], minlength=4).double().view(2, 2) / rows
         off = self.joint - self.product
-        return 1 - float(((seen - self.product) * off).sum() / (off**2).sum()), 0.25 / float(off.max()) / math.sqrt(rows)
+        return 1 - float(((seen - self.product) * off).sum() / (off**2).sum()), 0.25 / float(off.max()) / math.sqrt(
+            rows
+        )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
