@@ -11,9 +11,7 @@ import torch
 
 import samplers
 from samplers import OptionError, TokenDenoiser, driver, ops
-from samplers.masked import klass
 from samplers.masked.hierarchy import leaders
-from samplers.masked.klass import row_sum
 from samplers.testing.tiny import TinyJoint, TinyNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -380,48 +378,11 @@ def test_klass_history_begins_anew_in_a_block_unless_told():
 def test_klass_keeps_what_it_is_asked_for_and_no_more():
     states = list(samplers.stream(TinyNet(), "klass", gen_length=16, batch=3, block_length=4))
     for before, state in zip(states, states[1:]):
-        assert state.said.shape == (int(before.count.sum()), 12)
-        asked = state.place >= 0
+        assert state.last_logits.shape == (int(before.count.sum()), 12)
+        asked = state.last_row >= 0
         assert torch.equal(asked, before.open)
-        assert bool((state.said[:, 11] == -math.inf).all()), "the mask is no candidate"
-        torch.testing.assert_close(state.lse, torch.logsumexp(state.said.double(), 1), rtol=0, atol=1e-12)
-
-
-def test_row_sums_do_not_depend_on_the_batch():
-    torch.set_num_threads(4)
-    g = torch.Generator().manual_seed(1)
-    for width in (1, 2, 7, 1000, 40_003):
-        x = torch.randn(9, width, generator=g)
-        total = row_sum(x)
-        torch.testing.assert_close(total.double(), x.double().sum(1), rtol=1e-5, atol=1e-4)
-        for i in (0, 4, 8):
-            assert torch.equal(row_sum(x[i : i + 1]), total[i : i + 1])
-
-
-def test_divergence_is_that_of_float64_in_any_batch(monkeypatch):
-    """With impossible tokens, and however many rows are worked on together."""
-    torch.set_num_threads(4)
-    g = torch.Generator().manual_seed(1)
-    for width in (2, 50, 5003):
-        then, now = (torch.randn(n, width, generator=g) * 3 for n in (7, 9))
-        then[:, 1], now[:, 1] = -math.inf, -math.inf
-        if width > 2:
-            now[4, 1] = 0.0  # possible now, and was not
-            now[:3, 0] = -math.inf  # no longer
-        lse = torch.logsumexp(then.double(), 1)
-        place = torch.tensor([6, 0, -1, 2, 2, 5, -1, 1, 3])
-        kl, now_lse = klass.divergence(now, then, lse, place)
-        log_p, log_q = torch.log_softmax(now.double(), 1), torch.log_softmax(then.double(), 1)[place]
-        expected = (log_p.exp() * (log_p - log_q)).nan_to_num(0.0, math.inf).sum(1)
-        expected[place < 0] = math.inf
-        assert (width == 2) == bool(expected[4].isfinite())
-        torch.testing.assert_close(kl, expected, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(now_lse, torch.logsumexp(now.double(), 1), rtol=1e-12, atol=1e-12)
-        for chunk in (1, 3 * width, 1 << 30):
-            monkeypatch.setattr(klass, "CHUNK_CPU", chunk)
-            assert torch.equal(klass.divergence(now, then, lse, place)[0], kl)
-        for i in (0, 4, 8):
-            assert torch.equal(klass.divergence(now[i : i + 1], then, lse, place[i : i + 1])[0], kl[i : i + 1])
+        assert bool((state.last_logits[:, 11] == -math.inf).all()), "the mask is no candidate"
+        torch.testing.assert_close(state.last_lse, torch.logsumexp(state.last_logits.double(), 1), rtol=0, atol=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------- credit

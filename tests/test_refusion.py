@@ -285,23 +285,32 @@ def made(out, row, prompt):
     return out.x[row, len(prompt) : int(out.lengths[row])].tolist()
 
 
-@pytest.mark.parametrize("reference", [False, True])
-def test_it_is_the_published_loop(reference):
-    """Tokens, forwards and every key in the cache, on a model in which each depends on all the others."""
-    met = Counter()
+def test_it_is_the_published_loop():
+    """Tokens, forward passes and every key in the cache, on a model in which each depends on all the others.
+
+    The published loop has a defect (see test_v1_the_hole). The sampler is the loop without it, in every case; and the loop as
+    it is published, in every case in which the defect does not strike.
+    """
+    met, struck = Counter(), 0
     for setting in settings(250, 7):
         model, prompt = Glass(seed=setting.pop("seed")), setting.pop("prompt")
         gen_length = setting.pop("gen_length")
-        expected, forwards, kept, branches, _ = plain(model, prompt, gen_length, reference=reference, **setting)
-        run = samplers.stream(model, "refusion", prompt=[prompt], gen_length=gen_length, reference=reference, **setting)
+        run = samplers.stream(model, "refusion", prompt=[prompt], gen_length=gen_length, **setting)
         *_, last = run
         out = run.result()
-        assert made(out, 0, prompt) == expected
-        assert out.nfe == forwards == int(out.nfe_rows)
-        assert run.predictor.feed.main.store.key[0, 0, 0, : int(last.length), 0].tolist() == kept
+        kept = run.predictor.feed.main.store.key[0, 0, 0, : int(last.length), 0].tolist()
+        assert out.nfe == int(out.nfe_rows)
+        mine = made(out, 0, prompt), out.nfe, kept
+        *mended, branches, _ = plain(model, prompt, gen_length, **setting)
+        assert mine == tuple(mended)
         met += branches
-    assert set(met) == BRANCHES | ({"hole"} if reference else set())
-    assert min(met.values()) >= 5, met
+        *published, branches, _ = plain(model, prompt, gen_length, reference=True, **setting)
+        if branches["hole"]:
+            struck += 1
+        else:
+            assert mine == tuple(published)
+    assert set(met) == BRANCHES
+    assert min(met.values()) >= 5 and 5 <= struck <= 25, (met, struck)
 
 
 def test_a_row_of_a_batch_is_the_published_loop():
@@ -309,7 +318,6 @@ def test_a_row_of_a_batch_is_the_published_loop():
     for i, setting in enumerate(settings(40, 11)):
         model, gen_length = Glass(seed=setting.pop("seed")), setting.pop("gen_length")
         prompts = [[], [1], setting.pop("prompt"), [i % 5, 2, 3, 4], [0] * 7]
-        setting["reference"] = i % 2 == 1
         out = samplers.sample(model, "refusion", prompt=prompts, gen_length=gen_length, **setting)
         for row, prompt in enumerate(prompts):
             expected, forwards, *_ = plain(model, prompt, gen_length, **setting)
@@ -509,9 +517,12 @@ def test_positions_given_in_the_middle():
 # ---------------------------------------------------------------------------------------------- the regression vectors
 
 
-@pytest.mark.parametrize("reference", [True, False])
-def test_v1_the_hole(reference):
-    """Slot 2 alone is chosen, and refined to a stop token at its second place. The published loop then loses slots 0 and 1."""
+def test_v1_the_hole():
+    """Slot 2 alone is chosen, and refined to a stop token at its second place.
+
+    The published loop takes the stopped slot's number among those refined for its number among those still masked, and so
+    loses slots 0 and 1. The sampler decodes them.
+    """
     first, stop = 5, 39
 
     def rule(kind, position, seen):
@@ -520,14 +531,16 @@ def test_v1_the_hole(reference):
             return (stop, 0.9) if r == 9 and first + 8 in seen else (2 + r, 0.95 if r == 8 else 0.5)
         return (stop, 0.95) if r == 9 else (2 + r, 0.95)
 
-    setting = {"slot_size": 4, "serial_num_blocks": 1, "reference": reference}
+    setting = {"slot_size": 4, "serial_num_blocks": 1}
     out = samplers.sample(Script(rule), "refusion", prompt=[[0] * first], gen_length=16, stop=stop, **setting)
-    expected = [10, stop] if reference else [2, 3, 4, 5, 6, 7, 8, 9, 10, stop]
+    expected = [2, 3, 4, 5, 6, 7, 8, 9, 10, stop]
     assert made(out, 0, [0] * first) == expected
     assert out.x[0, : first + len(expected)].tolist() == [0] * first + expected
     assert set(out.x[0, first + len(expected) :].tolist()) == {samplers.PAD}
-    assert out.nfe == (4 if reference else 8)
-    assert plain(Script(rule), [0] * first, 16, stop=stop, **setting)[:2] == (expected, out.nfe)
+    assert out.nfe == 8
+    assert plain(Script(rule), [0] * first, 16, stop=stop, **setting)[:2] == (expected, 8)
+    tokens, forwards, _, met, _ = plain(Script(rule), [0] * first, 16, stop=stop, reference=True, **setting)
+    assert (tokens, forwards, met["hole"]) == ([10, stop], 4, 1)
 
 
 def test_v2_what_does_not_divide():

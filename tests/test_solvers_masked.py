@@ -300,20 +300,18 @@ def test_expected_forwards(name, options, steps):
 def extrapolated(problem):
     """The law of four positions in two groups of two, the second group's later token from the line.
 
-    c = (t_4 - t_3) / (t_3 - t_1) is E_4 / (E_2 + E_3) of exponential spacings: P(c > x) = (1 + x)^-2, summed by quantiles.
+    Its place is 1/2: one of the two positions between the predictions' own is visible.
     """
     import itertools
 
     chain = Chain(problem)
-    cs = (1 - (np.arange(4000) + 0.5) / 4000) ** -0.5 - 1
     orders, final = list(itertools.permutations(range(4))), np.zeros(len(chain.strings))
     for order in orders:
         then = chain.p(chain.start())
         for x, weight in chain.leap(chain.start(), [float(i in order[:2]) for i in range(4)], then).items():
             now, (third, fourth) = chain.p(x), order[2:]
-            line = np.maximum(now[fourth] + cs[:, None] * (now[fourth] - then[fourth]), 0)
-            dist = {third: now[third], fourth: (line / line.sum(1, keepdims=True)).mean(0)}
-            for y, chance in chain.leap(x, 1.0, dist).items():
+            line = np.maximum(now[fourth] + 0.5 * (now[fourth] - then[fourth]), 0)
+            for y, chance in chain.leap(x, 1.0, {third: now[third], fourth: line / line.sum()}).items():
                 final[chain.strings.index(y)] += weight * chance / len(orders)
     return final
 
@@ -339,8 +337,72 @@ def test_extrapolation_is_the_line_and_has_less_error(problem):
     assert not sampled_like(problem, "first_hitting", parallel, steps=2, method="extrapolation", rows=100_000)
 
 
-def test_extrapolation_halves_the_error_at_a_third_of_the_forwards():
-    """Six positions, strongly dependent, in three groups: total variation 0.116 in parallel, 0.07 with the line."""
+class Pair(TinyJoint):
+    """Positions 0 and 1 are two dependent bits, all others fair coins.
+
+    Args:
+        repeats: whether it says of a visible token that it stands there, or what it would say if it were masked.
+    """
+
+    def __init__(self, length, repeats=True):
+        super().__init__(2, 2)
+        self.length, self.repeats = length, repeats
+        self.joint = torch.tensor([[0.36, 0.14], [0.14, 0.36]], dtype=torch.float64)
+        self.product = self.joint.sum(1, keepdim=True) * self.joint.sum(0)
+
+    def predict(self, x, t=None, *, rows=None, cache=None):
+        p = torch.full((*x.shape, 3), 0.5, dtype=torch.float64)
+        p[..., 2] = 0.0
+        for i, j, joint in ((0, 1, self.joint), (1, 0, self.joint.T)):
+            given = torch.cat(
+                [joint / joint.sum(0), joint.sum(1, keepdim=True)], 1
+            )  # the last column: the other is masked
+            p[:, i, :2] = given[:, x[:, j]].T
+        if self.repeats:
+            seen = torch.nn.functional.one_hot(x, 3).double()
+            p = torch.where((x == self.mask_id)[..., None], p, seen)
+        return p.log().float()[rows]
+
+    def missed(self, method, steps, rows=60_000):
+        """The share e of J - P that samples of (1 - e) J + e P lack, and its standard error."""
+        x = samplers.sample(self, "first_hitting", batch=rows, seed=2, temperature=1.0, steps=steps, method=method).x
+        seen = torch.bincount(x[:, 0] * 2 + x[:, 1], minlength=4).double().view(2, 2) / rows
+        off = self.joint - self.product
+        return 1 - float(((seen - self.product) * off).sum() / (off**2).sum()), 0.25 / float(off.max()) / math.sqrt(
+            rows
+        )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_extrapolation_is_second_order_in_the_number_of_groups(steps):
+    """The closed forms of docs/solvers.md: N groups of m miss (m - 1) / (n - 1) of a pair's dependence; by the line, that / N."""
+    n = 16
+    m = n // steps
+    missed, error = Pair(n).missed("parallel", steps)
+    assert abs(missed - (m - 1) / (n - 1)) < 4 * error
+    missed, error = Pair(n).missed("extrapolation", steps)
+    assert abs(missed - (m - 1) / (n - 1) / steps) < 4 * error
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_the_corrector_gives_back_most_of_what_a_group_misses(steps):
+    """Two bits of a group at the places a and b of their line: each takes the other's draft with probability 2 a d and 2 b d.
+
+    d is how much one tells of the other. That gives back a + b - 4 d a b of the dependence, on average about (m - 1) / m of it,
+    in every group but the last. With a model that repeats visible tokens nothing changes.
+    """
+    n, d = 16, 0.22
+    m = n // steps
+    places = [(a / m, b / m) for b in range(m) for a in range(b)]
+    back = sum(a + b - 4 * d * a * b for a, b in places) / len(places)
+    missed, error = Pair(n, repeats=False).missed("predictor_corrector", steps)
+    assert abs(missed - (m - 1) / (n - 1) * (1 - back * (steps - 1) / steps)) < 4 * error
+    assert missed < 0.7 * (m - 1) / (n - 1)
+    missed, error = Pair(n).missed("predictor_corrector", steps)
+    assert abs(missed - (m - 1) / (n - 1)) < 4 * error
+
+
+def test_extrapolation_has_less_error_where_all_tokens_depend_on_each_other():
     problem = TinyJoint(6, 2, skew=1.0, seed=1)
     tv = {}
     for method in ("parallel", "extrapolation"):
@@ -368,7 +430,7 @@ def test_the_corrector_changes_nothing_that_a_model_repeats():
 
 
 def test_the_corrector_draws_the_last_group_again_from_the_line():
-    """By hand: the old uniform, in the CDF of the line at the token's own time, between the two predictions."""
+    """By hand: the old uniform, in the CDF of the line at the token's own place, half way between the two predictions."""
     problem, rows, seed = LeaveOneOut(4, 3, skew=1.5), 200, 9
     out = samplers.sample(
         problem, "first_hitting", batch=rows, steps=2, seed=seed, method="predictor_corrector", trace=True
@@ -378,11 +440,11 @@ def test_the_corrector_draws_the_last_group_again_from_the_line():
     for r in range(rows):
         draft, times = tuple(first.x[r].tolist()), first.time[r].numpy()
         order = np.argsort(times)
-        group, (hit, later) = sorted(order[:2].tolist()), times[order[[0, 2]]]
+        group, second = sorted(order[:2].tolist()), order[1]
         assert [i for i in range(4) if draft[i] != 3] == group
         then, now = chain.p(chain.start()), chain.p(draft)
         for i in group:
-            place = (times[i] - hit) / (later - hit)
+            place = 0.5 * (i == second)
             cdf = np.cumsum((1 - place) * then[i] + place * now[i])
             u = float(uniform(seed, r, i, 0, DRAW_TOKEN))
             assert int(end.x[r, i]) == int(np.searchsorted(cdf, u * cdf[-1], side="right"))

@@ -114,6 +114,14 @@ def test_the_families_import_each_other_one_way():
     assert used == {"masked": {"uniform"}, "uniform": set(), "gaussian": set()}
 
 
+def test_families_do_not_import_what_runs_them():
+    """Samplers know what authors know: no driver, no registry, no command line, no benchmark, no kit."""
+    graph, above = graph_of(lambda name: True, lazy=True), ("driver", "registry", "cli", "bench", "testing")
+    for name, used in graph.items():
+        if name.startswith(("samplers.masked", "samplers.uniform", "samplers.gaussian")):
+            assert not [other for other in used if other.split(".")[1:2] and other.split(".")[1] in above], name
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "bench").glob("*.py")), ids=lambda path: path.name)
 def test_files_of_the_bench_are_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST

@@ -1,4 +1,4 @@
-"""Samplers of the gaussian family, registered through the hook that third parties use."""
+"""Samplers of the gaussian family, registered through the same hook that third parties use."""
 
 from __future__ import annotations
 

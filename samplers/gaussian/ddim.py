@@ -1,4 +1,4 @@
-"""DDIM: first order, deterministic or with noise."""
+"""DDIM: a first-order solver, deterministic or with noise."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import ClassVar
 
 from ..prediction import GaussianPredict
 from ..sampler import option
-from .grid import GaussianSampler, GridState
+from .grid import GaussianSampler, GridState, Point
 
 
 @dataclass(frozen=True)
 class Ddim(GaussianSampler[GridState]):
     """Song et al. 2020, arXiv 2010.02502, eq. 12: x_t = a_t x_0 + sqrt(s_t^2 - n^2) e + n z.
 
-    n = eta s_t / s_s sqrt(1 - a_s^2 / a_t^2) is written for any alpha and sigma through h = lambda_t - lambda_s as
-    n = eta s_t sqrt(1 - e^{-2h}), equal to the paper's on a variance preserving schedule. eta = 0 is the ODE, of order 1
-    (= DPM-Solver-1 = Euler in sigma / alpha); eta = 1 is DDPM's posterior.
+    The paper's n = eta s_t / s_s sqrt(1 - a_s^2 / a_t^2) is written for any alpha and sigma, through h = lambda_t - lambda_s,
+    as n = eta s_t sqrt(1 - e^{-2h}); on a variance preserving schedule the two are equal. eta = 0 solves the ODE at order 1
+    (it equals DPM-Solver-1, and Euler in sigma / alpha); eta = 1 is DDPM's posterior.
     """
 
     name = "ddim"
     cite = "Song, Meng, Ermon 2020, Denoising Diffusion Implicit Models, arXiv 2010.02502"
-    summary = "first order; eta > 0 adds noise"
+    summary = "first-order solver; eta > 0 adds noise"
     order: ClassVar[int] = 1
 
     grid: str = option(
@@ -30,10 +30,7 @@ class Ddim(GaussianSampler[GridState]):
     )
     eta: float = option(0.0, "0: deterministic; 1: DDPM's noise", ge=0, le=1)
 
-    def step(self, predict: GaussianPredict, state: GridState) -> GridState:
-        if done := self.finish(predict, state):
-            return done
-        s, t = state.points[state.i], state.points[state.i + 1]
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         x0 = predict(state.x, s.t)
         noise = self.eta * t.sigma * math.sqrt(-math.expm1(-2 * (t.lam - s.lam)))
         direct = math.sqrt(max(t.sigma**2 - noise**2, 0.0))

@@ -1,9 +1,11 @@
-"""DPM-Solver: exponential integrators of the ODE in the half log-SNR, noise prediction, orders 1 to 3."""
+"""DPM-Solver: exponential integrators of the ODE in the half log-SNR, with noise prediction, of orders 1 to 3."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from ..canvas import NoiseCanvas
 from ..errors import OptionError
@@ -14,7 +16,11 @@ from .grid import GaussianSampler, GridState, Point
 
 @dataclass(frozen=True, eq=False)
 class DpmState(GridState):
-    """`orders`: of each step that is left to take."""
+    """A run whose steps may differ in order.
+
+    Attributes:
+        orders: the order of each step of the run.
+    """
 
     orders: tuple[int, ...] = ()
 
@@ -24,21 +30,23 @@ class DpmSolver(GaussianSampler[DpmState]):
     """Lu et al. 2022, arXiv 2206.00927, algorithms 1 (orders 1 and 2) and 2 (order 3), singlestep, noise prediction.
 
     x_t = (a_t / a_s) x_s - s_t [P1 e + P2 (h e') + ...],  h = lambda_t - lambda_s, P1 = e^h - 1, P2 = P1 / h - 1, with
-    the derivative of e taken from evaluations at lambda_s + r h (r = 1/2; 1/3 and 2/3).
+    where the derivative of e is taken from evaluations at lambda_s + r h (r = 1/2; 1/3 and 2/3).
 
-    method "fast": the paper's DPM-Solver-fast, which spends exactly `steps` evaluations: steps of `order`, the rest of
-    lower order at the end (appendix, "3 ... 3, 2, 1"). "fixed": every step of `order`; `steps` must be a multiple of it
-    (plus one where end = "zero"). The convergence order is measured on "fixed", grid "logsnr", end "t_end".
+    method "fast" is the paper's DPM-Solver-fast, which spends exactly `steps` evaluations: steps of `order`, and then steps of
+    lower order at the end (appendix, "3 ... 3, 2, 1"). With "fixed" every step has `order`, and `steps` must be a multiple of
+    it (plus one if end = "zero"). The convergence order is measured with "fixed", grid "logsnr" and end "t_end".
     """
 
     name = "dpm_solver"
     cite = "Lu et al. 2022, DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling, arXiv 2206.00927"
-    summary = "exponential integrator in log-SNR, orders 1 to 3, singlestep"
+    summary = "singlestep exponential integrator in log-SNR, of orders 1 to 3"
     conformance = Conformance(order={**GaussianSampler.conformance.order, "method": "fixed"})
 
-    order: int = option(3, "order of a step, and its evaluations", choices=(1, 2, 3))
+    order: int = option(3, "order of a step, which is also its number of evaluations", choices=(1, 2, 3))
     method: str = option(
-        "fast", "spend `steps` exactly with lower orders at the end, or keep one order", choices=("fast", "fixed")
+        "fast",
+        "spend exactly `steps` evaluations, with lower orders at the end; or keep one order",
+        choices=("fast", "fixed"),
     )
 
     def init(self, canvas: NoiseCanvas) -> DpmState:
@@ -46,7 +54,11 @@ class DpmSolver(GaussianSampler[DpmState]):
         return DpmState.begin(canvas, points=self._outer(canvas, orders), orders=orders)
 
     def orders(self, evaluations: int) -> tuple[int, ...]:
-        """Order of each step: they sum to `evaluations`."""
+        """The order of each step; they sum to `evaluations`.
+
+        Raises:
+            OptionError: method is "fixed" and `evaluations` is not a multiple of the order.
+        """
         n, p = evaluations, self.order
         if self.method == "fixed":
             if n % p:
@@ -63,7 +75,11 @@ class DpmSolver(GaussianSampler[DpmState]):
         return (1,) * n
 
     def _outer(self, canvas: NoiseCanvas, orders: tuple[int, ...]) -> tuple[Point, ...]:
-        # Steps equal in lambda whatever their order; on other grids the points of a fine grid, as the paper has it.
+        """The points at which steps begin and end.
+
+        On the grid "logsnr" all steps are equal in lambda, whatever their order. On other grids the points are taken from a
+        grid with one interval per evaluation, as in the paper.
+        """
         if self.grid == "logsnr" or not orders:
             return self.times(canvas, len(orders))
         fine = self.times(canvas, sum(orders))
@@ -72,20 +88,17 @@ class DpmSolver(GaussianSampler[DpmState]):
             at.append(at[-1] + p)
         return tuple(fine[i] for i in at)
 
-    def step(self, predict: GaussianPredict, state: DpmState) -> DpmState:
-        if done := self.finish(predict, state):
-            return done
-        s, t = state.points[state.i], state.points[state.i + 1]
+    def update(self, predict: GaussianPredict, state: DpmState, s: Point, t: Point) -> DpmState:
         order, x = state.orders[state.i], state.x
         h = t.lam - s.lam
 
-        def noise(at: Point, value):
+        def noise(at: Point, value: Tensor) -> Tensor:
             return (value - at.alpha * predict(value, at.t)) / at.sigma
 
         def inner(r: float) -> Point:
             return Point.at(state.canvas.denoiser.schedule, lam=s.lam + r * h)
 
-        def base(at: Point, e):  # the step of order 1, to `at`
+        def base(at: Point, e: Tensor) -> Tensor:  # the step of order 1, to `at`
             return at.alpha / s.alpha * x - at.sigma * math.expm1(at.lam - s.lam) * e
 
         e = noise(s, x)

@@ -1,7 +1,7 @@
-"""The grid of a Gaussian run: which times, their alpha, sigma and lambda; shared by all continuous samplers.
+"""The grid of a Gaussian run: its times and their alpha, sigma and lambda. All continuous samplers share it.
 
-Coefficients are Python floats made in float64: in float32 the textbook forms of e^h - 1 and its kin lose all digits at
-small steps, and a float costs no look at the device.
+Coefficients are Python floats made in float64: in float32 the textbook forms of e^h - 1 and similar terms lose all digits at
+small steps, and a float costs no device sync.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ G = TypeVar("G", bound="GridState")
 
 @dataclass(frozen=True)
 class Point:
-    """A time and its alpha, sigma and half log-SNR lambda."""
+    """A time of the schedule.
+
+    Attributes:
+        t: the time.
+        alpha, sigma: x_t = alpha x_0 + sigma e.
+        lam: the half log-SNR, lambda = log(alpha / sigma).
+    """
 
     t: float
     alpha: float
@@ -39,6 +45,7 @@ class Point:
 
     @classmethod
     def at(cls, schedule: NoiseSchedule, *, t: float | None = None, lam: float | None = None) -> Point:
+        """The point at time t, or at half log-SNR lam: give one of the two."""
         time = (
             torch.tensor(t, dtype=torch.float64)
             if t is not None
@@ -52,7 +59,7 @@ class GridState(NoiseState):
     """A run over a grid.
 
     Attributes:
-        points: of the whole run, noise first.
+        points: the points of the whole run, the noisiest first.
         history: ((lambda, prediction), ...) of past steps, the latest last; for multistep samplers.
     """
 
@@ -61,7 +68,7 @@ class GridState(NoiseState):
 
     @classmethod
     def begin(cls: type[G], canvas: NoiseCanvas, **fields: Any) -> G:
-        """The state before the first step: noise of the first point's scale (the data's own part of x_T is left out).
+        """The state before the first step: noise at the first point's scale (the data's own part of x_T is left out).
 
         Args:
             fields: `points`, and the values of the subclass's own fields.
@@ -72,25 +79,31 @@ class GridState(NoiseState):
 
 @dataclass(frozen=True)
 class GaussianSampler(Sampler[G]):
-    """Base of the continuous samplers: x_t = alpha x_0 + sigma e, walked down a grid of times.
+    """Base of the continuous samplers: x_t = alpha x_0 + sigma e, followed down a grid of times.
+
+    A solver has one method, `update`: the paper's step from a point s to the next point t.
 
     `end` says how a run closes. "zero": the last evaluation, at t_end, is returned as the denoised x_0 (k-diffusion's
     trailing sigma = 0), so `steps` evaluations make steps - 1 solver steps and one first-order step to sigma = 0. "t_end":
-    all evaluations go into solver steps, and x is returned at t_end with what noise it has; for convergence studies.
+    all evaluations go into solver steps, and x is returned at t_end with the noise that it has; for convergence studies.
     """
 
     family = "gaussian"
     conformance = Conformance(order={"grid": "logsnr", "end": "t_end"})
 
     grid: str = option(
-        "logsnr", "spacing of the times: uniform in lambda, t or t^(1/2), or Karras et al.'s", choices=GRIDS
+        "logsnr", "spacing of the times: uniform in lambda, in t or in t^(1/2), or as Karras et al.", choices=GRIDS
     )
-    t_start: float | None = option(None, "time to start from; none: the schedule's t_max", gt=0)
-    t_end: float | None = option(None, "time to end at; none: the schedule's t_min", gt=0)
-    end: str = option("zero", "return x_0 as denoised at t_end, or x at t_end", choices=("zero", "t_end"))
+    t_start: float | None = option(None, "time at which to start; none: the schedule's t_max", gt=0)
+    t_end: float | None = option(None, "time at which to end; none: the schedule's t_min", gt=0)
+    end: str = option("zero", "what is returned: x_0 as denoised at t_end, or x at t_end", choices=("zero", "t_end"))
 
     def times(self, canvas: NoiseCanvas, intervals: int) -> tuple[Point, ...]:
-        """`intervals` + 1 points from t_start to t_end."""
+        """`intervals` + 1 points from t_start to t_end.
+
+        Raises:
+            OptionError: t_end is not below t_start, or the half log-SNR is not finite at one of them.
+        """
         schedule = canvas.denoiser.schedule
         start = schedule.t_max if self.t_start is None else self.t_start
         end = schedule.t_min if self.t_end is None else self.t_end
@@ -117,25 +130,30 @@ class GaussianSampler(Sampler[G]):
         return (*points, last) if intervals else (last,)
 
     def solver_steps(self, canvas: NoiseCanvas) -> int:
-        """Evaluations left for solver steps."""
+        """How many evaluations are left for solver steps."""
         return canvas.steps - (self.end == "zero")
 
     def init(self, canvas: NoiseCanvas) -> G:
         return GridState.begin(canvas, points=self.times(canvas, self.solver_steps(canvas)))  # type: ignore[return-value]
 
     def step(self, predict: GaussianPredict, state: G) -> G:
-        raise NotImplementedError(f"sampler {self.name!r} does not say how to step")
-
-    def finish(self, predict: GaussianPredict, state: G) -> G | None:
-        """The closing step, once the grid is used up; None before that."""
+        """The solver's update from the present point to the next one; when the grid is used up, the closing step."""
         if state.i + 1 < len(state.points):
-            return None
-        if self.end == "zero":
-            return self.advance(state, predict(state.x, state.points[-1].t), last=True)
-        return self.advance(state, state.x, last=True)
+            return self.update(predict, state, state.points[state.i], state.points[state.i + 1])
+        x = predict(state.x, state.points[-1].t) if self.end == "zero" else state.x
+        return self.advance(state, x, last=True)
+
+    def update(self, predict: GaussianPredict, state: G, s: Point, t: Point) -> G:
+        """The state at the point t, from the state at the point s: `return self.advance(state, x)`."""
+        raise NotImplementedError(f"sampler {self.name!r} has no update")
 
     def advance(self, state: G, x: torch.Tensor, **changes: Any) -> G:
-        """The state one step on; the last of a "t_end" run is the one that reaches the end of the grid."""
+        """The state one step on. The last step of a "t_end" run is the one that reaches the end of the grid.
+
+        Args:
+            x: (B, *shape), the new x.
+            changes: new values of other fields, such as `history`.
+        """
         reached = self.end == "t_end" and state.i + 2 >= len(state.points)
         return dataclasses.replace(state, x=x, i=state.i + 1, **({"last": reached} | changes))
 

@@ -1,4 +1,4 @@
-"""Ancestral sampling of a masked diffusion: the reverse process on a grid of times, the model run in every step."""
+"""Ancestral sampling of a masked diffusion: the reverse process on a grid of times, with a forward pass in every step."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .times import TimedState
 
 @dataclass(frozen=True)
 class Ancestral(Sampler[TimedState]):
-    """Sahoo et al. 2024 (MDLM), arXiv 2406.07524, eq. 7: a masked token appears with (a_{k+1} - a_k) / (1 - a_k).
+    """Sahoo et al. 2024 (MDLM), arXiv 2406.07524, eq. 7: a masked token appears with probability (a_{k+1} - a_k) / (1 - a_k).
 
-    Each step draws for the positions that appear in it from p(x_0 | x_t), independently. The grid is k / steps in
-    progress u, a(u) the visible fraction; in the last step all that is left appears, so no extra clean-up forward is
-    needed (MDLM and SEDD spend one; D3PM's own rule is this one).
+    Each step draws tokens for the positions that appear in it, independently, from p(x_0 | x_t). The grid is k / steps in
+    progress u, and a(u) is the visible fraction. In the last step all positions that are left appear, so no extra clean-up
+    forward pass is needed (MDLM and SEDD spend one; D3PM's own rule is this one).
 
-    Differs from the reference codes: whether a position appears is decided by one uniform for the whole run and not by
-    one a step (the same law), and the mask id is never among the candidates.
+    Differs from the reference codes: whether a position appears is decided by one uniform number for the whole run and not
+    by one per step (the distribution is the same), and the mask id is never among the candidates.
     """
 
     name = "ancestral"
     family = "masked"
     cite = "Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models, arXiv 2406.07524"
-    summary = "reverse process on a time grid, one forward a step"
+    summary = "reverse process on a time grid, one forward pass per step"
     facts = Facts(bias="exact", static_plan=True)
     conformance = Conformance(one_at_a_time={"block_length": 1})
 

@@ -16,11 +16,13 @@ from .plans import min_count
 
 @dataclass(frozen=True, eq=False)
 class CreditState(TokenState):
-    """The credit of tokens. Only those that were some step's best guess have any, so K of V are kept: 12 L K bytes a row.
+    """A state with the credit of tokens. Only tokens that were the best guess in some step have any, so K of V are kept.
+
+    That takes 12 L K bytes per row.
 
     Attributes:
-        ids: (B, L, K) int64, K the most steps that a block is given; -1 where there is none yet.
-        credit: (B, L, K) float32.
+        ids: (B, L, K) int64, where K is the most steps that a block is given; -1: no token yet.
+        credit: (B, L, K) float32, the credit of each of these tokens.
     """
 
     ids: Tensor
@@ -29,29 +31,30 @@ class CreditState(TokenState):
 
 @dataclass(frozen=True)
 class Credit(Sampler[CreditState]):
-    """Wang et al. 2025 (CreditDecoding), arXiv 2510.06133, as in dInfer: threshold on softmax(l + alpha log(1 + C)).
+    """Wang et al. 2025 (CreditDecoding), arXiv 2510.06133, as in dInfer: a threshold on softmax(l + alpha log(1 + C)).
 
-    C, a number for each position and token, is multiplied by `decay` in every step; then the best token of each open
-    position gains p^gamma, p its probability. A guess that stays the same gathers credit and passes the threshold
-    sooner. Tokens are those of the changed logits, at any temperature: `alpha` tilts the law, even one position at a time.
+    C is a number for each position and token. In every step it is multiplied by `decay`; then the best token of each open
+    position gains p^gamma, where p is its probability. A guess that stays the same gathers credit and passes the threshold
+    sooner. Tokens are drawn from the changed logits at any temperature, so `alpha` biases the distribution even if one
+    position is committed at a time.
 
-    The matrix is not stored: credit has only ever been added at best tokens, one a step, and their list gives the same
-    numbers. Differs from dInfer's code: rows have their own counts, `steps` is a cap (left out: no cap), and what is
-    within 1e-5 of the best is not committed with it.
+    The matrix C is not stored: credit is only ever added at the best tokens, one per step, and a list of these gives the same
+    numbers. Differs from dInfer's code: rows have their own counts; `steps` is a cap (if left out: no cap); and positions
+    within 1e-5 of the best one are not committed together with it.
     """
 
     name = "credit"
     family = "masked"
     cite = "Wang et al. 2025, CreditDecoding: Accelerating Parallel Decoding ... with Trace Credits, arXiv 2510.06133"
-    summary = "threshold, with credit for tokens that were the best guess before"
+    summary = "threshold on confidence, with credit for tokens that were the best guess before"
     default_temperature = 0.0
     facts = Facts(bias="biased", stores_logits=True, sweep=("threshold", (2.0, 0.99, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3)))
     conformance = Conformance(one_at_a_time={"threshold": 2.0}, exact={"alpha": 0.0})
 
-    threshold: float = option(0.9, "least probability of a committed token; above 1: one position a step", gt=0)
+    threshold: float = option(0.9, "least probability of a committed token; above 1: one position per step", gt=0)
     alpha: float = option(0.7, "weight of log(1 + credit) in the logits", ge=0)
-    decay: float = option(0.8, "what is left of a credit after a step", ge=0, le=1)
-    gamma: float = option(0.2, "power of the best token's probability that it gains", ge=0)
+    decay: float = option(0.8, "share of a credit that is left after a step", ge=0, le=1)
+    gamma: float = option(0.2, "the best token gains its probability to this power", ge=0)
 
     def init(self, canvas: Layout) -> CreditState:
         ids = torch.full((*canvas.x.shape, int(canvas.block_steps.max())), -1, device=canvas.x.device)

@@ -1,4 +1,4 @@
-"""EB-Sampler: as many positions a step as a bound on their joint dependence allows."""
+"""EB-Sampler: as many positions per step as a bound on their joint dependence allows."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .plans import min_count
 
 @dataclass(frozen=True)
 class EntropyBound(Sampler[TokenState]):
-    """Ben-Hamu et al. 2025 (EB-Sampler), arXiv 2505.24857, algorithm 1.
+    """Ben-Hamu et al. 2025 (EB-Sampler), arXiv 2505.24857, algorithm 1: the longest prefix with sum H - max H <= bound.
 
-    Open positions are sorted by an error proxy (entropy; or -confidence; or -margin), and the longest prefix is committed
-    for which sum H - max H <= bound: that sum bounds the mutual information that independent draws lose. bound = 0
-    commits one position at a time, and all that are certain. The choice does not look at the drawn token for
-    the proxies entropy and margin, so bound = 0 gives the model's law exactly.
+    Open positions are sorted by an error proxy (entropy, or -confidence, or -margin), and the longest prefix that meets the
+    bound is committed: sum H - max H bounds the mutual information that independent draws lose. bound = 0 commits one
+    position at a time, and all positions that are certain. With the proxies entropy and margin the choice does not depend on
+    the drawn token, so bound = 0 gives exactly the model's distribution.
 
-    Differs from the paper: `steps` is a cap, kept by committing more than the bound allows where it must
-    (left out: no cap); entropies are those of softmax at temperature 1 whatever the draw's; the proxy confidence is that of
-    the drawn token (there of the likeliest one, which it is at temperature 0, the paper's).
+    Differs from the paper: `steps` is a cap, which is kept by committing more than the bound allows if necessary (if left
+    out: no cap); entropies are those of softmax at temperature 1, whatever the temperature of the draw; the proxy confidence
+    is that of the drawn token (in the paper of the likeliest one, which is the same at temperature 0, the paper's).
     """
 
     name = "entropy_bound"
@@ -32,8 +32,10 @@ class EntropyBound(Sampler[TokenState]):
     facts = Facts(bias="exact", sweep=("bound", (0.0, 0.1, 0.3, 0.7, 1.5, 3.0, 6.0, 12.0)))
     conformance = Conformance(one_at_a_time={"bound": 0.0})
 
-    bound: float = option(0.1, "nats of joint dependence that a step may lose", ge=0)
-    proxy: str = option("entropy", "what positions are sorted by", choices=("entropy", "confidence", "margin"))
+    bound: float = option(0.1, "joint dependence that a step may lose, in nats", ge=0)
+    proxy: str = option(
+        "entropy", "the quantity that positions are sorted by", choices=("entropy", "confidence", "margin")
+    )
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
         # Entropies come from float32 sums: below 1e-7 is certain.

@@ -1,4 +1,4 @@
-"""Fast-dLLM's other rule: as many positions as are sure enough together."""
+"""Fast-dLLM's other rule: as many positions as are confident enough together."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .plans import min_count
 
 @dataclass(frozen=True)
 class Factor(Sampler[TokenState]):
-    """Wu et al. 2025 (Fast-dLLM), arXiv 2505.22618, by factor: the most n tokens with c_(n) >= 1 - factor / (n + 1).
+    """Wu et al. 2025 (Fast-dLLM), arXiv 2505.22618, by factor: the largest n with c_(n) >= 1 - factor / (n + 1).
 
-    c_(1) >= c_(2) >= ... are the confidences, the drawn tokens' probabilities at temperature 1; the first is always
-    committed. The bound is that of the paper's theorem 1, under which n independent greedy choices are the joint one
-    (there n + 1 confidences fail it together). factor = 0 commits what is certain, or one position.
+    c_(1) >= c_(2) >= ... are the confidences, which are the drawn tokens' probabilities at temperature 1; the first token is
+    always committed. The bound is that of the paper's theorem 1, under which n independent greedy choices equal the joint one
+    (in the theorem, n + 1 confidences fail it together). factor = 0 commits what is certain, or one position.
 
-    Differs from the reference code: rows have their own counts; `steps` is a cap (left out: no cap). The code also
-    commits all that are left where only the last of them fails; reference=True does so.
+    Differs from the reference code: rows have their own counts; `steps` is a cap (if left out: no cap). The code also
+    commits all positions that are left if only the last of them fails; reference=True does so.
     """
 
     name = "factor"
@@ -31,8 +31,8 @@ class Factor(Sampler[TokenState]):
     facts = Facts(bias="biased", sweep=("factor", (0.0, 0.03, 0.1, 0.3, 0.6, 1.0, 1.5, 2.5)))
     conformance = Conformance(one_at_a_time={"factor": 0.0})
 
-    factor: float = option(1.0, "how much doubt n tokens may have; larger: more positions a step", ge=0)
-    reference: bool = option(False, "where only the last open position fails, commit it too, as the code does")
+    factor: float = option(1.0, "how much doubt n tokens may have; larger values commit more positions per step", ge=0)
+    reference: bool = option(False, "if only the last open position fails, also commit it, as the published code does")
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
         prediction = predict(state, want="confidence")

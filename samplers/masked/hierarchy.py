@@ -1,4 +1,4 @@
-"""dInfer's hierarchical decoding: divide every gap at its surest position."""
+"""dInfer's hierarchical decoding: divide every gap at its most confident position."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from .plans import fill_up_to, min_count
 
 
 def leaders(score: Tensor, member: Tensor) -> Tensor:
-    """(B, L) bool: of each run of neighbouring members the one of the highest score, the lowest position of equals.
+    """(B, L) bool: the member with the highest score in each run of neighbouring members; the lowest position of equals.
 
-    score: (B, L) floats. member: (B, L) bool.
+    Args:
+        score: (B, L) floats.
+        member: (B, L) bool.
     """
     length = score.shape[1]
     starts = member & ~torch.nn.functional.pad(member[:, :-1], (1, 0))  # (B, L)
@@ -31,26 +33,26 @@ def leaders(score: Tensor, member: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Hierarchy(Sampler[TokenState]):
-    """Ma et al. 2025 (dInfer), arXiv 2510.08666, hierarchical decoding: of every run of masks the best if > low_threshold.
+    """Ma et al. 2025 (dInfer), arXiv 2510.08666, hierarchical decoding: the best position of every run of masks, if above low_threshold.
 
-    Neighbours depend on each other most. A step commits the most confident position of every run of neighbouring masked
-    positions where its confidence is above `low_threshold`, any other above `threshold`, and always the best of all. Runs
-    halve again and again, so a block needs about log2 of its length in steps.
+    Neighbours depend on each other most. In every run of neighbouring masked positions, a step commits the most confident
+    position if its confidence is above `low_threshold`; it also commits every other position above `threshold`, and always
+    the best position of all. Runs halve again and again, so a block needs about log2 of its length in steps.
 
-    Differs from the reference code: any batch (there one row); equals go to the lower position; `steps` is a cap (left
-    out: no cap). Runs end where the block ends.
+    Differs from the reference code: any batch (there: one row); of equal confidences the lower position goes first; `steps`
+    is a cap (if left out: no cap). Runs end where the block ends.
     """
 
     name = "hierarchy"
     family = "masked"
     cite = "Ma et al. 2025, dInfer: An Efficient Inference Framework for Diffusion Language Models, arXiv 2510.08666"
-    summary = "the surest position of every run of masks, and all above a threshold"
+    summary = "the most confident position of every run of masks, and all positions above a threshold"
     default_temperature = 0.0
     facts = Facts(bias="biased", sweep=("low_threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)))
     conformance = Conformance(one_at_a_time={"threshold": 2.0, "low_threshold": 2.0})
 
-    threshold: float = option(0.9, "any position above it is committed", gt=0)
-    low_threshold: float = option(0.4, "the best position of a run of masks is committed above it", gt=0)
+    threshold: float = option(0.9, "every position above this confidence is committed", gt=0)
+    low_threshold: float = option(0.4, "the best position of a run of masks is committed above this confidence", gt=0)
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
         prediction = predict(state, want="confidence")

@@ -15,18 +15,18 @@ from .plans import even_count
 class LLaDA2(BlockRefinement):
     """inclusionAI 2026 (LLaDA2.1 technical report), joint threshold decoding: mask to token, and token to token.
 
-    As `block_refinement`, with masks in place of noise, and LLaDA's even plan for how many a step commits at least. The
-    defaults are 2.1's quality mode; edit_threshold = none is LLaDA2.0 (there: threshold 0.95), and 2.1's speed mode with
+    As `block_refinement`, with masks in place of noise, and LLaDA's even plan for the least number of positions per step. The
+    defaults are 2.1's quality mode; edit_threshold = none is LLaDA2.0 (there with threshold 0.95), and 2.1's speed mode has
     threshold 0.5. Meant for block_length 32.
 
-    Differs from the reference: >= in place of >; edit-only steps come out of the block's own `steps` (there: on top of
-    them, but only for a block that was filled early), are at most 16 (there 17), and each row has its own.
+    Differs from the reference: >= in place of >; steps that only edit are part of the block's own `steps` (there they come
+    on top of them, but only for a block that was filled early), are at most 16 (there 17), and are counted per row.
     """
 
     name = "llada2"
     family = "masked"
     cite = "inclusionAI 2026, LLaDA2.1 technical report"
-    summary = "commit above a threshold, edit committed tokens (LLaDA2.0 and 2.1)"
+    summary = "commit above a threshold, and edit committed tokens (LLaDA2.0 and 2.1)"
 
     threshold: float = option(0.7, "least probability of a committed token; above 1: the plan alone", gt=0)
     edit_threshold: float | None = option(

@@ -1,4 +1,4 @@
-"""LLaDA's rule: commit the positions whose token the model is surest of."""
+"""LLaDA's rule: commit the positions of whose token the model is most confident."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from .plans import ScheduledSampler
 class LowConfidence(ScheduledSampler):
     """Nie et al. 2025 (LLaDA), arXiv 2502.09992, algorithm 5, "low-confidence remasking"; Dream's maskgit_plus.
 
-    A token is drawn at every open position; the n // S (one more in the first n % S steps) with the highest probability
-    are committed, the others masked again. The probability is that of softmax at temperature 1, whatever the draw's.
-    Since the choice looks at the drawn token, likely tokens go first and the law is biased, even one at a time.
+    A token is drawn at every open position. The n // S positions (one more in the first n % S steps) with the highest
+    probability are committed, and the others are masked again. The probability is that of softmax at temperature 1, whatever
+    the temperature of the draw. Since the choice depends on the drawn token, likely tokens go first and the distribution is
+    biased, even one position at a time.
 
-    Differs from the reference code: equal confidences go to the lower position (there: unspecified); softmax is
-    over the candidates, the mask id not among them, in float32 (there: in the logits' dtype, so that bf16 confidences
-    collide); a step that has nothing to commit costs no forward; `steps` need not be a multiple of the blocks.
+    Differs from the reference code: of equal confidences the lower position goes first (there: unspecified); softmax is over
+    the candidates, without the mask id, in float32 (there: in the logits' dtype, so that bf16 confidences collide); a step
+    that has nothing to commit costs no forward pass; `steps` need not be a multiple of the number of blocks.
 
     Dream (arXiv 2508.15487) is plan="floor(0.001)", tempered=True. It ranks by the distribution that it draws from: at a low
-    temperature every confidence is 1 and "confident first" is left to right. Hence tempered=False, unless old numbers are
-    wanted.
+    temperature every confidence is 1, and "confident first" becomes left to right. Hence the default is tempered=False; use
+    True to reproduce old numbers.
     """
 
     name = "low_confidence"
     family = "masked"
     cite = "Nie et al. 2025, Large Language Diffusion Models, arXiv 2502.09992"
-    summary = "LLaDA: the k most confident positions a step"
+    summary = "LLaDA: the k most confident positions per step"
     default_temperature = 0.0
     facts = Facts(bias="biased", static_plan=True)
     RANK: ClassVar[str] = "confidence"
@@ -41,7 +42,7 @@ class LowConfidence(ScheduledSampler):
         False, "rank by the distribution that is drawn from (its temperature, top_k and top_p), as Dream's code does"
     )
     alg_temp: float = option(
-        0.0, "draw positions without replacement from softmax(score / alg_temp), as Dream; 0: the best", ge=0
+        0.0, "draw positions without replacement from softmax(score / alg_temp), as Dream does; 0: take the best", ge=0
     )
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:

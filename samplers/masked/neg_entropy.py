@@ -12,12 +12,12 @@ from .low_confidence import LowConfidence
 class NegEntropy(LowConfidence):
     """Ye et al. 2025 (Dream), arXiv 2508.15487, the "entropy" rule: sum_v p(v) log p(v), highest first.
 
-    As `low_confidence` but for the score, which does not look at the drawn token: one position at a time the law is the
-    model's. Plans and options are the same; Dream's numbers: plan="floor(0.001)", tempered=True.
+    As `low_confidence` except for the score, which does not depend on the drawn token: one position at a time, the
+    distribution is the model's. Plans and options are the same; Dream's numbers are plan="floor(0.001)", tempered=True.
     """
 
     name = "neg_entropy"
     cite = "Ye et al. 2025, Dream 7B: Diffusion Large Language Models, arXiv 2508.15487"
-    summary = "the k positions of the lowest entropy a step"
+    summary = "the k positions of the lowest entropy per step"
     facts = Facts(bias="exact", static_plan=True)
     RANK = "entropy"

@@ -1,4 +1,4 @@
-"""How many positions a step commits: even counts, counts from a schedule, and the minimum that a step cap demands."""
+"""How many positions a step commits: even counts, counts from a schedule, and the minimum that a cap on steps demands."""
 
 from __future__ import annotations
 
@@ -25,20 +25,26 @@ def even_count(state: TokenState, ahead: int = 0) -> Tensor:
     """(B,) int64: LLaDA's count for this step: n // S of the block's n positions, one more in the first n % S steps.
 
     Args:
-        ahead: the count of the step that comes this many steps later.
+        ahead: give the count of the step that comes this many steps later.
     """
     n, steps = state.block_size, state.block_steps.clamp_min(1)
     return n // steps + (state.block_step + ahead < n % steps)
 
 
 def min_count(state: TokenState) -> Tensor:
-    """(B,) int64: what an adaptive sampler must commit now so that the block is filled within its steps; 1 or more."""
+    """(B,) int64: how many an adaptive sampler must commit now so that the block is filled within its steps; at least 1."""
     left = (state.block_steps - state.block_step).clamp_min(1)
     return torch.div(state.count + left - 1, left, rounding_mode="floor").clamp_min(1)
 
 
 def fill_up_to(state: TokenState, chosen: Tensor, score: Tensor, least: Tensor) -> Tensor:
-    """(B, L) bool: the open ones of `chosen` and, where a row has fewer than its `least`, (B,), the best-scored others."""
+    """(B, L) bool: the open positions of `chosen` and, if a row has too few, the best-scored other open positions.
+
+    Args:
+        chosen: (B, L) bool.
+        score: (B, L) floats, higher is better.
+        least: (B,) int64, how many positions each row must have; all of its open ones if it has fewer.
+    """
     chosen = chosen & state.open
     count = torch.maximum(chosen.sum(1), least)  # (B,)
     return ops.select(torch.where(chosen, torch.inf, score), state.open, k=count).chosen
@@ -47,19 +53,20 @@ def fill_up_to(state: TokenState, chosen: Tensor, score: Tensor, least: Tensor) 
 def scheduled_count(state: TimedState, least: int = 0) -> Tensor:
     """(B,) int64: a schedule's count for this step: step k ends with round(n a((k + 1) / S)) of the block's n visible.
 
-    With `least` = 0 steps that would commit nothing never happen, nor do their forwards; else each commits `least` or more.
+    With `least` = 0, steps that would commit nothing are left out, together with their forward passes. Otherwise each step
+    commits at least `least` positions.
     """
     have = state.block_size - state.count  # (B,)
     if least:
         total = torch.floor(state.block_size * state.visible(1) + 0.5).to(torch.int64)  # (B,)
         return (total - have).clamp_min(least)
     totals = torch.floor(state.block_size[:, None] * state.table[state.which[state.block_steps]] + 0.5)  # (B, K + 1)
-    total = torch.where(totals > have[:, None], totals, torch.inf).amin(1)  # the next that differs
+    total = torch.where(totals > have[:, None], totals, torch.inf).amin(1)  # the next total that differs
     return total.clamp(max=2**30).to(torch.int64) - have
 
 
 def _floor_end(plan: str) -> float | None:
-    """eps of 'floor(eps)'; None of another plan."""
+    """eps of 'floor(eps)'; None for another plan."""
     found = re.fullmatch(r"floor\((.+)\)", plan.replace(" ", ""))
     if found is None:
         return None
@@ -73,6 +80,7 @@ def _floor_end(plan: str) -> float | None:
 
 
 def parse_plan(plan: str) -> None:
+    """OptionError if `plan` is neither a plan nor a mask schedule."""
     if plan != "even" and _floor_end(plan) is None:
         try:
             mask_schedule(plan)
@@ -82,22 +90,24 @@ def parse_plan(plan: str) -> None:
 
 @dataclass(frozen=True)
 class ScheduledSampler(Sampler[Any]):
-    """Base of samplers that commit a planned number of positions a step. Of a block's n positions and S steps:
+    """Base of samplers that commit a planned number of positions per step. Of a block's n positions in S steps:
 
-    even        n // S, one more in the first n % S steps: LLaDA's.
-    floor(eps)  floor(m (1 - s/t)) of the m that are left, the times t > s next to each other in linspace(1, eps, S + 1),
-                and in the last step all: Dream's (eps = 1e-3) and SMDM's (1e-5). With S = n the first step commits
-                nothing and the last one two.
-    a schedule  differences of round(n a(k / S)), steps that would commit nothing left out.
+    even        n // S, one more in the first n % S steps: LLaDA's plan.
+    floor(eps)  floor(m (1 - s/t)) of the m that are left, where t > s are neighbours in linspace(1, eps, S + 1), and all in
+                the last step: Dream's plan (eps = 1e-3) and SMDM's (1e-5). With S = n the first step commits nothing and
+                the last one commits two.
+    a schedule  The differences of round(n a(k / S)); steps that would commit nothing are left out.
 
-    A step that commits nothing costs no forward (in those codes it does). SMDM counts over the whole batch and Dream by its
-    mean; here each row counts for itself.
+    A step that commits nothing costs no forward pass (in those codes it does). SMDM counts over the whole batch, and Dream by
+    the batch's mean; here each row counts for itself.
     """
 
     plan: str = option(
-        "even", "positions a step: even, floor(eps), or a mask schedule: linear, 1-cos, beta(a,b) ...", check=parse_plan
+        "even",
+        "positions per step: even, floor(eps), or a mask schedule: linear, 1-cos, beta(a,b) ...",
+        check=parse_plan,
     )
-    least: int = option(0, "positions a step at least; 0 lets a plan have steps that commit nothing", ge=0)
+    least: int = option(0, "least number of positions per step; with 0 a plan may have steps that commit nothing", ge=0)
 
     def init(self, canvas: Layout) -> TokenState:
         scheduled = self.plan != "even" and _floor_end(self.plan) is None
@@ -112,7 +122,9 @@ class ScheduledSampler(Sampler[Any]):
             return scheduled_count(state, self.least)
         k, steps = state.block_step.double(), state.block_steps.clamp_min(1)
         t, s = (1 - (1 - eps) * (k + i) / steps for i in range(2))  # (B,)
-        count = torch.floor(state.count * (1 - s / t) + 1e-9).to(torch.int64)  # what is whole but for its last bits is
+        count = torch.floor(state.count * (1 - s / t) + 1e-9).to(
+            torch.int64
+        )  # whole except for its last bits counts as whole
         return torch.where(state.block_step + 1 >= steps, state.count, count).clamp_min(self.least)
 
     def expected_nfe(self, length: int, steps: int) -> float:

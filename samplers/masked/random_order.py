@@ -1,4 +1,4 @@
-"""Random order: as many positions a step as the plan says, chosen blindly."""
+"""Random order: as many positions per step as the plan says, chosen at random."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .times import TimedState
 
 @dataclass(frozen=True)
 class RandomOrder(ScheduledSampler):
-    """Uria et al. 2014, arXiv 1310.1757: any-order autoregression in a random order, steps = positions for one at a time.
+    """Uria et al. 2014, arXiv 1310.1757: any-order autoregression in a random order, one at a time if steps = positions.
 
-    The order is drawn once: position i's place is that of its own uniform. With fewer steps a step commits the next
-    n // S (LLaDA's plan) from one forward, independently of each other: the baseline that every rule has to beat.
-    Differs from `first_hitting` in the time a time-conditioned model sees: here the share still masked.
+    The order is drawn once: a position's place in it is that of its own uniform number. With fewer steps, a step commits the
+    next n // S positions (LLaDA's plan) from one forward pass, independently of each other: the baseline that every rule has
+    to beat. Differs from `first_hitting` in the time that a time-conditioned model is given: here the share still masked.
 
-    With a mask schedule for `plan` and least=1 this is eMIGM's rule (arXiv 2503.07197): all rows reveal the same number, one
-    at least, each at positions of its own. eMIGM draws that number from a binomial, once for the batch; here it is what
-    the binomial expects, rounded, since a row must not depend on its batch.
+    With a mask schedule for `plan` and least=1 this is eMIGM's rule (arXiv 2503.07197): all rows reveal the same number of
+    positions, at least one, each at positions of its own. eMIGM draws that number from a binomial, once for the batch. Here
+    it is what the binomial expects, rounded, since a row must not depend on its batch.
     """
 
     name = "random_order"
     family = "masked"
     cite = "Uria, Murray, Larochelle 2014, A Deep and Tractable Density Estimator, arXiv 1310.1757"
-    summary = "planned counts a step at random positions; the baseline"
+    summary = "planned number of positions per step, chosen at random; the baseline"
     facts = Facts(bias="exact", static_plan=True)
 
     def init(self, canvas: Layout) -> TimedState:
@@ -38,7 +38,7 @@ class RandomOrder(ScheduledSampler):
         return state if isinstance(state, TimedState) else TimedState.begin(canvas)
 
     def order(self, state: TimedState) -> Tensor:
-        """(B, L): the lowest go first."""
+        """(B, L) float64: the positions with the lowest values go first."""
         return state.time
 
     def step(self, predict: Predict, state: TimedState) -> TimedState:

@@ -1,8 +1,7 @@
-"""ReFusion: slots are chosen and drafted like masked diffusion, and verified and refined like autoregression."""
+"""ReFusion: slots are chosen and drafted as in masked diffusion, then verified and refined as in autoregression."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -11,175 +10,161 @@ from torch import Tensor
 from .. import ops
 from ..canvas import Layout
 from ..errors import OptionError
-from ..feeds.sequence import SequenceState
 from ..predictor import SequencePredictor
 from ..sampler import Conformance, Facts, Sampler, option
-
-
-@dataclass(frozen=True, eq=False)
-class SlotState(SequenceState):
-    """A sequence, and the slots that its canvas is cut into: `slot_size` neighbours of one block, or fewer.
-
-    Attributes:
-        cell: (B, S, slot_size) int64, the position of each place of each slot; -1 where a slot is short.
-        lost: (B, L) bool, what will never be decoded: the hole of the reference.
-    """
-
-    cell: Tensor
-    lost: Tensor
-
-    @property
-    def masked(self) -> Tensor:
-        return super().masked & ~self.lost
-
-    def slots(self, plane: Tensor) -> Tensor:
-        """(B, L) -> (B, S, slot_size); anything where a slot is short."""
-        return plane.gather(1, self.cell.clamp(min=0).flatten(1)).view(self.cell.shape)
-
-    def plane(self, slots: Tensor, elsewhere: int = 0) -> Tensor:
-        """(B, S, slot_size) -> (B, L)."""
-        length = self.x.shape[1]
-        out = slots.new_full((len(slots), length + 1), elsewhere)
-        return out.scatter_(1, torch.where(self.cell < 0, length, self.cell).flatten(1), slots.flatten(1))[:, :-1]
-
-    def closed(self) -> SlotState:
-        """Rows that are done close up over what was lost in them."""
-        kept = (self.x != self.canvas.mask_id) & (
-            torch.arange(self.x.shape[1], device=self.x.device) < self.end[:, None]
-        )
-        row = self.done & self.lost.any(1)
-        order = (row[:, None] & ~kept).to(torch.uint8).argsort(dim=1, stable=True)
-        return dataclasses.replace(self, x=self.x.gather(1, order), end=torch.where(row, kept.sum(1), self.end))
+from ..slots import SlotState
 
 
 @dataclass(frozen=True)
 class Refusion(Sampler[SlotState]):
-    """Li et al. 2025 (ReFusion), arXiv 2512.13586, plan and infill: slots in any order, left to right inside them.
+    """Li et al. 2025 (ReFusion), arXiv 2512.13586, its loop of plan and infill: slots in any order, left to right inside.
 
-    In a step the masks of the present serial block are drafted, behind the row's sequence. Slots whose first token is more
-    probable than slot_threshold are chosen, or else the best one. One causal pass over the chosen slots verifies each token
-    but a slot's first by its probability after those before it; whole slots of what is accepted in one run are committed,
-    or all up to a stop token. If not even the first slot is accepted, all that were chosen are refined at once, not seeing
-    each other: what was refused is drafted again and verified, in each round at least one more token a slot stands.
-    `temperature` is of the first draft; later ones take the best token.
+    A step drafts the masks of the present serial block, which are fed after the row's sequence. It chooses the slots whose
+    first token is more probable than slot_threshold, or else the best slot. One causal forward pass over the chosen slots
+    verifies every token except the first of each slot, by its probability after the tokens before it. The accepted tokens
+    that form one run from the start are committed, in whole slots, or up to a stop token.
 
-    Differs from the reference: batches; float32 comparisons (there: the model's dtype); a stop token in a refined slot does
-    not lose the slots before it (`reference` does); accepted columns are not computed in every round again; lengths that
-    do not divide are an error (there they are cut off or padded). Where block_length is given, its blocks are the serial
-    ones, and the last slot of a block, or before a given token, may be short. Of `stop`, single tokens act within slots,
-    longer phrases once a step is done.
+    If not even the first chosen slot is accepted, all chosen slots are refined at the same time, without seeing each other:
+    what was refused is drafted again and verified, and in each round at least one more token per slot stands.
+    `temperature` is used for the first draft; later drafts take the best token.
+
+    Differs from the reference code: it runs in batches; comparisons are in float32 (there: in the model's dtype); a stop token
+    in a refined slot keeps the slots before it (there they can be lost); accepted columns are not computed again in every
+    round; lengths that do not divide are an error (there they are cut off or padded). If block_length is given, its blocks
+    are the serial ones, and the last slot of a block, or a slot before a given token, may be short. Single stop tokens act
+    within slots; longer stop phrases act when a step is done.
     """
 
     name = "refusion"
     family = "masked"
     cite = "Li et al. 2025, ReFusion: A Diffusion Large Language Model with Parallel Autoregressive Decoding, arXiv 2512.13586"
-    summary = "slots drafted in parallel, verified and refined autoregressively, through a KV cache"
+    summary = "slots drafted in parallel, then verified and refined autoregressively through a KV cache"
     default_temperature = 0.0
     facts = Facts(bias="biased", sequential=True, sweep=("token_threshold", (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, 0.0)))
     conformance = Conformance(small={"slot_size": 2, "serial_num_blocks": 1})
 
-    slot_size: int = option(8, "positions a slot", ge=1)
-    serial_num_blocks: int = option(2, "blocks, one after another, where no block_length is given", ge=1)
-    slot_threshold: float = option(0.9, "slots are chosen whose first token is more probable; 1: the best one", ge=0)
-    token_threshold: float = option(0.9, "drafted tokens are accepted that are more probable; 1: none", ge=0)
+    slot_size: int = option(8, "positions per slot", ge=1)
+    serial_num_blocks: int = option(2, "number of blocks, filled one after another, if no block_length is given", ge=1)
+    slot_threshold: float = option(0.9, "choose slots whose first token is more probable; 1: only the best slot", ge=0)
+    token_threshold: float = option(0.9, "accept drafted tokens that are more probable; 1: accept none", ge=0)
     merge: str = option(
         "fast",
-        "keys of slots that were refined apart: as they are, or exact by one more forward",
+        "keys of slots that were refined separately: keep them as they are, or compute them exactly in one more forward pass",
         choices=("fast", "exact"),
-    )
-    reference: bool = option(
-        False, "lose the slots that the reference code loses where a refined slot has a stop token"
     )
 
     def init(self, canvas: Layout) -> SlotState:
         canvas = canvas if canvas.block_length is not None else self._cut(canvas)
-        position = torch.arange(canvas.x.shape[1], device=canvas.x.device)
-        begins = canvas.fill & (canvas.block != torch.nn.functional.pad(canvas.block[:, :-1], (1, 0), value=-1))
-        place = (position - torch.where(begins, position, -1).cummax(1).values) % self.slot_size  # (B, L) in its slot
-        slot = (canvas.fill & (place == 0)).cumsum(1) - 1
-        count = int(slot.max()) + 1
-        at = torch.where(canvas.fill, slot * self.slot_size + place, count * self.slot_size)
-        cell = torch.full((len(at), count * self.slot_size + 1), -1, device=at.device)
-        cell.scatter_(1, at, position.expand_as(at))
-        lost = torch.zeros_like(canvas.fill)
-        return SlotState.begin(canvas, cell=cell[:, :-1].unflatten(1, (count, -1)), lost=lost)
+        return SlotState.begin(canvas, slot_size=self.slot_size)
 
     def step(self, predict: SequencePredictor, state: SlotState) -> SlotState:
-        drafted = predict(state, want="confidence")
-        there = state.slots(state.open) & (state.cell >= 0)  # (B, S, s)
-        assert drafted.confidence is not None
-        score = state.slots(drafted.confidence).flatten(1)
-        chosen = ops.select_slots(score, there.flatten(1), slot=self.slot_size, threshold=self.slot_threshold).chosen
+        draft = predict(state, want="confidence")
+        valid = state.by_slot(state.open) & (state.cells >= 0)  # (B, S, s)
+        score = state.by_slot(draft.confidence).flatten(1)
+        chosen = ops.select_slots(score, valid.flatten(1), slot=self.slot_size, threshold=self.slot_threshold).chosen
 
-        tried = there & chosen[..., None]
-        unsure = tried.clone()
-        unsure[..., 0] = False  # nothing stands before a slot's first token that could tell its probability
-        chunk = predict.chunk(state.plane(tried), state.plane(unsure))
+        proposed = valid & chosen[..., None]
+        to_verify = proposed.clone()
+        to_verify[..., 0] = False  # no token before it, in its own slot, that could predict it
+        chunk = predict.chunk(state.on_canvas(proposed), state.on_canvas(to_verify))
         assert chunk is not None, "a row that is not done has a slot"
-        seen = predict.ask(state, chunk, drafted.token, 0, want="given", given=drafted.token)
-        out, where = self._accept(state, drafted.token, seen.given, chosen, there, 1)
+        verified = predict.ask(state, chunk, draft.token, 0, want="given", given=draft.token)
+        found, stands = self._accept(state, draft.token, verified.given, chosen, valid, 1)
 
-        refused = chosen & (out.count == 0)[:, None]
-        token, refined, lost = self._refine(predict, state, drafted.token, out.accepted, refused, there)
-        state = state.commit(where | refined, token, lost=state.lost | lost)
-        return state.closed() if self.reference else state
+        refused = chosen & (found.count == 0)[:, None]
+        token, refined = self._refine(predict, state, draft.token, found.accepted, refused, valid)
+        return state.commit(stands | refined, token)
 
-    def _refine(self, predict, state, token, accepted, chosen, there) -> tuple[Tensor, Tensor, Tensor]:
-        """The chosen slots to their ends, apart from each other: tokens, where they stand, what the reference loses."""
-        chosen, stop = self._stopped(state, token, accepted, chosen, there)
+    def _refine(
+        self,
+        predict: SequencePredictor,
+        state: SlotState,
+        token: Tensor,
+        accepted: Tensor,
+        chosen: Tensor,
+        valid: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Decode the chosen slots to their ends, independently of each other.
+
+        Args:
+            token: (B, L) int64, the draft.
+            accepted: (B, S) int64, how many tokens of each slot stand already.
+            chosen: (B, S) bool.
+            valid: (B, S, s) bool, the open cells.
+
+        Returns:
+            The tokens (B, L) int64, and where they stand, (B, L) bool.
+        """
+        mask_id = state.canvas.mask_id
+        assert mask_id is not None
+        chosen, stop = self._up_to_stop(state, token, accepted, chosen, valid)
         number = torch.where(chosen, chosen.flatten().cumsum(0).view_as(chosen) - 1, -1)[..., None]  # (B, S, 1)
-        branches = predict.branches(state, state.plane(torch.where(there, number, -1), -1))
+        branches = predict.branches(state, state.on_canvas(torch.where(valid, number, -1), -1))
         if branches is None:
-            return token, torch.zeros_like(state.open), torch.zeros_like(state.open)
-        place, size = torch.arange(self.slot_size, device=token.device), there.sum(2)
+            return token, torch.zeros_like(state.open)
+        place, size = torch.arange(self.slot_size, device=token.device), valid.sum(2)
         for turn in range(self.slot_size + 1):
             left = chosen & ~stop.any(2) & (accepted < size)  # (B, S)
             after = place - accepted[..., None]  # (B, S, s): 0 at the first refused token, which will stand next
-            again, unsure = (there & left[..., None] & (after >= n) for n in (0, 1))
-            fed = again if turn else there & chosen[..., None]  # at first all of a slot: its head has seen other slots
-            chunk = predict.chunk(*map(state.plane, (fed, again, unsure)), on=branches)
+            to_redraft, to_verify = (valid & left[..., None] & (after >= n) for n in (0, 1))
+            fed = (
+                to_redraft if turn else valid & chosen[..., None]
+            )  # at first the whole slot: it was fed after other slots
+            chunk = predict.chunk(*map(state.on_canvas, (fed, to_redraft, to_verify)), on=branches)
             if chunk is None:
                 break
-            masked = state.plane(again)
-            input = torch.where(masked, state.canvas.mask_id, token)
-            token = torch.where(masked, predict.ask(state, chunk, input, 0, temperature=0.0, keep=False).token, token)
-            seen = predict.ask(state, chunk, token, 1, want="given", given=token)
-            out, _ = self._accept(state, token, seen.given, left, there, accepted + 1)
-            accepted = torch.where(left, out.accepted, accepted)
-            chosen, stop = self._stopped(state, token, accepted, chosen, there)
+            masked = state.on_canvas(to_redraft)
+            given = torch.where(masked, mask_id, token)
+            token = torch.where(masked, predict.ask(state, chunk, given, 0, temperature=0.0, keep=False).token, token)
+            verified = predict.ask(state, chunk, token, 1, want="given", given=token)
+            found, _ = self._accept(state, token, verified.given, left, valid, accepted + 1)
+            accepted = torch.where(left, found.accepted, accepted)
+            chosen, stop = self._up_to_stop(state, token, accepted, chosen, valid)
 
-        where = state.plane(there & chosen[..., None] & (after < 0) & (stop.cumsum(2) <= stop))
-        predict.merge(state, branches, token, where, again=(chosen.sum(1) > 1) & (self.merge == "exact"))
-        # The reference code takes the stopped slot's number among those refined for its number among those still masked.
-        slot = there[..., 0]
-        lost = slot & (slot.cumsum(1) >= chosen.sum(1, keepdim=True)) & stop.flatten(1).any(1, keepdim=True)
-        return token, where, state.plane(there & lost[..., None] & self.reference) & ~where
+        stands = valid & chosen[..., None] & (place < accepted[..., None]) & (stop.cumsum(2) <= stop)
+        refined = state.on_canvas(stands)
+        predict.merge(state, branches, token, refined, again=(chosen.sum(1) > 1) & (self.merge == "exact"))
+        return token, refined
 
-    def _accept(self, state, token, probability, chosen, there, head) -> tuple[ops.Accepted, Tensor]:
-        """What stands of each chosen slot; and (B, L) what is committed, a run from the first one on."""
-        end = max(state.canvas.vocab_size, state.canvas.mask_id + 1)  # stands for any stop token
-        token = torch.where(torch.isin(token, self._stops(state)), end, token)
-        written = torch.full_like(state.cell, -1).flatten(1)
-        planes = (state.slots(x).flatten(1) for x in (token, probability))
-        rule = {"slot": self.slot_size, "threshold": self.token_threshold, "head": head, "eos": end}
-        out = ops.accept_slots_(written, *planes, chosen, there.flatten(1), **rule)
-        return out, state.plane(written.view_as(state.cell) >= 0)
+    def _accept(
+        self,
+        state: SlotState,
+        token: Tensor,
+        probability: Tensor,
+        chosen: Tensor,
+        valid: Tensor,
+        head: int | Tensor,
+    ) -> tuple[ops.Accepted, Tensor]:
+        """How much of each chosen slot stands; and (B, L) bool, the run from the first slot on that is committed."""
+        mask_id = state.canvas.mask_id
+        assert mask_id is not None
+        end = max(state.canvas.vocab_size, mask_id + 1)  # stands for any stop token
+        token = torch.where(torch.isin(token, _stop_tokens(state)), end, token)
+        written = torch.full_like(state.cells, -1).flatten(1)
+        found = ops.accept_slots_(
+            written,
+            *(state.by_slot(value).flatten(1) for value in (token, probability)),
+            chosen,
+            valid.flatten(1),
+            slot=self.slot_size,
+            threshold=self.token_threshold,
+            head=head,
+            eos=end,
+        )
+        return found, state.on_canvas(written.view_as(state.cells) >= 0)
 
-    def _stopped(self, state, token, accepted, chosen, there) -> tuple[Tensor, Tensor]:
-        """The chosen slots up to the first with an accepted stop token, (B, S), and such tokens in it, (B, S, s)."""
+    def _up_to_stop(
+        self, state: SlotState, token: Tensor, accepted: Tensor, chosen: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The chosen slots up to the first with an accepted stop token, (B, S); and the stop tokens in them, (B, S, s)."""
         place = torch.arange(self.slot_size, device=token.device)
-        stop = state.slots(torch.isin(token, self._stops(state))) & there & (place < accepted[..., None])
-        has = stop.any(2) & chosen
-        chosen = chosen & (has.cumsum(1) <= has)
+        stop = state.by_slot(torch.isin(token, _stop_tokens(state))) & valid & (place < accepted[..., None])
+        has_stop = stop.any(2) & chosen
+        chosen = chosen & (has_stop.cumsum(1) <= has_stop)
         return chosen, stop & chosen[..., None]
 
-    @staticmethod
-    def _stops(state) -> Tensor:
-        """(n,) int64: tokens that are stop phrases of their own."""
-        return torch.cat([state.x.new_empty(0), *(p for p in state.canvas.stop if len(p) == 1)])
-
     def _cut(self, canvas: Layout) -> Layout:
-        """The canvas in serial_num_blocks blocks a row."""
+        """The canvas in serial_num_blocks blocks per row."""
         unit = self.slot_size * self.serial_num_blocks
         n_fill = canvas.fill.sum(1)
         for i, n in enumerate(n_fill.tolist()):
@@ -192,3 +177,8 @@ class Refusion(Sampler[SlotState]):
                 )
         length = n_fill // self.serial_num_blocks
         return canvas.layout(block_length=length, stop=canvas.stop, rng=canvas.rng)
+
+
+def _stop_tokens(state: SlotState) -> Tensor:
+    """(n,) int64: the tokens that are stop phrases by themselves."""
+    return torch.cat([state.x.new_empty(0), *(p for p in state.canvas.stop if len(p) == 1)])

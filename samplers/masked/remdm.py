@@ -1,4 +1,4 @@
-"""ReMDM: ancestral sampling that masks some of its tokens again, with the same marginals."""
+"""ReMDM: ancestral sampling that masks some of its tokens again and keeps the same marginals."""
 
 from __future__ import annotations
 
@@ -22,31 +22,35 @@ ETA = {"cap": 0.008 * 1024, "rescale": 0.015 * 1024, "loop": 0.02 * 1024}
 
 @dataclass(frozen=True, eq=False)
 class RemaskState(TimedDraft):
-    """psi: (B, L) float32, the probability that each visible token had when it was drawn."""
+    """A state that remembers how sure the model was.
+
+    Attributes:
+        psi: (B, L) float32, the probability that each visible token had when it was drawn.
+    """
 
     psi: Tensor
 
 
 @dataclass(frozen=True)
 class ReMDM(Sampler[RemaskState]):
-    """Wang et al. 2025, arXiv 2503.00307: a visible token is masked again with sigma, a masked one appears with
-    (b - (1 - sigma) a) / (1 - a), where the step takes the visible fraction from a to b.
+    """Wang et al. 2025, arXiv 2503.00307: a visible token is masked again with probability sigma, a masked one appears with
+    probability (b - (1 - sigma) a) / (1 - a), in a step that takes the visible fraction from a to b.
 
-    Any sigma <= sigma_max = min(1, (1 - b) / a) keeps the schedule's marginals; 0 is `ancestral`. `strategy` chooses it:
+    Any sigma <= sigma_max = min(1, (1 - b) / a) keeps the schedule's marginals; 0 is `ancestral`. `strategy` chooses sigma:
 
     cap      min(eta, sigma_max).
     rescale  eta sigma_max.
-    conf     sigma_max softmax(-psi) over the visible tokens, psi the probability each had when it was drawn: about one
-             token a step. Masked tokens appear as in `ancestral`. eta scales it (the reference has no such factor).
-    loop     the schedule runs to alpha_on by time t_on, rests there to t_off with sigma = eta, and then ends.
+    conf     sigma_max softmax(-psi) over the visible tokens, where psi is the probability that each had when it was drawn:
+             about one token per step. Masked tokens appear as in `ancestral`. eta scales it (the reference has no such factor).
+    loop     The schedule runs to alpha_on by time t_on, rests there until t_off with sigma = eta, and then ends.
 
-    In the last step sigma_max is 0 and all that is masked appears: no clean-up forward. Whether a token appears or is
-    masked again is decided before the model is asked, so a step in which nothing appears costs none.
+    In the last step sigma_max is 0 and everything that is masked appears, without a clean-up forward pass. Whether a token
+    appears or is masked again is decided before the model is asked, so a step in which nothing appears costs no forward pass.
 
-    Differs from the reference code: any schedule (there: linear); the process runs in each block by itself; rows have
-    their own steps saved (there the whole batch's); the last step draws in place of argmax; psi is that of softmax at
-    temperature 1 in float32 (bfloat16 there). The script's eta, for 1,024 steps, are cap 0.008, rescale 0.015, loop 0.02: left
-    out, eta is that times 1024 / steps, at most 1. docs/remasking.md says when all this pays.
+    Differs from the reference code: any schedule (there: linear); the process runs in each block separately; each row saves
+    its own steps (there: the whole batch's); the last step draws in place of argmax; psi is that of softmax at temperature 1
+    in float32 (there: bfloat16). The script's eta, for 1,024 steps, are cap 0.008, rescale 0.015 and loop 0.02; if eta is left
+    out, it is that times 1024 / steps, at most 1. docs/remasking.md says when remasking pays.
     """
 
     name = "remdm"
@@ -56,14 +60,14 @@ class ReMDM(Sampler[RemaskState]):
     facts = Facts(bias="exact", static_plan=True, revises=True)
     conformance = Conformance(one_at_a_time={"block_length": 1})
 
-    strategy: str = option("cap", "how much is masked again", choices=("cap", "rescale", "conf", "loop"))
+    strategy: str = option("cap", "the rule for how much is masked again", choices=("cap", "rescale", "conf", "loop"))
     eta: float | None = option(
-        None, "its size; None: the authors' for 1,024 steps, times 1024 / steps; conf 1", ge=0, le=1
+        None, "size of the rule; none: the authors' value for 1,024 steps, times 1024 / steps; for conf 1", ge=0, le=1
     )
     t_on: float = option(0.55, "loop: the time, from 1 to 0, at which it begins", gt=0, lt=1)
     t_off: float = option(0.05, "loop: the time at which it ends; below t_on", gt=0, lt=1)
-    alpha_on: float = option(0.9, "loop: the visible fraction meanwhile", gt=0, lt=1)
-    schedule: str = option("linear", "mask schedule, as of ancestral", check=mask_schedule)
+    alpha_on: float = option(0.9, "loop: the visible fraction during the loop", gt=0, lt=1)
+    schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,16 +76,15 @@ class ReMDM(Sampler[RemaskState]):
 
     @property
     def effective_facts(self) -> Facts:
-        # Which tokens conf masks again depends on what the model said of them.
+        # Which tokens conf masks again depends on the model's probabilities.
         return dataclasses.replace(self.facts, static_plan=self.strategy != "conf")
 
     def init(self, canvas: Layout) -> RemaskState:
-        return RemaskState.begin(
-            canvas, schedule=self.schedule, grid=self.grid, psi=torch.zeros_like(canvas.x, dtype=torch.float32)
-        )
+        psi = torch.zeros_like(canvas.x, dtype=torch.float32)
+        return RemaskState.begin(canvas, schedule=self.schedule, grid=self.grid, psi=psi)
 
     def grid(self, steps: int) -> Tensor:
-        """(steps + 1,) float64, the schedule's progress at k / steps: all the same but for loop, which rests."""
+        """(steps + 1,) float64, the schedule's progress at k / steps: k / steps itself, except for loop, which rests."""
         u = even_grid(steps)
         if self.strategy != "loop":
             return u
@@ -94,13 +97,7 @@ class ReMDM(Sampler[RemaskState]):
         most = ((1 - end) / begin.clamp_min(1e-300)).clamp(max=1.0)  # sigma_max
         k, steps = k.double(), steps.double()
         eta = ETA.get(self.strategy, torch.inf) / steps if self.eta is None else torch.full_like(most, self.eta)
-        eta = eta.clamp(max=1.0)
-        if self.strategy in ("rescale", "conf"):
-            return eta * most
-        if self.strategy == "loop":
-            t = 1 - k / steps
-            most = torch.where((t <= self.t_on + 1e-9) & (t > self.t_off + 1e-9), most, 0.0)
-        return torch.minimum(most, eta)
+        return SIGMA[self.strategy](self, most, eta.clamp(max=1.0), 1 - k / steps)
 
     def step(self, predict: Predict, state: RemaskState) -> RemaskState:
         begin, end = state.visible(), state.visible(1)  # (B,)
@@ -109,18 +106,17 @@ class ReMDM(Sampler[RemaskState]):
         mask_id = state.canvas.mask_id
         assert mask_id is not None
         masked, visible = state.masked & state.open, state.open & ~state.masked
-        again, want = sigma, []
-        if self.strategy == "conf":
-            # In whole units of 2^-40, whose sum does not depend on the width of the batch.
-            weight = (torch.exp(-state.psi.double()) * visible * 2.0**40).to(torch.int64)  # (B, L)
-            again, sigma = sigma * weight / weight.sum(1, keepdim=True).clamp_min(1), torch.zeros_like(sigma)
-            want = ["confidence"]
+        by_confidence = self.strategy == "conf"
+        again = sigma
+        if by_confidence:
+            again, sigma = sigma * softmax_of_doubt(state.psi, visible), torch.zeros_like(sigma)
         uniform = state.rng.positions(state.x.shape[1], state.step, DRAW_REMASK)  # (B, L) float64
         appears = uniform < (end - (1 - sigma) * begin) / (1 - begin).clamp_min(1e-300)
         appears = masked & (appears | state.last_step[:, None])
-        prediction = predict(state, appears, t=state.scheduled_level, want=tuple(want))
+        want = ("confidence",) if by_confidence else ()
+        prediction = predict(state, appears, t=state.scheduled_level, want=want)
         x = torch.where(visible & (uniform < again), mask_id, state.x)
-        psi = torch.where(appears, prediction.confidence, state.psi) if want else state.psi
+        psi = torch.where(appears, prediction.confidence, state.psi) if by_confidence else state.psi
         return state.revise(torch.where(appears, prediction.token, x), state.last_step, psi=psi)
 
     def expected_nfe(self, length: int, steps: int) -> float | None:
@@ -130,3 +126,29 @@ class ReMDM(Sampler[RemaskState]):
         a = mask_schedule(self.schedule)(self.grid(steps))
         sigma = self.sigma(a[:-1], a[1:], torch.arange(steps), torch.tensor(steps))
         return float((1 - (1 - (a[1:] - (1 - sigma) * a[:-1])) ** length).sum())
+
+
+# The rules: each gives sigma from sigma_max, eta and the time t, which runs from 1 to 0.
+
+
+def cap(sampler: ReMDM, most: Tensor, eta: Tensor, t: Tensor) -> Tensor:
+    return torch.minimum(most, eta)
+
+
+def rescale(sampler: ReMDM, most: Tensor, eta: Tensor, t: Tensor) -> Tensor:
+    return eta * most
+
+
+def loop(sampler: ReMDM, most: Tensor, eta: Tensor, t: Tensor) -> Tensor:
+    rests = (t <= sampler.t_on + 1e-9) & (t > sampler.t_off + 1e-9)
+    return torch.minimum(torch.where(rests, most, 0.0), eta)
+
+
+def softmax_of_doubt(psi: Tensor, visible: Tensor) -> Tensor:
+    """The rule conf: how `rescale`'s sigma is shared out, softmax(-psi) over the visible tokens of a row, (B, L) float64."""
+    # In whole units of 2^-40, whose sum does not depend on the width of the batch.
+    weight = (torch.exp(-psi.double()) * visible * 2.0**40).to(torch.int64)  # (B, L)
+    return weight / weight.sum(1, keepdim=True).clamp_min(1)
+
+
+SIGMA = {"cap": cap, "rescale": rescale, "conf": rescale, "loop": loop}

@@ -13,17 +13,18 @@ from .plans import parse_plan
 class SmdmGreedy(LowConfidence):
     """Nie et al. 2024 (SMDM), arXiv 2410.18514, greedy sampling: floor(m (1 - s/t)) of m masked positions, by confidence.
 
-    `low_confidence` with another plan: the grid linspace(1, 1e-5, S + 1), confidence at temperature 1. The reference counts
-    and ranks over the flattened batch, so that rows compete; here each row has its own count. Its confidence is float64,
-    this one float32: what differs from 1 by less than 6e-8 is 1, and goes by position.
+    This is `low_confidence` with another plan: the grid linspace(1, 1e-5, S + 1), with confidence at temperature 1. The
+    reference counts and ranks over the flattened batch, so that rows compete; here each row has its own count. Its confidence
+    is float64 and this one float32: confidences that differ from 1 by less than 6e-8 are 1, and go by position.
 
-    SMDM's other sampler, "origin", reveals each position with 1 - s/t in a step: `ancestral` with schedule="linear", but that
-    its grid ends at 1e-5 and not at 0, which moves a share of 1e-5 of the positions to the last step.
+    SMDM's other sampler, "origin", reveals each position with probability 1 - s/t in a step. That is `ancestral` with
+    schedule="linear", except that its grid ends at 1e-5 and not at 0, which moves a share of 1e-5 of the positions to the last
+    step.
     """
 
     name = "smdm_greedy"
     cite = "Nie et al. 2024, Scaling up Masked Diffusion Models on Text, arXiv 2410.18514"
-    summary = "SMDM: floor(m (1 - s/t)) most confident positions a step"
+    summary = "SMDM: the floor(m (1 - s/t)) most confident positions per step"
     conformance = Conformance(one_at_a_time={"least": 1})
 
-    plan: str = option("floor(1e-5)", "positions a step, as in low_confidence", check=parse_plan)
+    plan: str = option("floor(1e-5)", "positions per step, as in low_confidence", check=parse_plan)

@@ -1,4 +1,4 @@
-"""The theta-RK-2 method: a trial leap, then the whole step again with the rates that it found."""
+"""The theta-RK-2 method: a trial leap, and then the whole step with the rates that the trial found."""
 
 from __future__ import annotations
 
@@ -18,30 +18,28 @@ from .times import TimedState, draw_from_mixture, even_grid
 
 @dataclass(frozen=True)
 class ThetaRK2(Sampler[TimedState]):
-    """Ren et al. 2025, arXiv 2502.00234, theta-RK-2: leap over h with (1 - 1/2theta) mu + 1/2theta mu*, from its beginning.
+    """Ren et al. 2025, arXiv 2502.00234, theta-RK-2: leap over h with (1 - 1/2theta) mu + 1/2theta mu*, from the step's beginning.
 
-    mu* are the rates after a trial leap over theta h, whose tokens are thrown away. For masked models: positions whose
-    time falls in the step get tokens from ((1 - 1/2theta) p + 1/2theta p*)_+, where p* = p(x_i | x with trial tokens at other
-    masked positions, each there with the probability theta (b - a) / (1 - a) of the trial leap).
+    mu* are the rates after a trial leap over theta h, whose tokens are thrown away. For masked models, positions whose time
+    falls in the step get tokens from ((1 - 1/2theta) p + 1/2theta p*)_+, where p* = p(x_i | x with trial tokens at other
+    masked positions, each with the probability theta (b - a) / (1 - a) of the trial leap).
 
-    This does not measure second order on masked problems, and cannot: two positions that appear in one step know
-    nothing of each other (the trial token that one of them saw is not kept), so their joint law is off by the first
-    order in h, as with one forward a step. The paper proves second order for `theta_trapezoidal`, for this one under
-    conditions. It is here to be measured, and for its users' old numbers; docs/solvers.md has ours.
+    On masked problems this method is first order, and other samplers beat it at every NFE: docs/solvers.md says why and has
+    the figures. It is here so that it can be measured, and so that its users can reproduce old numbers.
 
-    Differs from the paper as `theta_trapezoidal` does; and the trial leap reveals none of the positions that then
-    appear (there: they have rate 0 and wait for the next step), so that positions keep the schedule's times.
+    Differs from the paper as `theta_trapezoidal` does. In addition, the trial leap reveals none of the positions that then
+    appear (in the paper they have rate 0 and wait for the next step), so that positions keep the schedule's times.
     """
 
     name = "theta_rk2"
     family = "masked"
     cite = "Ren et al. 2025, Fast Solvers for Discrete Diffusion Models, arXiv 2502.00234"
-    summary = "two forwards a step, a trial leap and the step; first order on masked models"
+    summary = "two forward passes per step: a trial leap and the step; first order on masked models"
     facts = Facts(bias="exact", static_plan=True, stores_logits=True)
     conformance = Conformance(one_at_a_time={"block_length": 1})
 
-    theta: float = option(0.5, "length of the trial leap, as a share of the step", gt=0, le=0.5)
-    schedule: str = option("linear", "mask schedule, as of ancestral", check=mask_schedule)
+    theta: float = option(0.5, "length of the trial leap as a share of the step", gt=0, le=0.5)
+    schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule)
 
     def init(self, canvas: Layout) -> TimedState:
         return TimedState.begin(canvas, schedule=self.schedule)
@@ -61,9 +59,9 @@ class ThetaRK2(Sampler[TimedState]):
         return state.commit(appears, token)
 
     def expected_nfe(self, length: int, steps: int) -> float:
-        """One forward where something appears, one more where something is tried beside it."""
+        """One forward pass if something appears in a step, one more if something is also tried."""
         a = mask_schedule(self.schedule)(even_grid(steps))
-        a = torch.cat([a[:-1:2], a[-1:]])  # a step's ends; an odd forward is the last step
+        a = torch.cat([a[:-1:2], a[-1:]])  # a step's ends; an odd forward pass is the last step
         mass = torch.diff(a)
         tried = (1 - a[1:]) * self.theta * mass / (1 - a[:-1]).clamp_min(1e-300)
         none = (1 - mass) ** length

@@ -1,4 +1,4 @@
-"""The theta-trapezoidal method: two stages a step, the second one's rates extrapolated. Second order."""
+"""The theta-trapezoidal method: two stages per step, with extrapolated rates in the second. Second order."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from .times import TimedState, draw_from_mixture, even_grid
 
 @dataclass(frozen=True)
 class ThetaTrapezoidal(Sampler[TimedState]):
-    """Ren et al. 2025, arXiv 2502.00234: leap over theta h, then over (1 - theta) h with alpha_1 mu* - alpha_2 mu.
+    """Ren et al. 2025, arXiv 2502.00234, theta-trapezoidal: leap over theta h, then over (1 - theta) h with alpha_1 mu* - alpha_2 mu.
 
     mu are the rates at the step's beginning and mu* those after the first leap; alpha_1 = 1 / (2 theta (1 - theta)),
     alpha_2 = alpha_1 - 1. For masked models mu_i(v) = beta p_i(v), and here beta is integrated exactly: in a step that
     takes the visible fraction from a to b, positions whose time is before a + theta (b - a) appear with tokens from
-    p = p(x_i | x), the others with tokens from (alpha_1 p* - alpha_2 p)_+, p* = p(x_i | x with those). What pairs lose to
-    the first stage the second one then gives back in full, whatever the step: two positions have their exact
-    joint law, and the error left is of three and more, second order in h up to the end (beta -> infinity included).
+    p = p(x_i | x), the others with tokens from (alpha_1 p* - alpha_2 p)_+, p* = p(x_i | x with those tokens). The dependence
+    that pairs lose in the first stage is restored exactly by the second, whatever the step size: two positions have their
+    exact joint distribution. The error that is left is of three and more positions, second order in h until the end
+    (including beta -> infinity).
 
-    That holds while alpha_1 p* >= alpha_2 p: for theta = 1/2, while no first stage halves a probability. Where tokens
-    forbid each other the difference is cut off at 0 (`_+`), and the method is first order; docs/solvers.md has figures.
+    That holds while alpha_1 p* >= alpha_2 p; for theta = 1/2, while no first stage halves a probability. If tokens exclude
+    each other, the difference is cut off at 0 (`_+`) and the method is first order; docs/solvers.md has figures.
 
-    `steps` counts forwards, two a step; an odd one is a plain last step. A stage that reveals nothing costs none, and
-    after an empty first stage p* is p, not asked again (exact for models that do not look at the time).
-    Differs from the paper: rates integrated and not frozen (frozen, an even grid measures order 1.8); a cut-off
-    distribution is normalised, so that positions keep the schedule's times; no early stopping time.
+    `steps` counts forward passes, two per step; an odd one is a plain last step. A stage that reveals nothing costs none, and
+    after an empty first stage p* is p, without asking again (exact for models that do not depend on the time).
+    Differs from the paper: rates are integrated and not frozen (frozen rates on an even grid measure order 1.8); a distribution
+    that was cut off is normalised, so that positions keep the schedule's times; there is no early stopping time.
     """
 
     name = "theta_trapezoidal"
     family = "masked"
     cite = "Ren et al. 2025, Fast Solvers for Discrete Diffusion Models, arXiv 2502.00234"
-    summary = "two forwards a step, second order while tokens depend mildly on each other"
+    summary = "two forward passes per step, second order while tokens depend mildly on each other"
     facts = Facts(bias="exact", static_plan=True, stores_logits=True)
     conformance = Conformance(one_at_a_time={"block_length": 1})
 
-    theta: float = option(0.5, "where in the step the second forward is; robust from 0.3 to 0.5", gt=0, lt=1)
-    schedule: str = option("linear", "mask schedule, as of ancestral", check=mask_schedule)
+    theta: float = option(0.5, "place of the second forward pass in the step; robust from 0.3 to 0.5", gt=0, lt=1)
+    schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule)
 
     def init(self, canvas: Layout) -> TimedState:
         return TimedState.begin(canvas, schedule=self.schedule)
@@ -57,12 +58,12 @@ class ThetaTrapezoidal(Sampler[TimedState]):
         again = second & first.any(1, keepdim=True)
         half = dataclasses.replace(state, x=torch.where(first, token, state.x))
         now = predict.logits(half, again, t=state.level(middle))
-        weight = 1 / (2 * self.theta * (1 - self.theta))  # of p*; that of p is 1 less
+        weight = 1 / (2 * self.theta * (1 - self.theta))  # the weight of p*; that of p is 1 less
         token = torch.where(again, draw_from_mixture(predict, state, now, then, weight), token)
         return state.commit(first | second, token)
 
     def expected_nfe(self, length: int, steps: int) -> float:
-        """One forward where either stage reveals something, one more where both do."""
+        """One forward pass if either stage reveals something, one more if both do."""
         a = mask_schedule(self.schedule)(even_grid(steps))
         mass = torch.diff(a[::2])  # (steps // 2,)
         one = (1 - self.theta * mass) ** length + (1 - (1 - self.theta) * mass) ** length
@@ -73,7 +74,8 @@ class ThetaTrapezoidal(Sampler[TimedState]):
 def two_stages(state: TimedState, theta: float) -> tuple[Tensor, Tensor, Tensor]:
     """The visible fractions (B,) at which a step of two forwards begins, has its second one, and ends.
 
-    The grid k / S counts forwards, so that a step is two of its points; a last one alone has all in its first stage.
+    The grid k / S counts forward passes, so that a step is two of its points. A last point alone has everything in its first
+    stage.
     """
     begin, end = state.visible(0, stride=2), state.visible(2, stride=2)
     alone = 2 * state.block_step + 1 >= state.block_steps

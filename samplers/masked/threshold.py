@@ -1,4 +1,4 @@
-"""Fast-dLLM's confidence-aware parallel decoding: everything above a threshold, and always the best."""
+"""Fast-dLLM's confidence-aware parallel decoding: all positions above a threshold, and always the best one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .plans import min_count
 class Threshold(Sampler[TokenState]):
     """Wu et al. 2025 (Fast-dLLM), arXiv 2505.22618, section 3.3: commit all tokens with confidence >= threshold.
 
-    The most confident open position is always committed, so a row moves in every step. Confidence is the drawn token's
-    probability at temperature 1. A threshold above 1 commits one position at a time; since the choice looks at the
-    drawn token, the law is then that of `low_confidence`, biased.
+    The most confident open position is always committed, so every row moves in every step. Confidence is the drawn token's
+    probability at temperature 1. A threshold above 1 commits one position at a time; since the choice depends on the drawn
+    token, the distribution is then that of `low_confidence`, which is biased.
 
-    Differs from the reference: rows have their own counts; `steps` is a cap (left out: no cap).
+    Differs from the reference: rows have their own counts; `steps` is a cap (if left out: no cap).
     """
 
     name = "threshold"
@@ -29,7 +29,7 @@ class Threshold(Sampler[TokenState]):
     facts = Facts(bias="biased", sweep=("threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)))
     conformance = Conformance(one_at_a_time={"threshold": 2.0})
 
-    threshold: float = option(0.9, "least probability of a committed token; above 1: one position a step", gt=0)
+    threshold: float = option(0.9, "least probability of a committed token; above 1: one position per step", gt=0)
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
         prediction = predict(state, want="confidence")

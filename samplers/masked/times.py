@@ -1,4 +1,4 @@
-"""States whose positions know when they appear, and draws from combinations of two predictions of a step."""
+"""States whose positions know when they appear, and draws from a mixture of two predictions."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def even_grid(steps: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class TimedState(TokenState):
-    """A state whose positions know when they appear.
+    """A state in which each position has a time at which it appears.
 
     Attributes:
         time: (B, L) float64, uniform in [0, 1): the visible fraction at which the position appears.
-        table: (S, K + 1) float64, a at point k of the grid, for each number of steps S that some block is given; 1 beyond k = S.
-        which: (max S + 1,) int64, S -> its row in `table`.
+        table: (S, K + 1) float64, a at point k of the grid, for each number of steps S that some block is given; 1 after k = S.
+        which: (max S + 1,) int64, the number of steps S -> its row in `table`.
     """
 
     time: Tensor
@@ -67,12 +67,21 @@ class TimedState(TokenState):
         return super().begin(canvas, time=time, table=table, which=which, **fields)
 
     def visible(self, ahead: int = 0, *, stride: int = 1) -> Tensor:
-        """(B,) float64: a(k / S) at each row's step k + `ahead` of its block; `stride` grid points are one step."""
+        """(B,) float64: the visible fraction a(k / S) at each row's step k of its block.
+
+        Args:
+            ahead: how many grid points later.
+            stride: how many grid points are one step.
+        """
         k = (self.block_step * stride + ahead).clamp(0, self.table.shape[1] - 1)
         return self.table[self.which[self.block_steps], k]
 
     def level(self, visible: Tensor) -> Tensor:
-        """(B,) float64: the expected share still masked over all blocks, when `visible`, (B,), of the present one is not."""
+        """(B,) float64: the expected share of all positions to fill that is still masked.
+
+        Args:
+            visible: (B,) float64, the visible fraction of the row's present block.
+        """
         later = self.undecided.sum(1) - self.count
         return (later + self.block_size * (1 - visible)) / self.canvas.fill_count
 
@@ -84,14 +93,15 @@ class TimedState(TokenState):
 
 @dataclass(frozen=True, eq=False)
 class TimedDraft(DraftState, TimedState):
-    """The same, of tokens that may change until they are decided."""
+    """A TimedState whose tokens may change until they are decided."""
 
 
 def draw_from_mixture(predict: Predict, state: TokenState, now: Logits, then: Logits, weight: Tensor | float) -> Tensor:
     """(B, L) int64: tokens drawn at the positions of `now` from p_then + weight (p_now - p_then), cut off at 0.
 
     Args:
-        weight: of each position of `now`, (N,), or of all. Where `then` lacks a position it must be 1, which is p_now.
+        now, then: two predictions; the positions of `now` are drawn.
+        weight: for each position of `now`, (N,), or for all. If `then` lacks a position, it must be 1, which is p_now.
     """
     p_now, p_then = now.value.softmax(1), then.value.softmax(1)  # (N, V), (M, V) float32
     place = then.on_canvas(torch.arange(len(then.row), device=then.row.device), torch.zeros_like(state.x))  # (B, L)

@@ -1,4 +1,4 @@
-"""Samplers of the uniform family (tokens without a mask), registered through the hook that third parties use."""
+"""Samplers of the uniform family (tokens without a mask), registered through the same hook that third parties use."""
 
 from __future__ import annotations
 

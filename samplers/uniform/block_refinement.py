@@ -1,4 +1,4 @@
-"""LLaDA2's rule: commit what is confident, at least the plan's share, and edit what has been committed."""
+"""LLaDA2's rule: commit confident tokens, at least as many as the plan demands, and edit committed tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EditState(NoisyState):
     """A state whose committed tokens may be edited; `level` is 0 where a token is committed, 1 where none is.
 
     Attributes:
-        post: (B,) int64, steps that the present block has had for editing only.
+        post: (B,) int64, how many steps the present block has had for editing only.
     """
 
     post: Tensor
@@ -31,19 +31,19 @@ class BlockRefinement(Sampler[EditState]):
     """inclusionAI 2026 (LLaDA2.1 technical report), joint threshold decoding, in the form of diffusers' BlockRefinementScheduler.
 
     A token is drawn at every open position. Those with a probability of at least `threshold` are committed, and at least
-    as many of the best as the plan owes: ceil((k + 1) n / S) of a block's n positions after step k of S. The others get
-    tokens of fresh noise. With `edit_threshold`, a committed token whose position draws another one with at least that
-    probability is replaced by it; once all are committed the block goes on editing until a step changes nothing, for
-    `max_post_steps` at most, and within its own steps.
+    as many of the best as the plan demands: after step k of S, ceil((k + 1) n / S) of a block's n positions. The others get
+    tokens of fresh noise. With `edit_threshold`, a committed token is replaced if its position draws another token with at
+    least that probability. When all tokens are committed, the block goes on editing until a step changes nothing, for at most
+    `max_post_steps` steps, and within its own steps.
 
-    Differs from the reference: rows count for themselves; without editing a block is done when all is committed (there: it
-    runs all steps). 0 is editing whatever the probability, as in SGLang (diffusers: off).
+    Differs from the reference: rows count for themselves; without editing, a block is done when everything is committed
+    (there: it runs all steps). An edit_threshold of 0 edits whatever the probability, as in SGLang (diffusers: off).
     """
 
     name = "block_refinement"
     family = "uniform"
     cite = "inclusionAI 2026, LLaDA2.1 technical report; diffusers, BlockRefinementScheduler"
-    summary = "commit above a threshold, at least the plan's share; edit what is committed"
+    summary = "commit above a threshold, at least as many as planned; edit committed tokens"
     default_temperature = 0.0
     facts = Facts(revises=True, bias="biased", sweep=("threshold", (2.0, 0.99, 0.95, 0.9, 0.7, 0.5, 0.3, 0.1)))
     conformance = Conformance(one_at_a_time={"threshold": 2.0})
@@ -52,7 +52,7 @@ class BlockRefinement(Sampler[EditState]):
     edit_threshold: float | None = option(
         None, "least probability of a token that replaces another; none: no editing", ge=0
     )
-    max_post_steps: int = option(16, "steps for editing only, once a block is committed", ge=0)
+    max_post_steps: int = option(16, "steps for editing only, after a block is committed", ge=0)
 
     def init(self, canvas: Layout) -> EditState:
         return EditState.begin(canvas, post=torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device))

@@ -1,4 +1,4 @@
-"""D3PM under uniform noise: the reverse process on a grid of times, and a Gibbs corrector between its steps."""
+"""D3PM under uniform noise: the reverse process on a grid of times, with a Gibbs corrector between its steps if wanted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from .. import ops
 from ..canvas import Layout
 from ..prediction import Predict
-from ..random import DRAW_NOISE_TOKEN, DRAW_PICK, DRAW_ROUTE
+from ..random import DRAW_NOISE_TOKEN, DRAW_ROUTE
 from ..sampler import Conformance, Facts, Sampler, option
 from ..schedule import mask_schedule, step_tables
+from .gibbs import SELECTIONS, leave_own_token_out, redraw, selection_score
 from .levels import NoisyState
 
 
@@ -22,15 +23,16 @@ class GridState(NoisyState):
     """A state on a grid of times.
 
     Attributes:
-        table: (S, K + 1) float64, the share alpha of clean tokens before each step; equal before and after a corrector's.
-        which: (max S + 1,) int64, steps that a block is given -> its row in `table`.
+        table: (S, K + 1) float64, for each number of steps S that some block is given, the share alpha of clean tokens
+            before each step; equal before and after a corrector's step.
+        which: (max S + 1,) int64, the number of steps that a block is given -> its row in `table`.
     """
 
     table: Tensor
     which: Tensor
 
     def alpha(self, ahead: int = 0) -> Tensor:
-        """(B, 1) float64: at each row's step of its block, or the steps `ahead`."""
+        """(B, 1) float64: alpha at each row's step of its block, or `ahead` steps later."""
         k = (self.block_step + ahead).clamp(0, self.table.shape[1] - 1)
         return self.table[self.which[self.block_steps], k][:, None]
 
@@ -40,21 +42,17 @@ class D3PMAncestral(Sampler[GridState]):
     """Austin et al. 2021 (D3PM), arXiv 2107.03006, eq. 3 with the uniform kernel: x_0 ~ p(x_0 | x_t), x_s ~ q(x_s | x_t, x_0).
 
     With a = alpha_t / alpha_s and b = alpha_s, q(x_s = j | x_t, x_0) is proportional to (a [j = x_t] + (1 - a) / V)
-    (b [j = x_0] + (1 - b) / V). Multiplied out these are three routes: the clean token, b (1 - a) + V a b [x_t = x_0];
-    the present one, a (1 - b); noise, (1 - a)(1 - b). alpha is the schedule's visible fraction. Positions are drawn
-    independently: the law is the model's in the limit of many steps.
+    (b [j = x_0] + (1 - b) / V). Multiplied out, these are three routes: the clean token, b (1 - a) + V a b [x_t = x_0];
+    the present token, a (1 - b); noise, (1 - a)(1 - b). alpha is the schedule's visible fraction. Positions are drawn
+    independently, so the distribution is the model's in the limit of many steps.
 
-    The corrector (Gourevitch et al. 2026, arXiv 2605.22765) moves x at its level alpha. As p(x_0,i | x_t) is proportional to
-    p(x_0,i | x_t,-i) q(x_t,i | x_0,i), and q is 1 + V alpha / (1 - alpha) times larger where the token was kept, that much is
-    taken from the logit of x_t,i for the prediction that leaves it out; k positions are then drawn anew from p(x_t,i | x_t,-i)
-    = alpha p(x_0,i | x_t,-i) + (1 - alpha) / V. Gibbs sampling, and so p(x_t) stays what it is, where the position is
-    picked blindly and k = 1. The reference says so of its other rules, too; but they look at the token that they replace,
-    and drive the law to its modes: on the kit's joint law, 128 predictors and as many correctors end 0.0003 from it in total
-    variation with random and 0.38 with lowest_log_margin. Where all that is possible is equally likely this does not
-    show, and lowest_log_margin is the best of them. `steps` counts all forwards: the first (steps - 1) // (1 + c) predictors
-    have c correctors each.
+    With `corrector_steps` = c, each predictor step but the last ones is followed by c Gibbs steps (Gourevitch et al. 2026,
+    arXiv 2605.22765; samplers/uniform/gibbs.py), each of which draws corrector_k positions anew at the level alpha. That
+    keeps p(x_t) as it is if the positions are picked at random and k = 1; the other selections bias the distribution towards
+    its modes (docs/solvers.md). `steps` counts all forward passes: the first (steps - 1) // (1 + c) predictors have c
+    correctors each.
 
-    Differs from the reference: random is the default (there lowest_log_margin); levels before the end are 2^-20 or more.
+    Differs from the reference: random is the default (there: lowest_log_margin); noise levels before the end are 2^-20 or more.
     """
 
     name = "d3pm_ancestral"
@@ -66,12 +64,8 @@ class D3PMAncestral(Sampler[GridState]):
 
     schedule: str = option("linear", "clean share: linear, 1-cos, sin, sin^2, beta(a,b)", check=mask_schedule)
     corrector_steps: int = option(0, "Gibbs steps after each predictor step", ge=0)
-    corrector_k: int = option(1, "positions that a corrector step draws anew; exact for 1", ge=1)
-    corrector_selection: str = option(
-        "random",
-        "how they are picked; exact for random",
-        choices=("random", "lowest_log_margin", "lowest_maxprob", "lowest_current_prob"),
-    )
+    corrector_k: int = option(1, "number of positions that a corrector step draws anew; exact for 1", ge=1)
+    corrector_selection: str = option("random", "how these positions are picked; exact for random", choices=SELECTIONS)
 
     @property
     def effective_facts(self) -> Facts:
@@ -97,44 +91,29 @@ class D3PMAncestral(Sampler[GridState]):
         u = state.rng.positions(state.x.shape[1], state.step, DRAW_ROUTE)  # (B, L)
         noise = state.canvas.noise(state.step, DRAW_NOISE_TOKEN)  # (B, L)
         if not self.corrector_steps:
-            x = _posterior(state, predict(state).token, noise, u, now, then)
-            return state.renoised(x, 1 - then, state.last_step)
-        logits, correct = predict.logits(state), now == then
-        # A corrector needs the prediction that leaves x_t,i out, a predictor the whole one.
-        less = torch.where(correct, torch.log1p(state.canvas.vocab_size * now / (1 - now)), 0.0)  # (B, 1)
-        stands = state.x[logits.row, logits.position][:, None]
-        value = logits.value.scatter_add(1, stands, -less[logits.row].float())
-        logits = dataclasses.replace(logits, value=value)
-        x0 = predict.read(state, logits).token
-        picked = ops.select(self._scores(predict, state, logits, now), state.open, k=self.corrector_k).chosen
-        gibbs = torch.where(picked, torch.where(u < now, x0, noise), state.x)
-        x = torch.where(correct, gibbs, _posterior(state, x0, noise, u, now, then))
+            x = posterior(state, predict(state).token, noise, u, now, then)
+        else:
+            corrects = now == then  # (B, 1): rows whose step is a corrector's; the others are at a predictor step
+            logits = leave_own_token_out(state, predict.logits(state), now, corrects)
+            x0 = predict.read(state, logits).token
+            score = selection_score(predict, state, logits, now, self.corrector_selection)
+            picked = ops.select(score, state.open, k=self.corrector_k).chosen
+            corrected = redraw(state, picked, x0, noise, u, now)
+            x = torch.where(corrects, corrected, posterior(state, x0, noise, u, now, then))
         return state.renoised(x, 1 - then, state.last_step)
-
-    def _scores(self, predict, state: GridState, logits, alpha: Tensor) -> Tensor:
-        """(B, L) float64: the highest are drawn anew, with Gumbel noise as in the reference."""
-        u = state.rng.positions(state.x.shape[1], state.step, DRAW_PICK)
-        gumbel = -torch.log(-torch.log(u.clamp_min(2.0**-54)))
-        if self.corrector_selection == "random":
-            return gumbel
-        best = predict.read(state, logits, want=("confidence", "margin", "given"), temperature=0.0)
-        other = torch.where(best.token == state.x, best.confidence - best.margin, best.confidence)  # the best but x_t
-
-        def surprise(p: Tensor) -> Tensor:
-            p = alpha * torch.where(state.open, p, 1.0) + (1 - alpha) / state.canvas.vocab_size
-            return -torch.log(p)
-
-        rules = {"lowest_maxprob": best.confidence, "lowest_current_prob": best.given}
-        if self.corrector_selection in rules:
-            return surprise(rules[self.corrector_selection]) + gumbel
-        return surprise(best.given) - surprise(other) + gumbel
 
     def expected_nfe(self, length: int, steps: int) -> float:
         return steps
 
 
-def _posterior(state: GridState, x0: Tensor, noise: Tensor, u: Tensor, now: Tensor, then: Tensor) -> Tensor:
-    """x_s ~ q(x_s | x_t, x_0) by one uniform a position: (B, L) int64."""
+def posterior(state: GridState, x0: Tensor, noise: Tensor, u: Tensor, now: Tensor, then: Tensor) -> Tensor:
+    """(B, L) int64: x_s ~ q(x_s | x_t, x_0), by one uniform number per position.
+
+    Args:
+        x0, noise: (B, L) int64, the clean tokens and the tokens that noise would put there.
+        u: (B, L) float64.
+        now, then: (B, 1) float64, alpha_t and alpha_s.
+    """
     kept = now / then.clamp_min(2.0**-60)  # alpha_t / alpha_s; a flat start of a schedule is 0 / 0
     clean = then - now + state.canvas.vocab_size * now * (state.x == x0)
     stay, other = kept * (1 - then), (1 - kept) * (1 - then)

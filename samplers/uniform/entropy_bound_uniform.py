@@ -1,4 +1,4 @@
-"""EB-Sampler's rule under uniform noise, DiffusionGemma's default: accept what is certain, draw noise for the rest."""
+"""EB-Sampler's rule under uniform noise, DiffusionGemma's default: accept certain positions, draw noise for the others."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .levels import NoisyState, quota
 
 @dataclass(frozen=True, eq=False)
 class StableState(NoisyState):
-    """A state that remembers what the model thought.
+    """A state that remembers the last step's likeliest tokens.
 
     Attributes:
-        best: (B, L) int64, the likeliest token when a position was last asked about; -1: it was not.
-        stable: (B,) int64, steps in a row for which those have not changed.
+        best: (B, L) int64, the likeliest token when a position was last asked about; -1: it was never asked about.
+        stable: (B,) int64, for how many steps in a row these tokens have not changed.
     """
 
     best: Tensor
@@ -31,36 +31,38 @@ class StableState(NoisyState):
 
 @dataclass(frozen=True)
 class EntropyBoundUniform(Sampler[StableState]):
-    """Ben-Hamu et al. 2025 (EB-Sampler), arXiv 2505.24857, algorithm 1, as DiffusionGemma's EntropyBoundScheduler has it.
+    """Ben-Hamu et al. 2025 (EB-Sampler), arXiv 2505.24857, algorithm 1, as in DiffusionGemma's EntropyBoundScheduler.
 
-    In each step the open positions are sorted by entropy and the longest prefix with sum H - max H <= bound is accepted;
-    the others get tokens of fresh noise. Nothing is final: all are asked about again in the next step. A block is done
-    when for `stability` steps the likeliest tokens did not change and their mean entropy is below `stop_entropy`
-    (it then takes those), or after its steps. Step k of n draws at temperature (anneal + (1 - anneal)(n - k) / n) of the
-    run's, and takes entropies at that temperature, too: 0.8 down to 0.4 in the reference.
+    In each step the open positions are sorted by entropy, and the longest prefix with sum H - max H <= bound is accepted;
+    the others get tokens of fresh noise. Nothing is final: all positions are asked about again in the next step. A block is
+    done if for `stability` steps the likeliest tokens did not change and their mean entropy is below `stop_entropy` (it then
+    takes these tokens), or after its steps. Step k of n draws at the run's temperature times anneal + (1 - anneal)(n - k) / n,
+    and takes entropies at that temperature as well: 0.8 down to 0.4 in the reference.
 
-    Differs from the reference: after the last step it leaves noise where it has not accepted, here the drawn tokens are
-    taken, and with `pace` they are few: `steps` is kept as in entropy_bound, by accepting more than the bound allows where
-    it must. Rows stop on their own. With noise levels a position (0 what was accepted, 1 the rest) an exact model is certain
-    of what was accepted, and bound = 0 without annealing is one at a time, exact. The logits are stored, (N, V) float32,
-    since each row has its own temperature.
+    Differs from the reference: after the last step it leaves noise at positions that it has not accepted; here their drawn
+    tokens are taken, and with `pace` they are few: `steps` is kept as in entropy_bound, by accepting more than the bound
+    allows if necessary. Rows stop independently. With one noise level per position (0 for accepted tokens, 1 for the others)
+    an exact model is certain of what was accepted, and bound = 0 without annealing is one position at a time, exact. The
+    logits are stored, (N, V) float32, since each row has its own temperature.
     """
 
     name = "entropy_bound_uniform"
     family = "uniform"
     cite = "Ben-Hamu et al. 2025, Accelerated Sampling ... via Entropy Bounded Unmasking (EB-Sampler), arXiv 2505.24857"
-    summary = "accept the certain prefix, draw noise for the rest; until stable and confident"
+    summary = "accept the certain prefix and draw noise for the rest, until stable and confident"
     default_temperature = 0.8
     facts = Facts(
         revises=True, stores_logits=True, bias="exact", sweep=("bound", (0.0, 0.1, 0.3, 0.7, 1.5, 3.0, 6.0, 12.0))
     )
     conformance = Conformance(one_at_a_time={"bound": 0.0, "anneal": 1.0, "stop_entropy": None})
 
-    bound: float = option(0.1, "nats of joint dependence that a step may lose", ge=0)
-    anneal: float = option(0.5, "temperature of the last step as a share of the first one's", gt=0)
-    stability: int = option(1, "steps for which the likeliest tokens must not have changed, to stop early", ge=1)
-    pace: bool = option(True, "accept at least the steps' even share, whatever the bound; false is the reference")
-    stop_entropy: float | None = option(0.005, "nats a position below which a stable block is done; none: never", ge=0)
+    bound: float = option(0.1, "joint dependence that a step may lose, in nats", ge=0)
+    anneal: float = option(0.5, "temperature of the last step as a share of that of the first step", gt=0)
+    stability: int = option(1, "to stop early, the likeliest tokens must not have changed for this many steps", ge=1)
+    pace: bool = option(True, "accept at least an even share per step, whatever the bound; false is the reference")
+    stop_entropy: float | None = option(
+        0.005, "a stable block is done if its mean entropy is below this, in nats per position; none: never", ge=0
+    )
 
     def init(self, canvas: Layout) -> StableState:
         stable = torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device)

@@ -1,4 +1,4 @@
-"""States that know how noisy each position is."""
+"""States that know the noise level of each position."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ S = TypeVar("S", bound="NoisyState")
 
 @dataclass(frozen=True, eq=False)
 class NoisyState(DraftState):
-    """Drafts that know how noisy they are; models are told so.
+    """A state of drafts with a noise level per position, which models are given.
 
     Attributes:
-        level: (B, L) float64, the noise level of the token that stands there: 1 where it says nothing (all of a fresh
-            block), 0 where it is taken for clean. What is given or decided is clean whatever stands here.
+        level: (B, L) float64, the noise level of the token that stands there: 1 if it carries no information (all tokens of a
+            fresh block), 0 if it is taken for clean. Given and decided tokens are clean, whatever this says.
     """
 
     level: Tensor  # (B, L) float64
@@ -43,14 +43,24 @@ class NoisyState(DraftState):
         return (self.level * self.undecided).sum(1) / self.canvas.fill_count
 
     def renoised(self: S, x: Tensor, level: Tensor, decide: Tensor, **changes: Any) -> S:
-        """As `revise`, with the noise level, (B, L) or (B, 1), of the tokens that are written."""
+        """As `revise`, with the noise levels of the tokens that are written.
+
+        Args:
+            x: (B, L) int64, the tokens.
+            level: (B, L) or (B, 1) float64.
+            decide: (B, L) or (B,) bool, what is final now.
+            changes: new values of a subclass's own fields.
+        """
         return self.revise(x, decide, level=torch.where(self.open, level, self.level), **changes)
 
 
 def quota(state: NoisyState, left: Tensor) -> Tensor:
-    """(B,) int64: how many of the `left` (B,) positions of the block must be settled in this step to keep pace.
+    """(B,) int64: how many more positions of the block must be settled in this step to keep pace.
 
-    After step k of S that is ceil((k + 1) n / S) of the block's n.
+    After step k of S, ceil((k + 1) n / S) of the block's n positions are to be settled.
+
+    Args:
+        left: (B,) int64, how many positions are not settled yet.
     """
     steps = state.block_steps.clamp_min(1)
     settled = ((state.block_step + 1) * state.block_size + steps - 1) // steps
