@@ -51,13 +51,14 @@ native: $(VENV)/.native
 test: setup
 	$(BIN)/python -m pytest
 
-lint: setup
+# These need no built extension: none of them imports it.
+lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 
-format: setup
+format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
