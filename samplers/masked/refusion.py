@@ -160,9 +160,9 @@ class Refusion(Sampler[SlotState]):
         end = max(state.canvas.vocab_size, state.canvas.mask_id + 1)  # stands for any stop token
         token = torch.where(torch.isin(token, self._stops(state)), end, token)
         written = torch.full_like(state.cell, -1).flatten(1)
-        planes = (state.slots(x).flatten(1) for x in (token, probability))
+        token, probability = (state.slots(x).flatten(1) for x in (token, probability))
         rule = {"slot": self.slot_size, "threshold": self.token_threshold, "head": head, "eos": end}
-        out = ops.accept_slots_(written, *planes, chosen, there.flatten(1), **rule)
+        out = ops.accept_slots_(written, token, probability, chosen, there.flatten(1), **rule)
         return out, state.plane(written.view_as(state.cell) >= 0)
 
     def _stopped(self, state, token, accepted, chosen, there) -> tuple[Tensor, Tensor]:
