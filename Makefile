@@ -52,7 +52,8 @@ native: $(VENV)/.native
 test: setup
 	$(BIN)/python -m pytest
 
-lint: setup
+# These need no built extension: none of them imports it.
+lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -60,7 +61,7 @@ lint: setup
 	$(BIN)/python tools/words.py
 	$(BIN)/python tools/reference.py --check
 
-format: setup
+format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)

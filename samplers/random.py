@@ -80,10 +80,10 @@ def uniform(
     seed: Tensor | int, row: Tensor | int, position: Tensor | int, step: Tensor | int, draw: Tensor | int
 ) -> Tensor:
     """One float64 in [0, 1) for each broadcast (seed, row, position, step, draw)."""
-    high = (torch.as_tensor(seed) >> 32) & _LOW
-    high = high.to(row.device) if isinstance(row, Tensor) and high.dim() == 0 else high
-    row_high = (row >> 32) & _LOW
-    r0, r1, _, _ = philox((position, step, draw, high ^ row_high), (seed, row))
+    if isinstance(seed, Tensor) and isinstance(row, Tensor) and seed.dim() == 0:
+        seed = seed.to(row.device)
+    high = ((seed >> 32) ^ (row >> 32)) & _LOW
+    r0, r1, _, _ = philox((position, step, draw, high), (seed, row))
     return ((r0 >> 5) * (1 << 26) + (r1 >> 6)).to(torch.float64) * 2.0**-53
 
 
@@ -117,12 +117,13 @@ class Rng:
                 raise OptionError(
                     f"seed: {len(seeds)} seeds were given for {batch} rows; give one integer or one a row"
                 )
-            rows = torch.full((batch,), first_row)
+            rows = torch.full((batch,), first_row, dtype=torch.int64, device=device)
         else:
-            seeds, rows = [seed] * batch, torch.arange(first_row, first_row + batch)
+            seeds = [seed] * batch
+            rows = torch.arange(first_row, first_row + batch, dtype=torch.int64, device=device)
         if bad := [s for s in seeds if not -(2**63) <= s < 2**63]:
             raise OptionError(f"seed {bad[0]} does not fit in 64 bits")
-        return cls(torch.tensor(seeds, dtype=torch.int64, device=device), rows.to(torch.int64).to(device))
+        return cls(torch.tensor(seeds, dtype=torch.int64, device=device), rows)
 
     def to(self, device: torch.device | str) -> Rng:
         """The same rows, on `device`."""

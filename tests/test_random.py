@@ -59,6 +59,24 @@ def test_normal_is_normal_and_row_is_itself():
     assert (rng.normal((40, 5), 1, torch.float64) != z).all()
 
 
+def test_the_default_device_does_not_matter():
+    """An integer has no device, so the numbers are where the tensors among the arguments are, or where `of` is told."""
+    place = torch.arange(4)
+    seed = 2**40 + 5
+    calls = [
+        lambda: uniform(seed, place, 3, 1, DRAW_TOKEN),
+        lambda: uniform(seed, 2**33, place, 1, DRAW_TOKEN),
+        lambda: uniform(torch.full((), seed, device="cpu"), place, 3, 1, DRAW_TOKEN),
+        lambda: Rng.of(seed, 4, first_row=2).positions(3, place, DRAW_TOKEN),
+        lambda: Rng.of([seed, 1, 2, 3], 4, first_row=2).positions(3, place, DRAW_TOKEN),
+    ]
+    expected = [call() for call in calls]
+    with torch.device("meta"):
+        got = [call() for call in calls]
+    assert all(x.device.type == "cpu" and torch.equal(x, y) for x, y in zip(got, expected))
+    assert Rng.of(seed, 4, device="meta").row.device.type == "meta"
+
+
 def test_seeds_a_row():
     many = Rng.of([4, 4, 9], 3)
     assert many.seed.tolist() == [4, 4, 9]

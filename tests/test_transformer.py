@@ -196,6 +196,15 @@ def test_blocks_are_exact():
     assert cache.bytes_written == 2 * 16 * cache.row_bytes
 
 
+def test_an_integer_start_under_another_default_device():
+    model, ids = make("full"), tokens(2, 6)
+    caches = [model.cache(2, 12) for _ in range(2)]
+    expected = model(ids, cache=caches[0], store="replace", start=0)
+    with torch.device("meta"):
+        out = model(ids, cache=caches[1], store="replace", start=0)
+    assert torch.equal(out, expected) and torch.equal(caches[0].key, caches[1].key)
+
+
 def test_full_replaced():
     """Everything replaced is a new start; a window replaced by what was there changes nothing; by something else it is
     that window seen against the old rest (checked by writing the rows by hand)."""

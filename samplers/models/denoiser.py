@@ -72,7 +72,9 @@ class TransformerDenoiser(TokenDenoiser):
             return self.model(x, rows=rows, **_told(x, cache)).flatten(0, -2)
 
 
-def pretrained(name: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"):
+def pretrained(
+    name: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> TransformerDenoiser:
     """The TransformerDenoiser of a model's folder, or of a repository on the Hugging Face hub: `--denoiser hf:NAME`.
 
     What is read, see samplers.models.load. The mask token is what config.json says (mask_token_id or mask_id); a causal model

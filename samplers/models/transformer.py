@@ -382,7 +382,19 @@ class Transformer(nn.Module):
             new_keep=there,
         )
 
-    def _check(self, ids, positions, rows, cache, store, start, index, count, stored, keep) -> None:
+    def _check(
+        self,
+        ids: Tensor,
+        positions: Tensor | None,
+        rows: Tensor | None,
+        cache: Cache | None,
+        store: str | None,
+        start: Tensor | int | None,
+        index: Tensor | None,
+        count: Tensor | None,
+        stored: Tensor | None,
+        keep: Tensor | None,
+    ) -> None:
         """All that can be wrong with a call, said before anything is written."""
         c, device = self.config, self.embed.weight.device
 
@@ -434,15 +446,25 @@ class Transformer(nn.Module):
             if _looks(device):
                 self._check_room(shape[1], cache, store, start, index, count if stored is None else stored)
 
-    def _check_room(self, n, cache, store, start, index, count) -> None:
+    def _check_room(
+        self,
+        n: int,
+        cache: Cache,
+        store: str | None,
+        start: Tensor | int | None,
+        index: Tensor | None,
+        count: Tensor | None,
+    ) -> None:
         """The rows that will be written lie in the cache, and blocks are whole. Looks at the data."""
-        if store == "scatter":
+        if index is not None:  # store="scatter"
             if index.numel() and int(index.max()) >= cache.length:
                 raise IndexError(
                     f"transformer: index has {int(index.max())}, the cache has rows 0 to {cache.length - 1}"
                 )
             return
-        first = cache.lengths if store != "replace" else torch.as_tensor(start).expand(cache.batch)
+        first = cache.lengths
+        if start is not None:  # store="replace"
+            first = torch.as_tensor(start, device=first.device).expand(cache.batch)
         end = first + (n if count is None else count)
         if store is not None and len(end) and (int(first.min()) < 0 or int(end.max()) > cache.length):
             raise IndexError(

@@ -1,19 +1,42 @@
 """Checks of arguments that several ops make, in the words that their users read."""
 
+from __future__ import annotations
+
 import functools
 import inspect
 import math
 import types
 import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+# What a function gives back in the form in which it was given: a tensor, or one that may be None.
+Maybe = TypeVar("Maybe", Tensor, Tensor | None)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Beyond these, float32 cannot hold log2(e) / temperature.
 COLDEST, HOTTEST = 1e-30, 1e30
 
 
-def explain_errors(function):
+class DrawCall(Protocol):
+    """The arguments of an op that draws tokens, as far as they are checked here."""
+
+    @property
+    def uniform(self) -> Tensor | None: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def confidence_temperature(self) -> float: ...
+    @property
+    def forbid(self) -> Tensor | None: ...
+
+
+def explain_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator of an op: if a call fails and an argument is not even of the annotated type, the error says which.
 
     Only failed calls are examined, so a call that works costs nothing more.
@@ -21,7 +44,7 @@ def explain_errors(function):
     signature, hints = inspect.signature(function), typing.get_type_hints(function)
 
     @functools.wraps(function)
-    def op(*args, **kw):
+    def op(*args: P.args, **kw: P.kwargs) -> R:
         if torch.compiler.is_compiling():
             return function(*args, **kw)
         try:
@@ -34,7 +57,7 @@ def explain_errors(function):
     return op
 
 
-def _check_kinds(op, arguments, hints):
+def _check_kinds(op: str, arguments: Mapping[str, object], hints: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         kinds = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
         plain = tuple(typing.get_origin(kind) or kind for kind in kinds)
@@ -43,11 +66,11 @@ def _check_kinds(op, arguments, hints):
             raise TypeError(f"{op}: {name} is {repr(value)[:60]}, expected {words}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"{op}: {name} is {value}, expected a number that fits in 64 bits")
-        if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+        if isinstance(value, Tensor) and value.layout != torch.strided:
             raise ValueError(f"{op}: {name} is {value.layout}, expected a dense tensor")
 
 
-def check_rows(op, x, name):
+def check_rows(op: str, x: Tensor, name: str) -> None:
     """(R, V) floats."""
     where = f"{op}: {name}"
     if x.dim() != 2:
@@ -56,7 +79,7 @@ def check_rows(op, x, name):
         raise TypeError(f"{where} is {x.dtype}, expected float32, bfloat16, float16 or float64")
 
 
-def check_temperatures(op, call, n, device):
+def check_temperatures(op: str, call: DrawCall, n: int, device: torch.device) -> None:
     """The temperatures of a call that draws n tokens, and its uniforms."""
     T = call.temperature
     if not (math.isfinite(T) and (T == 0 or COLDEST <= T <= HOTTEST)):
@@ -72,19 +95,22 @@ def check_temperatures(op, call, n, device):
         check_vector(op, call.uniform, "uniform", torch.float64, n, device)
 
 
-def check_draw_values(op, call):
+def check_draw_values(op: str, call: DrawCall) -> None:
     """The forbidden ids and the uniforms of a call. Needs the data itself, so for CPU tensors only."""
     if call.forbid is not None and (call.forbid < 0).any():
         i = int((call.forbid < 0).nonzero()[0])
         raise IndexError(f"{op}: forbid[{i}] is {int(call.forbid[i])}, expected an id, 0 or more")
     if call.temperature > 0:
+        assert call.uniform is not None  # check_temperatures has seen to that
         bad = (~((call.uniform >= 0) & (call.uniform < 1))).nonzero()
         if len(bad):
             i = int(bad[0])
             raise ValueError(f"{op}: uniform[{i}] is {float(call.uniform[i])}, expected a number in [0, 1)")
 
 
-def check_vector(op, x, name, dtype, size, device):
+def check_vector(
+    op: str, x: Tensor | None, name: str, dtype: torch.dtype, size: int | None, device: torch.device
+) -> None:
     """One dimension, of this dtype, length (None: any) and device; None passes."""
     if x is None:
         return
@@ -97,20 +123,30 @@ def check_vector(op, x, name, dtype, size, device):
         raise ValueError(f"{where} is on {x.device}, expected {device} like the rest")
 
 
-def check_inside(op, ids, bound, name, of):
+def check_inside(op: str, ids: Tensor | None, bound: int, name: str, of: str) -> None:
     """Every id in [0, bound). Needs the data itself, so for CPU tensors only."""
-    bad = None if ids is None else ((ids < 0) | (ids >= bound)).nonzero()
-    if bad is not None and len(bad):
+    if ids is None:
+        return
+    bad = ((ids < 0) | (ids >= bound)).nonzero()
+    if len(bad):
         i = int(bad[0])
         raise IndexError(f"{op}: {name}[{i}] is {int(ids[i])}, expected 0 to {bound - 1} ({of})")
 
 
-def check_plane(op, t, name, dtypes, shape=None, device=None, optional=False):
+def check_plane(
+    op: str,
+    t: object,
+    name: str,
+    dtypes: tuple[torch.dtype, ...],
+    shape: tuple[int, ...] | None = None,
+    device: torch.device | None = None,
+    optional: bool = False,
+) -> None:
     """(B, L), of one of these dtypes, of this shape and device (None: any); None passes if it is optional."""
     if t is None and optional:
         return
     where = f"{op}: {name}"
-    if not isinstance(t, torch.Tensor):
+    if not isinstance(t, Tensor):
         raise TypeError(f"{where} is {t!r}, expected a tensor")
     if t.dim() != 2 or (shape is not None and tuple(t.shape) != shape):
         raise ValueError(f"{where} has shape {tuple(t.shape)}, expected {'(B, L)' if shape is None else shape}")
@@ -120,7 +156,7 @@ def check_plane(op, t, name, dtypes, shape=None, device=None, optional=False):
         raise ValueError(f"{where} is on {t.device}, expected {device} like the rest")
 
 
-def check_written(op, x):
+def check_written(op: str, x: Tensor | None) -> None:
     """Not an expanded tensor, whose rows or columns share memory; None passes."""
     if x is not None and x.numel() > 0 and any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride())):
         raise ValueError(f"{op}: x is written in place and must not be an expanded tensor")

@@ -1,15 +1,19 @@
 """Loads `samplers._C` if it may and can be loaded, and knows why if it is not."""
 
+from __future__ import annotations
+
 import importlib
 import os
 import warnings
+from types import ModuleType
+from typing import Any
 
 import torch
 
 ISAS = ("avx512", "avx2", "portable")
 
 
-def _load():
+def _load() -> tuple[ModuleType | None, str]:
     """→ (module or None, why)."""
     if os.environ.get("SAMPLERS_NATIVE", "") == "0":
         return None, "SAMPLERS_NATIVE=0"
@@ -41,7 +45,7 @@ def warn_once() -> None:
         warnings.warn(f"samplers: ops run on their torch twins, which are right but slow: {REASON}", stacklevel=2)
 
 
-def status() -> dict:
+def status() -> dict[str, Any]:
     """Says what runs the ops in this process.
 
     Keys: `native` (bool), `reason` (str: "loaded", or why the twins run), `isa` (str, or None on the twins), `torch`

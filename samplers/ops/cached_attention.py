@@ -6,6 +6,8 @@ is one call over a copy of the layer's cache and the new rows, under a mask: the
 what lies past them may be anything.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch
@@ -77,13 +79,22 @@ def cached_attention(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     if not math.isfinite(scale):
         raise ValueError(f"{OP}: scale is {scale}, expected a finite number")
-    args = (query, key, value, new_key, new_value)
+    args = [query, key, value, new_key, new_value]
     if any(x.requires_grad for x in args):
-        args = tuple(x.detach() for x in args)  # type: ignore[assignment]
+        args = [x.detach() for x in args]
     return _OP(*args, lengths, keep, block, scale, new_keep)
 
 
-def _check(query, key, value, new_key, new_value, lengths, keep, new_keep):
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    new_key: Tensor,
+    new_value: Tensor,
+    lengths: Tensor,
+    keep: Tensor | None,
+    new_keep: Tensor | None,
+) -> None:
     """What can be checked without the data itself."""
     for name, x in (("query", query), ("key", key), ("value", value), ("new_key", new_key), ("new_value", new_value)):
         if x.dim() != 4:
@@ -111,18 +122,18 @@ def _check(query, key, value, new_key, new_value, lengths, keep, new_keep):
         if tuple(x.shape) != shape:
             raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected {shape}")
     check_vector(OP, lengths, "lengths", torch.int64, batch, query.device)
-    for name, x, rows in (("keep", keep, length), ("new_keep", new_keep, n)):
-        if x is None:
+    for name, flags, rows in (("keep", keep, length), ("new_keep", new_keep, n)):
+        if flags is None:
             continue
-        if tuple(x.shape) != (batch, rows):
-            raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected {(batch, rows)}, a flag per row")
-        if x.dtype != torch.bool:
-            raise TypeError(f"{OP}: {name} is {x.dtype}, expected torch.bool")
-        if x.device != query.device:
-            raise ValueError(f"{OP}: {name} is on {x.device}, expected {query.device} like the rest")
+        if tuple(flags.shape) != (batch, rows):
+            raise ValueError(f"{OP}: {name} has shape {tuple(flags.shape)}, expected {(batch, rows)}, a flag per row")
+        if flags.dtype != torch.bool:
+            raise TypeError(f"{OP}: {name} is {flags.dtype}, expected torch.bool")
+        if flags.device != query.device:
+            raise ValueError(f"{OP}: {name} is on {flags.device}, expected {query.device} like the rest")
 
 
-def _among_new(n, groups, block, device, new_keep=None):
+def _among_new(n: int, groups: int, block: int, device: torch.device, new_keep: Tensor | None = None) -> Tensor:
     """(groups * n, n) bool, or with new_keep (B, 1, groups * n, n): which new rows a new row sees."""
     i = torch.arange(n, device=device)
     if block == 0:
@@ -135,20 +146,31 @@ def _among_new(n, groups, block, device, new_keep=None):
     return seen.repeat(groups, 1) if seen.dim() == 2 else seen.repeat(1, 1, groups, 1)
 
 
-def _seen(key, lengths, keep):
+def _seen(key: Tensor, lengths: Tensor, keep: Tensor | None) -> Tensor:
     """(B, L) bool: which rows of the cache are seen."""
     seen = torch.arange(key.shape[2], device=key.device) < lengths[:, None]
     return seen if keep is None else seen & keep
 
 
-def _stacked(query, heads):
+def _stacked(query: Tensor, heads: int) -> Tensor:
     """(B, Hq, n, D) → (B, H, Hq / H * n, D): the query heads that share a head of the cache become rows of one, so
     that head is read once and never repeated in memory."""
     batch, all_heads, n, width = query.shape
     return query.reshape(batch, heads, all_heads // heads * n, width)
 
 
-def _twin(query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep=None):
+def _twin(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    new_key: Tensor,
+    new_value: Tensor,
+    lengths: Tensor,
+    keep: Tensor | None,
+    block_length: int,
+    scale: float,
+    new_keep: Tensor | None = None,
+) -> Tensor:
     """The op in torch, on any device, without asking the device for a number: one softmax, in float32, over all L rows
     of the cache, those that do not count at -inf, and the new rows."""
     batch, heads, n, _ = query.shape
@@ -165,7 +187,18 @@ def _twin(query, key, value, new_key, new_value, lengths, keep, block_length, sc
     return out.view(batch, heads, n, value.shape[3]).to(query.dtype)
 
 
-def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep=None):
+def _on_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    new_key: Tensor,
+    new_value: Tensor,
+    lengths: Tensor,
+    keep: Tensor | None,
+    block_length: int,
+    scale: float,
+    new_keep: Tensor | None = None,
+) -> Tensor:
     filled = lengths.tolist()
     for b, length in enumerate(filled):
         if not 0 <= length <= key.shape[2]:
@@ -209,7 +242,18 @@ def _on_cpu(query, key, value, new_key, new_value, lengths, keep, block_length, 
     return out.to(query.dtype).view(batch, heads, n, width)
 
 
-def _on_device(query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep=None):
+def _on_device(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    new_key: Tensor,
+    new_value: Tensor,
+    lengths: Tensor,
+    keep: Tensor | None,
+    block_length: int,
+    scale: float,
+    new_keep: Tensor | None = None,
+) -> Tensor:
     batch, heads, n, _ = query.shape
     kv_heads = key.shape[1]
     seen = _seen(key, lengths, keep)
@@ -223,11 +267,11 @@ def _on_device(query, key, value, new_key, new_value, lengths, keep, block_lengt
     return out.reshape(batch, heads, n, value.shape[3])
 
 
-def _bias(seen, dtype):
+def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)
 
 
-def _spans(lengths, operations):
+def _spans(lengths: list[int], operations: int) -> list[tuple[int, int, int, bool]]:
     """→ [(begin, end, length, ragged)]: slices of the batch that go in one call, of equal lengths, or all of it under a
     mask if that is cheaper. `operations` is what one row of the cache costs."""
     spans: list[tuple[int, int, int, bool]] = []
@@ -246,7 +290,18 @@ def _spans(lengths, operations):
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fake(query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep=None):
+def _fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    new_key: Tensor,
+    new_value: Tensor,
+    lengths: Tensor,
+    keep: Tensor | None,
+    block_length: int,
+    scale: float,
+    new_keep: Tensor | None = None,
+) -> Tensor:
     return query.new_empty((*query.shape[:3], value.shape[3]))
 
 

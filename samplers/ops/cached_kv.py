@@ -17,14 +17,23 @@ New rows and `out` must not share memory with the cache. Gradients do not pass.
 The `_twin…` functions are the specification; csrc/cpu/cached_kv.cpp does the same with memmove.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from samplers.ops import _native
-from samplers.ops._check import check_inside, check_vector, explain_errors
+from samplers.ops._check import Maybe, check_inside, check_vector, explain_errors
 from samplers.ops._register import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    Call = TypeVar("Call", bound=tuple[Tensor, Unpack[tuple[Tensor | int | None, ...]]])
+    Pair = tuple[Tensor, Tensor]
 
 APPEND = (
     "kv_append_(Tensor(a!) key, Tensor(b!) value, Tensor new_key, Tensor new_value, Tensor(c!) lengths, "
@@ -203,9 +212,9 @@ def kv_gather(
             elif rows is not None and index.dim() == rows.dim() == 1:
                 batch = 1
         shape = (*key.shape[:-4], batch, *key.shape[-3:-2], *index.shape[-1:])
-        out = tuple(x.new_empty((*shape, *x.shape[-1:])) for x in (key, value))  # type: ignore[assignment]
-    _run(_GATHER, _check_gather, (*out, key, value, index, rows))  # type: ignore[misc]
-    return out  # type: ignore[return-value]
+        out = key.new_empty((*shape, *key.shape[-1:])), value.new_empty((*shape, *value.shape[-1:]))
+    _run(_GATHER, _check_gather, (*out, key, value, index, rows))
+    return out
 
 
 @explain_errors
@@ -244,37 +253,39 @@ def kv_select_rows_(key: Tensor, value: Tensor, source: Tensor, lengths: Tensor 
     _run(_SELECT_ROWS, _check_select_rows, (key, value, source, lengths))
 
 
-def _no_grad(x):
+def _no_grad(x: Tensor) -> Tensor:
     return x.detach() if x.requires_grad else x
 
 
-def _packed(x):
+def _packed(x: Maybe) -> Maybe:
     return x if x is None or x.is_contiguous() else x.contiguous()
 
 
-def _run(op, check, call):
+def _run(op: torch._ops.OpOverload, check: Callable[[Call, bool], None], call: Call) -> None:
     """Calls the op with the arguments `call`, which are in the schema's order. The native CPU kernel checks everything
     itself, before it writes, so the checks follow only its refusal; elsewhere they come first."""
     if _native.C is not None and call[0].is_cpu and not torch.compiler.is_compiling():
         try:
             return op(*call)
         except RuntimeError:
-            check(call)
+            check(call, True)
             raise
-    check(call, values=not torch.compiler.is_compiling())
+    check(call, not torch.compiler.is_compiling())
     return op(*call)
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _sizes(x):
+def _sizes(x: Tensor) -> tuple[int, ...]:
     """(layers, B, H, L) of a cache of either form."""
     return (1, *x.shape[:3]) if x.dim() == 4 else tuple(x.shape[:4])
 
 
-def _check_cache(op, key, value, names=("key", "value"), like=None, written=True):
-    """Two tensors that can be a cache; `like` one whose dtype, device, layers, batch, heads and widths they share."""
+def _check_cache(
+    op: str, key: Tensor, value: Tensor, names: tuple[str, str] = ("key", "value"), written: bool = True
+) -> None:
+    """Two tensors that can be a cache."""
     for name, x in zip(names, (key, value)):
         if x.dim() not in (4, 5):
             raise ValueError(
@@ -300,10 +311,10 @@ def _check_cache(op, key, value, names=("key", "value"), like=None, written=True
         )
 
 
-def _check_rows(op, new, cache, names, batch=None):
+def _check_rows(op: str, new: Pair, cache: Pair, names: tuple[str, str], batch: int | None = None) -> None:
     """New rows, or a gather's result: like the cache in everything but the number of rows (and of batch rows)."""
     for name, x, c in zip(names, new, cache):
-        expected = [*c.shape[:-2], "n", c.shape[-1]]
+        expected: list[int | str] = [*c.shape[:-2], "n", c.shape[-1]]
         if batch is not None:
             expected[-4] = batch
         same = x.dim() == c.dim() and all(a == b for a, b in zip(x.shape, expected) if b != "n")
@@ -316,7 +327,7 @@ def _check_rows(op, new, cache, names, batch=None):
             raise ValueError(f"{op}: {name} is on {x.device}, the cache on {c.device}; expected the same")
 
 
-def _check_between(op, x, low, high, name):
+def _check_between(op: str, x: Tensor, low: int, high: int, name: str) -> None:
     """Every entry in [low, high]. Needs the data itself."""
     bad = ((x < low) | (x > high)).nonzero()
     if len(bad):
@@ -325,13 +336,13 @@ def _check_between(op, x, low, high, name):
         raise IndexError(f"{op}: {name}[{place}] is {int(x[at])}, expected {low} to {high}")
 
 
-def _check_vector(op, x, name, cache):
+def _check_vector(op: str, x: Tensor | None, name: str, cache: Tensor) -> None:
     check_vector(op, x, name, torch.int64, _sizes(cache)[1], cache.device)
     if x is not None and not x.is_contiguous():
         raise ValueError(f"{op}: {name} has strides {tuple(x.stride())}, expected a contiguous tensor")
 
 
-def _check_index(op, index, n, batch, name, device):
+def _check_index(op: str, index: Tensor, n: int | None, batch: int | None, name: str, device: torch.device) -> None:
     """(n,) or (B, n) int64."""
     if index.dim() not in (1, 2) or (n is not None and index.shape[-1] != n):
         raise ValueError(
@@ -346,12 +357,12 @@ def _check_index(op, index, n, batch, name, device):
         raise ValueError(f"{op}: {name} is on {index.device}, expected {device} like the rest")
 
 
-def _seen(values, key):
+def _seen(values: bool, key: Tensor) -> bool:
     """Whether numbers may be checked: not on a device, where that takes a device sync."""
     return values and key.device.type == "cpu"
 
 
-def _check_ranges(op, cache, n, start, name, count):
+def _check_ranges(op: str, cache: Tensor, n: int, start: Tensor, name: str, count: Tensor | None) -> None:
     """Rows start[b] up to start[b] + count[b] lie in the cache. Needs the data itself."""
     length = _sizes(cache)[3]
     if count is not None:
@@ -367,7 +378,7 @@ def _check_ranges(op, cache, n, start, name, count):
         )
 
 
-def _check_append(call, values=True):
+def _check_append(call: tuple[Unpack[AppendCall]], values: bool = True) -> None:
     op = "kv_append_"
     key, value, new_key, new_value, lengths, count = call
     _check_cache(op, key, value)
@@ -379,7 +390,7 @@ def _check_append(call, values=True):
         _check_ranges(op, key, new_key.shape[-2], lengths, "lengths", count)
 
 
-def _check_replace(call, values=True):
+def _check_replace(call: tuple[Unpack[ReplaceCall]], values: bool = True) -> None:
     op = "kv_replace_"
     key, value, new_key, new_value, start, at, count = call
     _check_cache(op, key, value)
@@ -394,7 +405,7 @@ def _check_replace(call, values=True):
         _check_ranges(op, key, new_key.shape[-2], begin, "start", count)
 
 
-def _check_scatter(call, values=True):
+def _check_scatter(call: tuple[Unpack[ScatterCall]], values: bool = True) -> None:
     op = "kv_scatter_"
     key, value, new_key, new_value, index = call
     _check_cache(op, key, value)
@@ -405,7 +416,7 @@ def _check_scatter(call, values=True):
         _check_between(op, index.clamp(min=0), 0, _sizes(key)[3] - 1, "index")
 
 
-def _check_gather(call, values=True):
+def _check_gather(call: tuple[Unpack[GatherCall]], values: bool = True) -> None:
     op = "kv_gather"
     out_key, out_value, key, value, index, rows = call
     _check_cache(op, key, value, written=False)
@@ -424,7 +435,7 @@ def _check_gather(call, values=True):
             _check_between(op, rows, 0, _sizes(key)[1] - 1, "rows")
 
 
-def _check_compact(call, values=True):
+def _check_compact(call: tuple[Unpack[CompactCall]], values: bool = True) -> None:
     op = "kv_compact_"
     key, value, keep, lengths = call
     _check_cache(op, key, value)
@@ -440,7 +451,7 @@ def _check_compact(call, values=True):
         _check_between(op, lengths, 0, length, "lengths")
 
 
-def _check_select_rows(call, values=True):
+def _check_select_rows(call: tuple[Unpack[SelectRowsCall]], values: bool = True) -> None:
     op = "kv_select_rows_"
     key, value, source, lengths = call
     _check_cache(op, key, value)
@@ -455,18 +466,18 @@ def _check_select_rows(call, values=True):
 # ---- the twins -------------------------------------------------------------------------------------------------------
 
 
-def _bits(x):
+def _bits(x: Tensor) -> Tensor:
     """(layers, B, H, L, D) integers over the same memory: no dtype's arithmetic has a say in what is only moved."""
     x = x.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])
     return x[None] if x.dim() == 4 else x
 
 
-def _take(x, batch, row):
+def _take(x: Tensor, batch: Tensor, row: Tensor) -> Tensor:
     """x[:, batch, :, row], (B', n, layers, H, D), batch and row broadcast to (B', n)."""
     return x.permute(1, 3, 0, 2, 4)[batch, row]
 
 
-def _put(pairs, place, valid):
+def _put(pairs: Sequence[Pair], place: Tensor, valid: Tensor) -> None:
     """Row i of batch row b goes to place[b, i] if that is valid and inside; the last of several there wins.
 
     Every write, also one that is skipped, is given what its place holds in the end, so the order in which a device
@@ -490,11 +501,11 @@ def _put(pairs, place, valid):
         cache.permute(1, 3, 0, 2, 4).index_put_((rows, place), moved)
 
 
-def _pairs(key, value, new_key, new_value):
+def _pairs(key: Tensor, value: Tensor, new_key: Tensor, new_value: Tensor) -> tuple[Pair, Pair]:
     return (_bits(key), _bits(new_key)), (_bits(value), _bits(new_value))
 
 
-def _twin_replace(*args):
+def _twin_replace(*args: Unpack[ReplaceCall]) -> None:
     key, value, new_key, new_value, start, at, count = ReplaceCall(*args)
     pairs = _pairs(key, value, new_key, new_value)
     i = torch.arange(new_key.shape[-2], device=key.device)
@@ -504,20 +515,20 @@ def _twin_replace(*args):
     _put(pairs, start[:, None] + i, valid)
 
 
-def _twin_append(*args):
+def _twin_append(*args: Unpack[AppendCall]) -> None:
     key, value, new_key, new_value, lengths, count = AppendCall(*args)
     _twin_replace(key, value, new_key, new_value, lengths, 0, count)
     n = new_key.shape[-2]
     lengths.add_(n if count is None else count.clamp(0, n)).clamp_(0, key.shape[-2])
 
 
-def _twin_scatter(*args):
+def _twin_scatter(*args: Unpack[ScatterCall]) -> None:
     key, value, new_key, new_value, index = ScatterCall(*args)
     place = index.expand(key.shape[-4], index.shape[-1])
     _put(_pairs(key, value, new_key, new_value), place, torch.ones((), dtype=torch.bool, device=key.device))
 
 
-def _twin_gather(*args):
+def _twin_gather(*args: Unpack[GatherCall]) -> None:
     out_key, out_value, key, value, index, rows = GatherCall(*args)
     batch, length, to = key.shape[-4], key.shape[-2], out_key.shape[-4]
     index = index.expand(to, index.shape[-1])
@@ -532,7 +543,7 @@ def _twin_gather(*args):
         out.permute(1, 3, 0, 2, 4).copy_(torch.where(valid[..., None, None, None], moved, 0))
 
 
-def _twin_compact(*args):
+def _twin_compact(*args: Unpack[CompactCall]) -> None:
     key, value, keep, lengths = CompactCall(*args)
     length = key.shape[-2]
     i = torch.arange(length, device=key.device)
@@ -546,7 +557,7 @@ def _twin_compact(*args):
     lengths.copy_(kept)
 
 
-def _twin_select_rows(*args):
+def _twin_select_rows(*args: Unpack[SelectRowsCall]) -> None:
     key, value, source, lengths = SelectRowsCall(*args)
     batch, length = key.shape[-4], key.shape[-2]
     stay = torch.arange(batch, device=key.device)
@@ -563,9 +574,9 @@ def _twin_select_rows(*args):
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fake(check, call):
+def _fake(check: Callable[[Call, bool], None], call: Callable[..., Call]) -> Callable[..., None]:
     """Nothing is returned, all results are written in place; but a call with wrong shapes is found out."""
-    return lambda *args: check(call(*args), values=False)
+    return lambda *args: check(call(*args), False)
 
 
 _APPEND = register(APPEND, _twin_append, _fake(_check_append, AppendCall))

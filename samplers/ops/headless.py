@@ -7,8 +7,10 @@ bytes per row, and the next tile overwrites it; `headless_finish` reads the stat
 csrc/cpu/headless.cpp) do the same operations in the same order, so both give the same bits.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +44,9 @@ from samplers.ops.masked_softmax import (
     wanted,
 )
 from samplers.random import philox
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 OP = "headless_softmax"
 # Logits in a tile: on a CPU little enough for its caches, elsewhere enough to fill a chip with one product.
@@ -175,7 +180,7 @@ def headless_softmax(
     return result(_OP(*call), call.want)
 
 
-def _tile(call, tile):
+def _tile(call: HeadlessCall, tile: int | None) -> int:
     """→ ids per tile."""
     if tile is None:
         rows = len(call.hidden) * (2 if call.guidance is not None else 1)
@@ -186,11 +191,11 @@ def _tile(call, tile):
     return tile
 
 
-def _check(call):
+def _check(call: HeadlessCall) -> None:
     """What can be checked without the data itself."""
     hidden, weight = call.hidden, call.weight
 
-    def matrix(x, name, shape):
+    def matrix(x: Tensor, name: str, shape: str) -> None:
         if x.dim() != 2:
             raise ValueError(f"{OP}: {name} has shape {tuple(x.shape)}, expected two dimensions {shape}")
         if x.dtype not in (*DTYPES, torch.float64):
@@ -223,7 +228,7 @@ def _check(call):
     check_vector(OP, call.given, "given", torch.int64, n, hidden.device)
 
 
-def _check_values(call):
+def _check_values(call: HeadlessCall) -> None:
     """What needs the data itself: on the CPU only, since elsewhere it takes a device sync."""
     if call.hidden.device.type != "cpu":
         return
@@ -231,7 +236,7 @@ def _check_values(call):
     check_draw_values(OP, call)
 
 
-def _tiles(*args):
+def _tiles(*args: Unpack[HeadlessCall]) -> tuple[Tensor, ...]:
     """The op: product, soft cap and fold, tile by tile."""
     call = HeadlessCall(*args)
     hidden, n, vocab = call.hidden, len(call.hidden), len(call.weight)
@@ -271,7 +276,7 @@ def _tiles(*args):
 # ---- the twins -------------------------------------------------------------------------------------------------------
 
 
-def _plan(temperature, confidence_temperature, want):
+def _plan(temperature: float, confidence_temperature: float, want: int) -> tuple[list[float], int | None]:
     """→ (log2(e) / temperature by weight set, the set that the draw reads or None). Equal temperatures share a set."""
     temperatures = [confidence_temperature] if want else []
     if temperature > 0 and temperature not in temperatures:
@@ -279,7 +284,7 @@ def _plan(temperature, confidence_temperature, want):
     return [LOG2E / T for T in temperatures], len(temperatures) - 1 if temperature > 0 else None
 
 
-def _draws(uniform, chunk):
+def _draws(uniform: Tensor, chunk: Tensor | int) -> tuple[Tensor, ...]:
     """The two uniforms of rows (n,) and a chunk, an int or (n,): whether it takes the draw over, and where in it."""
     key = (uniform * 2.0**53).long()
     r0, r1, r2, r3 = philox((chunk, 0, 0, 0), (key, key >> 32))
@@ -287,8 +292,19 @@ def _draws(uniform, chunk):
 
 
 def _twin_fold(
-    logits, offset, real, whole, uniform, temperature, confidence_temperature, forbid, guidance, cfg_scale, given, want
-):
+    logits: Tensor,
+    offset: int,
+    real: Tensor,
+    whole: Tensor,
+    uniform: Tensor | None,
+    temperature: float,
+    confidence_temperature: float,
+    forbid: Tensor | None,
+    guidance: Tensor | None,
+    cfg_scale: float,
+    given: Tensor | None,
+    want: int,
+) -> None:
     """Joins columns [offset, offset + width) of the logits to the rows' state; at offset 0 the state starts anew.
 
     Chunks of 1024 ids have maxima m and sums as in masked_softmax. They are joined in order, in double: with M the best
@@ -299,9 +315,10 @@ def _twin_fold(
     # Slabs of rows, as in masked_softmax's twin: their many temporaries stay small.
     step = max(1, (1 << (18 if logits.device.type == "cpu" else 25)) // (-(-width // CHUNK) * CHUNK or 1))
     if n > step:
-        each = (logits, real, whole, uniform, guidance, given)
         for begin in range(0, n, step):
-            l, r, w, u, b, g = (None if x is None else x[begin : begin + step] for x in each)
+            slab = slice(begin, begin + step)
+            l, r, w = logits[slab], real[slab], whole[slab]
+            u, b, g = (None if x is None else x[slab] for x in (uniform, guidance, given))
             _twin_fold(l, offset, r, w, u, temperature, confidence_temperature, forbid, b, cfg_scale, g, want)
         return
     if n == 0 or width == 0:
@@ -323,7 +340,7 @@ def _twin_fold(
     bad = (cells.isnan() | (cells == math.inf)).flatten(2).any(2)  # (n, C) bool
     sums, entropies = [], torch.zeros_like(m)
     for s, k in enumerate(ks):
-        of_set = chunk_sums(cells, m, float(np.float32(k)), s == 0 and want & WANT["entropy"])
+        of_set = chunk_sums(cells, m, float(np.float32(k)), s == 0 and bool(want & WANT["entropy"]))
         sums.append(of_set[0])
         entropies = of_set[1] if s == 0 else entropies
 
@@ -354,6 +371,7 @@ def _twin_fold(
             total[s] = torch.where(ok, torch.where(sinks, total[s] * scale, total[s]) + weight[s], total[s])
         reference = torch.where(ok & sinks, m[:, c].double(), reference)
         if draw_set is not None:
+            assert uniform is not None
             take, _ = _draws(uniform, offset // CHUNK + c)
             mine = weight[draw_set]
             taken = torch.where(ok & (mine > 0) & (take * total[draw_set] < mine), c, taken)
@@ -366,6 +384,7 @@ def _twin_fold(
         first, second = torch.cat([first[:, None], second[:, None], two], 1).topk(2, dim=1).values.unbind(1)
     first = torch.maximum(first, top)
     if draw_set is not None:
+        assert uniform is not None
         k = float(np.float32(ks[draw_set]))
         rows, held = torch.arange(n, device=x.device), taken.clamp(min=0)
         values = cells.flatten(2)[rows, held]  # (n, 1024) float32
@@ -384,17 +403,19 @@ def _twin_fold(
     whole.copy_(torch.stack([best, drawn, spoilt], 1))
 
 
-def _twin_finish(real, whole, temperature, confidence_temperature, want):
+def _twin_finish(
+    real: Tensor, whole: Tensor, temperature: float, confidence_temperature: float, want: int
+) -> tuple[Tensor, ...]:
     """Reads the state out when all chunks are in: masked_softmax's outputs."""
     total, _, entropy_sum, first, second, drawn_logit, given_logit = real.unbind(1)
     best, drawn, spoilt = whole.unbind(1)
     ks, draw_set = _plan(temperature, confidence_temperature, want)
     status = torch.where(spoilt != 0, 1, torch.where(first == -math.inf, 2, 0)).to(torch.int32)
 
-    def finish(value):
+    def finish(value: Tensor) -> Tensor:
         return torch.where(status == 0, value, math.nan).float()
 
-    def weight(logit):
+    def weight(logit: Tensor) -> Tensor:
         return _exp2_double((logit - first) * ks[0])
 
     token, logit = (best, first) if draw_set is None else (drawn, drawn_logit)
@@ -415,16 +436,18 @@ def _twin_finish(real, whole, temperature, confidence_temperature, want):
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fake(*args):
+def _fake(*args: Unpack[HeadlessCall]) -> tuple[Tensor, ...]:
     call = HeadlessCall(*args)
     return _empty(len(call.hidden), call.want, call.hidden.device)
 
 
-def _fake_fold(*args):
+def _fake_fold(*args: object) -> None:
     return None
 
 
-def _fake_finish(real, whole, temperature, confidence_temperature, want):
+def _fake_finish(
+    real: Tensor, whole: Tensor, temperature: float, confidence_temperature: float, want: int
+) -> tuple[Tensor, ...]:
     return _empty(len(real), want, real.device)
 
 

@@ -5,15 +5,18 @@ do the same operations in the same order, so both give the same bits: a token de
 not on what computed it.
 """
 
+from __future__ import annotations
+
 import math
 import numbers
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from samplers.ops._check import (
+    Maybe,
     check_draw_values,
     check_inside,
     check_rows,
@@ -22,6 +25,9 @@ from samplers.ops._check import (
     explain_errors,
 )
 from samplers.ops._register import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 OP = "masked_softmax"
 CHUNK = 1024  # vocabulary entries that share a reference, which is their maximum
@@ -195,11 +201,11 @@ def masked_softmax(
     return result(out, call.want)
 
 
-def _no_grad(x):
+def _no_grad(x: Maybe) -> Maybe:
     return x.detach() if x is not None and x.requires_grad else x
 
 
-def _flat(x):
+def _flat(x: Tensor | None) -> Tensor | None:
     return None if x is None else _no_grad(x).contiguous()
 
 
@@ -222,12 +228,12 @@ def result(out: tuple[Tensor, ...], want: int) -> MaskedSoftmax:
     return MaskedSoftmax(token, *some, status)  # type: ignore[arg-type, call-arg]
 
 
-def _readable(x):
+def _readable(x: Tensor) -> bool:
     """Whether the kernels can read these rows where they lie."""
     return x.dtype != torch.float64 and (x.shape[1] <= 1 or x.stride(1) == 1)
 
 
-def _copied(call):
+def _copied(call: SoftmaxCall) -> SoftmaxCall:
     """The call with its logits and guidance such that the kernels can read them."""
     if not torch.compiler.is_compiling():
         _check_values(call)  # before rows are taken by their numbers
@@ -239,7 +245,7 @@ def _copied(call):
     return call._replace(logits=logits, index=index, guidance=guidance, guidance_index=guidance_index)
 
 
-def _rows_of(x, index):
+def _rows_of(x: Tensor, index: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """→ (rows that the kernels can read, where the rows of `index` are among them)."""
     if _readable(x):
         return x, index
@@ -254,7 +260,7 @@ def _rows_of(x, index):
     return x, index
 
 
-def _check(call):
+def _check(call: SoftmaxCall) -> None:
     """What can be checked without the data itself."""
     logits, guidance = call.logits, call.guidance
     where = "masked_softmax: "
@@ -293,7 +299,7 @@ def _check(call):
     check_vector(OP, call.given, "given", torch.int64, n, logits.device)
 
 
-def _check_values(call):
+def _check_values(call: SoftmaxCall) -> None:
     """What needs the data itself: on the CPU only, since elsewhere it takes a device sync."""
     if call.logits.device.type != "cpu":
         return
@@ -314,13 +320,13 @@ def _check_values(call):
 # ---- the twin --------------------------------------------------------------------------------------------------------
 
 
-def _fma(a, b, c):
+def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """fp32 fused multiply-add. The product is exact in double; the sum is rounded twice, which differs from a true FMA
     about once in 10^9."""
     return (a.double() * b.double() + c.double()).float()
 
 
-def _exp2(t):
+def _exp2(t: Tensor) -> Tensor:
     """2^t in fp32 for t <= 0; 0 below -126."""
     n = t.clamp(min=FLOOR).floor()
     r = (t.clamp(min=FLOOR) - n).double()
@@ -331,7 +337,7 @@ def _exp2(t):
     return torch.where(t < FLOOR, 0.0, w)
 
 
-def _exp2_double(x):
+def _exp2_double(x: Tensor) -> Tensor:
     """2^x in double, x <= 1000; 0 below -1000."""
     n = x.clamp(min=-1000.0).round()
     r = x.clamp(min=-1000.0) - n
@@ -342,7 +348,7 @@ def _exp2_double(x):
     return torch.where(x < -1000.0, 0.0, p * power)
 
 
-def _halving_sum(acc):
+def _halving_sum(acc: Tensor) -> Tensor:
     """(..., 128) → (...): acc[j] + acc[j + 64], then + 32, ... + 1."""
     while acc.shape[-1] > 1:
         half = acc.shape[-1] // 2
@@ -350,14 +356,14 @@ def _halving_sum(acc):
     return acc[..., 0]
 
 
-def guide(a, b, w):
+def guide(a: Tensor, b: Tensor, w: float) -> Tensor:
     """(1 + w) a - w b, with what is impossible kept impossible."""
     out = ((a - b).double() * float(np.float32(w)) + a.double()).float()  # an FMA
     out = torch.where((a == -math.inf) | (b == -math.inf), a, out)
     return torch.where(a.isnan() | b.isnan() | (b == math.inf), math.nan, out)
 
 
-def _twin(*args):
+def _twin(*args: Unpack[SoftmaxCall]) -> tuple[Tensor, ...]:
     """The op in torch, on any device: the specification, which the kernels follow bit for bit.
 
     A row is cut into chunks of 1024 entries. Each chunk c has its own reference, its maximum m_c. Its entries weigh
@@ -429,7 +435,7 @@ class _Table(NamedTuple):
     cumulative: Tensor  # (n, C) float64, of sums * scale, in chunk order
 
 
-def _table(x, temperature, entropy):
+def _table(x: Tensor, temperature: float, entropy: bool) -> _Table:
     n, vocab = x.shape
     chunks = -(-vocab // CHUNK)
     # A block that lies wholly past the end of the vocabulary is not there: it adds nothing to any accumulator. So a
@@ -446,7 +452,7 @@ def _table(x, temperature, entropy):
     return _Table(cells, m, k, sums, entropies, scale, (sums.double() * scale).cumsum(1))
 
 
-def chunk_sums(cells, m, k, entropy):
+def chunk_sums(cells: Tensor, m: Tensor, k: float, entropy: bool) -> tuple[Tensor, Tensor]:
     """Chunks (n, C, blocks, 128) float32 with maxima m → the sum of their weights, and of weight * t if `entropy`, else
     zeros; both (n, C) float32."""
     t = (cells - m.masked_fill(m == -math.inf, 0.0)[:, :, None, None]) * k
@@ -464,7 +470,15 @@ def chunk_sums(cells, m, k, entropy):
     return sums, _halving_sum(acc)
 
 
-def _twin_slab(x, left, uniform, temperature, confidence_temperature, given, want):
+def _twin_slab(
+    x: Tensor,
+    left: Tensor,
+    uniform: Tensor | None,
+    temperature: float,
+    confidence_temperature: float,
+    given: Tensor | None,
+    want: int,
+) -> tuple[Tensor, ...]:
     """Rows x (n, V) float32, guided, forbidden ids at -inf; and what top_k and top_p leave of them for the draw, which
     is x itself if that is all."""
     (n, vocab), device = x.shape, x.device
@@ -473,19 +487,20 @@ def _twin_slab(x, left, uniform, temperature, confidence_temperature, given, wan
     reference = best_value.double()  # (n,) float64
     status = torch.where(bad, 1, torch.where(best_value == -math.inf, 2, 0)).to(torch.int32)  # (n,) int32
     if want:
-        table = _table(x, confidence_temperature, want & WANT["entropy"])
+        table = _table(x, confidence_temperature, bool(want & WANT["entropy"]))
 
     if temperature > 0:
+        assert uniform is not None
         shared = want and left is x and temperature == confidence_temperature
         token = _draw(table if shared else _table(left, temperature, False), uniform)
     else:
         ids = torch.arange(vocab, device=device)
         token = torch.where(x == best_value[:, None], ids, vocab).amin(1).clamp(max=vocab - 1)  # the lowest of equals
 
-    def probability(logit):
+    def probability(logit: Tensor) -> Tensor:
         return (_exp2_double((logit.double() - reference) * k64) / total).clamp(max=1.0)
 
-    def finish(value):
+    def finish(value: Tensor) -> Tensor:
         return torch.where(status == 0, value, math.nan).float()  # (n,) float32
 
     confidence, margin, entropy, lse, given_out = _empty(n, 0, device)[1:6]
@@ -507,11 +522,12 @@ def _twin_slab(x, left, uniform, temperature, confidence_temperature, given, wan
     if want & WANT["lse"]:
         lse = finish(reference / confidence_temperature + total.log())
     if want & WANT["given"]:
+        assert given is not None
         given_out = finish(probability(x.gather(1, given[:, None])[:, 0]))
     return torch.where(status == 0, token, -1), confidence, margin, entropy, lse, given_out, status
 
 
-def _truncate(x, top_k, top_p, k):
+def _truncate(x: Tensor, top_k: int, top_p: float, k: float) -> Tensor:
     """Rows x (n, V) float32 with what top_k and top_p remove at -inf; rows that hold NaN or +inf as they are."""
     bad = (x.isnan() | (x == math.inf)).any(1, keepdim=True)  # (n, 1) bool
     ranked, order = x.sort(dim=1, descending=True, stable=True)
@@ -528,7 +544,7 @@ def _truncate(x, top_k, top_p, k):
     return torch.where(stays | bad, x, -math.inf)
 
 
-def _draw(table, uniform):
+def _draw(table: _Table, uniform: Tensor) -> Tensor:
     """Inverse CDF: first the chunk, then the entry in it."""
     cells, m, k, cumulative = table.cells, table.m, table.k, table.cumulative
     n, weights = m.shape[0], table.sums.double() * table.scale  # (n, C) float64
@@ -546,7 +562,7 @@ def _draw(table, uniform):
     return chunk * CHUNK + _first_above(inside, goal, w > 0)
 
 
-def _first_above(cumulative, target, positive):
+def _first_above(cumulative: Tensor, target: Tensor, positive: Tensor) -> Tensor:
     """First column whose cumulative sum exceeds the target; the last with weight if rounding left none.
 
     Columns without weight are excluded explicitly: a device's parallel scan may round a sum up although nothing was added,
@@ -559,7 +575,7 @@ def _first_above(cumulative, target, positive):
     return torch.where(first < count, first, last)
 
 
-def _empty(n, want, device):
+def _empty(n: int, want: int, device: torch.device) -> tuple[Tensor, ...]:
     floats = [torch.empty(n if want & bit else 0, dtype=torch.float32, device=device) for bit in WANT.values()]
     return (
         torch.empty(n, dtype=torch.int64, device=device),
@@ -571,7 +587,7 @@ def _empty(n, want, device):
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fake(*args):
+def _fake(*args: Unpack[SoftmaxCall]) -> tuple[Tensor, ...]:
     call = SoftmaxCall(*args)
     return _empty(call.logits.shape[0] if call.index is None else call.index.shape[0], call.want, call.logits.device)
 

@@ -15,13 +15,18 @@ launch, without a device sync.
 `_choose` and `_twin_accept_slots` are the specification; the native kernels (csrc/cpu/remask.cpp) give the same bits.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from samplers.ops._check import check_plane, check_vector, check_written, explain_errors
 from samplers.ops._register import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 FLOATS = (torch.float32, torch.float64)
 RULES = ("k", "threshold", "factor", "budget")
@@ -357,12 +362,12 @@ def accept_slots_(
 # microseconds, and a check before it would double that.
 
 
-def _split(value):
+def _split(value: Tensor | int) -> tuple[int, Tensor | None]:
     """→ (number, None) or (0, tensor)."""
     return (0, value.contiguous()) if isinstance(value, Tensor) else (value, None)
 
 
-def _level(op, name, value):
+def _level(op: str, name: str, value: Tensor | float) -> tuple[float, Tensor | None]:
     """→ (number, None) or (0.0, float64 tensor)."""
     if not isinstance(value, Tensor):
         return value, None
@@ -371,19 +376,28 @@ def _level(op, name, value):
     return 0.0, value.double().contiguous()
 
 
-def select_call(op, score, candidate, rules, cost, least, most, lowest):
+def select_call(
+    op: str,
+    score: Tensor,
+    candidate: Tensor | None,
+    rules: tuple[Tensor | int | None, Tensor | float | None, Tensor | float | None, Tensor | float | None],
+    cost: Tensor | None,
+    least: Tensor | int,
+    most: Tensor | int | None,
+    lowest: bool,
+) -> tuple[Unpack[SelectCall]]:
     """The shared arguments as the ops take them, in the order of SelectCall (which takes time to make, and only errors
     need). rules: k, threshold, factor and budget, of which one is not None."""
-    given = [i for i, level in enumerate(rules) if level is not None]
+    given = [(i, level) for i, level in enumerate(rules) if level is not None]
     if len(given) != 1:
-        names = " and ".join(RULES[i] for i in given) or "no rule"
+        names = " and ".join(RULES[i] for i, _ in given) or "no rule"
         raise ValueError(f"{op}: {names} given, expected one of {', '.join(RULES)}")
-    rule = given[0]
-    level, level_rows = (0.0, None) if rule == K else _level(op, RULES[rule], rules[rule])
+    rule, value = given[0]
+    level, level_rows = (0.0, None) if rule == K else _level(op, RULES[rule], value)
     if rule == K:
         if most is not None:
             raise ValueError(f"{op}: most is given beside k, which is itself the most")
-        most = rules[K]
+        most = rules[0]  # k
     if cost is not None and rule != BUDGET:
         raise ValueError(f"{op}: cost is given without budget")
     if lowest and rule == FACTOR:
@@ -393,7 +407,7 @@ def select_call(op, score, candidate, rules, cost, least, most, lowest):
     return score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest
 
 
-def _check(op, call, **write):
+def _check(op: str, call: SelectCall, **write: Tensor | None) -> None:
     """What can be wrong with select and commit_, without the data itself. write: x and token."""
     score, rule = call.score, call.rule
     check_plane(op, score, "score", FLOATS)
@@ -407,14 +421,14 @@ def _check(op, call, **write):
         if not isinstance(value, int | torch.SymInt):
             raise TypeError(f"{op}: {name} is {value!r}, expected an int or a ({shape[0]},) int64 tensor")
     rows = {RULES[rule]: call.level_rows, **dict(zip(bounds, (call.least_rows, call.most_rows)))}
-    for name, value in rows.items():
-        check_vector(op, value, name, torch.float64 if value is call.level_rows else torch.int64, shape[0], device)
-    for name, value in write.items():
-        check_plane(op, value, name, (torch.int64,), shape, device, optional=name == "token")
+    for name, row in rows.items():
+        check_vector(op, row, name, torch.float64 if row is call.level_rows else torch.int64, shape[0], device)
+    for name, plane in write.items():
+        check_plane(op, plane, name, (torch.int64,), shape, device, optional=name == "token")
     check_written(op, write.get("x"))
 
 
-def _check_slots(op, call, name):
+def _check_slots(op: str, call: SelectSlotsCall | AcceptSlotsCall, name: str) -> None:
     """What the two slot ops share; `name` is the field of the (B, L) floats."""
     first = getattr(call, name)
     check_plane(op, first, name, FLOATS)
@@ -426,7 +440,7 @@ def _check_slots(op, call, name):
     check_vector(op, call.threshold_rows, "threshold", torch.float64, shape[0], device)
 
 
-def _check_accept_slots(call):
+def _check_accept_slots(call: AcceptSlotsCall) -> None:
     op = "accept_slots_"
     _check_slots(op, call, "probability")
     shape, device = tuple(call.probability.shape), call.probability.device
@@ -443,14 +457,14 @@ def _check_accept_slots(call):
 # ---- the twins -------------------------------------------------------------------------------------------------------
 
 
-def _each(number, rows, dtype, score):
+def _each(number: float, rows: Tensor | None, dtype: torch.dtype, score: Tensor) -> Tensor:
     """A parameter as (B, 1) of this dtype."""
     if rows is None:
         return torch.full((score.shape[0], 1), number, dtype=dtype, device=score.device)
     return rows.to(dtype)[:, None]
 
 
-def _order(score, candidate, lowest):
+def _order(score: Tensor, candidate: Tensor, lowest: bool) -> Tensor:
     """(B, L) int64: the positions, the first to be chosen first; those that may not be chosen last."""
     bits = ((-score if lowest else score).double() + 0.0).view(torch.int64)  # + 0: the zeros of both signs are one
     key = bits ^ ((bits >> 63) & (2**63 - 1))  # the order of floats as integers
@@ -458,13 +472,13 @@ def _order(score, candidate, lowest):
     return torch.sort(key.masked_fill(~candidate, -(2**63)), dim=1, descending=True, stable=True).indices
 
 
-def _fixed(amount, most):
+def _fixed(amount: Tensor, most: int) -> Tensor:
     """float64 → int64 in units of 2^-32, `most` units where it is more or NaN."""
     units = amount * 2.0**32
     return torch.where(units < most, units, 0.0).to(torch.int64).masked_fill(~(units < most), most)
 
 
-def _choose(call, strict=False):
+def _choose(call: SelectCall, strict: bool = False) -> tuple[Tensor, Tensor]:
     """The four rules in torch, on any device: the specification that the kernels follow. → chosen, count"""
     score, candidate, cost, rule, level, level_rows, least, least_rows, most, most_rows, lowest = call
     (rows, length), device = score.shape, score.device
@@ -500,13 +514,13 @@ def _choose(call, strict=False):
     return rank < count, count[:, 0]
 
 
-def _twin_select(*args):
+def _twin_select(*args: Unpack[SelectCall]) -> tuple[Tensor, Tensor]:
     call = SelectCall(*args)
     _check("select", call)
     return _choose(call)
 
 
-def _twin_commit(x, token, fill, *args):
+def _twin_commit(x: Tensor, token: Tensor | None, fill: int, *args: Unpack[SelectCall]) -> tuple[Tensor, Tensor]:
     call = SelectCall(*args)
     _check("commit_", call, x=x, token=token)
     chosen, count = _choose(call)
@@ -514,7 +528,7 @@ def _twin_commit(x, token, fill, *args):
     return chosen, count
 
 
-def _slots(first, call):
+def _slots(first: Tensor, call: SelectSlotsCall | AcceptSlotsCall) -> tuple[Tensor, Tensor, int]:
     """→ (B, S) int64, where each slot begins; (B, S) bool, whether that is on the canvas; the most positions per slot."""
     length = first.shape[1]
     slot = min(call.slot, max(length, 1))
@@ -523,7 +537,7 @@ def _slots(first, call):
     return begin, (start >= 0) & (begin < length), slot
 
 
-def _twin_select_slots(*args):
+def _twin_select_slots(*args: Unpack[SelectSlotsCall]) -> tuple[Tensor, Tensor]:
     call = SelectSlotsCall(*args)
     _check_slots("select_slots", call, "score")
     begin, there, _ = _slots(call.score, call)
@@ -536,7 +550,7 @@ def _twin_select_slots(*args):
     return _choose(choice, call.strict)
 
 
-def _twin_accept_slots(*args):
+def _twin_accept_slots(*args: Unpack[AcceptSlotsCall]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """accept_slots_ in torch, over (B, S, slot): slots are rows of positions, those beyond the canvas refused."""
     call = AcceptSlotsCall(*args)
     _check_accept_slots(call)
@@ -551,7 +565,7 @@ def _twin_accept_slots(*args):
     on = there[:, :, None] & (position < length) & call.chosen[:, :, None]
     at = torch.where(on, position, 0).flatten(1)  # (B, S * slot)
 
-    def read(plane):
+    def read(plane: Tensor) -> Tensor:
         return plane.gather(1, at).view(batch, count, slot)
 
     if call.candidate is not None:
@@ -586,31 +600,31 @@ def _twin_accept_slots(*args):
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fake_choose(score, columns):
+def _fake_choose(score: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     return score.new_empty((score.shape[0], columns), dtype=torch.bool), score.new_empty(
         score.shape[0], dtype=torch.int64
     )
 
 
-def _fake_select(*args):
+def _fake_select(*args: Unpack[SelectCall]) -> tuple[Tensor, Tensor]:
     call = SelectCall(*args)
     _check("select", call)
     return _fake_choose(call.score, call.score.shape[1])
 
 
-def _fake_commit(x, token, fill, *args):
+def _fake_commit(x: Tensor, token: Tensor | None, fill: int, *args: Unpack[SelectCall]) -> tuple[Tensor, Tensor]:
     call = SelectCall(*args)
     _check("commit_", call, x=x, token=token)
     return _fake_choose(call.score, call.score.shape[1])
 
 
-def _fake_select_slots(*args):
+def _fake_select_slots(*args: Unpack[SelectSlotsCall]) -> tuple[Tensor, Tensor]:
     call = SelectSlotsCall(*args)
     _check_slots("select_slots", call, "score")
     return _fake_choose(call.score, -(-call.score.shape[1] // call.slot))
 
 
-def _fake_accept_slots(*args):
+def _fake_accept_slots(*args: Unpack[AcceptSlotsCall]) -> tuple[Tensor, ...]:
     call = AcceptSlotsCall(*args)
     _check_accept_slots(call)
     return (call.x.new_empty(call.chosen.shape), *(call.x.new_empty(call.x.shape[0]) for _ in range(3)))
