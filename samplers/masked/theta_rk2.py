@@ -18,7 +18,7 @@ from .times import TimedState, draw_from_mixture, even_grid
 
 @dataclass(frozen=True)
 class ThetaRK2(Sampler[TimedState]):
-    """Ren et al. 2025, arXiv 2502.00234, theta-RK-2: leap over h with (1 - 1/2theta) mu + 1/2theta mu*, from the step's beginning.
+    """Ren et al. 2025, arXiv 2502.00234, theta-RK-2: leap over h with (1 - 1/2theta) mu + 1/2theta mu*, from its beginning.
 
     mu* are the rates after a trial leap over theta h, whose tokens are thrown away. For masked models, positions whose time
     falls in the step get tokens from ((1 - 1/2theta) p + 1/2theta p*)_+, where p* = p(x_i | x with trial tokens at other
