@@ -40,10 +40,8 @@ class SlotState(SequenceState):
         fill, size = canvas.fill, slot_size
         position = torch.arange(fill.shape[1], device=fill.device)  # (L,)
         new_block = canvas.block != torch.nn.functional.pad(canvas.block[:, :-1], (1, 0), value=-1)
-        begin = (
-            torch.where(fill & new_block, position, -1).cummax(1).values
-        )  # (B, L), where the position's block begins
-        place = (position - begin) % size  # (B, L), which cell of its slot a position is
+        first = torch.where(fill & new_block, position, -1).cummax(1).values  # (B, L), the block's first position
+        place = (position - first) % size  # (B, L), which cell of its slot a position is
         slot = (fill & (place == 0)).cumsum(1) - 1  # (B, L)
         count = int(slot.max()) + 1
         at = torch.where(fill, slot * size + place, count * size)
@@ -52,7 +50,7 @@ class SlotState(SequenceState):
         return super().begin(canvas, **({"cells": cells[:, :-1].unflatten(1, (count, -1))} | fields))
 
     def by_slot(self, value: Tensor) -> Tensor:
-        """(B, S, slot_size): the values at the slots' positions; where a slot has no such cell, any value.
+        """(B, S, slot_size): the values at the slots' positions; any value if a slot has no such cell.
 
         Args:
             value: (B, L), one value per position of the canvas.

@@ -71,7 +71,7 @@ class Credit(Sampler[CreditState]):
         credit = state.credit * self.decay + gains * gain[:, :, None]
 
         at = (logits.row, logits.position)
-        more = self.alpha * torch.log1p(credit[at])  # (N, K), 0 where there is no id
+        more = self.alpha * torch.log1p(credit[at])  # (N, K), 0 if there is no id
         logits.value.scatter_add_(1, ids[at].clamp_min(0), more)
         prediction = predict.read(state, logits, want="confidence")
         state = state.commit_best(

@@ -33,7 +33,7 @@ def leaders(score: Tensor, member: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Hierarchy(Sampler[TokenState]):
-    """Ma et al. 2025 (dInfer), arXiv 2510.08666, hierarchical decoding: the best of every run of masks, if above low_threshold.
+    """Ma et al. 2025 (dInfer), arXiv 2510.08666, hierarchical decoding: the best position of every run, above a low threshold.
 
     Neighbours depend on each other most. In every run of neighbouring masked positions, a step commits the most confident
     position if its confidence is above `low_threshold`; it also commits every other position above `threshold`, and always

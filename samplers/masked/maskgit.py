@@ -17,6 +17,13 @@ from .times import TimedState, even_grid
 
 
 def _late_grid(steps: int) -> Tensor:
+    """(S + 1,) float64: step k ends at k / (S - 1), the last at 1."""
+    ends = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), ends])
+
+
+@dataclass(frozen=True)
+class Maskgit(Sampler[TimedState]):
     """Chang et al. 2022 (MaskGIT), arXiv 2202.04200, section 3.2: keep floor(n gamma((k + 1) / S)) masked after step k.
 
     gamma = 1 - a is the masked share of the schedule, the cosine by default. A token is drawn at every open position, and the
@@ -26,22 +33,6 @@ def _late_grid(steps: int) -> Tensor:
     With `late` it does as Guidance-MaskGIT's code: step k ends with max(k + 1, floor(n a(k / (S - 1)))) visible positions and
     has noise r_temp (1 - k / (S - 1)); the default schedule there is "arcsin" (which it calls arccos). Steps that commit
     nothing cost no forward pass here. Chang's code keeps one position for the last step; here a row may be done before.
-    """
-    ends = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
-    return torch.cat([torch.zeros(1, dtype=torch.float64), ends])
-
-
-@dataclass(frozen=True)
-class Maskgit(Sampler[TimedState]):
-    """Chang et al. 2022 (MaskGIT), arXiv 2202.04200, section 3.2: keep floor(n gamma((k + 1) / S)) masked after step k.
-
-    gamma = 1 - a is the masked share of the schedule, cos by default. A token is drawn at every open position, and those
-    with the highest log p(token) + r_temp (1 - (k + 1) / S) Gumbel are committed, one at least. At r_temp = 0 and the
-    same counts this is `low_confidence`; the noise makes early choices nearly blind and late ones greedy.
-
-    `late` does as Guidance-MaskGIT's code: step k ends at max(k + 1, floor(n a(k / (S - 1)))) visible with noise
-    r_temp (1 - k / (S - 1)), schedule "arcsin" by default there (which it calls arccos). Steps that commit nothing cost
-    no forward here. Chang's code keeps one position for the last step; here a row may be done before that.
     """
 
     name = "maskgit"

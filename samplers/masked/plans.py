@@ -122,9 +122,8 @@ class ScheduledSampler(Sampler[Any]):
             return scheduled_count(state, self.least)
         k, steps = state.block_step.double(), state.block_steps.clamp_min(1)
         t, s = (1 - (1 - eps) * (k + i) / steps for i in range(2))  # (B,)
-        count = torch.floor(state.count * (1 - s / t) + 1e-9).to(
-            torch.int64
-        )  # whole except for its last bits counts as whole
+        # 1e-9: a product that is a whole number except for its last bits is that number.
+        count = torch.floor(state.count * (1 - s / t) + 1e-9).to(torch.int64)
         return torch.where(state.block_step + 1 >= steps, state.count, count).clamp_min(self.least)
 
     def expected_nfe(self, length: int, steps: int) -> float:

@@ -18,14 +18,14 @@ from .times import TimedState, draw_from_mixture, even_grid
 
 @dataclass(frozen=True)
 class ThetaRK2(Sampler[TimedState]):
-    """Ren et al. 2025, arXiv 2502.00234, theta-RK-2: leap over h with (1 - 1/2theta) mu + 1/2theta mu*.
+    """Ren et al. 2025, arXiv 2502.00234, theta-RK-2: leap over h with (1 - 1/2theta) mu + 1/2theta mu*, from its beginning.
 
     mu* are the rates after a trial leap over theta h, whose tokens are thrown away. For masked models, positions whose time
     falls in the step get tokens from ((1 - 1/2theta) p + 1/2theta p*)_+, where p* = p(x_i | x with trial tokens at other
     masked positions, each with the probability theta (b - a) / (1 - a) of the trial leap).
 
-    On masked problems this method is first order, and other samplers beat it at every NFE: docs/solvers.md says why and has
-    the figures. It is here so that it can be measured, and so that its users can reproduce old numbers.
+    On masked problems this method is first order; docs/solvers.md says why, has the figures, and knows no budget at which to
+    prefer it. It is here so that it can be measured, and so that its users can reproduce old numbers.
 
     Differs from the paper as `theta_trapezoidal` does. In addition, the trial leap reveals none of the positions that then
     appear (in the paper they have rate 0 and wait for the next step), so that positions keep the schedule's times.

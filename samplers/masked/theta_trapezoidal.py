@@ -17,7 +17,7 @@ from .times import TimedState, draw_from_mixture, even_grid
 
 @dataclass(frozen=True)
 class ThetaTrapezoidal(Sampler[TimedState]):
-    """Ren et al. 2025, arXiv 2502.00234, theta-trapezoidal: leap over theta h, then (1 - theta) h with alpha_1 mu* - alpha_2 mu.
+    """Ren et al. 2025, arXiv 2502.00234, leap over theta h, then over (1 - theta) h with alpha_1 mu* - alpha_2 mu.
 
     mu are the rates at the step's beginning and mu* those after the first leap; alpha_1 = 1 / (2 theta (1 - theta)),
     alpha_2 = alpha_1 - 1. For masked models mu_i(v) = beta p_i(v), and here beta is integrated exactly: in a step that
@@ -72,7 +72,7 @@ class ThetaTrapezoidal(Sampler[TimedState]):
 
 
 def two_stages(state: TimedState, theta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The visible fractions (B,) at which a step of two forwards begins, has its second one, and ends.
+    """The visible fractions (B,) at which a step of two forward passes begins, has its second one, and ends.
 
     The grid k / S counts forward passes, so that a step is two of its points. A last point alone has everything in its first
     stage.

@@ -17,7 +17,7 @@ from .levels import NoisyState, quota
 
 @dataclass(frozen=True, eq=False)
 class EditState(NoisyState):
-    """A state whose committed tokens may be edited; `level` is 0 where a token is committed, 1 where none is.
+    """A state whose committed tokens may be edited; `level` is 0 at committed tokens and 1 at the others.
 
     Attributes:
         post: (B,) int64, how many steps the present block has had for editing only.

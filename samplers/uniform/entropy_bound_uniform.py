@@ -61,7 +61,7 @@ class EntropyBoundUniform(Sampler[StableState]):
     stability: int = option(1, "to stop early, the likeliest tokens must not have changed for this many steps", ge=1)
     pace: bool = option(True, "accept at least an even share per step, whatever the bound; false is the reference")
     stop_entropy: float | None = option(
-        0.005, "a stable block is done if its mean entropy is below this, in nats per position; none: never", ge=0
+        0.005, "mean entropy, in nats per position, below which a stable block is done; none: never", ge=0
     )
 
     def init(self, canvas: Layout) -> StableState:
