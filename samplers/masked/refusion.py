@@ -143,7 +143,8 @@ class Refusion(Sampler[SlotState]):
         written = torch.full_like(state.cells, -1).flatten(1)
         found = ops.accept_slots_(
             written,
-            *(state.by_slot(value).flatten(1) for value in (token, probability)),
+            state.by_slot(token).flatten(1),
+            state.by_slot(probability).flatten(1),
             chosen,
             valid.flatten(1),
             slot=self.slot_size,
