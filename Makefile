@@ -52,7 +52,7 @@ native: $(VENV)/.native
 test: setup
 	$(BIN)/python -m pytest
 
-# These need no built extension: none of them imports it.
+# These need no built extension: none of them runs an op.
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
