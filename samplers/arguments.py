@@ -1,38 +1,58 @@
-"""The arguments of sample(), read in one place: each is checked, converted, and named in the error if it is wrong."""
+"""The arguments of sample(), read in one place: each is checked, converted, and named in the error if it is wrong.
+
+`read_arguments` takes what sample() was called with and returns TokenArguments or GaussianArguments, from which the driver
+makes a run. The list of arguments is the signature of sample() itself. An argument that a family does not read must have its
+default value: so nothing here lists which argument is for which family.
+"""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-import operator
-from collections.abc import Iterable, Sequence
-from numbers import Integral
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from .errors import OptionError, did_you_mean
+from .canvas import Canvas
+from .checks import check_memory, check_plan, flag, integer, integers, number, optional_integer, seeds_of, shown
+from .denoiser import Denoiser, GaussianDenoiser, TokenDenoiser
+from .errors import FamilyError, OptionError, did_you_mean
+from .feeds.cached import Scheme, cache_scheme
+from .feeds.sequence import check_sequential
+from .ops._check import COLDEST, HOTTEST
+from .predictor import SamplingConfig
+from .random import Rng
+from .sampler import Sampler
 
 if TYPE_CHECKING:
-    from .denoiser import TokenDenoiser
+    from .driver import Constraint
+    from .state import TokenState
 
 __all__ = [
-    "check_tokens",
+    "GaussianArguments",
+    "TokenArguments",
     "driver_arguments",
-    "interval",
-    "number",
     "parse_stop",
-    "positive_int",
-    "prompt_rows",
-    "token_ids",
+    "read_arguments",
     "wrong_argument",
 ]
 
+GAUSSIAN_STEPS = 20  # function evaluations of a continuous sampler that is told no number
+POINT_BYTES = 320  # a point of a continuous grid: a Python object of four floats
+STRONGEST = 1e6  # the largest cfg_scale: guided logits must stay finite in float32
+
 # What other libraries call some of our arguments.
 ALIASES = {
+    "batch_size": "batch",
+    "block_len": "block_length",
     "block_size": "block_length",
     "cfg": "cfg_scale",
+    "eos_token_id": "stop",
     "guidance_scale": "cfg_scale",
     "input_ids": "prompt",
     "max_length": "gen_length",
@@ -41,19 +61,32 @@ ALIASES = {
     "num_inference_steps": "steps",
     "num_return_sequences": "batch",
     "num_steps": "steps",
-    "batch_size": "batch",
+    "prompt_ids": "prompt",
+    "stop_token_ids": "stop",
     "stop_tokens": "stop",
-    "eos_token_id": "stop",
+}
+# What other libraries have and we do without, and how.
+INSTEAD = {
+    "attention_mask": "give prompts of several lengths as a list of rows without padding, prompt=[[5, 6, 7], [8]]: a model "
+    "never sees beyond a row's end. To fill positions in the middle use samplers.Canvas.infill(denoiser, x, fill)",
+    "do_sample": "temperature=0 takes the best token, and a temperature above 0 draws",
+    "generator": "give seed=, an integer: a draw is a function of (seed, row, position, step)",
+    "pad_token_id": "give prompts of several lengths as a list of rows without padding, prompt=[[5, 6, 7], [8]]",
+    "position_ids": "positions are counted from each row's first token; prompts need no padding",
 }
 
 
 @functools.cache
-def driver_arguments() -> tuple[str, ...]:
-    """The keyword arguments of sample() that are not options of the sampler, from its signature."""
+def _parameters() -> Mapping[str, inspect.Parameter]:
     from .driver import sample
 
-    parameters = inspect.signature(sample).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    every = inspect.signature(sample).parameters
+    return {name: p for name, p in every.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def driver_arguments() -> tuple[str, ...]:
+    """The keyword arguments of sample() that are not options of the sampler, from its signature."""
+    return tuple(_parameters())
 
 
 def wrong_argument(owner: str, key: str, options: Iterable[str]) -> OptionError:
@@ -63,8 +96,12 @@ def wrong_argument(owner: str, key: str, options: Iterable[str]) -> OptionError:
         return OptionError(
             f"{key!r} is not an option of {owner} but an argument of samplers.sample(): sample(denoiser, ..., {key}=...)"
         )
-    if key in ALIASES:
-        return OptionError(f"unknown argument {key!r}: samplers.sample() calls it {ALIASES[key]!r}")
+    if key in INSTEAD:
+        return OptionError(f"samplers.sample() takes no {key!r}: {INSTEAD[key]}")
+    close = difflib.get_close_matches(key, [*options, *arguments, *ALIASES], n=1, cutoff=0.8)
+    alias = key if key in ALIASES else close[0] if close and close[0] in ALIASES else None
+    if alias is not None:
+        return OptionError(f"unknown argument {key!r}: samplers.sample() calls it {ALIASES[alias]!r}")
     have = f"Its options: {', '.join(options)}" if options else "It has none"
     return OptionError(
         f"{key!r} is neither an argument of samplers.sample() nor an option of {owner}"
@@ -72,100 +109,270 @@ def wrong_argument(owner: str, key: str, options: Iterable[str]) -> OptionError:
     )
 
 
-def number(name: str, value: Any, low: float) -> float:
-    """`value` as a float; OptionError naming the argument if it is not a finite number of `low` or more."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value < float("inf"):
-        raise OptionError(f"{name} must be a number of {low:g} or more, not {value!r}")
-    return float(value)
+# ---------------------------------------------------------------------------------------------- what is read
 
 
-def token_ids(name: str, value: Any, denoiser: TokenDenoiser) -> tuple[int, ...]:
-    """Token ids of an int or a sequence of them; OptionError if one is not in the denoiser's vocabulary."""
-    if value is None:
-        return ()
+@dataclass(frozen=True, eq=False)
+class TokenArguments:
+    """The arguments of a run over tokens, checked and converted.
+
+    Attributes:
+        canvas: what is given and what is to be filled.
+        rng: the randomness of its rows.
+        steps, block_length: as given; None: one step per position, one block.
+        stop: phrases, (m,) int64 each.
+        config: how answers are read.
+        scheme: of the KV cache; None: no cache.
+        constrain: the hook, or None.
+        progress: whether a progress bar is wanted.
+        settings: what Sample.settings records: numbers, strings and lists, so that json can write it.
+    """
+
+    canvas: Canvas
+    rng: Rng
+    steps: int | None
+    block_length: int | None
+    stop: tuple[Tensor, ...]
+    config: SamplingConfig
+    scheme: Scheme | None
+    constrain: Callable[[TokenState], Constraint | None] | None
+    progress: bool
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianArguments:
+    """The arguments of a continuous run, checked and converted.
+
+    Attributes:
+        batch: rows.
+        rng: their randomness.
+        steps: function evaluations.
+        progress, settings: as in TokenArguments.
+    """
+
+    batch: int
+    rng: Rng
+    steps: int
+    progress: bool
+    settings: dict[str, Any]
+
+
+class _Given:
+    """What sample() was called with. It notes what has been read: the rest must have its default value."""
+
+    def __init__(self, arguments: Mapping[str, Any]):
+        self._arguments = arguments
+        self._unread = list(driver_arguments())
+
+    def __call__(self, name: str) -> Any:
+        """The argument called `name`, as it was given."""
+        if name in self._unread:
+            self._unread.remove(name)
+        return self._arguments[name]
+
+    def refuse_the_rest(self, sampler: Sampler[Any]) -> None:
+        """OptionError for an argument that was given and not read: it is for another family."""
+        for name in self._unread:
+            if not _equal(self._arguments[name], _parameters()[name].default):
+                hint = "; guide the callable that you wrap instead" if name.startswith("cfg") else ""
+                raise OptionError(
+                    f"{name} is for token samplers; {sampler.name!r} is of the {sampler.family} family{hint}"
+                )
+
+
+def _equal(value: Any, default: Any) -> bool:
     try:
-        ids = [operator.index(i) for i in ([value] if isinstance(value, Integral) else value)]
-    except TypeError:
-        ids = [-1]
-    for i in ids:
-        if not 0 <= i < denoiser.vocab_size:
-            raise OptionError(
-                f"{name}={value!r}: token ids of {denoiser.name!r}, 0 to {denoiser.vocab_size - 1}, are needed: one or a list"
-            )
-    return tuple(ids)
+        return value is default or bool(value == default)
+    except (RuntimeError, ValueError, TypeError):  # tensors and arrays of several elements have no truth value
+        return False
 
 
-def interval(value: Any) -> tuple[float, float]:
+def read_arguments(
+    denoiser: Denoiser, sampler: Sampler[Any], arguments: Mapping[str, Any]
+) -> TokenArguments | GaussianArguments:
+    """The arguments of a run, checked and converted.
+
+    Args:
+        arguments: the keyword arguments of sample(), every one of driver_arguments(), as they were given.
+
+    Raises:
+        OptionError: one of them is wrong. FamilyError: there is no driver for the denoiser's family.
+    """
+    given = _Given(arguments)
+    for name in ("trace", "info"):  # what the driver itself does
+        flag(name, given(name))
+    progress = flag("progress", given("progress"))
+    if isinstance(denoiser, GaussianDenoiser):
+        return _read_gaussian(denoiser, sampler, given, progress)
+    if isinstance(denoiser, TokenDenoiser):
+        return _read_tokens(denoiser, sampler, given, progress)
+    raise FamilyError(f"denoiser {denoiser.name!r} of the {denoiser.family} family: no driver for that family yet")
+
+
+def _read_gaussian(
+    denoiser: GaussianDenoiser, sampler: Sampler[Any], given: _Given, progress: bool
+) -> GaussianArguments:
+    batch, seed = integer("batch", given("batch")), seeds_of(given("seed"))
+    steps, first_row = optional_integer("steps", given("steps")), integer("first_row", given("first_row"), 0)
+    given.refuse_the_rest(sampler)
+    steps = GAUSSIAN_STEPS if steps is None else steps
+    check_plan(f"steps={steps}", steps * POINT_BYTES)
+    check_memory(f"batch={batch} of shape {tuple(denoiser.shape)}", batch * denoiser.row_bytes, denoiser.device)
+    rng = Rng.of(seed, batch, first_row, denoiser.device)
+    settings = {"batch": batch, "seed": seed, "first_row": first_row, "steps": steps}
+    return GaussianArguments(batch, rng, steps, progress, settings)
+
+
+def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, progress: bool) -> TokenArguments:
+    if sampler.effective_facts.sequential:
+        check_sequential(
+            denoiser, sampler, {name: given(name) for name in ("cache", "cfg_scale", "steps", "constrain")}
+        )
+    steps = optional_integer("steps", given("steps"))
+    block_length = optional_integer("block_length", given("block_length"))
+    config = _read_config(denoiser, sampler, given)
+    scheme = cache_scheme(given("cache"), denoiser)
+    constrain = given("constrain")
+    if constrain is not None and not callable(constrain):
+        raise OptionError(f"constrain takes a callable state -> Constraint or None, not {shown(constrain)}")
+    stop = parse_stop(given("stop"), denoiser)
+    canvas, gen_length = _read_canvas(denoiser, given)
+    if config.cfg_scale and given("prompt") is None:
+        # A prompt that is given and empty is fine: a row of a batch is guided by nothing, and alone it is the same.
+        raise OptionError(
+            f"cfg_scale={config.cfg_scale:g} guides by a prompt, and none was given: give prompt=, or leave cfg_scale out"
+        )
+    batch, seed = len(canvas.x), seeds_of(given("seed"))
+    first_row = integer("first_row", given("first_row"), 0)
+    settings = {
+        "gen_length": gen_length,
+        "batch": batch,
+        "seed": seed,
+        "first_row": first_row,
+        "steps": steps,
+        "block_length": block_length,
+        "cache": None if scheme is None else str(scheme),
+        "stop": [phrase.tolist() for phrase in stop] or None,
+    } | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    rng = Rng.of(seed, batch, first_row, denoiser.device)
+    given.refuse_the_rest(sampler)
+    return TokenArguments(canvas, rng, steps, block_length, stop, config, scheme, constrain, progress, settings)
+
+
+def _read_canvas(denoiser: TokenDenoiser, given: _Given) -> tuple[Canvas, int | None]:
+    """The canvas of a run, and gen_length."""
+    prompt, batch = given("prompt"), integer("batch", given("batch"))
+    gen_length = optional_integer("gen_length", given("gen_length"))
+    if not isinstance(prompt, Canvas):
+        return Canvas.of(denoiser, prompt, gen_length, batch), gen_length
+    if gen_length is not None:
+        raise OptionError("gen_length was given beside a Canvas, which says itself what to fill")
+    if batch not in (1, len(prompt.x)):
+        raise OptionError(f"batch={batch} was given beside a Canvas of {len(prompt.x)} rows")
+    prompt.check_denoiser(denoiser)
+    return prompt, None
+
+
+def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given) -> SamplingConfig:
+    """How answers are read."""
+    temperature = given("temperature")
+    temperature = sampler.default_temperature if temperature is None else number("temperature", temperature, 0.0)
+    if temperature != 0 and not COLDEST <= temperature <= HOTTEST:
+        raise OptionError(f"temperature must be 0 or a number from {COLDEST:g} to {HOTTEST:g}, not {temperature!r}")
+    top_k, top_p = integer("top_k", given("top_k"), 0), given("top_p")
+    share = number("top_p", top_p, 0.0)
+    if not 0 < share <= 1:
+        raise OptionError(f"top_p must be a number above 0, up to 1 (all), not {shown(top_p)}")
+    forbid = _token_ids("forbid", given("forbid"), denoiser)
+    if len({*forbid, denoiser.mask_id} & set(range(denoiser.vocab_size))) == denoiser.vocab_size:
+        raise OptionError(
+            f"forbid= holds every token of {denoiser.name!r}, 0 to {denoiser.vocab_size - 1}: no token is possible anywhere"
+        )
+    return SamplingConfig(
+        temperature,
+        number("cfg_scale", given("cfg_scale"), 0.0, STRONGEST),
+        _interval(given("cfg_interval")),
+        top_k,
+        share,
+        forbid,
+        _token_ids("demote", given("demote"), denoiser),
+    )
+
+
+def _interval(value: Any) -> tuple[float, float]:
     """cfg_interval as (low, high); OptionError unless 0 <= low < high <= 1."""
     try:
         low, high = (number("cfg_interval", v, 0.0) for v in value)
     except (TypeError, ValueError):
         low, high = 1.0, 0.0
     if not 0 <= low < high <= 1:
-        raise OptionError(f"cfg_interval is {value!r}; two noise levels (low, high), 0 <= low < high <= 1, are needed")
+        raise OptionError(
+            f"cfg_interval is {shown(value)}; two noise levels (low, high), 0 <= low < high <= 1, are needed"
+        )
     return low, high
 
 
-def positive_int(name: str, value: Any) -> int:
-    """`value`, an integer of 1 or more; OptionError naming the argument where it is not."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"{name} must be an integer of 1 or more, not {value!r}")
-    return value
+def _flat_ids(name: str, value: Any, needed: str) -> Tensor | None:
+    """(n,) int64 of an integer or a flat collection of integers, of whatever type; None if it is something nested."""
+    if isinstance(value, AbstractSet):
+        value = sorted(value) if all(isinstance(v, (int, np.integer)) for v in value) else list(value)
+    if isinstance(value, (list, tuple)) and any(np.ndim(v) if not isinstance(v, Tensor) else v.dim() for v in value):
+        return None
+    ids = integers(name, value, needed)
+    return ids.reshape(1) if ids.dim() == 0 else ids if ids.dim() == 1 else None
 
 
-def prompt_rows(prompt: Any, batch: int) -> list[Tensor]:
-    positive_int("batch", batch)
-    if prompt is None:
-        return [torch.zeros(0, dtype=torch.int64)] * batch
-    ragged = isinstance(prompt, Sequence) and len(prompt) > 0 and not isinstance(prompt[0], Integral)
-    try:
-        rows = [torch.as_tensor(p) for p in prompt] if ragged else torch.as_tensor(prompt)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionError(f"prompt: {error}; token ids are needed, (P,), (B, P) or a list of rows") from error
-    if isinstance(rows, Tensor):
-        rows = [rows] if rows.dim() == 1 else list(rows) if rows.dim() == 2 else [torch.zeros(0, 0)]
-    for i, row in enumerate(rows):
-        if row.dim() != 1 or (row.is_floating_point() and len(row)) or row.dtype == torch.bool:
-            raise OptionError(
-                f"prompt: row {i} is of shape {tuple(row.shape)} and {row.dtype}; token ids are needed, (P,) int64"
-            )
-    rows = [row.to("cpu", torch.int64) for row in rows]
-    if len(rows) == 1:
-        return rows * batch
-    if batch not in (1, len(rows)):
-        raise OptionError(f"prompt has {len(rows)} rows and batch={batch}; give one prompt, or as many as rows")
-    return rows
+def _token_ids(name: str, value: Any, denoiser: TokenDenoiser) -> tuple[int, ...]:
+    """Token ids of an integer or a flat collection of integers; OptionError if one is not in the vocabulary."""
+    if value is None:
+        return ()
+    needed = f"token ids of {denoiser.name!r}, 0 to {denoiser.vocab_size - 1}, are needed: one, or a flat collection"
+    ids = _flat_ids(f"{name}={shown(value)}", value, needed)
+    if ids is None:
+        raise OptionError(f"{name}={shown(value)} is nested; {needed}")
+    for i in ids.tolist():
+        if not 0 <= i < denoiser.vocab_size:
+            raise OptionError(f"{name}={shown(value)}: {needed}, and {i} is not one")
+    return tuple(ids.tolist())
 
 
-def check_tokens(x: Tensor, denoiser: TokenDenoiser, given: Tensor) -> None:
-    """OptionError for the first of the `given` positions, (B, L) bool, of x that holds the mask id or no token."""
-    held = x == denoiser.mask_id if denoiser.mask_id is not None else torch.zeros_like(given)
-    for i, j in (given & held).nonzero().tolist():
-        raise OptionError(
-            f"prompt: row {i}, position {j} is the mask id {denoiser.mask_id}; a prompt is made of "
-            "tokens that are known. To fill positions in the middle use samplers.Canvas.infill(denoiser, x, fill)"
-        )
-    for i, j in (given & ((x < 0) | (x >= denoiser.vocab_size))).nonzero().tolist():
-        raise OptionError(
-            f"prompt: row {i}, position {j} is {int(x[i, j])}; tokens of {denoiser.name!r} are 0 to "
-            f"{denoiser.vocab_size - 1}"
-        )
+STOP_FORMS = "stop=[7, 8] stops a row at any of these tokens; stop=[[13, 13], [7]] at any of these phrases"
 
 
-def parse_stop(stop: Any) -> tuple[Tensor, ...]:
-    """Stop rules as phrases: a token id; a phrase (a list of ids); or a list of phrases, any of which stops a row."""
+def parse_stop(stop: Any, denoiser: TokenDenoiser) -> tuple[Tensor, ...]:
+    """Stop rules as phrases, (m,) int64 each; a row ends after the first of them that it holds.
+
+    Args:
+        stop: an integer, or a flat collection of integers (list, tuple, set, range, array, tensor): any of these tokens.
+            A list of lists (or of 1-d arrays or tensors; or a 2-d array or tensor): any of these phrases. None: no rule.
+
+    Raises:
+        OptionError: anything else, an empty collection or phrase, an id that is no token of the denoiser.
+    """
     if stop is None:
         return ()
-    if isinstance(stop, int) and not isinstance(stop, bool):
-        stop = [[stop]]
-    elif isinstance(stop, (Sequence, Tensor)) and len(stop) and all(isinstance(s, int) for s in stop):
-        stop = [stop]
-    try:
-        phrases = tuple(torch.as_tensor(p, dtype=torch.int64).reshape(-1) for p in stop)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionError(
-            f"stop={stop!r}: a token id, a phrase such as [13, 13], or a list of phrases is needed"
-        ) from error
-    if not phrases or any(len(p) == 0 for p in phrases):
-        raise OptionError(f"stop={stop!r}: a stop phrase must have a token")
-    return phrases
+    name = f"stop={shown(stop)}"
+    flat = _flat_ids(name, stop, STOP_FORMS)
+    if flat is not None:
+        phrases = [token.reshape(1) for token in flat]
+    else:
+        if isinstance(stop, (list, tuple)) and not all(
+            np.ndim(p) if not isinstance(p, Tensor) else p.dim() for p in stop
+        ):
+            raise OptionError(f"{name} has tokens beside phrases; {STOP_FORMS}")
+        phrases = [integers(f"{name}: phrase {i}", phrase, STOP_FORMS) for i, phrase in enumerate(stop)]
+        if any(phrase.dim() != 1 for phrase in phrases):
+            raise OptionError(f"{name} is nested too deeply; {STOP_FORMS}")
+    if not phrases or not all(len(phrase) for phrase in phrases):
+        raise OptionError(f"{name}: {'a stop phrase' if phrases else 'stop='} must have a token; {STOP_FORMS}")
+    for i in (i for phrase in phrases for i in phrase.tolist()):
+        if i == denoiser.mask_id:
+            raise OptionError(
+                f"{name}: {i} is the mask id of {denoiser.name!r}, which no finished text holds; {STOP_FORMS}"
+            )
+        if not 0 <= i < denoiser.vocab_size:
+            raise OptionError(
+                f"{name}: {i} is no token of {denoiser.name!r}, which are 0 to {denoiser.vocab_size - 1}; {STOP_FORMS}"
+            )
+    return tuple(phrases)

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .arguments import check_tokens, positive_int, prompt_rows
+from .checks import (
+    POSITION_BYTES,
+    bool_rows,
+    check_memory,
+    check_room,
+    check_tokens,
+    integer,
+    optional_integer,
+    shown,
+    token_rows,
+)
 from .denoiser import GaussianDenoiser, TokenDenoiser
 from .errors import OptionError
 from .random import Rng
@@ -25,6 +35,7 @@ __all__ = ["FAR", "PAD", "Canvas", "Layout", "NoiseCanvas"]
 
 PAD = -1  # in a finished Sample: beyond a row's own end. Never given to a model.
 FAR = 2**40  # the number of no block: later than any other
+HOST: Any = {"dtype": torch.int64, "device": "cpu"}  # said wherever a tensor is made: torch's defaults may be others
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,70 +79,121 @@ class Canvas:
 
         Raises:
             OptionError: a prompt longer than the canvas, one that contains the mask id or an id outside the vocabulary,
-                a missing or impossible gen_length.
+                a missing or impossible gen_length, a canvas longer than the denoiser's max_length, or one that the memory
+                of the denoiser's device cannot hold.
         """
-        prompts = prompt_rows(prompt, batch)
-        if gen_length is None:
-            if denoiser.length is None:
-                raise OptionError(f"gen_length is needed: denoiser {denoiser.name!r} takes a canvas of any length")
-        else:
-            positive_int("gen_length", gen_length)
-        given = torch.tensor([len(p) for p in prompts])  # (B,)
-        ends = given + gen_length if gen_length is not None else torch.full_like(given, denoiser.length or 0)
+        batch, gen_length = integer("batch", batch), optional_integer("gen_length", gen_length)
+        prompts = [torch.zeros(0, **HOST)] if prompt is None else token_rows("prompt", prompt)
+        if len(prompts) > 1 and batch not in (1, len(prompts)):
+            raise OptionError(
+                f"prompt has {len(prompts)} rows and batch={batch}; give one prompt, or as many prompts as rows"
+            )
+        if gen_length is None and denoiser.length is None:
+            raise OptionError(f"gen_length is needed: denoiser {denoiser.name!r} takes a canvas of any length")
+        given = [len(p) for p in prompts]
+        ends = [n + gen_length if gen_length is not None else denoiser.length or 0 for n in given]
         if denoiser.length is not None:
-            for i in (given >= denoiser.length).nonzero().flatten().tolist():
-                raise OptionError(
-                    f"the prompt of row {i} has {given[i]} tokens and the canvas of {denoiser.name!r} has "
-                    f"{denoiser.length} positions: no position is left to fill; "
-                    f"a prompt may have at most {denoiser.length - 1}"
-                )
-            for i in (ends != denoiser.length).nonzero().flatten().tolist():
-                raise OptionError(
-                    f"row {i}: a prompt of {given[i]} and gen_length={gen_length} make {ends[i]} positions; denoiser "
-                    f"{denoiser.name!r} takes exactly {denoiser.length}: "
-                    f"use gen_length={denoiser.length - int(given[i])} or none"
-                )
-        position = torch.arange(int(ends.max()))
-        fill = (position >= given[:, None]) & (position < ends[:, None])  # (B, L)
-        blank = denoiser.mask_id or 0
-        x = torch.full(fill.shape, blank)
-        x[:, : int(given.max())] = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=blank)
-        check_tokens(x, denoiser, position < given[:, None])
-        return cls._for_denoiser(denoiser, x, fill, tuple(ends.tolist()))
+            for i, (n, whole) in enumerate(zip(given, ends)):
+                if n >= denoiser.length:
+                    raise OptionError(
+                        f"the prompt of row {i} has {n} tokens and the canvas of {denoiser.name!r} has "
+                        f"{denoiser.length} positions: no position is left to fill; "
+                        f"a prompt may have at most {denoiser.length - 1}"
+                    )
+                if whole != denoiser.length:
+                    raise OptionError(
+                        f"row {i}: a prompt of {n} and gen_length={gen_length} make {whole} positions; denoiser "
+                        f"{denoiser.name!r} takes exactly {denoiser.length}: use gen_length={denoiser.length - n} or none"
+                    )
+        check_room("prompt and gen_length", ends, denoiser)
+        rows = max(batch, len(prompts))
+        _check_size(denoiser, rows, max(ends))
+        position = torch.arange(max(ends), **HOST)
+        before, end = (torch.tensor(n, **HOST)[:, None] for n in (given, ends))
+        fill = (position >= before) & (position < end)  # (B, L)
+        x = _padded(prompts, max(ends), denoiser)
+        check_tokens(
+            "prompt",
+            x,
+            denoiser,
+            position < before,
+            "; a prompt is made of tokens that are known. To fill positions in the middle use "
+            "samplers.Canvas.infill(denoiser, x, fill)",
+        )
+        if len(prompts) < rows:
+            x, fill, ends = x.expand(rows, -1), fill.expand(rows, -1), ends * rows
+        return cls._for_denoiser(denoiser, x.contiguous(), fill.contiguous(), tuple(ends))
 
     @classmethod
     def infill(cls, denoiser: TokenDenoiser, x: Any, fill: Any, batch: int = 1) -> Canvas:
         """Any positions: the tokens of `x` are kept where `fill` is False, and filled in where it is True.
 
         Args:
-            x: (L,) or (B, L) ints; what stands at the positions to fill does not matter.
-            fill: (L,) or (B, L) bools. One row is repeated `batch` times.
+            x: (L,) or (B, L) ints, or a list of B rows of any lengths; what stands at the positions to fill does not matter.
+            fill: bools of the same shape, or a list of rows of the same lengths. One row is repeated `batch` times.
 
         Raises:
-            OptionError: shapes that differ, nothing to fill in a row, the mask id among the kept tokens.
+            OptionError: shapes that differ, nothing to fill in a row, the mask id or no token among the kept tokens, rows
+                that the denoiser cannot take.
         """
-        tokens, where = torch.as_tensor(x), torch.as_tensor(fill)
-        if tokens.shape != where.shape or tokens.dim() not in (1, 2) or where.dtype != torch.bool:
+        batch = integer("batch", batch)
+        tokens, where = token_rows("infill: x", x), bool_rows("infill: fill", fill)
+        lengths, asked = [len(row) for row in tokens], [len(row) for row in where]
+        if lengths != asked:
             raise OptionError(
-                f"infill takes x and fill of one shape (L,) or (B, L), fill of bools; got x {tuple(tokens.shape)} and fill "
-                f"{tuple(where.shape)} of {where.dtype}"
+                f"infill takes x and fill of one shape, (L,) or (B, L), or as lists of rows of the same lengths; x has "
+                f"{_lengths(lengths)} and fill {_lengths(asked)}"
             )
-        if tokens.dim() == 1:
-            tokens, where = tokens.expand(batch, -1), where.expand(batch, -1)
-        if denoiser.length is not None and tokens.shape[1] != denoiser.length:
-            raise OptionError(
-                f"infill: rows of {tokens.shape[1]} tokens; denoiser {denoiser.name!r} takes exactly {denoiser.length}"
-            )
-        for i in (~where.any(1)).nonzero().flatten().tolist():
-            raise OptionError(f"infill: row {i} has no position to fill")
-        check_tokens(tokens, denoiser, ~where)
-        filled = torch.where(where, denoiser.mask_id or 0, tokens.to(torch.int64))
-        return cls._for_denoiser(denoiser, filled, where, (tokens.shape[1],) * len(tokens))
+        if len(tokens) > 1 and batch not in (1, len(tokens)):
+            raise OptionError(f"infill: x has {len(tokens)} rows and batch={batch}; give one row, or as many as batch")
+        for i, length in enumerate(lengths):
+            if denoiser.length is not None and length != denoiser.length:
+                raise OptionError(
+                    f"infill: row {i} has {length} tokens; denoiser {denoiser.name!r} takes exactly {denoiser.length}"
+                )
+            if not bool(where[i].any()):
+                raise OptionError(f"infill: row {i} has no position to fill")
+        check_room("infill", lengths, denoiser)
+        rows = max(batch, len(tokens))
+        _check_size(denoiser, rows, max(lengths))
+        filled = torch.nn.utils.rnn.pad_sequence(where, batch_first=True, padding_value=False)  # (B, L) bool
+        position, end = torch.arange(max(lengths), **HOST), torch.tensor(lengths, **HOST)[:, None]
+        out = _padded(tokens, max(lengths), denoiser)
+        check_tokens(
+            "infill",
+            out,
+            denoiser,
+            ~filled & (position < end),
+            ", and fill is False there: set fill to True where a mask stands, or give the token",
+        )
+        out = torch.where(filled, _blank(denoiser), out)
+        if len(tokens) < rows:
+            out, filled, lengths = out.expand(rows, -1), filled.expand(rows, -1), lengths * rows
+        return cls._for_denoiser(denoiser, out.contiguous(), filled.contiguous(), tuple(lengths))
 
     @classmethod
     def _for_denoiser(cls, denoiser: TokenDenoiser, x: Tensor, fill: Tensor, lengths: tuple[int, ...]) -> Canvas:
         device = denoiser.device
         return cls(x.to(device), fill.to(device), lengths, denoiser.mask_id, denoiser.vocab_size, int(fill.sum()))
+
+    def check_denoiser(self, denoiser: TokenDenoiser) -> None:
+        """OptionError if this canvas was made for a denoiser of another vocabulary, mask id, length or device."""
+        facts: dict[str, tuple[Any, Any]] = {
+            "vocab_size": (self.vocab_size, denoiser.vocab_size),
+            "mask_id": (self.mask_id, denoiser.mask_id),
+            "device": (
+                self.x.device,
+                torch.empty(0, dtype=torch.int64, device=denoiser.device).device,
+            ),  # cuda is cuda:0
+        }
+        if denoiser.length is not None:
+            facts["length"] = (max(self.lengths), denoiser.length)
+        wrong = [f"{name} {mine} (the denoiser's: {its})" for name, (mine, its) in facts.items() if mine != its]
+        if wrong:
+            raise OptionError(
+                f"prompt is a Canvas that was made for another denoiser than {denoiser.name!r}: it has {', '.join(wrong)}"
+            )
+        check_room("prompt", list(self.lengths), denoiser)
 
     def layout(
         self,
@@ -156,12 +218,12 @@ class Canvas:
         if isinstance(block_length, Tensor):
             length = block_length.cpu()  # (B,)
         else:
-            most = int(n_fill.max()) if block_length is None else positive_int("block_length", block_length)
+            most = int(n_fill.max()) if block_length is None else integer("block_length", block_length)
             length = torch.full_like(n_fill, most)
         device = self.x.device
         rank = self.fill.cumsum(1) - 1  # (B, L) number among the positions to fill
         blocks = -(-n_fill // length)  # (B,)
-        starts = torch.arange(int(blocks.max())) * length[:, None]  # (B, blocks)
+        starts = torch.arange(int(blocks.max()), **HOST) * length[:, None]  # (B, blocks)
         size = torch.minimum((n_fill[:, None] - starts).clamp(min=0), length[:, None])  # (B, blocks)
         return Layout(
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(Canvas)},
@@ -256,6 +318,34 @@ class Layout(Canvas):
         return (u * self.vocab_size).to(torch.int64)  # u < 1 with 53 bits: the product rounds below V for V < 2^52
 
 
+def _blank(denoiser: TokenDenoiser) -> int:
+    """What stands at positions to fill, and beyond a row's end."""
+    return denoiser.mask_id or 0
+
+
+def _padded(rows: list[Tensor], length: int, denoiser: TokenDenoiser) -> Tensor:
+    """(B, length) int64: rows of any lengths up to `length`."""
+    x = torch.full((len(rows), length), _blank(denoiser), **HOST)
+    for i, row in enumerate(rows):
+        x[i, : len(row)] = row
+    return x
+
+
+def _lengths(lengths: list[int]) -> str:
+    return (
+        f"{len(lengths)} rows of {lengths[0] if len(set(lengths)) == 1 else shown(lengths)}" if lengths else "no rows"
+    )
+
+
+def _check_size(denoiser: TokenDenoiser, rows: int, length: int) -> None:
+    """OptionError if a canvas of `rows` rows and one forward pass over it cannot fit into the memory of the device.
+
+    What is counted is a lower bound: POSITION_BYTES for each position, and the logits of a denoiser that stores them all.
+    """
+    size = rows * length * (POSITION_BYTES + denoiser.logits_bytes)
+    check_memory(f"a canvas of {rows} rows of {length} positions", size, torch.device(denoiser.device))
+
+
 def _allocate_steps(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
     """Steps for each block: one per position if `steps` is None, else one each and the rest by size. (B, blocks) int64.
 
@@ -264,7 +354,7 @@ def _allocate_steps(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
     """
     if steps is None:
         return size
-    positive_int("steps", steps)
+    steps = integer("steps", steps)
     if (most := int(blocks.max())) > steps:
         row = int(blocks.argmax())
         raise OptionError(
@@ -272,8 +362,9 @@ def _allocate_steps(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
             f"use steps={most} or more, or a larger block_length"
         )
     weight = (size - 1).clamp_min(0)
-    cumulative = (steps - blocks)[:, None] * weight.cumsum(1) / weight.sum(1, keepdim=True).clamp_min(1)
-    extra = torch.diff(torch.floor(cumulative + 0.5), dim=1, prepend=torch.zeros(len(size), 1))
+    more = (steps - blocks)[:, None].to(torch.float64) * weight.cumsum(1)  # exact: a quotient that is whole stays whole
+    total = torch.floor(more / weight.sum(1, keepdim=True).clamp_min(1) + 0.5)  # (B, blocks) float64
+    extra = torch.diff(total, dim=1, prepend=torch.zeros_like(total[:, :1]))
     return torch.where(size > 0, 1 + extra.to(torch.int64), 0)
 
 

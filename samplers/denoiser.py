@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import device_of, flag, integer, optional_integer, shown
 from .errors import DenoiserError, OptionError, did_you_mean
 from .schedule import NoiseSchedule, noise_schedule
 
@@ -128,12 +129,13 @@ class TokenDenoiser(Denoiser):
         mask_id: the mask token (it may be V or more when the logits have no column for it), None for uniform noise.
         attention: full, causal or block_causal: what a position's prediction may depend on.
         length: the only canvas length it takes, or None for any.
+        max_length: the most positions that a row may have, or None for any number.
         caches: the caching schemes (samplers.feeds.cached) that it can do; then `predict` or `hidden` takes a CacheUse as
             `cache`, x, t and rows being those of the given tokens, and `new_cache` makes what CacheUse.store is.
         predicts_next: True: a mask in its input is answered with the token that stands there, any other token with the one
             that stands at the position after it (one head, two meanings: ReFusion). Its cache must have `crop`,
             `index_select` and `append_from` as models.cache.Cache has them.
-        attention_block: positions a block of block_causal attention, counted from the canvas's first; else 1.
+        attention_block: positions per block of block_causal attention, counted from the canvas's first; else 1.
         head: the last layer, of a denoiser that has `hidden`; None: it has logits only.
         self_conditioned: True: `predict` takes `previous`, what it answered for these rows the time before.
         time_per_position: True: `t` comes as (B, L): 0 where a position is given or decided, the sampler's level where it is
@@ -144,6 +146,7 @@ class TokenDenoiser(Denoiser):
     mask_id: int | None = None
     attention: str = "full"
     length: int | None = None
+    max_length: int | None = None
     caches: tuple[str, ...] = ()
     predicts_next: bool = False
     attention_block: int = 1
@@ -154,6 +157,11 @@ class TokenDenoiser(Denoiser):
     @property
     def family(self) -> str:  # type: ignore[override]
         return "uniform" if self.mask_id is None else "masked"
+
+    @property
+    def logits_bytes(self) -> int:
+        """Bytes of logits per position that every forward pass is sure to store, whatever is asked; 0 if it is not known."""
+        return 0
 
     def predict(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
         """Logits of the clean token at every position.
@@ -207,43 +215,64 @@ class TokenDenoiser(Denoiser):
         time_conditioned: bool = False,
         attention: str = "full",
         length: int | None = None,
+        max_length: int | None = None,
         device: torch.device | str = "cpu",
         name: str | None = None,
         head: Head | None = None,
         self_conditioned: bool = False,
     ) -> TokenDenoiser:
-        """A denoiser of a plain callable `fn(ids (B, L) int64) -> logits (B, L, V)`; fn(ids, t) if `time_conditioned`,
-        with `previous=` the last logits, (B, L, V) float32, zeros at first and at given positions, if `self_conditioned`
-        (not with a head: nothing keeps its logits).
+        """A denoiser of a plain callable, `fn(ids (B, L) int64) -> logits (B, L, V)`.
 
-        With `head` the callable gives what the head is applied to, (B, L, D), and the logits are never stored.
-        Its rows must not depend on each other: then row i of a batch is what that row is alone.
+        The rows of what it returns must not depend on each other: then row i of a batch is what that row is alone.
+
+        Args:
+            fn: the callable. Its logits may be float32, bfloat16, float16 or float64, at any strides; float64 is read as
+                float32.
+            vocab_size: V, the width of the logits.
+            mask_id: the id of the mask token, which need not have a logit. None: the model is of uniform noise.
+            time_conditioned: True: the callable is fn(ids, t), t (B,) float64 the noise level of each row.
+            attention: full, causal or block_causal: what a position's prediction may depend on.
+            length: the only canvas length that the model takes. None: any.
+            max_length: the most positions that a row may have. None: any number.
+            device: where its ids must be.
+            name: how reports call it. None: the callable's own name.
+            head: the model's last layer. The callable then returns what the head is applied to, (B, L, D), and logits are
+                never stored.
+            self_conditioned: True: the callable also takes `previous`, its last logits, (B, L, V) float32: zeros before the
+                first forward pass and at given positions. It does not go with a head, since nothing keeps the logits then.
 
         Raises:
-            OptionError: vocab_size < 1, a negative mask_id, an unknown attention.
+            OptionError: one of the arguments is wrong.
             DenoiserError: (when called) the callable returned something other than (B, L, V) floats, or (B, L, D).
         """
-        out = _WrappedTokens(fn, vocab_size, mask_id, time_conditioned, attention, length, device, name, head)
         if self_conditioned and head is not None:
             raise OptionError("self_conditioned needs the last logits, and with a head they are never stored; use one")
-        out.self_conditioned = self_conditioned
+        if not callable(fn):
+            raise OptionError(f"TokenDenoiser.wrap takes a callable fn(ids) -> logits, not {type(fn).__name__}")
+        if attention not in ("full", "causal", "block_causal"):
+            raise OptionError(f"attention must be full, causal or block_causal, not {shown(attention)}")
+        if head is not None and not isinstance(head, Head):
+            raise OptionError(f"head must be a samplers.Head or None, not {shown(head)}")
+        out = _WrappedTokens(fn)
+        out.vocab_size = integer("vocab_size", vocab_size)
+        if mask_id is not None:
+            out.mask_id = integer("mask_id (a token id, or None for uniform noise)", mask_id, 0)
+        out.length, out.max_length = optional_integer("length", length), optional_integer("max_length", max_length)
+        out.device = device_of("device", device)
+        out.time_conditioned = flag("time_conditioned", time_conditioned)
+        out.self_conditioned = flag("self_conditioned", self_conditioned)
+        out.attention, out.head = attention, head
+        out.name = str(name or getattr(fn, "__name__", type(fn).__name__))
         return out
 
 
 class _WrappedTokens(TokenDenoiser):
-    def __init__(self, fn, vocab_size, mask_id, time_conditioned, attention, length, device, name, head):
-        if not callable(fn):
-            raise OptionError(f"TokenDenoiser.wrap takes a callable fn(ids) -> logits, not {type(fn).__name__}")
-        if not isinstance(vocab_size, int) or vocab_size < 1:
-            raise OptionError(f"vocab_size must be a positive integer, not {vocab_size!r}")
-        if mask_id is not None and (not isinstance(mask_id, int) or mask_id < 0):
-            raise OptionError(f"mask_id must be a token id of 0 or more, or None for uniform noise, not {mask_id!r}")
-        if attention not in ("full", "causal", "block_causal"):
-            raise OptionError(f"attention must be full, causal or block_causal, not {attention!r}")
-        self.fn, self.vocab_size, self.mask_id = fn, vocab_size, mask_id
-        self.time_conditioned, self.attention, self.length, self.head = time_conditioned, attention, length, head
-        self.device = torch.device(device)
-        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+    def __init__(self, fn: Callable[..., Tensor]):
+        self.fn = fn
+
+    @property
+    def logits_bytes(self) -> int:
+        return 2 * self.vocab_size if self.head is None else 0  # in bfloat16 or float16: a lower bound
 
     def _call(self, x: Tensor, t: Tensor | None, previous: Previous | None = None) -> Tensor:
         more = {} if previous is None else {"previous": previous.dense()}
@@ -266,17 +295,21 @@ class _WrappedTokens(TokenDenoiser):
             raise DenoiserError(f"denoiser {self.name!r} returned {out.dtype}; a floating dtype is needed")
         return out
 
-    def hidden(self, x, t=None, *, rows=None, cache=None):
+    def hidden(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
         out = self._call(x, t)
         return out.flatten(0, 1) if rows is None else out[rows]
 
-    def predict(self, x, t=None, *, rows=None, cache=None, **more):
+    def predict(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None, **more: Any
+    ) -> Tensor:
         if self.head is not None:
             return super().predict(x, t, rows=rows, cache=cache)
         out = self._call(x, t, **more)
         return out if rows is None else out[rows]
 
-    def logits(self, x, t, rows, needed, **more):
+    def logits(
+        self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, **more: Any
+    ) -> tuple[Tensor, Tensor | None]:
         if self.head is not None:
             return super().logits(x, t, rows, needed, **more)
         # The callable made all (B, L, V) already: hand them over with the needed rows' numbers, not a copy.
@@ -301,6 +334,11 @@ class GaussianDenoiser(Denoiser):
     shape: tuple[int, ...]
     schedule: NoiseSchedule
     dtype: torch.dtype = torch.float32
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that a run needs for a row at least: x, and what the model answers."""
+        return 2 * math.prod(self.shape) * self.dtype.itemsize
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
         """The denoised E[x_0 | x_t]. x: (B, *shape), t: (B,) the schedule's time -> (B, *shape)."""
@@ -327,22 +365,34 @@ class GaussianDenoiser(Denoiser):
             score    (x + s^2 z) / a             z = grad log p_t(x)
 
         Raises:
-            OptionError: an unknown prediction or schedule.
-            DenoiserError: (when called) a wrong shape.
+            OptionError: an unknown prediction, schedule or device, a shape that is none, a dtype that is not floating.
+            DenoiserError: (when called) a wrong shape, or numbers that are not real.
         """
-        return _WrappedGaussian(fn, tuple(shape), noise_schedule(schedule), prediction, dtype, device, name)
+        if not callable(fn):
+            raise OptionError(f"GaussianDenoiser.wrap takes a callable fn(x, t), not {type(fn).__name__}")
+        if prediction not in PREDICTIONS:
+            hint = did_you_mean(str(prediction), PREDICTIONS)
+            raise OptionError(f"unknown prediction {shown(prediction)}{hint} Known: {', '.join(PREDICTIONS)}")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise OptionError(f"dtype must be a floating torch.dtype such as torch.float32, not {shown(dtype)}")
+        try:
+            sizes = tuple(integer("a size in shape", n) for n in shape)
+        except TypeError as error:
+            raise OptionError(
+                f"shape must be the sizes of one sample, such as (3, 32, 32), not {shown(shape)}"
+            ) from error
+        out = _WrappedGaussian(fn, prediction)
+        out.shape, out.schedule, out.dtype = sizes, noise_schedule(schedule), dtype
+        out.device = device_of("device", device)
+        out.name = str(name or getattr(fn, "__name__", type(fn).__name__))
+        return out
 
 
 class _WrappedGaussian(GaussianDenoiser):
-    def __init__(self, fn, shape, schedule, prediction, dtype, device, name):
-        if prediction not in PREDICTIONS:
-            hint = did_you_mean(str(prediction), PREDICTIONS)
-            raise OptionError(f"unknown prediction {prediction!r}{hint} Known: {', '.join(PREDICTIONS)}")
-        self.fn, self.shape, self.schedule, self.prediction = fn, shape, schedule, prediction
-        self.dtype, self.device = dtype, torch.device(device)
-        self.name = name or getattr(fn, "__name__", type(fn).__name__)
+    def __init__(self, fn: Callable[[Tensor, Tensor], Tensor], prediction: str):
+        self.fn, self.prediction = fn, prediction
 
-    def predict(self, x, t):
+    def predict(self, x: Tensor, t: Tensor) -> Tensor:
         z = self.fn(x, t)
         if not isinstance(z, Tensor) or z.shape != x.shape:
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
@@ -368,9 +418,9 @@ class Counter:
     """Stands between the driver and a denoiser and counts honestly.
 
     Attributes:
-        nfe: forwards, calls of the model, whatever their batch.
-        row_evals: rows over all forwards (a guided forward has two rows for each).
-        token_evals: positions over all forwards.
+        nfe: forward passes: calls of the model, whatever their batch.
+        row_evals: rows over all forward passes (a guided one has two rows for each row of the batch).
+        token_evals: positions over all forward passes.
         head_rows: positions for which logits were asked.
         seconds: time inside the model, its head included; on CUDA from events, read when `seconds` is.
     """
@@ -383,17 +433,22 @@ class Counter:
         self._cuda = denoiser.device.type == "cuda"
 
     def _timed(self, call: Callable[[], Any]) -> Any:
-        if self._cuda:
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+        try:
+            if self._cuda:
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                out = call()
+                end.record()
+                self._events.append((start, end))
+                return out
+            start_s = time.perf_counter()
             out = call()
-            end.record()
-            self._events.append((start, end))
+            self._seconds += time.perf_counter() - start_s
             return out
-        start_s = time.perf_counter()
-        out = call()
-        self._seconds += time.perf_counter() - start_s
-        return out
+        except StopIteration as error:  # whoever iterates over the run would take it for the run's end
+            raise DenoiserError(
+                f"denoiser {self.denoiser.name!r} raised StopIteration in forward pass {self.nfe}; it must return an answer"
+            ) from error
 
     @property
     def seconds(self) -> float:
@@ -403,8 +458,10 @@ class Counter:
             self._events.clear()
         return self._seconds
 
-    def tokens(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, **more: Any):
-        """One forward of a token denoiser: (logits (R, V), index or None). `needed` is the count of True in rows."""
+    def tokens(
+        self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, **more: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """One forward pass of a token denoiser: (logits (R, V), index or None). `needed` is the count of True in rows."""
         denoiser: TokenDenoiser = self.denoiser  # type: ignore[assignment]
         self._forward(x, needed)
         logits, index = self._timed(lambda: denoiser.logits(x, t, rows, needed, **more))
@@ -416,7 +473,7 @@ class Counter:
         return logits, index
 
     def hidden(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, cache: Any = None) -> Tensor:
-        """One forward of a token denoiser with a head: hidden rows (needed, D). Counted as `tokens` counts."""
+        """One forward pass of a token denoiser with a head: hidden rows (needed, D). Counted as `tokens` counts."""
         denoiser: TokenDenoiser = self.denoiser  # type: ignore[assignment]
         assert denoiser.head is not None
         self._forward(x, needed)
@@ -430,7 +487,7 @@ class Counter:
         return out
 
     def head(self, call: Callable[[], Any]) -> Any:
-        """The head's product, fused with what is made of the logits: time of the denoiser, no forward."""
+        """The head's product, fused with what is made of the logits: time of the denoiser, no forward pass."""
         return self._timed(call)
 
     def _forward(self, x: Tensor, needed: int) -> None:
@@ -440,13 +497,18 @@ class Counter:
         self.head_rows += needed
 
     def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
-        """One forward of a Gaussian denoiser."""
+        """One forward pass of a Gaussian denoiser."""
         denoiser: GaussianDenoiser = self.denoiser  # type: ignore[assignment]
         self.nfe += 1
         self.row_evals += len(x)
         self.token_evals += len(x) * math.prod(denoiser.shape)
         self.head_rows += len(x)
         out = self._timed(lambda: denoiser.predict(x, t))
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
+            raise DenoiserError(
+                f"denoiser {denoiser.name!r} returned {kind}; a tensor of real floating numbers is needed"
+            )
         if out.shape != x.shape:
             raise DenoiserError(
                 f"denoiser {denoiser.name!r} returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; "

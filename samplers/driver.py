@@ -10,26 +10,25 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from numbers import Integral
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import registry
-from .arguments import interval, number, parse_stop, positive_int, token_ids
-from .canvas import PAD, Canvas, NoiseCanvas
+from .arguments import GaussianArguments, TokenArguments, read_arguments, wrong_argument
+from .canvas import PAD, NoiseCanvas
+from .checks import flag, shown
 from .denoiser import Counter, Denoiser, GaussianDenoiser, TokenDenoiser
 from .dry_run import DryRun
 from .errors import FamilyError, OptionError, SamplersError
 from .feeds import Feed
-from .feeds.cached import CachedFeed, cache_scheme
+from .feeds.cached import CachedFeed
 from .feeds.plain import PlainFeed
-from .feeds.sequence import SequenceFeed, check_sequential
+from .feeds.sequence import SequenceFeed
 from .info import InfoRecorder
-from .predictor import GaussianPredictor, Predictor, SamplingConfig, SequencePredictor
-from .random import Rng
+from .predictor import GaussianPredictor, Predictor, SequencePredictor
 from .result import Sample, Seconds
 from .sampler import Sampler, State
 from .state import TokenState
@@ -61,6 +60,7 @@ class Stream(Iterator[State]):
     bar: _Bar | None = None
     begun: bool = False
     recorder: InfoRecorder | None = None
+    _handed_out: tuple[Tensor, int] | None = None  # the x that was yielded last, and how often it had been written into
 
     @property
     def nfe(self) -> int:
@@ -68,17 +68,42 @@ class Stream(Iterator[State]):
         return self.predictor.counter.nfe
 
     def __next__(self) -> State:
+        try:
+            going = self._go_on()
+        except StopIteration as error:  # it would end the run in silence: a run ends when it is finished, and only then
+            raise SamplersError(
+                f"sampler {self.sampler.name!r} raised StopIteration in step {self.steps + 1}; a run ends when its state is "
+                "finished, and in no other way"
+            ) from error
+        if not going:
+            raise StopIteration
+        self._handed_out = self.state.x, _version(self.state.x)
+        return self.state
+
+    def _go_on(self) -> bool:
+        """Take a step, unless it is the beginning; False if the run is finished."""
         if not self.begun:
             self.begun = True
-            return self.state
+            return True
+        if self._handed_out is not None:
+            self._check_unwritten(*self._handed_out, "whoever iterates over stream()")
         if self.predictor.finished(self.state):  # type: ignore[arg-type]
             self.close()
             self.predictor.check()
-            raise StopIteration
+            return False
         self.advance()
         if self.bar:
             self.bar.advance(self)
-        return self.state
+        return True
+
+    def _check_unwritten(self, x: Tensor, version: int, who: str) -> None:
+        """SamplersError if a state's x was written into since it had this version. Costs no device sync."""
+        if _version(x) != version:
+            raise SamplersError(
+                f"{who} wrote into state.x in place (step {self.steps + 1}). States are values that never change, and the "
+                "first one shares its tokens with the canvas: work on state.x.clone(); to decide tokens return "
+                "samplers.Constraint(fix=...) from constrain="
+            )
 
     def close(self) -> None:
         """Take the progress bar down; for a loop that is left early. Nothing else is open."""
@@ -114,7 +139,9 @@ class Stream(Iterator[State]):
                 memory = self.predictor.feed.memory
                 if memory is not None:
                     memory.begin_step(self.state)
+            x, version = self.state.x, _version(self.state.x)
             stepped = self.sampler.step(self.predict, self.state)
+            self._check_unwritten(x, version, f"sampler {self.sampler.name!r}")
             state, returned = stepped if isinstance(stepped, tuple) else (stepped, {})
             if memory is not None:
                 state = memory.end_step(state)
@@ -127,7 +154,14 @@ class Stream(Iterator[State]):
         assert (
             self.constrain is not None and isinstance(self.predictor, Predictor) and isinstance(self.state, TokenState)
         )
-        said = self.constrain(self.state)
+        x, version = self.state.x, _version(self.state.x)
+        try:
+            said = self.constrain(self.state)
+        except StopIteration as error:
+            raise SamplersError(
+                f"the constrain hook raised StopIteration in step {self.steps + 1}; it must return a Constraint or None"
+            ) from error
+        self._check_unwritten(x, version, "the constrain hook")
         if said is None:
             said = Constraint()
         elif not isinstance(said, Constraint):
@@ -146,9 +180,9 @@ class Stream(Iterator[State]):
         self.predictor.check()
         counter, item = self.predictor.counter, registry.entry_of(type(self.sampler))
         inside = counter.seconds
-        x, lengths = self.state.x, None
+        x, lengths, fill = self.state.x, None, None
         if isinstance(self.state, TokenState):
-            lengths = self.state.end
+            lengths, fill = self.state.end, self.state.canvas.fill
             position = torch.arange(x.shape[1], device=x.device)
             x = torch.where(position < lengths[:, None], x, PAD)
         return Sample(
@@ -169,7 +203,13 @@ class Stream(Iterator[State]):
             settings=self.settings,
             trace=tuple(trace) if trace is not None else None,
             info=None if self.recorder is None else self.recorder.stacked(),
+            fill=fill,
         )
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor was written into; tensors made in inference mode do not count it."""
+    return 0 if x.is_inference() else x._version
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +226,7 @@ class Constraint:
     forbid: Tensor | None = None
 
     def check(self, state: TokenState) -> None:
-        """OptionError where a shape or dtype is wrong, or a fixed token is no token."""
+        """OptionError if a shape or dtype is wrong, or a fixed token is no token."""
         canvas, vocab = state.canvas, state.canvas.vocab_size
         shape = (*state.x.shape, vocab)
         if self.fix is not None:
@@ -212,12 +252,16 @@ class Constraint:
                 )
 
 
-def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[str, Any]) -> Stream:
+def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: dict[str, Any]) -> Stream:
     if isinstance(sampler, str):
         sampler = registry.load(sampler).make(**options)
     elif not isinstance(sampler, Sampler):
-        raise OptionError(f"sampler must be a name or a Sampler made by samplers.create(), not {sampler!r}")
+        raise OptionError(f"sampler must be a name or a Sampler made by samplers.create(), not {shown(sampler)}")
     elif options:
+        own = [o.name for o in sampler.options()]
+        for key in options:
+            if key not in own:
+                raise wrong_argument(f"sampler {sampler.name!r}", key, own)
         raise OptionError(
             f"options {', '.join(map(repr, options))} were given beside a sampler that is made already; "
             "give them to samplers.create(), or name the sampler"
@@ -228,76 +272,53 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], args: dict[
             "samplers.TokenDenoiser.wrap(fn, vocab_size=..., mask_id=...) or samplers.GaussianDenoiser.wrap(fn, shape=...)"
         )
     if denoiser.family != sampler.family:
-        others = registry.names("*", denoiser.family, imports=False)
-        more = f" ... (samplers.list_samplers(family={denoiser.family!r}))" if len(others) > 6 else ""
-        hint = f"; samplers of that family: {', '.join(others[:6])}{more}" if others else ""
-        raise FamilyError(
-            f"sampler {sampler.name!r} is of the {sampler.family} family and denoiser {denoiser.name!r} of the "
-            f"{denoiser.family} family{hint}"
-        )
-    # numpy's integers, and whatever else is one, become Python's here; everything below may ask for int.
-    args |= {k: int(v) for k, v in args.items() if isinstance(v, Integral) and not isinstance(v, (bool, int))}
-    if args["steps"] is not None:
-        positive_int("steps", args["steps"])
-    settings = {k: v for k, v in args.items() if k not in ("prompt", "constrain")}
-    if isinstance(denoiser, GaussianDenoiser):
-        return _start_gaussian(denoiser, sampler, args, settings)
-    if isinstance(denoiser, TokenDenoiser):
-        return _start_tokens(denoiser, sampler, args, settings)
-    raise FamilyError(f"denoiser {denoiser.name!r} of the {denoiser.family} family: no driver for that family yet")
-
-
-def _start_tokens(denoiser: TokenDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]) -> Stream:
-    temperature = args["temperature"]
-    temperature = sampler.default_temperature if temperature is None else number("temperature", temperature, 0.0)
-    cfg_scale = number("cfg_scale", args["cfg_scale"], 0.0)
-    top_k, top_p = args["top_k"], number("top_p", args["top_p"], 0.0)
-    if top_k != 0:
-        positive_int("top_k", top_k)
-    if not 0 < top_p <= 1:
-        raise OptionError(f"top_p must be a number above 0, up to 1 (all), not {args['top_p']!r}")
-    facts = sampler.effective_facts
-    if facts.sequential:
-        check_sequential(denoiser, sampler, args)
-    scheme = cache_scheme(args["cache"], denoiser)
-    cfg_interval = interval(args["cfg_interval"])
-    forbid, demote = (token_ids(name, args[name], denoiser) for name in ("forbid", "demote"))
-    if args["constrain"] is not None and not callable(args["constrain"]):
-        raise OptionError(f"constrain takes a callable state -> Constraint or None, not {args['constrain']!r}")
-    prompt = args["prompt"]
-    if isinstance(prompt, Canvas):
-        if args["gen_length"] is not None:
-            raise OptionError("gen_length was given beside a Canvas, which says itself what to fill")
-        if args["batch"] not in (1, len(prompt.x)):
-            raise OptionError(f"batch={args['batch']} was given beside a Canvas of {len(prompt.x)} rows")
-        canvas = prompt
-    else:
-        canvas = Canvas.of(denoiser, prompt, args["gen_length"], args["batch"])
-    batch = len(canvas.x)
-    layout = canvas.layout(
-        block_length=args["block_length"],
-        steps=args["steps"],
-        stop=parse_stop(args["stop"]),
-        rng=Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
+        raise _other_family(denoiser, sampler)
+    read = read_arguments(denoiser, sampler, arguments)
+    run = (
+        _start_tokens(denoiser, sampler, read)
+        if isinstance(read, TokenArguments)
+        else _start_gaussian(denoiser, sampler, read)
     )
-    config = SamplingConfig(temperature, cfg_scale, cfg_interval, top_k, top_p, forbid, demote)
+    if flag("info", arguments["info"]):
+        run.recorder = InfoRecorder()
+        if isinstance(run.predictor, Predictor):
+            run.predictor.recorder = run.recorder
+    run.bar = _Bar(run) if read.progress else None
+    return run
+
+
+def _other_family(denoiser: Denoiser, sampler: Sampler[Any]) -> FamilyError:
+    others = registry.names("*", denoiser.family, imports=False)
+    more = f" ... (samplers.list_samplers(family={denoiser.family!r}))" if len(others) > 6 else ""
+    hint = f"; samplers of that family: {', '.join(others[:6])}{more}" if others else ""
+    if sampler.family == "masked" and isinstance(denoiser, TokenDenoiser) and denoiser.mask_id is None:
+        hint += ". If the model has a mask token, say which: mask_id=, as in TokenDenoiser.wrap(fn, vocab_size=..., mask_id=...)"
+    return FamilyError(
+        f"sampler {sampler.name!r} is of the {sampler.family} family and denoiser {denoiser.name!r} of the "
+        f"{denoiser.family} family{hint}"
+    )
+
+
+def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArguments) -> Stream:
+    assert isinstance(denoiser, TokenDenoiser)
+    config, batch = read.config, len(read.canvas.x)
+    layout = read.canvas.layout(block_length=read.block_length, steps=read.steps, stop=read.stop, rng=read.rng)
     counter = Counter(denoiser)
     feed: Feed
-    if facts.sequential:
+    if sampler.effective_facts.sequential:
         feed = SequenceFeed(counter, batch)
-    elif scheme is not None:
-        feed = CachedFeed(counter, batch, cfg_scale, cfg_interval, scheme)
+    elif read.scheme is not None:
+        feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme)
     else:
-        feed = PlainFeed(counter, batch, cfg_scale, cfg_interval)
+        feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval)
     predictor = Predictor(counter, feed, config, sampler=sampler.name)
     predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
-    state = sampler.init(layout)
-    if _uses_dry_run(sampler, denoiser) and not layout.stop and args["constrain"] is None:
+    state = _first_state(sampler, layout)
+    if _uses_dry_run(sampler, denoiser) and not layout.stop and read.constrain is None:
         predictor.dry_run = DryRun(sampler, layout, predictor)
     # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
     limit = int(layout.block_steps.sum(1).max()) + layout.x.shape[1] + 16
-    settings |= {"batch": batch, **asdict(config)}
-    return Stream(sampler, predictor, predict, state, limit, settings, args["constrain"])
+    return Stream(sampler, predictor, predict, state, limit, read.settings, read.constrain)
 
 
 def _uses_dry_run(sampler: Sampler[Any], denoiser: TokenDenoiser) -> bool:
@@ -305,33 +326,21 @@ def _uses_dry_run(sampler: Sampler[Any], denoiser: TokenDenoiser) -> bool:
     return sampler.effective_facts.static_plan and dry_runs_pay(denoiser.device)
 
 
-def _start_gaussian(
-    denoiser: GaussianDenoiser, sampler: Sampler, args: dict[str, Any], settings: dict[str, Any]
-) -> Stream:
-    alone = {"prompt", "gen_length", "block_length", "cache", "temperature", "stop", "forbid", "demote", "constrain"}
-    for name in sorted(alone):
-        if args[name] is not None:
-            raise OptionError(f"{name} is for token samplers; {sampler.name!r} is of the gaussian family")
-    if args["cfg_scale"]:
-        raise OptionError(
-            f"cfg_scale masks a prompt, and {sampler.name!r} is of the gaussian family, which has none; "
-            "guide the callable that you wrap instead"
-        )
-    if args["top_k"] != 0 or args["top_p"] != 1 or args["cfg_interval"] != (0.0, 1.0):
-        raise OptionError(
-            f"top_k, top_p and cfg_interval are for token samplers; {sampler.name!r} is of the gaussian family"
-        )
-    batch, steps = positive_int("batch", args["batch"]), args["steps"]
-    canvas = NoiseCanvas(
-        denoiser,
-        20 if steps is None else steps,
-        Rng.of(args["seed"], batch, args["first_row"], denoiser.device),
-    )
-    predictor = GaussianPredictor(Counter(denoiser), batch, sampler=sampler.name)
-    settings = {
-        k: v for k, v in settings.items() if k not in alone | {"cfg_scale", "cfg_interval", "top_k", "top_p"}
-    } | {"steps": canvas.steps}
-    return Stream(sampler, predictor, predictor, sampler.init(canvas), canvas.steps + 16, settings)
+def _start_gaussian(denoiser: Denoiser, sampler: Sampler[Any], read: GaussianArguments) -> Stream:
+    assert isinstance(denoiser, GaussianDenoiser)
+    canvas = NoiseCanvas(denoiser, read.steps, read.rng)
+    predictor = GaussianPredictor(Counter(denoiser), read.batch, sampler=sampler.name)
+    state = _first_state(sampler, canvas)
+    return Stream(sampler, predictor, predictor, state, canvas.steps + 16, read.settings)
+
+
+def _first_state(sampler: Sampler[Any], canvas: Any) -> Any:
+    try:
+        return sampler.init(canvas)
+    except StopIteration as error:
+        raise SamplersError(
+            f"sampler {sampler.name!r} raised StopIteration in init(), which must return a state"
+        ) from error
 
 
 def sample(
@@ -362,38 +371,55 @@ def sample(
 ) -> Sample:
     """Run a sampler against a denoiser.
 
+    Numbers may be Python's, numpy's, or 0-d tensors. Arguments that are for token samplers only must keep their defaults if
+    the sampler is of the gaussian family.
+
     Args:
-        denoiser: a Denoiser; see TokenDenoiser.wrap and GaussianDenoiser.wrap.
-        sampler: a name, with `options`; or a Sampler made by create().
-        prompt: token ids: (P,), (B, P), or a list of B rows of any lengths; or a Canvas, for infilling.
-        gen_length: positions to fill behind each prompt; None: what is left of a denoiser of fixed length.
-        batch: rows, where the prompt does not say.
-        seed: an integer, whose rows are numbered from `first_row`; or one integer a row.
-            Row i of a batch is what `sample(..., batch=1, first_row=i)` gives.
-        steps: forwards to spend: exact for samplers of fixed count, a cap for adaptive ones (None: one a position).
-            For continuous samplers the number of function evaluations (None: 20).
-        block_length: positions a block, filled from left to right; None: one block.
-        cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, of a denoiser that has it; which of them
-            change nothing but the cost is told in samplers.caching.
-        cfg_scale: w of (1 + w) l(x | prompt) - w l(x | prompt masked), on logits; 0 is off.
-        cfg_interval: (low, high], the noise levels at which rows are guided; elsewhere they are not, and not doubled.
-        temperature: of the token draw; 0 takes the best token; None: the sampler's own default.
-        top_k: draw from the k likeliest tokens only; 0: from all.
-        top_p: and of these from the fewest that hold this share of the probability at `temperature`; 1: from all.
-            Both restrict the draw alone. What samplers rank by stays the model's own distribution at temperature 1 (an option
-            such as low_confidence's `tempered` asks for the other).
-        forbid: token ids that are never drawn.
-        demote: token ids, such as the end of a sequence, that are committed last: their confidence and margin count as 0
-            and their entropy as log V, the logits stay as they are. Rules that choose positions blindly do not mind them.
-        stop: a token id, a phrase, or a list of phrases. A row ends behind the first that it holds.
-        constrain: called before every step with the TokenState; returns a samplers.Constraint (tokens to decide at once,
-            tokens not to draw in this step) or None.
+        denoiser: the model. See TokenDenoiser.wrap and GaussianDenoiser.wrap for models that are plain callables.
+        sampler: the name of a sampler, whose options are given as `options`; or a Sampler made by create().
+        prompt: token ids: one row (P,), rows of one length (B, P), or a list of B rows of any lengths. For infilling it is a
+            Canvas made by Canvas.infill. None: the rows begin empty.
+        gen_length: the number of positions to fill after each prompt. None: what is left of a denoiser of fixed length.
+        batch: the number of rows, if the prompt does not say it. One prompt is repeated.
+        seed: an integer, whose rows are numbered from `first_row`; or one integer per row. Row i of a batch is what
+            `sample(..., batch=1, first_row=i)` gives.
+        first_row: the number of the batch's first row under its seed.
+        steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones; None: one
+            step per position. For continuous samplers it is the number of function evaluations; None: 20.
+        block_length: positions per block. Blocks are filled from left to right. None: one block.
+        cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one.
+            samplers.feeds.cached says which of them change nothing but the cost. None: no cache.
+        cfg_scale: w of the guided logits (1 + w) l(x | prompt) - w l(x | prompt masked). 0: no guidance. It needs
+            a prompt; a row whose prompt is empty is not changed by it.
+        cfg_interval: (low, high): rows are guided while their noise level is above low and at most high. Outside they are not
+            guided, and cost one row and not two.
+        temperature: the temperature of the token draw. 0 takes the best token. None: the sampler's own default.
+        top_k: draw from the k most likely tokens only. 0: from all.
+        top_p: draw, among those, from the fewest tokens that hold this share of the probability at `temperature`. 1: from all.
+            Both restrict the draw alone. Samplers choose positions by the model's own distribution at temperature 1, unless an
+            option such as low_confidence's `tempered` asks for the other.
+        forbid: a token id, or a flat collection of them, that is never drawn.
+        demote: a token id, or a flat collection of them, such as the end of a text, that is committed last: its confidence and
+            margin count as 0 and its entropy as log V, while the logits stay as they are. It has no effect on samplers that
+            choose positions without the model's confidence.
+        stop: where rows end. An integer, or a flat collection of integers, stops a row after any of these tokens:
+            stop=[7, 8]. A list of lists stops it after any of these phrases: stop=[[13, 13], [7]].
+        constrain: a function that is called before every step with the TokenState. It returns a samplers.Constraint (tokens to
+            decide at once, tokens not to draw in this step) or None.
         trace: keep every state, in Sample.trace.
         info: keep what each step committed and how sure the model was of it, in Sample.info.
         progress: show a progress bar.
+        options: the options of the sampler; `samplers show NAME` lists them.
 
     Returns:
-        Sample. Raises OptionError, UnknownNameError, FamilyError or DenoiserError, each saying what and where.
+        A Sample: the tokens or numbers, and what they cost.
+
+    Raises:
+        OptionError: an argument or option is unknown, of the wrong type or out of bounds, or the run cannot fit into memory.
+        UnknownNameError: there is no sampler of that name.
+        FamilyError: the sampler is of one family and the denoiser of another.
+        DenoiserError: the denoiser returned something that cannot be used.
+        SamplersError: the sampler or the constrain hook broke a rule of the driver.
     """
     args = locals()
     run = stream(**args.pop("options"), **args)
@@ -434,16 +460,7 @@ def stream(args: dict[str, Any]) -> Stream:
     `stream(...).result()` is the Sample.
     """
     denoiser, sampler, options = (args.pop(name) for name in ("denoiser", "sampler", "options"))
-    args.pop("trace")
-    info = args.pop("info")
-    progress = args.pop("progress")
-    run = _start_run(denoiser, sampler, options, args)
-    if info:
-        run.recorder = InfoRecorder()
-        if isinstance(run.predictor, Predictor):
-            run.predictor.recorder = run.recorder
-    run.bar = _Bar(run) if progress else None
-    return run
+    return _start_run(denoiser, sampler, options, args)
 
 
 class _Bar:

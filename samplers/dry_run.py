@@ -72,4 +72,4 @@ class DryRun:
         want = (want,) if isinstance(want, str) else want
         # Any token but the mask will do.
         token = torch.where(rows, 1 if state.canvas.mask_id == 0 else 0, self.predictor.fill_values(state, ())["token"])
-        return Prediction(token, **{name: torch.where(rows, 0.5, FILL[name]) for name in want})
+        return Prediction(token, **{name: torch.where(rows, 0.5, FILL[name]).float() for name in want})

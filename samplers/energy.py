@@ -111,7 +111,7 @@ def _times(constant: int, value: float) -> float:
 
 
 def _logits(per_unit: int) -> Tensor:
-    return torch.linspace(LOWEST, HIGHEST, round((HIGHEST - LOWEST) * per_unit) + 1, dtype=torch.float64)
+    return torch.linspace(LOWEST, HIGHEST, round((HIGHEST - LOWEST) * per_unit) + 1, dtype=torch.float64, device="cpu")
 
 
 def _cells(a: MaskSchedule, g: MaskSchedule, per_unit: int) -> Tensor:

@@ -58,7 +58,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     Returns:
         ": did you mean 'x'?" with one or two similar names; "." if there is none.
     """
-    close = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
+    close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=2, cutoff=0.6)
+    likeness = [difflib.SequenceMatcher(None, word, c).ratio() for c in close]
+    close = [c for c, r in zip(close, likeness) if r > likeness[0] - 0.1]  # a poor second guess would only distract
     return f": did you mean {' or '.join(repr(c) for c in close)}?" if close else "."
 
 

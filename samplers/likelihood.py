@@ -12,8 +12,8 @@ The second line is the first since position j of an order is any of the n + 1 - 
 integral of lambda^(k-1) (1 - lambda)^(n-k) is 1 / (k binomial(n, k)), the weight that the second gives each S; the fourth is
 the third with lambda = 1 - a(u), and with the linear schedule (weight 1/t in t = 1 - u) the very same.
 
-It is -log p(x) exactly where the model's conditionals are those of one joint law, as on the exact problems; any other model
-makes it an upper bound of the -log-likelihood of any-order decoding. For a time-conditioned model the three differ in the
+It is -log p(x) exactly if the model's conditionals are those of one joint distribution, as on the exact problems; any other
+model makes it an upper bound of the -log-likelihood of any-order decoding. For a time-conditioned model the three differ in the
 t that it is shown, as they do in the diffusion model's own bound.
 """
 
@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .arguments import positive_int
 from .canvas import PAD
+from .checks import bool_rows, check_room, check_tokens, flag, integer, integers, shown, token_rows
 from .denoiser import Counter, Denoiser, Previous, TokenDenoiser
 from .errors import DenoiserError, FamilyError, OptionError, did_you_mean
 from .random import Rng, uniform
@@ -50,11 +50,11 @@ class Likelihood:
     """The bound on -log p of some rows, and how well it is known.
 
     Attributes:
-        nll: (B,) float64, nats; inf where a token that has to be is impossible.
+        nll: (B,) float64, nats; inf if a token of the row is impossible.
         stderr: (B,) float64, the Monte Carlo standard error of each, from the spread of independent replicates of the
-            whole design; inf where nll is.
+            whole design; inf if nll is.
         tokens: (B,) int64, positions scored.
-        nfe: forwards. row_evals: rows over all forwards, mc for each row.
+        nfe: forward passes. row_evals: rows over all forward passes, mc for each row.
         method, mc: as given.
     """
 
@@ -68,7 +68,7 @@ class Likelihood:
 
     @property
     def mean(self) -> float:
-        """Nats a row."""
+        """Nats per row."""
         return float(self.nll.mean())
 
     @property
@@ -78,19 +78,19 @@ class Likelihood:
 
     @property
     def mean_stderr(self) -> float:
-        """Of `mean`, as the mean over the law that the rows are drawn from: their spread, Monte Carlo's part within."""
-        spread = self.nll.std() if len(self.nll) > 1 else torch.tensor(math.inf)
+        """Of `mean`, as the mean over the distribution that the rows are drawn from: their spread, Monte Carlo's part within."""
+        spread = self.nll.std() if len(self.nll) > 1 else torch.tensor(math.inf, dtype=torch.float64, device="cpu")
         return math.inf if not math.isfinite(spread) else float(spread) / math.sqrt(len(self.nll))
 
     @property
     def per_token(self) -> float:
-        """Nats a scored token, over all rows together; its exponential is the perplexity."""
+        """Nats per scored token, over all rows together; its exponential is the perplexity."""
         return float(self.nll.sum() / self.tokens.sum())
 
     def __repr__(self) -> str:
         return (
-            f"<Likelihood of {len(self.nll)} rows by {self.method}: {self.mean:.5g} +- {self.mean_stderr:.2g} nats a row "
-            f"({self.mc_stderr:.2g} of it Monte Carlo), {self.per_token:.4g} a token, nfe {self.nfe}>"
+            f"<Likelihood of {len(self.nll)} rows by {self.method}: {self.mean:.5g} +- {self.mean_stderr:.2g} nats per row "
+            f"({self.mc_stderr:.2g} of it Monte Carlo), {self.per_token:.4g} per token, nfe {self.nfe}>"
         )
 
 
@@ -118,8 +118,8 @@ def nll(
     `t_dce` with 1 - a(u) of a schedule (MDLM, arXiv 2406.07524; RADD). In RADD's form k is uniform in 0..n, and the mean of
     its weight given k is (n + 1)/k: any_order is that with lambda summed out and the empty masks left out, and never has more
     variance. RADD's own is infinite, logarithmically, at lambda = 0, where a mask seldom holds anything and then counts
-    1/lambda. So here the two others, too, draw a mask given that it is not empty, their weights times
-    1 - (1 - lambda)^n: the same mean, a finite variance, no forward in vain. (A schedule whose a'(u)^2 is not integrable,
+    1/lambda. So here the two others also draw a mask given that it is not empty, their weights times
+    1 - (1 - lambda)^n: the same mean, a finite variance, no forward pass in vain. (A schedule whose a'(u)^2 is not integrable,
     such as 1-(1-u)^0.5 or beta(a,b) with a or b up to 1/4, still has an infinite one.)
 
     Variance reduction: `stratified` spreads the k or u of a replicate evenly, with one random offset. `antithetic` takes
@@ -127,17 +127,18 @@ def nll(
     other: the masks of a pair are complements but for a position or two.
 
     Args:
-        x: (B, L) int64 tokens, PAD (-1) beyond a row's end.
+        x: (B, L) int64 tokens, PAD (-1) beyond a row's end; or a list of B rows of any lengths.
         prompt: how many of the first positions are given and not scored: an int, or (B,) ints.
-        fill: (L,) or (B, L) bool instead: the positions to score, wherever they are; the others are always seen.
+        fill: (L,) or (B, L) bool instead, or a list of B rows of bools: the positions to score, wherever they are; the others
+            are always seen.
         method: any_order, lambda_dce or t_dce.
-        mc: masks a row, each a row of a forward.
+        mc: masks per row, each a row of a forward pass.
         schedule: of t_dce.
         replicates: independent copies of the design that mc is shared out to; their spread is the standard error, so that
             it takes strata and pairs into account. More make it surer and the strata coarser. Without `stratified` every
             pair (or mask) is its own.
         seed, first_row: as in sample(); row i is what row i alone is, whatever the batch.
-        batch: masks a forward.
+        batch: masks per forward pass.
         progress: show a progress bar.
 
     Returns:
@@ -152,33 +153,41 @@ def nll(
     _check_denoiser(denoiser)
     if method not in METHODS:
         raise OptionError(f"unknown method {method!r}{did_you_mean(str(method), METHODS)} Known: {', '.join(METHODS)}")
-    positive_int("batch", batch)
+    batch, first_row = integer("batch", batch), integer("first_row", first_row, 0)
+    progress = flag("progress", progress)
     x, lengths, fill = _rows(denoiser, x, prompt, fill)
     n = fill.sum(1)  # (B,)
-    design = _design(mc, stratified, antithetic, replicates)
+    design = _design(
+        integer("mc", mc),
+        flag("stratified", stratified),
+        flag("antithetic", antithetic),
+        integer("replicates", replicates),
+    )
     rng = Rng.of(seed, len(x), first_row)
     count, weight, level = _masks(method, mask_schedule(schedule), n, design, rng)  # (B, mc) each
 
     counter = Counter(denoiser)
-    values = torch.empty(len(x), mc, dtype=torch.float64)
+    values = torch.empty(len(x), design.mc, dtype=torch.float64, device="cpu")
     jobs = [
-        (g, first) for g in sorted(set(lengths.tolist())) for first in range(0, int((lengths == g).sum()) * mc, batch)
+        (g, first)
+        for g in sorted(set(lengths.tolist()))
+        for first in range(0, int((lengths == g).sum()) * design.mc, batch)
     ]
     with torch.no_grad(), _bar(progress, method, len(jobs)) as done:
         for length, first in jobs:
             who = (lengths == length).nonzero().squeeze(1)  # rows of this length: a model never sees beyond a row's end
-            which = torch.arange(first, min(first + batch, len(who) * mc))
-            row, draw = who[which // mc], which % mc  # (A,)
+            which = torch.arange(first, min(first + batch, len(who) * design.mc), device="cpu")
+            row, draw = who[which // design.mc], which % design.mc  # (A,)
             hidden = _hidden(rng, row, draw, count[row, draw], fill[row, :length], design)  # (A, length) bool
             loss = _loss(counter, x[row, :length], hidden, level[row, draw], row)  # (A,) float64
             values[row, draw] = weight[row, draw] * loss
             done()
 
-    means = _total(values.unflatten(1, (design.replicates, -1))) * design.replicates / mc  # (B, replicates)
+    means = _total(values.unflatten(1, (design.replicates, -1))) * design.replicates / design.mc  # (B, replicates)
     estimate = _total(means) / design.replicates
     variance = _total((means - estimate[:, None]).square()) / (design.replicates - 1)
     stderr = torch.where(estimate.isfinite(), (variance / design.replicates).sqrt(), math.inf)
-    return Likelihood(estimate, stderr, n, counter.nfe, counter.row_evals, method, mc)
+    return Likelihood(estimate, stderr, n, counter.nfe, counter.row_evals, method, design.mc)
 
 
 # ---------------------------------------------------------------------------------------------- what is drawn
@@ -199,24 +208,22 @@ class _Design:
     @property
     def mirrored(self) -> Tensor:
         """(mc,) bool."""
-        return (torch.arange(self.mc) // self.strata) % 2 == 1 if self.pairs else torch.zeros(self.mc, dtype=torch.bool)
+        return (torch.arange(self.mc, device="cpu") // self.strata) % 2 == int(self.pairs)
 
     @property
     def pair(self) -> Tensor:
         """(mc,) int64: a number that the two of a pair share, the counter of their randomness."""
-        of = torch.arange(self.replicates * self.strata).view(self.replicates, 1, self.strata)
+        of = torch.arange(self.replicates * self.strata, device="cpu").view(self.replicates, 1, self.strata)
         return of.expand(-1, 1 + self.pairs, -1).flatten()
 
 
 def _design(mc: int, stratified: bool, antithetic: bool, replicates: int) -> _Design:
-    positive_int("mc", mc)
-    positive_int("replicates", replicates)
     copies = replicates if stratified else mc // (1 + antithetic)
     unit = copies * (1 + antithetic) if stratified else 1 + antithetic
     if copies < 2 or mc % unit:
         of = f"{replicates} replicates" if stratified else "independent masks"
         raise OptionError(
-            f"mc={mc} masks a row cannot be shared out to {of}{' in antithetic pairs' if antithetic else ''}: "
+            f"mc={mc} masks per row cannot be shared out to {of}{' in antithetic pairs' if antithetic else ''}: "
             + (
                 f"a multiple of {unit} is needed"
                 if copies >= 2
@@ -230,8 +237,8 @@ def _masks(method: str, schedule: MaskSchedule, n: Tensor, design: _Design, rng:
     """How many of its n positions each mask hides, its weight, and its level t. n: (B,) int64 -> (B, mc) each."""
     seed, row = rng.seed[:, None], rng.row[:, None]  # (B, 1)
     mirrored, size = design.mirrored, n[:, None].to(torch.float64)
-    offset = uniform(seed, row, 0, torch.arange(design.replicates), DRAW_LEVEL)  # (B, replicates)
-    v = (torch.arange(design.strata) + offset[..., None]) / design.strata  # (B, replicates, strata)
+    offset = uniform(seed, row, 0, torch.arange(design.replicates, device="cpu"), DRAW_LEVEL)  # (B, replicates)
+    v = (torch.arange(design.strata, device="cpu") + offset[..., None]) / design.strata  # (B, replicates, strata)
     v = v.flatten(1)[:, design.pair].clamp(2.0**-53, 1 - 2.0**-53)  # (B, mc)
     if design.pairs:
         v = v / 2  # the mirrors fill the other half
@@ -246,7 +253,7 @@ def _masks(method: str, schedule: MaskSchedule, n: Tensor, design: _Design, rng:
     some = -torch.expm1(size * torch.log1p(-lam))  # the chance that a mask hides anything
     w = uniform(seed, row, 1, design.pair, DRAW_LEVEL)  # (B, mc)
     share = torch.where(mirrored, 1 - w, w) * some  # how far up the binomial's tail, its 0 left out
-    count = torch.as_tensor(binom.isf(share.numpy(), size.numpy(), lam.numpy())).clamp(
+    count = torch.from_numpy(binom.isf(share.numpy(), size.numpy(), lam.numpy())).clamp(
         min=torch.ones_like(size), max=size
     )
     slope = 1.0 if method == "lambda_dce" else schedule.slope(u)
@@ -255,7 +262,7 @@ def _masks(method: str, schedule: MaskSchedule, n: Tensor, design: _Design, rng:
 
 def _hidden(rng: Rng, row: Tensor, draw: Tensor, count: Tensor, fill: Tensor, design: _Design) -> Tensor:
     """(A, L) bool: `count` of the positions in `fill`, the first of a random order, or the last for a mirror."""
-    position = torch.arange(fill.shape[1])
+    position = torch.arange(fill.shape[1], device="cpu")
     key = uniform(rng.seed[row, None], rng.row[row, None], position, design.pair[draw, None], DRAW_ORDER)  # (A, L)
     order = torch.where(fill, key, 2.0).argsort(dim=1, stable=True)
     rank = torch.empty_like(order).scatter_(1, order, position.expand_as(order))  # (A, L)
@@ -306,11 +313,11 @@ def _loss(counter: Counter, x: Tensor, hidden: Tensor, level: Tensor, row: Tenso
         what = "a NaN or +inf among its logits" if int(best.status[i]) == 1 else "only -inf logits"
         raise DenoiserError(
             f"denoiser {denoiser.name!r} gave row {int(row[where[0]])}, position {where[1]} {what} "
-            f"(forward {counter.nfe} of nll)"
+            f"(forward pass {counter.nfe} of nll)"
         )
     assert best.confidence is not None
     log_p = of(given) - of(best.token) + best.confidence.double().log()  # (N,) float64
-    loss = torch.zeros(hidden.shape, dtype=torch.float64)
+    loss = torch.zeros(hidden.shape, dtype=torch.float64, device="cpu")
     loss[hidden] = -log_p.cpu()
     return _total(loss)
 
@@ -338,13 +345,13 @@ def _check_denoiser(denoiser: Any) -> None:
 
 def _rows(denoiser: TokenDenoiser, x: Any, prompt: Any, fill: Any) -> tuple[Tensor, Tensor, Tensor]:
     """x (B, L) int64, each row's length (B,), and what to score (B, L) bool, all on the CPU."""
-    x = torch.as_tensor(x).cpu()
-    if x.dim() != 2 or x.numel() == 0 or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise OptionError(f"nll takes tokens x (B, L) of an integer dtype, not {tuple(x.shape)} of {x.dtype}")
-    x = x.to(torch.int64)
+    rows = token_rows("nll: x", x)
+    x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)  # (B, L)
+    if not x.numel():
+        raise OptionError(f"nll: x has shape {tuple(x.shape)}: there are no tokens in it")
     real = x != PAD
     lengths = real.sum(1)  # (B,)
-    position = torch.arange(x.shape[1])
+    position = torch.arange(x.shape[1], device="cpu")
     if bool((real != (position < lengths[:, None])).any()):
         row, where = ((position < lengths[:, None]) & ~real).nonzero()[0].tolist()
         raise OptionError(f"nll: row {row} has padding ({PAD}) at position {where}, before its end")
@@ -352,28 +359,25 @@ def _rows(denoiser: TokenDenoiser, x: Any, prompt: Any, fill: Any) -> tuple[Tens
         raise OptionError(
             f"nll: row {bad[0]} has {int(lengths[bad[0]])} tokens; denoiser {denoiser.name!r} takes {denoiser.length}"
         )
-    wrong = real & ((x < 0) | (x >= denoiser.vocab_size) | (x == denoiser.mask_id))
-    for row, where in wrong.nonzero().tolist():
-        token = int(x[row, where])
-        what = "the mask" if token == denoiser.mask_id else f"not in 0 to {denoiser.vocab_size - 1}"
-        raise OptionError(f"nll: token {token} at row {row}, position {where} is {what}; whole texts are scored")
+    check_room("nll", lengths.tolist(), denoiser)
+    check_tokens("nll: x", x, denoiser, real, "; whole texts are scored, without masks")
     if fill is not None:
         if prompt is not None:
             raise OptionError("nll: give prompt or fill, not both")
-        fill = torch.as_tensor(fill).cpu()
-        if fill.dtype != torch.bool or fill.shape not in (x.shape, x.shape[1:]):
+        where_to = bool_rows("nll: fill", fill)
+        if len(where_to) == 1 and len(where_to[0]) == x.shape[1]:
+            where_to = where_to * len(x)
+        if [len(f) for f in where_to] not in ([len(r) for r in rows], [x.shape[1]] * len(x)):
             raise OptionError(
-                f"nll: fill has shape {tuple(fill.shape)} of {fill.dtype}; bools of shape {tuple(x.shape)} or "
-                f"{tuple(x.shape[1:])} are needed"
+                f"nll: fill has rows of {shown([len(f) for f in where_to])} positions, and x of {shown([len(r) for r in rows])}; "
+                f"the same, or bools of shape {tuple(x.shape[1:])}, are needed"
             )
+        fill = torch.nn.utils.rnn.pad_sequence(where_to, batch_first=True, padding_value=False)
     else:
-        given = torch.as_tensor(0 if prompt is None else prompt).cpu()
-        if (
-            given.dtype not in (torch.int64, torch.int32)
-            or given.shape not in ((), (len(x),))
-            or bool((given < 0).any())
-        ):
-            raise OptionError(f"nll: prompt is a length, or one a row ({len(x)} of them), 0 or more, not {prompt!r}")
+        needed = f"a length, or one per row ({len(x)} of them), 0 or more, is needed"
+        given = integers("nll: prompt", 0 if prompt is None else prompt, needed)
+        if given.shape not in ((), (len(x),)) or bool((given < 0).any()):
+            raise OptionError(f"nll: prompt is {shown(prompt)}; {needed}")
         fill = position >= given.expand(len(x))[:, None]
     fill = fill & real
     for row in (~fill.any(1)).nonzero().flatten().tolist():
@@ -383,13 +387,13 @@ def _rows(denoiser: TokenDenoiser, x: Any, prompt: Any, fill: Any) -> tuple[Tens
 
 @contextmanager
 def _bar(show: bool, name: str, total: int) -> Iterator[Any]:
-    """A callable to call after each forward."""
+    """A callable to call after each forward pass."""
     if not show:
         yield lambda: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("forwards"))
+    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("forward passes"))
     with Progress(*columns, TimeRemainingColumn()) as bar:
         task = bar.add_task(name, total=total)
         yield lambda: bar.advance(task)

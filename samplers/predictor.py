@@ -8,7 +8,7 @@ is the business of samplers.feeds; guidance of logits, temperature, draws, count
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from . import ops
 from .denoiser import Counter, TokenDenoiser
 from .dry_run import DryRun
-from .errors import DenoiserError
+from .errors import DenoiserError, OptionError
 from .feeds import Answer, Feed, Query
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
 from .info import InfoRecorder
@@ -38,6 +38,7 @@ _STATUS = {
     2: "only -inf logits: no token is possible",
     3: "a row of logits that is not there",
 }
+_BARRED = 4  # the model finds tokens possible, and the caller's forbid= or constrain= bars every one of them
 
 
 class Asked(Protocol):
@@ -210,7 +211,7 @@ class Predictor(ErrorTracker):
         want = self._wanted(want)
         values = self.fill_values(state, want)
         how = self._draw_arguments(state, logits, want, temperature, confidence_temperature, truncated, given, draw)
-        out = ops.masked_softmax(logits.value, **how)
+        out = self._blamed(ops.masked_softmax(logits.value, **how), None)
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
 
@@ -273,6 +274,8 @@ class Predictor(ErrorTracker):
         """A forward pass, and what the fused op makes of its logits."""
         answer = self.feed.feed(state, query)
         logits, index = self._logits_of(answer)
+        own = None if index is None else index[: query.count]
+        model = logits
         if self.constraint is not None:
             logits = logits if index is None else logits[index]
             barred = self._apply_constraint(logits[: query.count], query)
@@ -281,7 +284,8 @@ class Predictor(ErrorTracker):
             index = torch.arange(2 * query.count, device=logits.device) if index is None else index
             how |= {"guidance": logits, "guidance_index": index[query.count :], "cfg_scale": self.config.cfg_scale}
             index = index[: query.count]
-        return ops.masked_softmax(logits, index, **how)
+        out = ops.masked_softmax(logits, index, **how)
+        return self._blamed(out, lambda: model[: query.count] if own is None else model[own])
 
     def _read_hidden(self, state: TokenState, query: Query, how: dict[str, Any]) -> ops.MaskedSoftmax:
         """The same of hidden rows and the head: logits are never stored."""
@@ -291,9 +295,10 @@ class Predictor(ErrorTracker):
         if query.guided:
             how |= {"guidance": hidden[query.count :], "cfg_scale": self.config.cfg_scale}
             hidden = hidden[: query.count]
-        return self.counter.head(
+        out = self.counter.head(
             lambda: ops.headless_softmax(hidden, head.weight, bias=head.bias, softcap=head.softcap, **how)
         )
+        return self._blamed(out, lambda: head.logits(hidden))
 
     def _apply_constraint(self, logits: Tensor, query: Query) -> Tensor:
         """(N, V) logits with what this step's constraint forbids at -inf."""
@@ -364,8 +369,35 @@ class Predictor(ErrorTracker):
                 values[name] = torch.where(demoted & asked, least[name], values[name])
         return Prediction(**values)
 
+    def raise_if_bad(self, status: int, row: int, position: int, forward: int) -> None:
+        if status == _BARRED:
+            raise OptionError(
+                f"what forbid= and constrain= forbid leaves row {row}, position {position} without a token: no token is possible "
+                f"there that denoiser {self.denoiser.name!r} gives a probability (forward pass {forward}, sampler "
+                f"{self.sampler!r})"
+            )
+        super().raise_if_bad(status, row, position, forward)
+
     def describe(self, status: int, position: int) -> str:
         return f", position {position} {_STATUS[status]}"
+
+    def _blamed(self, out: ops.MaskedSoftmax, logits: Callable[[], Tensor] | None) -> ops.MaskedSoftmax:
+        """The same answer, its status _BARRED if no token was possible because of what the caller forbids.
+
+        On a CPU the model's own logits (N, V) tell; elsewhere that would cost a pass over them in every step, and whatever
+        is forbidden is blamed.
+        """
+        if self.constraint is None and not self.config.forbid:
+            return out
+        barred = out.status == 2
+        if self.sync_eagerly and logits is not None:
+            if not bool(barred.any()):
+                return out
+            own = logits().float()
+            if self.denoiser.mask_id is not None and self.denoiser.mask_id < own.shape[1]:
+                own = own.index_fill(1, self._forbid[:1], -torch.inf)
+            barred &= (own > -torch.inf).any(1)
+        return out._replace(status=torch.where(barred, _BARRED, out.status))
 
 
 class SequencePredictor:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .checks import seeds_of
 from .errors import OptionError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def philox(counter: Sequence[Tensor | int], key: Sequence[Tensor | int]) -> tupl
 
     int64 products wrap modulo 2^64, which leaves the bits of the unsigned product; a shift and a mask then read its halves.
     """
-    device = next((w.device for w in (*counter, *key) if isinstance(w, Tensor)), None)
+    device = next((w.device for w in (*counter, *key) if isinstance(w, Tensor)), torch.device("cpu"))
     words = [torch.as_tensor(w, dtype=torch.int64, device=device) & _LOW for w in (*counter, *key)]
     c0, c1, c2, c3, k0, k1 = torch.broadcast_tensors(*words)
     for i in range(10):
@@ -107,23 +108,26 @@ class Rng:
     row: Tensor  # (B,) int64
 
     @classmethod
-    def of(cls, seed: int | Sequence[int], batch: int, first_row: int = 0, device: torch.device | str = "cpu") -> Rng:
-        """Rows first_row, first_row + 1, ... of one seed; or, with a sequence of seeds, row `first_row` of each seed."""
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            seeds = [int(s) for s in seed] if isinstance(seed, (Sequence, Tensor)) else None
-            if seeds is None:
-                raise OptionError(f"seed must be an integer or one integer a row, not {type(seed).__name__}")
-            if len(seeds) != batch:
-                raise OptionError(
-                    f"seed: {len(seeds)} seeds were given for {batch} rows; give one integer or one a row"
-                )
-            rows = torch.full((batch,), first_row, dtype=torch.int64, device=device)
+    def of(cls, seed: Any, batch: int, first_row: int = 0, device: torch.device | str = "cpu") -> Rng:
+        """Rows first_row, first_row + 1, ... of one seed; or, of one seed per row, row `first_row` of each.
+
+        Args:
+            seed: an integer of 64 bits, or `batch` of them, in any type that checks.seeds_of reads.
+
+        Raises:
+            OptionError: something else, or another number of seeds than `batch`.
+        """
+        seeds = seeds_of(seed)
+        here: dict[str, Any] = {"dtype": torch.int64, "device": device}
+        if isinstance(seeds, int):
+            seeds, rows = [seeds] * batch, torch.arange(first_row, first_row + batch, **here)
         else:
-            seeds = [seed] * batch
-            rows = torch.arange(first_row, first_row + batch, dtype=torch.int64, device=device)
-        if bad := [s for s in seeds if not -(2**63) <= s < 2**63]:
-            raise OptionError(f"seed {bad[0]} does not fit in 64 bits")
-        return cls(torch.tensor(seeds, dtype=torch.int64, device=device), rows)
+            rows = torch.full((len(seeds),), first_row, **here)
+        if len(seeds) != batch:
+            raise OptionError(
+                f"seed: {len(seeds)} seeds were given for {batch} rows; give one integer, or one integer per row"
+            )
+        return cls(torch.tensor(seeds, **here), rows)
 
     def to(self, device: torch.device | str) -> Rng:
         """The same rows, on `device`."""

@@ -32,18 +32,19 @@ class Sample:
 
     Attributes:
         x: (B, L) int64 tokens, PAD (-1) beyond a row's end; or (B, *shape) reals.
-        nfe: forwards: calls of the model, whatever the batch. A guided step is one forward.
-        row_evals: rows over all forwards; a guided step has two for each row.
-        token_evals: positions over all forwards.
+        nfe: forward passes: calls of the model, whatever the batch. A guided step is one forward pass.
+        row_evals: rows over all forward passes; a guided step has two for each row.
+        token_evals: positions over all forward passes.
         head_rows: positions at which logits were asked for.
         cache_bytes: bytes of keys and values that were written to caches.
-        nfe_rows: (B,) int64, forwards that each row took part in; what the row would cost alone.
-        steps: steps of the driver, those that cost no forward included.
+        nfe_rows: (B,) int64, forward passes that each row took part in; what the row would cost alone.
+        steps: steps of the driver, including those that cost no forward pass.
         seconds: split into denoiser and sampler.
-        lengths: each row's own length, prompt included; None for reals.
+        lengths: (B,) int64, each row's own length, prompt included; None for reals.
         sampler, options, distribution, version: what made it.
-        settings: the driver's arguments.
-        trace: the states after each step, on request.
+        settings: the driver's arguments, as numbers, strings and lists that json can write.
+        trace: the state before the first step and the states after each step, on request.
+        fill: (B, L) bool, the positions that the run had to fill; None for reals.
         info: on request, name -> (steps, B, ...) tensor. Of token samplers:
             committed: (steps, B, L) bool, the positions whose token was written in the step.
             confidence: (steps, B, L) float32, the probability that the model gave that token when it was read, at
@@ -70,6 +71,23 @@ class Sample:
     settings: dict[str, Any] = field(default_factory=dict)
     trace: tuple[State, ...] | None = None
     info: dict[str, Tensor] | None = None
+    fill: Tensor | None = None
+
+    def rows(self) -> list[Tensor]:
+        """Each row without padding: (length_i,) int64, prompt included; of reals (*shape)."""
+        if self.lengths is None:
+            return list(self.x)
+        return [row[:length] for row, length in zip(self.x, self.lengths.tolist())]
+
+    @property
+    def generated(self) -> list[Tensor]:
+        """Of each row what the run filled in, in the order of the positions: (n_i,) int64; of reals (*shape).
+
+        Given tokens are left out, wherever they stand, and so is what lies after a stop phrase.
+        """
+        if self.fill is None:
+            return self.rows()
+        return [row[fill[: len(row)]] for row, fill in zip(self.rows(), self.fill)]
 
     def _recorded(self) -> dict[str, Tensor]:
         if self.info is None or "committed" not in self.info:
@@ -88,7 +106,13 @@ class Sample:
         return at_commit(self._recorded()["committed"], self._recorded()[name])
 
     def __repr__(self) -> str:
+        rows = f"{len(self.x)} row{'s' if len(self.x) != 1 else ''}"
+        if self.lengths is None:
+            size = f"shape {tuple(self.x.shape[1:])}"
+        else:
+            low, high = int(self.lengths.min()), int(self.lengths.max())
+            size = f"{low} tokens" if low == high else f"{low} to {high} tokens"
         return (
-            f"<Sample {tuple(self.x.shape)} by {self.sampler}: nfe {self.nfe}, "
-            f"{float(self.nfe_rows.double().mean()):.4g} a row, {self.seconds.total:.3g} s>"
+            f"<Sample: {rows} of {size} by {self.sampler!r}; {self.nfe} forward passes in {self.steps} steps, "
+            f"{float(self.nfe_rows.double().mean()):.4g} forward passes per row; {self.seconds.total:.3g} s>"
         )

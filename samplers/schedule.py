@@ -19,9 +19,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import check_plan
 from .errors import OptionError, did_you_mean
 
 __all__ = ["EDM", "Flow", "MaskSchedule", "NoiseSchedule", "VPCosine", "VPLinear", "mask_schedule", "noise_schedule"]
+
+
+def _float64(value: Tensor | float) -> Tensor:
+    """A tensor as it is but in float64; a number on the CPU, whatever torch's default device is."""
+    return (
+        value.to(torch.float64) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
+    )
 
 
 # ---------------------------------------------------------------------------------------------- masks
@@ -43,7 +51,7 @@ class MaskSchedule:
 
     def __call__(self, u: Tensor | float) -> Tensor:
         """a(u), float64, with the ends exact."""
-        u = torch.as_tensor(u, dtype=torch.float64)
+        u = _float64(u)
         a = self.visible(u.clamp(0.0, 1.0)).clamp(0.0, 1.0)
         return torch.where(u <= 0, 0.0, torch.where(u >= 1, 1.0, a))
 
@@ -52,21 +60,21 @@ class MaskSchedule:
 
         The last entry is exactly 1. (Any ancestral sampler of a masking process; reference: MDLM eq. 7, RADD eq. 3.)
         """
-        a = self(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        a = self(torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu"))
         rho = (a[1:] - a[:-1]) / (1 - a[:-1]).clamp_min(1e-300)
         rho[-1] = 1.0
         return rho.clamp(0.0, 1.0)
 
     def mass(self, steps: int) -> Tensor:
         """r_k = a_{k+1} - a_k: the chance that a token appears in step k, given nothing. (steps,) float64, sums to 1."""
-        return torch.diff(self(torch.linspace(0, 1, steps + 1, dtype=torch.float64)))
+        return torch.diff(self(torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")))
 
     def counts(self, n: int, steps: int) -> list[int]:
         """How many of n positions to commit in each step: differences of round(n a(k/steps)), zero-token steps dropped.
 
         The counts sum to n, and their number is the NFE of any sampler that follows them.
         """
-        a = self(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        a = self(torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu"))
         # Half rounds up (not to even), so that every count sequence is monotone in n at each step.
         cumulative = torch.floor(n * a + 0.5).to(torch.int64).clamp(0, n)
         cumulative[-1] = n
@@ -75,15 +83,15 @@ class MaskSchedule:
     def slope(self, u: Tensor | float) -> Tensor:
         """a'(u) inside (0, 1), float64: a five-point difference whose step goes with the distance to the nearer end.
 
-        Good to about 1e-11 of itself where 1 - a(u) is well above 1e-16, for any smooth schedule, the user's own too.
+        Good to about 1e-11 of itself if 1 - a(u) is well above 1e-16, for any smooth schedule, also for one of the user's own.
         """
-        u = torch.as_tensor(u, dtype=torch.float64)
+        u = _float64(u)
         h = 1e-3 * torch.minimum(u, 1 - u)
         near, far = self(u + h) - self(u - h), self(u + 2 * h) - self(u - 2 * h)
         return (8 * near - far) / (12 * h)
 
     def expected_nfe(self, n: int, steps: int) -> float:
-        """Sum_k [1 - (1 - r_k)^n]: forwards of an ancestral sampler that runs the model only when a token appears.
+        """Sum_k [1 - (1 - r_k)^n]: forward passes of an ancestral sampler that runs the model only when a token appears.
 
         arXiv 2409.02908, appendix E, for one row of n masked positions; exact for any network.
         """
@@ -96,8 +104,8 @@ def _incomplete_beta(a: float, b: float) -> MaskSchedule:
 
     return MaskSchedule(
         f"I({a:g},{b:g})",
-        lambda u: torch.as_tensor(betainc(a, b, u.numpy())),
-        lambda v: torch.as_tensor(betaincinv(a, b, v.numpy())),
+        lambda u: torch.as_tensor(betainc(a, b, u.numpy()), device="cpu"),
+        lambda v: torch.as_tensor(betaincinv(a, b, v.numpy()), device="cpu"),
     )
 
 
@@ -244,13 +252,13 @@ class NoiseSchedule:
         raise NotImplementedError
 
     def alpha(self, t: Tensor | float) -> Tensor:
-        return torch.exp(self.log_alpha(torch.as_tensor(t, dtype=torch.float64)))
+        return torch.exp(self.log_alpha(_float64(t)))
 
     def sigma(self, t: Tensor | float) -> Tensor:
-        return torch.exp(self.log_sigma(torch.as_tensor(t, dtype=torch.float64)))
+        return torch.exp(self.log_sigma(_float64(t)))
 
     def lam(self, t: Tensor | float) -> Tensor:
-        t = torch.as_tensor(t, dtype=torch.float64)
+        t = _float64(t)
         return self.log_alpha(t) - self.log_sigma(t)
 
     def __repr__(self) -> str:
@@ -356,13 +364,17 @@ def step_tables(block_steps: Tensor, curve: Callable[[int], Tensor]) -> tuple[Te
     Args:
         block_steps: (B, blocks) int64, Layout.block_steps.
 
+    Raises:
+        OptionError: the tables would take more than checks.PLAN_BYTES.
+
     Returns:
         table (S, K + 1) float64, 1 beyond k = S; which (max S + 1,) int64, S -> its row in the table.
     """
     kinds = sorted({int(s) for s in block_steps.unique()} - {0})
     most = kinds[-1]
-    table = torch.ones(len(kinds), most + 1, dtype=torch.float64)
-    which = torch.zeros(most + 1, dtype=torch.int64)
+    check_plan(f"steps={most} per block", (len(kinds) + 1) * (most + 1) * 8)
+    table = torch.ones(len(kinds), most + 1, dtype=torch.float64, device="cpu")
+    which = torch.zeros(most + 1, dtype=torch.int64, device="cpu")
     for i, s in enumerate(kinds):
         table[i, : s + 1] = curve(s)
         which[s] = i

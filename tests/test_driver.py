@@ -115,11 +115,15 @@ def wrap(fn=None, **kw):
             OptionError,
             "block_length is for token samplers",
         ),
-        (lambda: samplers.sample(TinyMixture(), "ddim", cfg_scale=1.0), OptionError, "cfg_scale masks a prompt"),
+        (
+            lambda: samplers.sample(TinyMixture(), "ddim", cfg_scale=1.0),
+            OptionError,
+            "cfg_scale is for token samplers.*guide the callable",
+        ),
         (
             lambda: samplers.sample(TinyMixture(), "ddim", top_k=3),
             OptionError,
-            "top_k, top_p and cfg_interval are for token",
+            "top_k is for token samplers",
         ),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, top_k=-2), OptionError, "top_k must be"),
         (
@@ -250,9 +254,29 @@ def test_guidance_is_the_formula():
     assert out.row_evals == 2
 
 
-def test_guidance_without_a_prompt_costs_nothing():
-    out = samplers.sample(TinyNet(), "radd", gen_length=8, cfg_scale=2.0, batch=3)
-    assert out.row_evals == int(out.nfe_rows.sum())
+def test_guidance_without_a_prompt_is_refused():
+    """It would change nothing, and who asks for it expects that it does."""
+    with pytest.raises(OptionError, match="guides by a prompt, and none was given"):
+        samplers.sample(TinyNet(), "radd", gen_length=8, cfg_scale=2.0)
+
+
+def test_guidance_by_an_empty_prompt_costs_nothing():
+    """Rows with and without a prompt may share a batch, so an empty one is allowed: its row is guided by nothing."""
+    run = {"gen_length": 8, "steps": 8, "seed": 1, "temperature": 1.0}
+    plain = samplers.sample(TinyNet(), "radd", first_row=1, **run)
+    canvas = Canvas.infill(TinyNet(), [0] * 8, [True] * 8)
+    for prompt in ([], [[]], canvas):
+        out = samplers.sample(
+            TinyNet(),
+            "radd",
+            prompt=prompt,
+            cfg_scale=2.0,
+            first_row=1,
+            **run | ({"gen_length": None} if prompt is canvas else {}),
+        )
+        assert torch.equal(out.x, plain.x) and out.row_evals == plain.row_evals
+    together = samplers.sample(TinyNet(), "radd", prompt=[[1, 2], []], cfg_scale=2.0, **run)
+    assert torch.equal(together.rows()[1], plain.x[0])
 
 
 @pytest.mark.parametrize("block_length", [1, 3, 4, 12, 50])
@@ -338,12 +362,12 @@ def test_stop_phrase_and_padding():
         return torch.nn.functional.one_hot(torch.arange(ids.shape[1]) % 8, V).float().mul(20).expand(len(ids), -1, -1)
 
     for sampler in ("low_confidence", "random_order"):
-        out = samplers.sample(wrap(fn), sampler, gen_length=16, stop=[3, 4])
+        out = samplers.sample(wrap(fn), sampler, gen_length=16, stop=[[3, 4]])
         assert out.x[0].tolist() == [0, 1, 2, 3, 4] + [samplers.PAD] * 11
         assert int(out.lengths[0]) == 5
     several = samplers.sample(wrap(fn), "low_confidence", gen_length=16, stop=[[6], [3, 4]])
     assert int(several.lengths[0]) == 5
-    in_prompt = samplers.sample(wrap(fn), "low_confidence", prompt=[3, 4], gen_length=2, stop=[3, 4])
+    in_prompt = samplers.sample(wrap(fn), "low_confidence", prompt=[3, 4], gen_length=2, stop=[[3, 4]])
     assert int(in_prompt.lengths[0]) == 4, "a phrase in the prompt does not stop a row"
 
 

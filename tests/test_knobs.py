@@ -223,7 +223,9 @@ def test_knobs_are_for_tokens():
 def prepared(length=6, block_length=3, steps=4, stop=None):
     canvas = Canvas.of(TinyNet(), None, length)
     rng = samplers.random.Rng.of(0, 1)
-    return canvas.layout(block_length=block_length, steps=steps, stop=samplers.arguments.parse_stop(stop), rng=rng)
+    return canvas.layout(
+        block_length=block_length, steps=steps, stop=samplers.arguments.parse_stop(stop, TinyNet()), rng=rng
+    )
 
 
 def test_a_block_of_drafts_stays_until_it_is_decided():

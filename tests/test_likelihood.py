@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -362,17 +363,19 @@ NET = {"vocab_size": 5, "mask_id": 4}
     ("x", "arguments", "words"),
     [
         ([[0, 1]], {"method": "any-order"}, "did you mean 'any_order'"),
-        ([[0, 4]], {}, "token 4 at row 0, position 1 is the mask"),
-        ([[0, 1], [9, 1]], {}, "token 9 at row 1, position 0"),
+        ([[0, 4]], {}, "row 0, position 1 is the mask id 4"),
+        ([[0, 1], [9, 1]], {}, "row 1, position 0 is 9; tokens of"),
         ([[0, PAD, 1]], {}, "row 0 has padding"),
-        ([0, 1], {}, "(B, L)"),
-        ([[0.5, 1.0]], {}, "integer"),
+        ([[[0, 1]]], {}, "row 0 has shape (1, 2)"),
+        (torch.zeros(2, 0), {}, "token ids are needed"),
+        (torch.zeros(2, 0, dtype=torch.int64), {}, "no tokens in it"),
+        ([[0.5, 1.0]], {}, "row 0 is of torch.float32; token ids are needed"),
         ([[0, 1]], {"prompt": 2}, "row 0 has no position to score"),
-        ([[0, 1]], {"prompt": -1}, "prompt is a length"),
-        ([[0, 1]], {"prompt": [1, 1]}, "prompt is a length"),
+        ([[0, 1]], {"prompt": -1}, "prompt is -1; a length"),
+        ([[0, 1]], {"prompt": [1, 1]}, "one per row (1 of them)"),
         ([[0, 1]], {"prompt": 1, "fill": [True, True]}, "not both"),
         ([[0, 1]], {"fill": [1, 0]}, "bools"),
-        ([[0, 1]], {"fill": [True, True, True]}, "shape (3,)"),
+        ([[0, 1]], {"fill": [True, True, True]}, "fill has rows of [3] positions, and x of [2]"),
         ([[0, 1]], {"mc": 100}, "multiple of 16"),
         ([[0, 1]], {"mc": 0}, "mc"),
         ([[0, 1]], {"replicates": 1}, "2 copies at least"),
@@ -388,6 +391,30 @@ def test_what_cannot_be_is_said(x, arguments, words):
     with pytest.raises(OptionError) as error:
         samplers.nll(model, x, **arguments)
     assert words in str(error.value)
+
+
+def test_rows_of_several_lengths_are_what_they_are_alone():
+    """A list of rows is the padded tensor, and each row is what it is alone; fill and prompt go by row."""
+    table = torch.randn(5, 5, generator=torch.Generator().manual_seed(1))
+    model = TokenDenoiser.wrap(lambda ids: table[ids] + table[ids.roll(1, 1)], **NET)
+    rows = [[0, 1, 2, 3], [3, 1], [2, 2, 1]]
+    padded = torch.tensor([[0, 1, 2, 3], [3, 1, PAD, PAD], [2, 2, 1, PAD]])
+    out = samplers.nll(model, rows, mc=32)
+    assert torch.equal(out.nll, samplers.nll(model, padded, mc=32).nll)
+    assert out.tokens.tolist() == [4, 2, 3]
+    for i, row in enumerate(rows):
+        for alone in (row, [row], np.array(row), torch.tensor([row], dtype=torch.int32)):
+            assert samplers.nll(model, alone, mc=32, first_row=i).nll.tolist() == [float(out.nll[i])]
+    given = samplers.nll(model, rows, mc=32, prompt=[1, 1, 2])
+    marked = [[False, True, True, True], [False, True], [False, False, True]]
+    assert torch.equal(samplers.nll(model, rows, mc=32, fill=marked).nll, given.nll)
+    assert given.tokens.tolist() == [3, 1, 1]
+
+
+def test_a_text_longer_than_the_model_is_refused():
+    model = TokenDenoiser.wrap(lambda ids: torch.zeros(*ids.shape, 5), max_length=3, **NET)
+    with pytest.raises(OptionError, match=r"row 1 has 4 positions.*at most 3"):
+        samplers.nll(model, [[0, 1, 2], [0, 1, 2, 3]])
 
 
 def test_other_families_are_refused():

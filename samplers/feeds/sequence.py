@@ -225,7 +225,7 @@ class SequenceFeed:
         if self.main is None:
             self._rows = list(range(len(asked_rows)))
             store = self.denoiser.new_cache(len(asked_rows), rows.shape[1])
-            self.main = Branches(store, torch.empty(0), len(asked_rows))
+            self.main = Branches(store, torch.empty(0, dtype=torch.int64, device="cpu"), len(asked_rows))
         stays = [i for i, row in enumerate(self._rows) if asked_rows[row]]
         if len(stays) < len(self._rows):
             self.main.store.keep_rows(torch.tensor(stays, device=rows.device))

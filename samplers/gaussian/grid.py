@@ -47,9 +47,9 @@ class Point:
     def at(cls, schedule: NoiseSchedule, *, t: float | None = None, lam: float | None = None) -> Point:
         """The point at time t, or at half log-SNR lam: give one of the two."""
         time = (
-            torch.tensor(t, dtype=torch.float64)
+            torch.tensor(t, dtype=torch.float64, device="cpu")
             if t is not None
-            else schedule.t_of(torch.tensor(lam, dtype=torch.float64))
+            else schedule.t_of(torch.tensor(lam, dtype=torch.float64, device="cpu"))
         )
         return cls(float(time), float(schedule.alpha(time)), float(schedule.sigma(time)), float(schedule.lam(time)))
 
@@ -107,6 +107,12 @@ class GaussianSampler(Sampler[G]):
         schedule = canvas.denoiser.schedule
         start = schedule.t_max if self.t_start is None else self.t_start
         end = schedule.t_min if self.t_end is None else self.t_end
+        if start > schedule.t_max:
+            raise OptionError(
+                f"sampler {self.name!r}: t_start={start:g} is above t_max={schedule.t_max:g} of {schedule!r}, the most noise "
+                "that the model knows. If it knows more, wrap it with a schedule that says so, such as "
+                "samplers.schedule.EDM(t_max=...)"
+            )
         if not end < start:
             raise OptionError(f"sampler {self.name!r}: t_end={end:g} must be below t_start={start:g}")
         first, last = Point.at(schedule, t=start), Point.at(schedule, t=end)

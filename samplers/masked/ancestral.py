@@ -47,5 +47,5 @@ class Ancestral(Sampler[TimedState]):
 
     def expected_nfe(self, length: int, steps: int) -> float:
         """Sum_k (1 - a_k^L): a row is evaluated until its last token has appeared."""
-        a = mask_schedule(self.schedule)(torch.linspace(0, 1, steps + 1, dtype=torch.float64))[:-1]
+        a = mask_schedule(self.schedule)(torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu"))[:-1]
         return float((1 - a**length).sum())

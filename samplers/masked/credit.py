@@ -57,7 +57,9 @@ class Credit(Sampler[CreditState]):
     gamma: float = option(0.2, "the best token gains its probability to this power", ge=0)
 
     def init(self, canvas: Layout) -> CreditState:
-        ids = torch.full((*canvas.x.shape, int(canvas.block_steps.max())), -1, device=canvas.x.device)
+        # A step commits one position or more, so a block takes no more steps than it has positions.
+        most = torch.minimum(canvas.block_steps, canvas.block_size).max()
+        ids = torch.full((*canvas.x.shape, int(most)), -1, device=canvas.x.device)
         return CreditState.begin(canvas, ids=ids, credit=torch.zeros_like(ids, dtype=torch.float32))
 
     def step(self, predict: Predict, state: CreditState) -> CreditState:

@@ -43,7 +43,7 @@ class FrozenRates(Radd):
         slope = (-3 * a(u) + 4 * a(u + h) - a(u + 2 * h)) / (2 * h)  # of second order, from the right
         rate = slope.clamp_min(0.0) / (1 - a(u)).clamp_min(1e-300)  # (steps,)
         stay = (1 - self.appears(rate / steps)).cumprod(0)
-        return torch.cat([a(u[:1]), 1 - stay[:-1], torch.ones(1)])
+        return torch.cat([a(u[:1]), 1 - stay[:-1], torch.ones_like(stay[:1])])
 
     def expected_nfe(self, length: int, steps: int) -> float:
         """Sum_k [1 - (1 - r_k)^L], r_k the shares that this method reveals."""

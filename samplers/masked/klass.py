@@ -73,7 +73,7 @@ class Klass(Sampler[KlassState]):
         never = torch.full_like(canvas.x, -1)
         return KlassState.begin(
             canvas,
-            last_logits=torch.zeros(1, canvas.vocab_size, device=never.device),
+            last_logits=torch.zeros(1, canvas.vocab_size, dtype=torch.float32, device=never.device),
             last_lse=torch.zeros(1, dtype=torch.float64, device=never.device),
             last_row=never,
             stable_steps=torch.zeros_like(never),

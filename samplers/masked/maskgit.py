@@ -18,8 +18,8 @@ from .times import TimedState, even_grid
 
 def _late_grid(steps: int) -> Tensor:
     """(S + 1,) float64: step k ends at k / (S - 1), the last at 1."""
-    ends = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
-    return torch.cat([torch.zeros(1, dtype=torch.float64), ends])
+    ends = torch.linspace(0, 1, max(steps, 2), dtype=torch.float64, device="cpu")[-steps:]
+    return torch.cat([torch.zeros_like(ends[:1]), ends])
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Maskgit(Sampler[TimedState]):
         n, k, steps = state.block_size, state.block_step, state.block_steps
         count = self.total(n, k, state.visible(1)).to(torch.int64) - (n - state.count)
         count = count.clamp_min(0 if self.late else 1)  # (B,)
-        ratio = k / (steps - 1).clamp_min(1) if self.late else (k + 1) / steps.clamp_min(1)
+        ratio = k.float() / (steps - 1).clamp_min(1) if self.late else (k + 1).float() / steps.clamp_min(1)
         prediction = predict(state, state.open & (count > 0)[:, None], want="confidence")
         noise = self.r_temp * (1 - ratio).clamp_min(0)[:, None] * gumbel(state)  # (B, L)
         return state.commit_best(prediction.confidence.double().log() + noise, prediction.token, k=count)
@@ -72,7 +72,7 @@ class Maskgit(Sampler[TimedState]):
         """The number of steps that commit something."""
         have, nfe = 0, 0
         for k, a in enumerate(mask_schedule(self.schedule)(self.grid(steps))[1:]):
-            count = int(self.total(length, torch.tensor(k), a)) - have
+            count = int(self.total(length, torch.tensor(k, device="cpu"), a)) - have
             count = min(max(count, 0 if self.late else 1), length - have)
             have, nfe = have + count, nfe + (count > 0)
         return nfe

@@ -88,7 +88,9 @@ class ReMDM(Sampler[RemaskState]):
         u = even_grid(steps)
         if self.strategy != "loop":
             return u
-        rest = float(mask_schedule(self.schedule).progress(torch.tensor(self.alpha_on, dtype=torch.float64)))
+        rest = float(
+            mask_schedule(self.schedule).progress(torch.tensor(self.alpha_on, dtype=torch.float64, device="cpu"))
+        )
         before, after = rest * u / (1 - self.t_on), 1 - (1 - rest) * (1 - u) / self.t_off
         return torch.maximum(before.clamp(max=rest), after)
 
@@ -124,7 +126,7 @@ class ReMDM(Sampler[RemaskState]):
         if self.strategy == "conf":
             return None
         a = mask_schedule(self.schedule)(self.grid(steps))
-        sigma = self.sigma(a[:-1], a[1:], torch.arange(steps), torch.tensor(steps))
+        sigma = self.sigma(a[:-1], a[1:], torch.arange(steps, device="cpu"), torch.tensor(steps, device="cpu"))
         return float((1 - (1 - (a[1:] - (1 - sigma) * a[:-1])) ** length).sum())
 
 

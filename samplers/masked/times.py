@@ -23,7 +23,7 @@ T = TypeVar("T", bound="TimedState")
 
 def even_grid(steps: int) -> Tensor:
     """(steps + 1,) float64: k / steps."""
-    return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    return torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True, eq=False)

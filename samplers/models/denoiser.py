@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import integer, optional_integer
 from ..denoiser import CacheUse, TokenDenoiser
 from ..errors import ModelError, OptionError
 from .cache import Cache
@@ -46,20 +47,17 @@ class TransformerDenoiser(TokenDenoiser):
         predicts_next: bool = False,
     ):
         c = model.config
-        if isinstance(mask_id, bool) or not isinstance(mask_id, int) or not 0 <= mask_id < c.embeddings:
+        mask_id = integer("mask_id", mask_id, 0)
+        if mask_id >= c.embeddings:
             raise OptionError(f"mask_id must be one of the {c.embeddings} ids that the model embeds, not {mask_id!r}")
-        self.model, self.name, self.length = model.eval().requires_grad_(False), name, length
+        self.model, self.name = model.eval().requires_grad_(False), name
+        self.length, self.max_length = optional_integer("length", length), c.max_length
         self.predicts_next = predicts_next
         self.mask_id, self.vocab_size = mask_id, c.vocab_size
         self.attention, self.caches = c.attention, CACHES[c.attention]
         self.attention_block = c.block_length or 1
         self.device = model.embed.weight.device
         self.head = model.head
-
-    @property
-    def max_length(self) -> int:
-        """The number of positions that the model has."""
-        return self.model.config.max_length
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of `length` tokens."""

@@ -88,7 +88,7 @@ class _File:
         dtype, shape, begin, end = self.tensors[name]
         if dtype not in DTYPES:
             raise ModelError(f"{self.path}: tensor {name!r} is {dtype}; {', '.join(DTYPES)} can be read")
-        out = torch.empty(shape, dtype=DTYPES[dtype])
+        out = torch.empty(shape, dtype=DTYPES[dtype], device="cpu")
         if end > begin:
             self.file.seek(self.begin + begin)
             view = memoryview(out.view(-1).view(torch.uint8).numpy().data)

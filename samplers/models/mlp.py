@@ -31,22 +31,26 @@ class MLP(nn.Module):
             self.outer = nn.ModuleList(nn.Linear(2 * width, width, False) for _ in range(layers))
             self.norm = nn.RMSNorm(width)
             self.last = nn.Linear(width, out)
+            self.float()  # whatever torch's default dtype is
         self.to_empty(device="cpu")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         with torch.no_grad():
             for name, p in self.named_parameters():
                 if p.dim() == 1:
                     p.fill_(0.0 if name.endswith("bias") else 1.0)
                 else:
                     scale = p.shape[1] ** -0.5 * (0.1 if name.startswith(("outer", "last")) else 1.0)
-                    p.copy_(torch.empty(p.shape).normal_(0.0, scale, generator=generator))
+                    made = torch.empty(p.shape, dtype=torch.float32, device="cpu").normal_(
+                        0.0, scale, generator=generator
+                    )
+                    p.copy_(made)
 
     def forward(self, x: Tensor, lam: Tensor | None = None) -> Tensor:
         """x (B, size) float32, lam (B,) float32 if there are features -> (B, out)."""
         told: list[Tensor | float] = [0.0] * len(self.inner)
         if lam is not None:
             half = self.config["features"] // 2
-            angle = lam[:, None] * 2.0 ** -torch.arange(half, device=x.device)  # (B, features / 2)
+            angle = lam[:, None] * 2.0 ** -torch.arange(half, dtype=torch.float32, device=x.device)  # (B, features / 2)
             f = torch.cat([angle.cos(), angle.sin()], 1)
             told = [noise(f) for noise in self.noise]
         x = self.first(x)

@@ -81,7 +81,7 @@ class Tokenizer:
             if piece not in self._known:
                 self._known[piece] = self._encode(piece)
             ids += self._known[piece]
-        return torch.tensor(ids, dtype=torch.int64)
+        return torch.tensor(ids, dtype=torch.int64, device="cpu")
 
     def _encode(self, piece: str) -> list[int]:
         ids = [CHARACTERS.index(c) for c in piece]

@@ -207,7 +207,7 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         for name, p in self.named_parameters():
             if p.dim() == 1:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
@@ -219,7 +219,8 @@ class Transformer(nn.Module):
                     std = 0.02
                 elif name.endswith(("o.weight", "down.weight")):
                     std /= math.sqrt(2 * self.config.layers)
-                p.copy_(torch.empty(p.shape).normal_(0.0, std, generator=generator))
+                made = torch.empty(p.shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
+                p.copy_(made)
 
     @property
     def head(self) -> Head:
@@ -249,23 +250,23 @@ class Transformer(nn.Module):
         """Hidden rows of n tokens, for `head`.
 
         With a cache the n tokens see its filled rows and each other, the latter as `Config.attention` says, as if they
-        came behind the cache. `store` says what becomes of their keys and values:
+        came after the cache. `store` says what becomes of their keys and values:
             None       nothing: a look ahead (a plan, a draft) costs no write
             "fill"     they are the first n rows, and the cache is not looked at: a fresh start
-            "append"   they go behind the filled rows
+            "append"   they go after the filled rows
             "replace"  they are rows start[b] and up, whose old keys and values are not seen; attention must be full
             "scatter"  token i is row index[b, i], the same; tokens of negative index are filling: not seen, not stored
         Each is one op for all layers, after the last ("fill" one for each of `runs`). Without a cache gradients pass.
 
         Args:
             ids: (B, n) int64, below Config.embeddings.
-            positions: (B, n) int64, where the tokens stand in the text, in any order; None: counted from 0, behind a
+            positions: (B, n) int64, where the tokens stand in the text, in any order; None: counted from 0, after a
                 cache's filled rows, or as stored with "replace" and "scatter".
             rows: (B, n) bool, the tokens whose hidden rows are needed; None: all.
             cache: of `Transformer.cache`. Nothing is written into it unless `store` says so.
             start: of "replace", (B,) int64 or one int. index: of "scatter", (n,) or (B, n) int64.
             count: (B,) int64, only the first count[b] tokens are there, the others are filling. Not with "scatter".
-            stored: of "append", (B,) int64, only the first stored[b] tokens are stored, those behind them are fed for their
+            stored: of "append", (B,) int64, only the first stored[b] tokens are stored, those after them are fed for their
                 hidden rows alone; attention must be causal. None: as `count`.
             runs: of "fill", the batch rows of the cache that the B rows are, in order, as (first, end); None: all.
             keep: (B, cache.length) bool, rows of the cache that may be seen; None: all that are filled.
@@ -318,7 +319,7 @@ class Transformer(nn.Module):
                 x, seen = x[rows], seen[rows]  # the rest of the last layer is for the rows that are needed
             x = block.rest(x, seen)
         if cache is not None and store is not None:
-            key, value = (torch.stack(part) for part in zip(*new))
+            key, value = (_stacked(part, cache) for part in zip(*new))
             if store == "append":
                 cache.append(key, value, count if stored is None else stored)
             elif start is not None:
@@ -326,7 +327,7 @@ class Transformer(nn.Module):
             elif index is not None:
                 cache.scatter(key, value, index)
         if filled is not None:
-            key, value = (torch.stack(part) for part in zip(*new))
+            key, value = (_stacked(part, filled) for part in zip(*new))
             assert runs is not None
             filled.fill(key, value, runs)
         return self.norm(x)
@@ -348,7 +349,7 @@ class Transformer(nn.Module):
             mask = None
             if c.block_length is not None:
                 mask = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
-            if there is not None and c.attention != "causal":  # behind the end, causal attention does not see them
+            if there is not None and c.attention != "causal":  # after the end, causal attention does not see them
                 mask = (there[:, None, None] & (True if mask is None else mask)) | (here[:, None] == here)
             kinds: dict[str, Any] = {
                 "attn_mask": mask,
@@ -369,12 +370,13 @@ class Transformer(nn.Module):
             keep = fresh if keep is None else keep & fresh
         elif c.attention == "causal":
             there = None
+        dtype = cache.key.dtype  # under autocast q, k and v are of another
         return lambda i, q, k, v: cached_attention(
-            q,
+            q.to(dtype),
             cache.key[i],
             cache.value[i],
-            k,
-            v,
+            k.to(dtype),
+            v.to(dtype),
             lengths=cache.lengths,
             attention=c.attention,
             block_length=c.block_length,
@@ -477,6 +479,11 @@ class Transformer(nn.Module):
                 f"transformer: the cache holds {cache.lengths.tolist()} rows, expected whole blocks of {block}: what a row "
                 "of an unfinished block sees would depend on how it was cut"
             )
+
+
+def _stacked(parts: Sequence[Tensor], cache: Cache) -> Tensor:
+    """(layers, B, H, n, d): new keys or values of all layers, in the cache's dtype, from which they differ under autocast."""
+    return torch.stack(list(parts)).to(cache.key.dtype)
 
 
 def _looks(device: torch.device) -> bool:

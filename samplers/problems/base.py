@@ -176,7 +176,9 @@ def entropy_of_tokens(x: Tensor, vocab: int, truth: float) -> Estimate:
 
     Rows are independent, positions in a row are not: the interval treats a row as one observation.
     """
-    counts = torch.zeros(len(x), vocab, dtype=torch.float64).scatter_add_(1, x, torch.ones_like(x, dtype=torch.float64))
+    counts = torch.zeros(len(x), vocab, dtype=torch.float64, device="cpu").scatter_add_(
+        1, x, torch.ones_like(x, dtype=torch.float64)
+    )
     freq = counts.mean(0) / x.shape[1]  # (V,)
     surprise = torch.where(freq > 0, -freq.clamp_min(1e-300).log(), 0.0)  # (V,)
     value = float((freq * surprise).sum())
@@ -453,7 +455,7 @@ def exact_matmul(a: Tensor, b: Tensor, *, slices: int = 1, largest: float = 1.0,
 
 def truth_uniforms(n: int, seed: int, positions: int, draw: int = 0, step: int = 0) -> Tensor:
     """(n, positions) float64 in [0, 1) for exact samples; row i is the same whatever n."""
-    row, position = torch.arange(n)[:, None], torch.arange(positions)[None]
+    row, position = torch.arange(n, device="cpu")[:, None], torch.arange(positions, device="cpu")[None]
     return uniform(seed, row, position, TRUTH_STEP + step, draw)
 
 
@@ -463,8 +465,9 @@ def truth_normals(n: int, seed: int, positions: int) -> Tensor:
     return torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * math.pi * v)
 
 
-def gaussian_times(schedule: Any, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def gaussian_times(schedule: Any, t: Tensor | float, x: Tensor) -> tuple[Tensor, Tensor]:
     """alpha(t), sigma(t) as float64 (B, 1) on x's device. t: (B,) or a number."""
-    t = torch.as_tensor(t).to("cpu", torch.float64).expand(len(x))
+    t = t.cpu().double() if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64, device="cpu")
+    t = t.expand(len(x))
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     return alpha[:, None].to(x.device), sigma[:, None].to(x.device)

@@ -56,7 +56,7 @@ def digit_images() -> Tensor:
 
 def grey_kernel(width: float, floor: float) -> Tensor:
     """What a pixel of grey level g becomes, row g of (17, 17) float64: Gaussian, `floor` of it uniform."""
-    level = torch.arange(GREYS, dtype=torch.float64)
+    level = torch.arange(GREYS, dtype=torch.float64, device="cpu")
     k = torch.exp(-((level[:, None] - level[None]) ** 2) / (2 * width**2))
     k = k / k.sum(1, keepdim=True)
     return (1 - floor) * k + floor / GREYS
@@ -300,7 +300,7 @@ class Digits(Problem):
 
     def _token_kernel(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """k(x_i, x_j), E k(x_i, Y) and E k(Y, Y') for k = exp(-|x - y|^2 / 2 h^2): closed forms, pixel by pixel."""
-        level = torch.arange(GREYS, dtype=torch.float64)
+        level = torch.arange(GREYS, dtype=torch.float64, device="cpu")
         k = torch.exp(-(((level[:, None] - level[None]) / 8) ** 2) / (2 * self.bandwidth**2))  # (17, 17)
         denoiser, n = self.token_denoiser(), len(self.images)
         to_exact = torch.cat(

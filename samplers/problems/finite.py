@@ -54,7 +54,7 @@ class FiniteGaussian(GaussianDenoiser):
 
     def log_weights(self, x: Tensor, t: Tensor | float) -> Tensor:
         """log w_n of the centres, not normalised, the largest 0: (B, n) float64. x: (B, *shape), t: (B,)."""
-        alpha, sigma = gaussian_times(self.schedule, torch.as_tensor(t), x)  # (B, 1)
+        alpha, sigma = gaussian_times(self.schedule, t, x)  # (B, 1)
         flat = x.to(torch.float64).flatten(1)  # (B, D)
         dots = exact_matmul(flat, self.centres_t, slices=2, unit=self.unit)  # (B, n)
         variance = (alpha * self.width) ** 2 + sigma**2
@@ -69,7 +69,7 @@ class FiniteGaussian(GaussianDenoiser):
             OptionError: a wrong shape, or an x that is not finite.
         """
         check_reals(x, self.shape, f"denoiser {self.name!r}")
-        alpha, sigma = gaussian_times(self.schedule, torch.as_tensor(t), x)
+        alpha, sigma = gaussian_times(self.schedule, t, x)
         w = torch.exp(self.log_weights(x, t))  # (B, n), the largest 1
         ones = torch.ones(len(self.centres), 1, dtype=torch.float64, device=w.device)
         table = torch.cat([self.centres, ones], 1)  # (n, D + 1): the last column makes the normaliser, just as exactly

@@ -73,7 +73,7 @@ class MixtureDenoiser(GaussianDenoiser):
 
     def log_density(self, x: Tensor, t: Tensor | float) -> Tensor:
         """log p_t(x): (B, D), t (B,) or a number -> (B,) float64. Differentiable in x: its gradient is the score."""
-        alpha, sigma = gaussian_times(self.schedule, torch.as_tensor(t), x)
+        alpha, sigma = gaussian_times(self.schedule, t, x)
         return torch.logsumexp(self._log_joint(x, alpha, sigma)[0], -1).sum(-1)
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class MixtureDenoiser(GaussianDenoiser):
             OptionError: a wrong shape, or an x that is not finite.
         """
         check_reals(x, self.shape, f"denoiser {self.name!r}")
-        alpha, sigma = gaussian_times(self.schedule, torch.as_tensor(t), x)  # (B, 1)
+        alpha, sigma = gaussian_times(self.schedule, t, x)  # (B, 1)
         return self.posterior_mean(x, alpha, sigma).to(self.dtype)
 
     def posterior_mean(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Mixture(Problem):
             if not all(own):
                 raise OptionError("problem 'mixture': weights, means and stds come together")
             self.preset = "own"
-            w, m, s = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, stds))
+            w, m, s = (torch.as_tensor(a, dtype=torch.float64, device="cpu") for a in (weights, means, stds))
             if m.dim() != 2 or w.shape != m.shape[:1] or s.shape != w.shape:
                 raise OptionError(
                     "problem 'mixture': weights (K,), means (K, dim) and stds (K,) are needed, not "
@@ -146,17 +146,17 @@ class Mixture(Problem):
             self.preset, self.blocks = "two", 2 if dim is None else dim
             if not isinstance(self.blocks, int) or self.blocks < 1:
                 raise OptionError(f"problem 'mixture': dim must be a positive integer, not {dim!r}")
-            self.weights = torch.tensor([0.4, 0.6], dtype=torch.float64)
-            self.means = torch.tensor([[-1.0], [0.8]], dtype=torch.float64)
-            self.stds = torch.tensor([0.3, 0.5], dtype=torch.float64)
+            self.weights = torch.tensor([0.4, 0.6], dtype=torch.float64, device="cpu")
+            self.means = torch.tensor([[-1.0], [0.8]], dtype=torch.float64, device="cpu")
+            self.stds = torch.tensor([0.3, 0.5], dtype=torch.float64, device="cpu")
         elif preset in PRESETS:
             if dim not in (None, 2):
                 raise OptionError(f"problem 'mixture': preset {preset!r} has dim 2, not {dim!r}")
             self.preset = "eight"
-            angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
-            self.weights = torch.full((8,), 1 / 8, dtype=torch.float64)
+            angle = torch.arange(8, dtype=torch.float64, device="cpu") * (math.pi / 4)
+            self.weights = torch.full((8,), 1 / 8, dtype=torch.float64, device="cpu")
             self.means = 1.5 * torch.stack([angle.cos(), angle.sin()], 1)  # (8, 2)
-            self.stds = torch.full((8,), 0.15, dtype=torch.float64)
+            self.stds = torch.full((8,), 0.15, dtype=torch.float64, device="cpu")
         else:
             raise OptionError(
                 f"problem 'mixture': unknown preset {preset!r}{did_you_mean(str(preset), PRESETS)} "
@@ -218,7 +218,9 @@ class Mixture(Problem):
         def slope(lam: float, flat: np.ndarray) -> np.ndarray:
             y = torch.from_numpy(flat).view(-1, self.dim)  # (B, dim)
             # The posterior depends on x / alpha and sigma / alpha alone: take alpha = 1.
-            one, sigma = (torch.full((len(y), 1), v, dtype=torch.float64) for v in (1.0, math.exp(-lam)))
+            one, sigma = (
+                torch.full((len(y), 1), v, dtype=torch.float64, device=y.device) for v in (1.0, math.exp(-lam))
+            )
             return (denoiser.posterior_mean(y, one, sigma) - y).flatten().numpy()
 
         y0 = (x_T.detach().cpu().to(torch.float64) / noise.alpha(start)).flatten().numpy()
@@ -297,7 +299,7 @@ class Mixture(Problem):
         ordered = x.sort(0).values  # (n, dim)
         z = (ordered[..., None] - self.means[:, 0]) / self.stds  # (n, dim, K)
         cdf = (self.weights * torch.special.ndtr(z)).sum(-1)  # (n, dim)
-        above = torch.arange(1, n + 1, dtype=torch.float64)[:, None] / n
+        above = torch.arange(1, n + 1, dtype=torch.float64, device="cpu")[:, None] / n
         gap = torch.maximum(above - cdf, cdf - above + 1 / n)  # (n, dim)
         value, at = float(gap.max()), int(gap.argmax())
         p = float(cdf.flatten()[at])
@@ -320,7 +322,7 @@ class Mixture(Problem):
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
         for points, colour in ((self.sample_truth(1000, 1), "0.8"), (x.detach().cpu().to(torch.float64)[:2000], "C0")):
-            ys = points[:, 1] if self.dim > 1 else torch.zeros(len(points))
+            ys = points[:, 1] if self.dim > 1 else torch.zeros(len(points), dtype=points.dtype, device=points.device)
             axes.scatter(points[:, 0].numpy(), ys.numpy(), s=3, c=colour, linewidths=0)
         axes.set_axis_off()
         canvas.draw()
@@ -345,9 +347,9 @@ def _distance_from_transform(weights: Tensor, variances: Tensor, off: Tensor, d:
     Args:
         weights, variances: (K,). off: (n, blocks, K), squared distances to the components' means.
     """
-    log_s = torch.linspace(-60.0, 60.0, 601, dtype=torch.float64)  # (Q,), steps of 0.2
+    log_s = torch.linspace(-60.0, 60.0, 601, dtype=torch.float64, device="cpu")  # (Q,), steps of 0.2
     s = log_s.exp()
-    total = torch.zeros(len(off), dtype=torch.float64)
+    total = torch.zeros(len(off), dtype=torch.float64, device="cpu")
     for point in s:
         double = 2 * point * variances  # (K,)
         # 1 - product of transforms, each through expm1 and log1p: at small s the difference from 1 is all that counts.

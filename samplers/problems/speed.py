@@ -40,7 +40,7 @@ class Speed(Problem):
         block = 32 if attention == "block_causal" else None
         self.config = Config(vocab_size=VOCAB, attention=attention, block_length=block, **self.shape)
         self.device = device
-        self.settings = type(self).settings | {"prompt": torch.arange(64) * 1009 % MASK}
+        self.settings = type(self).settings | {"prompt": torch.arange(64, device="cpu") * 1009 % MASK}
 
     @functools.cached_property
     def _made(self) -> TransformerDenoiser:

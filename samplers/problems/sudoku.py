@@ -49,7 +49,7 @@ def sudoku_grids() -> Tensor:
             columns = zip(*rows, *more)
             if all(len(set(box)) == 4 for box in boxes) and all(len(set(column)) == 4 for column in columns):
                 grids.append(sum((*rows, *more), ()))
-    return torch.tensor(grids)  # (288, 16) int64
+    return torch.tensor(grids, dtype=torch.int64, device="cpu")  # (288, 16) int64
 
 
 class CountingTokens(ExactTokens):
@@ -133,7 +133,7 @@ class Sudoku4(Problem):
 
     def __init__(self) -> None:
         self.grids = sudoku_grids()  # (288, 16)
-        powers = 4 ** torch.arange(15, -1, -1)  # (16,)
+        powers = 4 ** torch.arange(15, -1, -1, device="cpu")  # (16,)
         self._powers = powers
         self._keys = (self.grids * powers).sum(1)  # (288,), increasing: the grids are in lexicographic order
 

@@ -112,7 +112,12 @@ class ChainTokens(ExactTokens):
         wanted = list(range(self.length)) if positions is None else positions.tolist()
         if t is None:
             # A mask is one more token, whose row is all ones.
-            likelihood = torch.cat([torch.eye(self.tokens), torch.ones(1, self.tokens)]).to(x.device, torch.float64)
+            likelihood = torch.cat(
+                [
+                    torch.eye(self.tokens, dtype=torch.float64, device=x.device),
+                    torch.ones(1, self.tokens, dtype=torch.float64, device=x.device),
+                ]
+            )
             emission = likelihood[x]  # (B, L, V)
         else:
             level = per_position(t, x)[..., None]
@@ -262,7 +267,7 @@ class Text(Problem):
         """Characters to tokens, one each: (len(text),) int64. Unknown ones are blanks, '·' is the mask."""
         codes = {**self._code, MASK: len(self.alphabet)}
         blank = self._code[" "]
-        return torch.tensor([codes.get(c, blank) for c in text.lower()], dtype=torch.int64)
+        return torch.tensor([codes.get(c, blank) for c in text.lower()], dtype=torch.int64, device="cpu")
 
     def decode(self, x_row: Tensor) -> str:
         """Tokens (L,) to a string; '·' at masks."""
@@ -274,7 +279,7 @@ class Text(Problem):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) of whole strings, exact: (n, L) int64 -> (n,) float64, nats."""
-        total = torch.zeros(len(x), dtype=torch.float64)
+        total = torch.zeros(len(x), dtype=torch.float64, device="cpu")
         for k in range(x.shape[1]):
             context = min(k, self.order - 1)
             total += self.tables[context][tuple(x[:, k - context : k + 1].t())].log()
@@ -284,10 +289,11 @@ class Text(Problem):
     def _exact(self) -> tuple[float, Tensor, Tensor]:
         """Exact, over all positions: entropy per character, mean distribution of a character (V,) and of neighbours (V, V)."""
         v, length = self.tokens, self._length
-        entropy, single, pairs = 0.0, torch.zeros(v, dtype=torch.float64), torch.zeros(v, v, dtype=torch.float64)
-        state = torch.ones(
-            (), dtype=torch.float64
-        )  # the distribution of the last characters, at most order - 1 of them
+        entropy = 0.0
+        single = torch.zeros(v, dtype=torch.float64, device="cpu")
+        pairs = torch.zeros(v, v, dtype=torch.float64, device="cpu")
+        # The distribution of the last characters, at most order - 1 of them.
+        state = torch.ones((), dtype=torch.float64, device="cpu")
         for k in range(length):
             table = self.tables[min(k, self.order - 1)]
             entropy -= float((state * (table * table.log()).sum(-1)).sum())
@@ -300,7 +306,7 @@ class Text(Problem):
 
     def _sample_truth(self, n: int, seed: int, family: str) -> Tensor:
         u = truth_uniforms(n, seed, self._length)  # (n, L)
-        x = torch.empty(n, self._length, dtype=torch.int64)
+        x = torch.empty(n, self._length, dtype=torch.int64, device="cpu")
         cdfs = [table.cumsum(-1) for table in self.tables]
         for k in range(self._length):
             context = min(k, self.order - 1)

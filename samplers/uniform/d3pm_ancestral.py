@@ -81,9 +81,9 @@ class D3PMAncestral(Sampler[GridState]):
         c = self.corrector_steps
         corrected = (steps - 1) // (1 + c)
         predictors = steps - corrected * c
-        k = torch.arange(steps + 1)
+        k = torch.arange(steps + 1, device="cpu")
         done = torch.where(k <= corrected * (1 + c), (k + c) // (1 + c), k - corrected * c)  # predictor steps before k
-        alpha = mask_schedule(self.schedule)(done / predictors)
+        alpha = mask_schedule(self.schedule)(done.double() / predictors)
         return torch.where(k < steps, alpha.clamp(max=1 - 2.0**-20), alpha)
 
     def step(self, predict: Predict, state: GridState) -> GridState:

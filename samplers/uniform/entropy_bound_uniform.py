@@ -69,7 +69,7 @@ class EntropyBoundUniform(Sampler[StableState]):
         return StableState.begin(canvas, best=torch.full_like(canvas.x, -1), stable=stable)
 
     def step(self, predict: Predict, state: StableState) -> StableState:
-        left = 1 - state.block_step / state.block_steps.clamp_min(1)  # (B,)
+        left = 1 - state.block_step.float() / state.block_steps.clamp_min(1)  # (B,)
         heat = (self.anneal + (1 - self.anneal) * left) * (predict.temperature or 1.0)
         logits = predict.logits(state)
         logits = dataclasses.replace(logits, value=logits.value / heat[logits.row][:, None])

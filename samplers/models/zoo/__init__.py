@@ -10,7 +10,7 @@
     digits-gauss   the same as reals, Gaussian noise (vp_linear)
 
 Each is a folder of its name: model.safetensors, config.json, for text vocab.json, and training.json: the command that made
-it, its seed and seconds, what it scores on held-out data, and what n-grams or the exact law score beside it. Weights are
+it, its seed and seconds, what it scores on held-out data, and what n-grams or the exact distribution score beside it. Weights are
 stored in bfloat16 and loaded as float32.
 """
 
