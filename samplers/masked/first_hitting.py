@@ -34,8 +34,8 @@ class FirstHitting(Sampler[TimedState]):
                          between p' and p. A model that repeats visible tokens changes nothing. Costs no forward pass.
 
     If each step takes one position, all three are the same. The last two are ours, after the paper's idea of reusing an
-    earlier prediction: the paper's clock is the hitting time, ours is the number of visible positions, and the corrector's
-    line and its reuse of the uniform numbers are not in the paper. docs/solvers.md has the derivation and measured errors.
+    earlier prediction. The paper extrapolates in the hitting time, these in the number of visible positions; and the
+    corrector's line and its reuse of the uniform numbers are ours. docs/solvers.md has the derivation and measured errors.
     Both keep the logits of one or two groups.
     """
 
