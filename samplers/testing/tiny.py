@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import registry
-from ..denoiser import GaussianDenoiser, TokenDenoiser
+from ..denoiser import CacheUse, GaussianDenoiser, TokenDenoiser
 from ..models.cache import Cache
 from ..schedule import NoiseSchedule, noise_schedule
 
@@ -26,11 +27,16 @@ __all__ = [
 
 
 class TinyJoint(TokenDenoiser):
-    """The exact denoiser of a joint law over all V^L strings; mask_id is V.
+    """The exact denoiser of a joint distribution over all V^L strings; mask_id is V.
 
     Args:
         length, vocab: L and V.
-        seed: of the law, exponential weights to the power `skew`, so that cells differ a lot.
+        seed: seed of the distribution: exponential weights to the power `skew`, so that cells differ a lot.
+        time_conditioned: it wants the time, keeps it in `times`, and does not depend on it.
+
+    Attributes:
+        strings: (S, L) int64, all strings.
+        law: (S,) float64, their probabilities.
     """
 
     def __init__(
@@ -45,7 +51,9 @@ class TinyJoint(TokenDenoiser):
         self.onehot = torch.nn.functional.one_hot(self.strings, vocab + 1).double()  # (S, L, V + 1)
         self.times: list[Tensor] = []
 
-    def predict(self, x, t=None, *, rows=None, cache=None):
+    def predict(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    ) -> Tensor:
         assert (t is not None) == self.time_conditioned
         if t is not None:
             self.times.append(t)
@@ -65,9 +73,9 @@ class TinyJoint(TokenDenoiser):
 
 
 class TinyUniformJoint(TinyJoint):
-    """The exact denoiser of the same law under uniform noise, with a noise level a position: 0 is clean.
+    """The exact denoiser of the same distribution under uniform noise, with one noise level per position: 0 is clean.
 
-    `times` keeps those that it was given.
+    `times` keeps the levels that it was given.
     """
 
     def __init__(self, length: int = 3, vocab: int = 3, seed: int = 0, skew: float = 1.5):
@@ -78,8 +86,10 @@ class TinyUniformJoint(TinyJoint):
             [torch.stack([(self.strings[:, i] == v).nonzero()[:, 0] for v in range(vocab)]) for i in range(length)]
         )
 
-    def predict(self, x, t=None, *, rows=None, cache=None):
-        assert t is not None and t.shape == x.shape, "a noise level a position is (B, L)"
+    def predict(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    ) -> Tensor:
+        assert t is not None and t.shape == x.shape, "one noise level per position is (B, L)"
         self.times.append(t)
         weight = self.noisy(x, t)  # (B, S)
         total = torch.zeros(*x.shape, self.tokens, dtype=torch.float64)
@@ -100,8 +110,12 @@ class TinyUniformJoint(TinyJoint):
 class TinyNet(TokenDenoiser):
     """Random logits that depend on a window of neighbours: an arbitrary model of any length, without ties.
 
-    It counts what it is asked: `asked` has the (rows, positions) of each call, and every needed position is checked to
-    be masked, unless `visible_too`: for samplers that judge or change what they have committed.
+    It counts what it is asked, and checks that every needed position is masked unless `visible_too`, which is for samplers
+    that judge or change what they have committed.
+
+    Attributes:
+        asked: the (rows, positions) of each call.
+        times: (B,) float64 each, the times of each call if it is time_conditioned.
     """
 
     def __init__(
@@ -117,15 +131,19 @@ class TinyNet(TokenDenoiser):
         self.time_conditioned, self.name = time_conditioned, "tiny net"
         self.table = torch.randn(2 * reach + 1, vocab + 1, vocab + 1, generator=_generator(seed)) * 0.8
         self.asked: list[tuple[int, int]] = []
+        self.times: list[Tensor] = []
 
-    def predict(self, x, t=None, *, rows=None, cache=None):
+    def predict(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    ) -> Tensor:
         assert x.dtype == torch.int64 and x.dim() == 2
         assert bool(((x >= 0) & (x < self.vocab_size)).all()), "a token outside the vocabulary reached the model"
-        if self.time_conditioned:
-            assert t is not None and t.shape == (len(x),) and bool(((t > 0) & (t <= 1)).all())
+        assert (t is not None) == self.time_conditioned
+        if t is not None:
+            self.times.append(t)
         rows = torch.ones_like(x, dtype=torch.bool) if rows is None else rows
         if not self.visible_too:
-            assert bool((x[rows] == self.mask_id).all()), "logits were asked for at a position that is not masked"
+            assert bool(x[rows].eq(self.tokens).all()), "logits were asked for at a position that is not masked"
         self.asked.append((len(x), int(rows.sum())))
         padded = torch.nn.functional.pad(x, (self.reach, self.reach), value=self.tokens)
         out = torch.zeros(*x.shape, self.vocab_size)
@@ -160,13 +178,16 @@ class TinySequential(TokenDenoiser):
         self.vocab_size, self.mask_id = inner.vocab_size, inner.mask_id
         self.asked: list[tuple[int, int, int]] = []
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def new_cache(self, batch, length):
+    def new_cache(self, batch: int, length: int) -> Cache:
         return Cache(1, batch, 1, length, 1, dtype=torch.int64)  # keys are tokens, values are positions
 
-    def predict(self, x, t=None, *, rows=None, cache=None):
+    def predict(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    ) -> Tensor:
+        assert cache is not None and rows is not None
         store, positions = cache.store, cache.positions
         row, column = rows.nonzero().unbind(1)  # (N,) each: the fed tokens that are answered
         length = self.length
@@ -200,7 +221,7 @@ class TinyMixture(GaussianDenoiser):
         self.mean = torch.tensor([-1.0, 0.8], dtype=torch.float64)
         self.std = torch.tensor([0.3, 0.5], dtype=torch.float64)
 
-    def predict(self, x, t):
+    def predict(self, x: Tensor, t: Tensor) -> Tensor:
         a, s = self.schedule.alpha(t)[:, None, None], self.schedule.sigma(t)[:, None, None]
         variance = (a * self.std) ** 2 + s**2
         off = x[..., None] - a * self.mean  # (B, dim, 2)
