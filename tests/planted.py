@@ -743,7 +743,7 @@ class Uniform(Sampler[NoisyState]):
 
     def step(self, predict: Predict, state: NoisyState) -> NoisyState:
         chosen = ops.select(uniform(state), state.open, k=quota(state, state.count)).chosen
-        return state.commit(chosen, predict(state).token)
+        return state.commit(chosen, predict(state, chosen).token)
 
     def expected_nfe(self, length: int, steps: int) -> float | None:
         return min(length, steps)
@@ -795,7 +795,7 @@ class CommitsNoise(Uniform):
     def step(self, predict: Predict, state: NoisyState) -> NoisyState:
         chosen = ops.select(uniform(state), state.open, k=quota(state, state.count)).chosen
         noise = state.canvas.noise(state.step, FIRST + 1)
-        token = torch.where(uniform(state, FIRST + 2) < 0.1, noise, predict(state).token)
+        token = torch.where(uniform(state, FIRST + 2) < 0.1, noise, predict(state, chosen).token)
         return state.commit(chosen, token)
 
 
@@ -807,7 +807,7 @@ class QuotaFromTheMean(Uniform):
     def step(self, predict: Predict, state: NoisyState) -> NoisyState:
         owed = quota(state, state.count).double().mean().ceil().to(torch.int64)
         chosen = ops.select(uniform(state), state.open, k=torch.maximum(owed, quota(state, state.count))).chosen
-        return state.commit(chosen, predict(state).token)
+        return state.commit(chosen, predict(state, chosen).token)
 
 
 # ---------------------------------------------------------------------------------------------- gaussian

@@ -520,7 +520,9 @@ def test_top_k_and_top_p_cut_the_draw():
     assert set(fewest.tolist()) == {2, 3, 4}
     for cut, sizes in (({"top_k": 3}, [3] * 6), ({"top_p": 0.6}, fewest.tolist())):
         stored = samplers.sample(plain, "random_order", temperature=1.0, **cut, **kw)
-        headed = samplers.sample(WithHead(), "random_order", temperature=1.0, **cut, **kw)  # then it stores them as well
+        headed = samplers.sample(
+            WithHead(), "random_order", temperature=1.0, **cut, **kw
+        )  # then it stores them as well
         assert torch.equal(stored.x, headed.x) and stored.settings["top_k"] == cut.get("top_k", 0)
         fixed = wrap(lambda ids: table.expand(len(ids), -1, -1))
         x = samplers.sample(fixed, "random_order", temperature=1.0, **cut, **kw | {"batch": 400}).x

@@ -60,6 +60,7 @@ class Promise:
 
     def explained(self, error: Exception) -> BrokenPromise:
         """The same of an error that was raised before the check had seen anything."""
-        text = f"{type(error).__name__}: {error}"
+        lines = str(error).splitlines() or [""]  # pytest adds lines to an assertion
+        text = lines[0] if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
         causes = next((why for words, why in CAUSES.items() if words in text), OTHERWISE)
         return self.broken(self.about, text, causes)

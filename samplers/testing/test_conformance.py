@@ -780,25 +780,23 @@ def test_distribution_on_a_tiny_problem(zoo_tokens: str, mode: str, promise: Pro
     out = sample(problem, zoo_tokens, sampler, batch=batch, seed=1, temperature=1.0, **arguments)
     counts = torch.bincount(problem.index(out.x), minlength=len(problem.law))
     p = fits(counts, problem.law)
+    causes = (
+        "tokens that are not the model's draws: at another temperature than predict.temperature, noise that is committed, "
+        "or (uniform noise) a drawn x_0 that is taken for x_s; random numbers that are used for two purposes"
+    )
+    if mode == "one at a time":
+        causes += (
+            '. Or, with bias="exact", positions that are chosen by the drawn token, such as its confidence: then declare '
+            'bias="biased". Or more than one position per step: Conformance(one_at_a_time={...})'
+        )
     promise(
         p > BOUND,
-        f"One position at a time ({mode}), samples follow the model's own distribution.",
+        f"With one position per step ({mode}) samples follow the model's own distribution.",
         lambda: (
-            f"{batch} samples of {len(problem.law)} strings, chi-square p-value {p:.2g} (at least {BOUND:g} is needed); "
+            f"{batch} samples of {len(problem.law)} strings: chi-square p-value {p:.2g} ({BOUND:g} or more is needed), "
             f"total variation {0.5 * float((counts / batch - problem.law).abs().sum()):.3f}"
         ),
-        (
-            "tokens that are not the model's draws: at another temperature than predict.temperature, or noise that is "
-            "committed; "
-            + ("" if mode == "left to right" else 'or, with bias="exact", positions chosen by the drawn token (its ')
-            + (
-                ""
-                if mode == "left to right"
-                else 'confidence): then declare bias="biased"; or more than one position per '
-            )
-            + ("" if mode == "left to right" else "step: Conformance(one_at_a_time={...}); or ")
-            + "random numbers that are used for two purposes"
-        ),
+        causes,
     )
 
 

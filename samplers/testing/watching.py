@@ -75,7 +75,11 @@ def watched(
             return super().init(start if canvas is None else canvas(start))
 
         def step(self, predict: Any, state: Any) -> Any:
-            run = super().step
+            inner = super().step
+
+            def run(predict: Any, state: Any) -> Any:  # a frame of this module, at which _caller stops
+                return inner(predict, state)
+
             return run(predict, state) if step is None else step(run, predict, state)
 
     return Watching(**sampler.values())
