@@ -50,9 +50,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]
     try:
         return (yield)
     except Exception as error:
+        if (promise := pyfuncitem.funcargs.get("promise")) is None:
+            raise
         from samplers.testing.promises import BrokenPromise, Promise
 
-        promise = pyfuncitem.funcargs.get("promise")
         if not isinstance(promise, Promise) or isinstance(error, BrokenPromise):
             raise
         raise promise.explained(error) from error
