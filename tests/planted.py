@@ -375,7 +375,7 @@ class WritesIntoX(Masked):
 @plant("test_prompt_untouched_no_mask_left", "The prompt of a row")
 @dataclass(frozen=True)
 class OverwritesThePrompt(Masked):
-    """It smooths the canvas after a commit: each position gets its left neighbour's token if it is 0, prompts included."""
+    """After a commit it rewrites the canvas, prompts included: whatever follows token 1 becomes token 0."""
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
         state = super().step(predict, state)
@@ -391,16 +391,8 @@ class FillsAllAfterThePrompt(Masked):
     def step(self, predict: Predict, state: TokenState) -> TokenState:
         token = predict(state).token
         after = state.open.cumsum(1) > 0
-        mask_id = state.canvas.mask_id
-        x = torch.where(after & (token == mask_id) & (state.x != mask_id), 0, state.x)
-        return state.commit(state.open, token) if not self.cfg(state) else self.smeared(state, x, token)
-
-    def cfg(self, state: TokenState) -> bool:
-        return state.canvas.block_length == 3
-
-    def smeared(self, state: TokenState, x: Tensor, token: Tensor) -> TokenState:
-        state = state.commit(state.open, token)
-        return dataclasses.replace(state, x=torch.where(x == 0, x, state.x))
+        made = torch.where(token == state.canvas.mask_id, 0, token)
+        return dataclasses.replace(state.commit(state.open, token), x=torch.where(after, made, state.x))
 
 
 @plant("test_interleaved_runs_agree", "on self")

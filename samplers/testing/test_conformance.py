@@ -26,7 +26,7 @@ from samplers.registry import FAMILIES
 from samplers.result import Sample
 from samplers.syncs import pretend_device
 from samplers.testing.fit import BOUND, fits
-from samplers.testing.promises import Promise
+from samplers.testing.promises import CAUSES, Promise
 from samplers.testing.sync_recorder import SyncRecorder
 from samplers.testing.tiny import (
     TinyJoint,
@@ -114,6 +114,29 @@ def mixed(denoiser: Any, rows: Iterable[int] = range(4)) -> Canvas:
         at = torch.tensor(GIVEN[row], dtype=torch.int64) + len(PROMPTS[row])
         x[i, at], fill[i, at] = at % denoiser.tokens, False
     return dataclasses.replace(canvas, x=x, fill=fill, filled=int(fill.sum()))
+
+
+def some(items: list[Any]) -> str:
+    """The first few, for a message."""
+    return ", ".join(map(str, items[:6])) + (f" and {len(items) - 6} more" if len(items) > 6 else "")
+
+
+def finished(run: Stream, promise: Promise) -> Sample:
+    """The run to its end; a broken promise that names what is left if it does not come to one."""
+    try:
+        for _ in run:
+            pass
+    except samplers.SamplersError as error:
+        if "is not done" not in str(error):
+            raise
+        state: Any = run.state
+        what = "are not decided" if state.canvas.mask_id is None else "hold the mask id"
+        raise promise.broken(
+            "A run comes to an end, with a token at every position to fill.",
+            f"after {run.steps} steps these (row, position) {what}: {some(state.undecided.nonzero().tolist())}",
+            CAUSES["is not done after"],
+        ) from error
+    return run.result()
 
 
 def differ(a: list[Any], b: list[Any]) -> list[int]:
@@ -260,7 +283,7 @@ def refused(promise: Promise, name: str, option: str, value: Any, why: str) -> N
 def test_prompt_untouched_no_mask_left(zoo_tokens: str, setting: dict[str, Any], promise: Promise) -> None:
     """Prompts stay what they are, and every position to fill gets a token."""
     denoiser = net(zoo_tokens)
-    out = sample(denoiser, zoo_tokens, prompt=PROMPTS, gen_length=GEN, seed=7, **setting)
+    out = finished(stream(denoiser, zoo_tokens, prompt=PROMPTS, gen_length=GEN, seed=7, **setting), promise)
     promise(
         out.x.dtype == torch.int64 and out.x.shape == (4, 6 + GEN),
         f"Tokens are (4, {6 + GEN}) int64.",
@@ -302,7 +325,7 @@ def test_infill_keeps_what_is_given(zoo_tokens: str, promise: Promise) -> None:
     promise(
         not moved,
         "Given tokens stay, also between positions to fill.",
-        f"changed at (row, position) {moved}",
+        f"changed at (row, position) {some(moved)}",
         "a write into state.x, or a rule that takes everything after the prompt for open; use state.open",
     )
     promise(
@@ -349,8 +372,8 @@ def same_row(promise: Promise, together: Sample, i: int, alone: Sample, setting:
         not at,
         "Row i of a batch is what it is alone, whatever the other rows are (row invariance).",
         lambda: (
-            f"row {i} ({setting}) differs at positions {at}: {[row[j] for j in at]} in the batch, "
-            f"{[single[j] for j in at]} alone"
+            f"row {i} ({setting}) differs at positions {some(at)}: {some([row[j] for j in at])} in the batch, "
+            f"{some([single[j] for j in at])} alone"
         ),
         ROW_CAUSES,
     )
@@ -432,7 +455,7 @@ def states_stay(promise: Promise, run: Stream, again: bool) -> None:
     promise(
         not written,
         "A step never writes into the state that it was given.",
-        f"state.x of states {written} was changed later",
+        f"state.x of states {some(written)} was changed later",
         "an op in place on state.x or a view of it (x[where] = ..., masked_fill_, copy_). Use torch.where and state.commit",
     )
     for k in (1, len(kept) // 2) if again else ():
@@ -459,7 +482,7 @@ def test_committed_tokens_stay(zoo_masked: str, promise: Promise) -> None:
         promise(
             not changed,
             "A committed token is neither masked again nor changed.",
-            f"step {k} changed (row, position) {changed}",
+            f"step {k} changed (row, position) {some(changed)}",
             "a sampler that remasks or edits, and does not declare Facts(revises=True)",
         )
 
@@ -877,7 +900,7 @@ def test_reals_row_alone_and_seed(zoo_gaussian: str, promise: Promise) -> None:
         promise(
             torch.equal(alone, together[i]),
             "Row i of a batch is what it is alone, whatever the other rows are (row invariance).",
-            f"row {i}: {together[i].tolist()} in the batch, {alone.tolist()} alone",
+            f"row {i} differs by up to {float((alone - together[i]).abs().max()):.2g}",
             ROW_CAUSES,
         )
     promise(

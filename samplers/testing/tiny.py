@@ -155,7 +155,7 @@ class TinyNet(TokenDenoiser):
 
 
 class TinyUniformNet(TinyNet):
-    """The same without a mask: an arbitrary model of uniform noise."""
+    """As TinyNet without a mask: an arbitrary model of uniform noise."""
 
     def __init__(self, vocab: int = 11, seed: int = 0, reach: int = 3, time_conditioned: bool = False):
         super().__init__(vocab, seed, reach, time_conditioned, visible_too=True)
@@ -164,11 +164,14 @@ class TinyUniformNet(TinyNet):
 
 
 class TinySequential(TokenDenoiser):
-    """Another denoiser of masked tokens, read as a sequence: for samplers that are `sequential`.
+    """Another denoiser of masked tokens, read as a sequence: for samplers with Facts(sequential=True).
 
-    A fed token sees what is kept and what was fed before it, each at its position on a canvas that is masked elsewhere,
-    and is answered with what the other denoiser says there: of its own position where it is a mask, else of the next. Of
-    an exact denoiser it makes one that is exact in both. `asked` has the (rows, tokens fed, answers) of each call.
+    A token sees what is kept and the tokens that are given before it, each at its position on a canvas that is masked
+    elsewhere. The answer is what the other denoiser says of the token's own position if it is a mask, else of the next
+    one. If the other denoiser is exact, both kinds of answer are.
+
+    Attributes:
+        asked: the (rows, tokens given, answers) of each call.
     """
 
     attention, predicts_next = "causal", True
@@ -189,7 +192,7 @@ class TinySequential(TokenDenoiser):
     ) -> Tensor:
         assert cache is not None and rows is not None
         store, positions = cache.store, cache.positions
-        row, column = rows.nonzero().unbind(1)  # (N,) each: the fed tokens that are answered
+        row, column = rows.nonzero().unbind(1)  # (N,) each: the given tokens that are answered
         length = self.length
         if length is None:
             length = 2 + max(int(p.max()) for p in (positions, store.value) if p.numel())
@@ -230,7 +233,7 @@ class TinyMixture(GaussianDenoiser):
 
 
 def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: float, steps: int = 2000) -> Tensor:
-    """The probability-flow ODE by classical Runge-Kutta of order 4 in lambda: a truth that shares no code with a sampler.
+    """The probability-flow ODE by classical Runge-Kutta of order 4 in lambda. It shares no code with any sampler.
 
     With y = x / alpha and rho = e^{-lambda}: dy / dlambda = -rho e(x, t).
     """
@@ -256,7 +259,7 @@ def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: floa
 
 
 def for_any_model(family: str = "masked") -> list[str]:
-    """The samplers of a family that run on any of its denoisers: all but those that are `sequential`."""
+    """The samplers of a family that run on any of its denoisers: all but those with Facts(sequential=True)."""
     return [name for name in registry.names("*", family) if not registry.load(name).facts.sequential]
 
 

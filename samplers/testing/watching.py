@@ -1,12 +1,14 @@
 """Watching a run from outside, through what a sampler is given: `predict`, its canvas, and its own step.
 
-def step(run, predict, state):
-    seen = Watched(predict)
-    after = run(seen, state)
-    print(seen.calls)
-    return after
+An example, which prints what each step asks:
 
-samplers.sample(denoiser, watched(samplers.create("radd"), step=step), gen_length=8)
+    def step(run, predict, state):
+        seen = Watched(predict)
+        after = run(seen, state)
+        print(seen.calls)
+        return after
+
+    samplers.sample(denoiser, watched(samplers.create("radd"), step=step), gen_length=8)
 """
 
 from __future__ import annotations
