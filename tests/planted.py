@@ -390,7 +390,7 @@ class FillsAllAfterThePrompt(Masked):
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
         token = predict(state).token
-        after = state.open.cumsum(1) > 0
+        after = (state.open.cumsum(1) > 0) & ~state.canvas.fill
         made = torch.where(token == state.canvas.mask_id, 0, token)
         return dataclasses.replace(state.commit(state.open, token), x=torch.where(after, made, state.x))
 
