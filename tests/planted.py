@@ -826,10 +826,7 @@ class Gaussian(GaussianSampler[GridState]):
         """x with the step's noise."""
         return x
 
-    def step(self, predict: GaussianPredict, state: GridState) -> GridState:
-        if done := self.finish(predict, state):
-            return done
-        s, t = state.points[state.i], state.points[state.i + 1]
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         h, x0 = t.lam - s.lam, predict(state.x, s.t)
         x = t.sigma / s.sigma * state.x - t.alpha * math.expm1(-h) * self.target(state, s, h, x0)
         return self.advance(state, self.noised(state, t, x), history=((s.lam, x0),))
@@ -936,7 +933,7 @@ class CastsToFloat32(Gaussian):
         return dataclasses.replace(after, x=after.x.float())
 
 
-@plant("test_reals_draw_numbers", "draw 0 is used")
+@plant("test_reals_draw_numbers", "noise(0) is used")
 @dataclass(frozen=True)
 class NoiseOfTheStart(Gaussian):
     """Step i takes draw i, so that the first step adds the noise that the run started with."""
@@ -955,10 +952,9 @@ class TwoPassSolver(Gaussian):
     def target(self, state: GridState, s: Point, h: float, x0: Tensor) -> Tensor:
         return x0
 
-    def step(self, predict: GaussianPredict, state: GridState) -> GridState:
-        if state.i + 1 < len(state.points):
-            predict(state.x, state.points[state.i + 1].t)
-        return super().step(predict, state)
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
+        predict(state.x, t.t)
+        return super().update(predict, state, s, t)
 
 
 @plant("test_reals_finite_and_counted", "does not depend on canvas.steps")

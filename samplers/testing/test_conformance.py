@@ -938,9 +938,9 @@ def test_reals_draw_numbers(zoo_gaussian: str, promise: Promise) -> None:
     for a, b in clashes(rng[0].uses, sampler.conformance.redraws):
         promise(
             False,
-            "Each draw of noise is used once in a run.",
-            f"draw {a.draw} is used at {a.place} and at {b.place}",
-            "state.canvas.noise(state.i), whose draw 0 is x_T, or a constant; step i takes state.canvas.noise(state.i + 1)",
+            "Each noise(k) of a run is used once.",
+            f"noise({min(a.cells & b.cells)[2]}) is used at {a.place} and at {b.place}",
+            "state.canvas.noise(state.i), since noise(0) is x_T, or a constant; step i takes state.canvas.noise(state.i + 1)",
         )
 
 

@@ -14,7 +14,7 @@ An example, which prints what each step asks:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -92,8 +92,8 @@ class Use:
     """One use of a run's randomness.
 
     Attributes:
-        draw: the number that says what the draw is for; for `normal`, the number of the draw in the run.
-        cells: the (row, position, step) of each random number; for `normal`, of each row.
+        draw: the number that says what the draw is for.
+        cells: the (row, position, step) of each random number; the step of normals is their number in the run.
         place: file and line that asked for it, outside of the library if there is such a line.
         by_library: whether the library's own code asked for it.
     """
@@ -127,11 +127,6 @@ class RecordedRng(Rng):
     def at(self, rows: Tensor, position: Tensor, step: Tensor, draw: int) -> Tensor:
         self._record(draw, rows, position, step[rows])
         return super().at(rows, position, step, draw)
-
-    def normal(self, shape: Sequence[int], step: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        rows = torch.arange(len(self.row))
-        self._record(step, rows, torch.zeros_like(rows), torch.zeros_like(rows))
-        return super().normal(shape, step, dtype)
 
     def _record(self, draw: int, rows: Tensor, position: Tensor, step: Tensor) -> None:
         place, by_library = _caller()
