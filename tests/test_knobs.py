@@ -287,7 +287,7 @@ def test_a_step_never_waits_for_a_device(name, monkeypatch):
         monkeypatch.setattr(foreseen, "advance", lambda: None)
         monkeypatch.setattr(run.predictor, "finished", lambda state: run.steps >= len(asked))
     steps = 0
-    with SyncRecorder() as recorder:
+    with pretend_device(), SyncRecorder() as recorder:
         while next(run, None) is not None:
             steps += 1
         if foreseen is None:
