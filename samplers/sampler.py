@@ -169,12 +169,16 @@ class Conformance:
             to its logits.
         order: options under which the declared order is what one measures: the end of the grid is exact, and no step is
             of lower order. For continuous samplers.
+        redraws: draw numbers that a step uses more than once at one position on purpose, such as a token that is drawn
+            again from another distribution with the same random number. Only one of those draws may be kept. Any other
+            second use within a step is an error.
     """
 
     small: Mapping[str, Any] = field(default_factory=dict)
     one_at_a_time: Mapping[str, Any] = field(default_factory=dict)
     exact: Mapping[str, Any] = field(default_factory=dict)
     order: Mapping[str, Any] = field(default_factory=dict)
+    redraws: tuple[int, ...] = ()
 
 
 # Class attributes that say something of a sampler. Every other public one must be an option, a method, or a constant

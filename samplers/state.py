@@ -297,7 +297,9 @@ class NoiseState(State):
     @classmethod
     def begin(cls: type[N], canvas: NoiseCanvas, **fields: Any) -> N:
         """The state before the first step: standard normals. fields: values of fields, such as an `x` of another scale."""
-        return cls(canvas=canvas, **({"x": canvas.noise(0)} | fields))
+        if "x" not in fields:
+            fields["x"] = canvas.noise(0)
+        return cls(canvas=canvas, **fields)
 
     @property
     def finished(self) -> bool:

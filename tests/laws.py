@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 import samplers
+from samplers.testing.fit import BOUND, fits
 from samplers.testing.tiny import TinyJoint
 
 
@@ -107,17 +108,9 @@ def slopes(errors):
 
 
 def sampled_like(problem, sampler, law, rows=20_000, **run):
-    """Whether `rows` samples follow `law`, by a chi-square test at 1e-5; cells that expect few are pooled."""
-    from scipy.stats import chisquare
-
+    """Whether `rows` samples follow `law`, by the kit's chi-square test and bound."""
     x = samplers.sample(problem, sampler, batch=rows, seed=1, temperature=1.0, **run).x
-    seen = torch.bincount(problem.index(x), minlength=len(law)).numpy().astype(float)
-    expected = np.asarray(law) * rows
-    rare = expected < 8
-    if rare.any():
-        seen, expected = np.append(seen[~rare], seen[rare].sum()), np.append(expected[~rare], expected[rare].sum())
-        seen, expected = seen[expected > 0], expected[expected > 0]
-    return chisquare(seen, expected * seen.sum() / expected.sum()).pvalue > 1e-5
+    return fits(torch.bincount(problem.index(x), minlength=len(law)), law) > BOUND
 
 
 def rows_are_what_they_are_alone(denoiser, name, **setting):

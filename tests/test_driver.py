@@ -537,11 +537,20 @@ def test_top_k_and_top_p_cut_the_draw():
     for cut in ({"top_k": 1}, {"top_p": 1e-6}):
         one = samplers.sample(plain, "random_order", temperature=1.0, **cut, **kw)
         assert torch.equal(one.x, best.x) and not torch.equal(one.x, free.x)
-    for cut in ({"top_k": 3}, {"top_p": 0.6}):
+    # A model that says the same whatever it sees: at each position exactly the best three, or the fewest that hold 0.6.
+    table = torch.randn(6, V, generator=torch.Generator().manual_seed(1))
+    probability, ranked = table[:, : V - 1].softmax(1).sort(1, descending=True)  # without the mask, the last id
+    fewest = (probability.cumsum(1) < 0.6).sum(1) + 1
+    assert set(fewest.tolist()) == {2, 3, 4}
+    for cut, sizes in (({"top_k": 3}, [3] * 6), ({"top_p": 0.6}, fewest.tolist())):
         stored = samplers.sample(plain, "random_order", temperature=1.0, **cut, **kw)
-        headed = samplers.sample(WithHead(), "random_order", temperature=1.0, **cut, **kw)  # then it stores them, too
-        assert torch.equal(stored.x, headed.x)
-        assert stored.x.unique().numel() <= free.x.unique().numel() and stored.settings["top_k"] == cut.get("top_k", 0)
+        headed = samplers.sample(
+            WithHead(), "random_order", temperature=1.0, **cut, **kw
+        )  # then it stores them as well
+        assert torch.equal(stored.x, headed.x) and stored.settings["top_k"] == cut.get("top_k", 0)
+        fixed = wrap(lambda ids: table.expand(len(ids), -1, -1))
+        x = samplers.sample(fixed, "random_order", temperature=1.0, **cut, **kw | {"batch": 400}).x
+        assert [set(x[:, i].tolist()) for i in range(6)] == [set(r[:n].tolist()) for r, n in zip(ranked, sizes)]
 
 
 @pytest.mark.parametrize("head", [False, True])

@@ -9,8 +9,8 @@ import samplers
 from samplers import Canvas, Constraint, OptionError, TokenDenoiser, predictor, registry
 from samplers.feeds.plain import PlainFeed
 from samplers.state import DraftState, TokenState
-from samplers.testing import pretend_device
-from samplers.testing.looks import Looks
+from samplers.testing import SyncRecorder, pretend_device
+from samplers.testing.fit import BOUND, fits
 from samplers.testing.tiny import TinyJoint, TinyNet, for_any_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -141,12 +141,8 @@ def test_a_fixed_token_costs_no_forward_and_conditions_the_rest():
     )
     assert (out.x[:, 1] == 2).all() and (out.nfe_rows == 2).all()
     keep = problem.strings[:, 1] == 2
-    law = problem.law * keep / problem.law[keep].sum()
-    counts = torch.bincount(problem.index(out.x), minlength=len(law)).double()
-    assert counts[~keep].sum() == 0
-    expected = law[keep] * 6000
-    chi2 = float(((counts[keep] - expected) ** 2 / expected).sum())
-    assert chi2 < 8 + 5 * math.sqrt(16)
+    counts = torch.bincount(problem.index(out.x), minlength=len(problem.law))
+    assert fits(counts, problem.law * keep) > BOUND  # 0 if a string is drawn that cannot be
 
 
 def test_all_fixed_at_once_asks_nothing():
@@ -282,7 +278,7 @@ def test_a_step_never_waits_for_a_device(name, monkeypatch):
     foreseen = run.predictor.dry_run
     assert (foreseen is not None) == cls.facts.static_plan
     if foreseen is not None:
-        # It works on the CPU, beside the run, and its looks are not the device's: let it finish first.
+        # It works on the CPU, beside the run, and its syncs are not the device's: let it finish first.
         asked = []
         while not foreseen.state.finished:
             foreseen.advance()
@@ -293,15 +289,15 @@ def test_a_step_never_waits_for_a_device(name, monkeypatch):
         monkeypatch.setattr(foreseen, "advance", lambda: None)
         monkeypatch.setattr(run.predictor, "finished", lambda state: run.steps >= len(asked))
     steps = 0
-    with Looks(monkeypatch) as looks:
+    with pretend_device(), SyncRecorder() as recorder:
         while next(run, None) is not None:
             steps += 1
         if foreseen is None:
             # One before each step; the last of them finds that nothing is left. A rule that asks for other
             # positions than the open ones costs one more.
-            assert steps <= len(looks.found) - 1 <= 2 * steps + 2
+            assert steps <= len(recorder.syncs) - 1 <= 2 * steps + 2
         else:
-            assert len(looks.found) == 1, "the check when the run ends"
+            assert len(recorder.syncs) == 1, "the check when the run ends"
     assert (run.result().x < 11).all()
 
 

@@ -12,6 +12,7 @@ import torch
 import samplers
 from samplers import OptionError, TokenDenoiser, driver, ops
 from samplers.masked.hierarchy import leaders
+from samplers.testing.fit import BOUND, fits
 from samplers.testing.tiny import TinyJoint, TinyNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,20 +50,10 @@ def sure(*confidences):
     return [(0, c) for c in confidences]
 
 
-def chi_square(counts, expected):
-    """(statistic, 5-sigma bound) of observed and expected counts; cells that expect fewer than 8 are pooled."""
-    counts, expected = (torch.as_tensor(t, dtype=torch.float64) for t in (counts, expected))
-    rare = expected < 8
-    if bool(rare.any()):
-        counts, expected = (torch.cat([t[~rare], t[rare].sum()[None]]) for t in (counts, expected))
-    df = len(expected) - 1
-    return float(((counts - expected) ** 2 / expected).sum()), df + 5 * math.sqrt(2 * df)
-
-
-def law_of(problem, name, rows=12_000, **kw):
-    """The same of a sampler on a TinyJoint at temperature 1."""
+def p_value(problem, name, rows=12_000, **kw):
+    """Of the samples of a sampler on a TinyJoint at temperature 1: whether they follow its distribution."""
     out = samplers.sample(problem, name, batch=rows, seed=3, temperature=1.0, **kw)
-    return chi_square(torch.bincount(problem.index(out.x), minlength=len(problem.law)), problem.law * rows)
+    return fits(torch.bincount(problem.index(out.x), minlength=len(problem.law)), problem.law)
 
 
 # ---------------------------------------------------------------------------------------------- plans
@@ -92,10 +83,8 @@ def test_plans_keep_their_count_and_their_word(name, plan, least):
         elif "floor" in plan and not least:
             assert counts == floor_counts(n, steps, float(plan[6:-1]))
         elif "floor" not in plan and plan != "even":
-            expected = samplers.mask_schedule(plan).counts(n, steps)
-            assert counts == expected if not least else True
-            if least == 1:
-                assert counts == at_least_one(plan, n, steps)
+            expected = samplers.mask_schedule(plan).counts(n, steps) if not least else at_least(least, plan, n, steps)
+            assert counts == expected
 
 
 def floor_counts(n, steps, eps):
@@ -110,11 +99,11 @@ def floor_counts(n, steps, eps):
     return counts
 
 
-def at_least_one(plan, n, steps):
-    """eMIGM: the expected total, and one at least in every step until nothing is left."""
+def at_least(least, plan, n, steps):
+    """eMIGM's rule is least = 1: the expected total, and `least` or more in every step until nothing is left."""
     a, have, counts = samplers.mask_schedule(plan), 0, []
     for k in range(steps):
-        c = min(max(1, math.floor(n * float(a((k + 1) / steps)) + 0.5) - have), n - have)
+        c = min(max(least, math.floor(n * float(a((k + 1) / steps)) + 0.5) - have), n - have)
         counts, have = counts + [c] * (c > 0), have + c
     return counts
 
@@ -213,8 +202,8 @@ def test_alg_temp_draws_without_replacement():
     first = list(itertools.islice(run, 2))[1].masked
     seen = [frozenset((~row).nonzero().flatten().tolist()) for row in first]
     assert {len(s) for s in seen} == {k}
-    chi2, bound = chi_square([seen.count(s) for s in law], [rows * p for p in law.values()])
-    assert sum(law.values()) == pytest.approx(1) and chi2 < bound
+    assert sum(law.values()) == pytest.approx(1) and sum(map(seen.count, law)) == rows
+    assert fits([seen.count(s) for s in law], list(law.values())) > BOUND
 
 
 def test_random_remask_chooses_all_sets_alike_and_anew():
@@ -227,8 +216,7 @@ def test_random_remask_chooses_all_sets_alike_and_anew():
         counts = torch.bincount(keys, minlength=32).double()
         counts = counts[counts > 0]
         assert len(counts) == 10, "5 choose 2"
-        chi2, bound = chi_square(counts, [rows / 10] * 10)
-        assert chi2 < bound
+        assert fits(counts, [0.1] * 10) > BOUND
 
 
 @pytest.mark.parametrize(
@@ -241,8 +229,7 @@ def test_random_remask_chooses_all_sets_alike_and_anew():
     ],
 )
 def test_orders_blind_to_the_draw_keep_the_law(name, options):
-    chi2, bound = law_of(TinyJoint(), name, **options)
-    assert chi2 < bound
+    assert p_value(TinyJoint(), name, **options) > BOUND
 
 
 def test_alg_temp_goes_from_the_best_to_blind():
@@ -435,10 +422,8 @@ def test_credit_is_the_whole_matrix(temperature):
 
 def test_credit_tilts_the_law_and_alpha_0_does_not():
     """Even left to right: a claim of the docstring, and why the kit tests it with alpha = 0."""
-    chi2, bound = law_of(TinyJoint(), "credit", block_length=1)
-    assert chi2 > 10 * bound
-    chi2, bound = law_of(TinyJoint(), "credit", block_length=1, alpha=0.0)
-    assert chi2 < bound
+    assert p_value(TinyJoint(), "credit", block_length=1) < 1e-60, "chi-square is ten times the bound or more"
+    assert p_value(TinyJoint(), "credit", block_length=1, alpha=0.0) > BOUND
 
 
 # ---------------------------------------------------------------------------------------------- MaskGIT
@@ -474,8 +459,8 @@ def test_maskgit_noise_is_gumbel():
         key = frozenset((a, b))
         law[key] = law.get(key, 0) + weight[a] / sum(weight) * weight[b] / (sum(weight) - weight[a])
     seen = [frozenset((~row).nonzero().flatten().tolist()) for row in first]
-    chi2, bound = chi_square([seen.count(s) for s in law], [rows * p for p in law.values()])
-    assert sum(law.values()) == pytest.approx(1) and chi2 < bound
+    assert sum(law.values()) == pytest.approx(1) and sum(map(seen.count, law)) == rows
+    assert fits([seen.count(s) for s in law], list(law.values())) > BOUND
 
 
 def test_maskgit_late_with_one_step():

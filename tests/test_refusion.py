@@ -12,8 +12,7 @@ from samplers.feeds.sequence import missing_capabilities
 from samplers.models.cache import Cache
 from samplers.models.denoiser import TransformerDenoiser
 from samplers.models.transformer import Config, Transformer
-from samplers.testing import pretend_device
-from samplers.testing.looks import Looks
+from samplers.testing import SyncRecorder, pretend_device
 from samplers.testing.tiny import TinyJoint, TinyNet, TinySequential
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -608,20 +607,20 @@ def test_bytes_written():
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0], ids=["accepted", "refined"])
-def test_looks_at_the_device(threshold, monkeypatch):
-    """A step looks three times, the driver's look included; refinement once a round, once to find it done, once to merge."""
+def test_device_syncs(threshold, monkeypatch):
+    """A step syncs three times, the driver's sync included; refinement once per round, once to find it done, once to merge."""
     setting = {"slot_size": 4, "serial_num_blocks": 3, "slot_threshold": 0.0, "token_threshold": threshold}
     with pretend_device():
         run = samplers.stream(Glass(), "refusion", prompt=[[1], [2, 3], []], gen_length=24, **setting)
     next(run)
-    looks = Looks(monkeypatch)
-    monkeypatch.setattr(Glass, "predict", looks.unseen(Glass.predict))  # the model's own looks
-    with looks:
+    recorder = SyncRecorder()
+    monkeypatch.setattr(Glass, "predict", recorder.ignore(Glass.predict))  # the model's own
+    with recorder:
         steps = sum(1 for _ in run)
         rounds = (run.nfe - 2 * steps) // 2
         assert (steps, rounds) == ((3, 0) if threshold == 0 else (3, 9))
-        # The last look finds that all is done; then one check.
-        assert len(looks.found) == 3 * steps + 2 + (rounds + 3 * steps if rounds else 0)
+        # The last one finds that all is done; then one check.
+        assert len(recorder.syncs) == 3 * steps + 2 + (rounds + 3 * steps if rounds else 0)
 
 
 # ---------------------------------------------------------------------------------------------- invariants

@@ -11,6 +11,7 @@ from .. import ops
 from ..canvas import Layout
 from ..errors import OptionError
 from ..predictor import SequencePredictor
+from ..random import DRAW_TOKEN
 from ..sampler import Conformance, Facts, Sampler, option
 from ..slots import SlotState
 
@@ -41,7 +42,7 @@ class Refusion(Sampler[SlotState]):
     summary = "slots drafted in parallel, then verified and refined autoregressively through a KV cache"
     default_temperature = 0.0
     facts = Facts(bias="biased", sequential=True, sweep=("token_threshold", (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, 0.0)))
-    conformance = Conformance(small={"slot_size": 2, "serial_num_blocks": 1})
+    conformance = Conformance(small={"slot_size": 2, "serial_num_blocks": 1}, redraws=(DRAW_TOKEN,))
 
     slot_size: int = option(8, "positions per slot", ge=1)
     serial_num_blocks: int = option(2, "number of blocks, filled one after another, if no block_length is given", ge=1)

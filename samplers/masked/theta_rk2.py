@@ -9,7 +9,7 @@ import torch
 
 from ..canvas import Layout
 from ..prediction import Predict
-from ..random import DRAW_REMASK
+from ..random import DRAW_REMASK, DRAW_TOKEN
 from ..sampler import Conformance, Facts, Sampler, option
 from ..schedule import mask_schedule
 from .theta_trapezoidal import two_stages
@@ -36,7 +36,7 @@ class ThetaRK2(Sampler[TimedState]):
     cite = "Ren et al. 2025, Fast Solvers for Discrete Diffusion Models, arXiv 2502.00234"
     summary = "two forward passes per step: a trial leap and the step; first order on masked models"
     facts = Facts(bias="exact", static_plan=True, stores_logits=True)
-    conformance = Conformance(one_at_a_time={"block_length": 1})
+    conformance = Conformance(one_at_a_time={"block_length": 1}, redraws=(DRAW_TOKEN,))
 
     theta: float = option(0.5, "length of the trial leap as a share of the step", gt=0, le=0.5)
     schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule)

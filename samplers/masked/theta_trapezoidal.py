@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..canvas import Layout
 from ..prediction import Predict
+from ..random import DRAW_TOKEN
 from ..sampler import Conformance, Facts, Sampler, option
 from ..schedule import mask_schedule
 from .times import TimedState, draw_from_mixture, even_grid
@@ -41,7 +42,7 @@ class ThetaTrapezoidal(Sampler[TimedState]):
     cite = "Ren et al. 2025, Fast Solvers for Discrete Diffusion Models, arXiv 2502.00234"
     summary = "two forward passes per step, second order while tokens depend mildly on each other"
     facts = Facts(bias="exact", static_plan=True, stores_logits=True)
-    conformance = Conformance(one_at_a_time={"block_length": 1})
+    conformance = Conformance(one_at_a_time={"block_length": 1}, redraws=(DRAW_TOKEN,))
 
     theta: float = option(0.5, "place of the second forward pass in the step; robust from 0.3 to 0.5", gt=0, lt=1)
     schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule)

@@ -13,6 +13,8 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from samplers.syncs import reading_is_free
+
 P = ParamSpec("P")
 R = TypeVar("R")
 # What a function gives back in the form in which it was given: a tensor, or one that may be None.
@@ -124,8 +126,8 @@ def check_vector(
 
 
 def check_inside(op: str, ids: Tensor | None, bound: int, name: str, of: str) -> None:
-    """Every id in [0, bound). Needs the data itself, so for CPU tensors only."""
-    if ids is None:
+    """Every id in [0, bound). Needs the data itself, so it is checked only if reading it is free."""
+    if ids is None or not reading_is_free(ids.device):
         return
     bad = ((ids < 0) | (ids >= bound)).nonzero()
     if len(bad):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import registry
-from ..denoiser import GaussianDenoiser, TokenDenoiser
+from ..denoiser import CacheUse, GaussianDenoiser, TokenDenoiser
 from ..models.cache import Cache
 from ..schedule import NoiseSchedule, noise_schedule
 
@@ -26,11 +27,16 @@ __all__ = [
 
 
 class TinyJoint(TokenDenoiser):
-    """The exact denoiser of a joint law over all V^L strings; mask_id is V.
+    """The exact denoiser of a joint distribution over all V^L strings; mask_id is V.
 
     Args:
         length, vocab: L and V.
-        seed: of the law, exponential weights to the power `skew`, so that cells differ a lot.
+        seed: seed of the distribution: exponential weights to the power `skew`, so that cells differ a lot.
+        time_conditioned: it wants the time, keeps it in `times`, and does not depend on it.
+
+    Attributes:
+        strings: (S, L) int64, all strings.
+        law: (S,) float64, their probabilities.
     """
 
     def __init__(
@@ -45,7 +51,9 @@ class TinyJoint(TokenDenoiser):
         self.onehot = torch.nn.functional.one_hot(self.strings, vocab + 1).double()  # (S, L, V + 1)
         self.times: list[Tensor] = []
 
-    def predict(self, x, t=None, *, rows=None, cache=None):
+    def predict(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    ) -> Tensor:
         assert (t is not None) == self.time_conditioned
         if t is not None:
             self.times.append(t)
@@ -65,9 +73,9 @@ class TinyJoint(TokenDenoiser):
 
 
 class TinyUniformJoint(TinyJoint):
-    """The exact denoiser of the same law under uniform noise, with a noise level a position: 0 is clean.
+    """The exact denoiser of the same distribution under uniform noise, with one noise level per position: 0 is clean.
 
-    `times` keeps those that it was given.
+    `times` keeps the levels that it was given.
     """
 
     def __init__(self, length: int = 3, vocab: int = 3, seed: int = 0, skew: float = 1.5):
@@ -78,8 +86,10 @@ class TinyUniformJoint(TinyJoint):
             [torch.stack([(self.strings[:, i] == v).nonzero()[:, 0] for v in range(vocab)]) for i in range(length)]
         )
 
-    def predict(self, x, t=None, *, rows=None, cache=None):
-        assert t is not None and t.shape == x.shape, "a noise level a position is (B, L)"
+    def predict(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    ) -> Tensor:
+        assert t is not None and t.shape == x.shape, "one noise level per position is (B, L)"
         self.times.append(t)
         weight = self.noisy(x, t)  # (B, S)
         total = torch.zeros(*x.shape, self.tokens, dtype=torch.float64)
@@ -100,8 +110,12 @@ class TinyUniformJoint(TinyJoint):
 class TinyNet(TokenDenoiser):
     """Random logits that depend on a window of neighbours: an arbitrary model of any length, without ties.
 
-    It counts what it is asked: `asked` has the (rows, positions) of each call, and every needed position is checked to
-    be masked, unless `visible_too`: for samplers that judge or change what they have committed.
+    It counts what it is asked, and checks that every needed position is masked unless `visible_too`, which is for samplers
+    that judge or change what they have committed.
+
+    Attributes:
+        asked: the (rows, positions) of each call.
+        times: (B,) float64 each, the times of each call if it is time_conditioned.
     """
 
     def __init__(
@@ -117,15 +131,19 @@ class TinyNet(TokenDenoiser):
         self.time_conditioned, self.name = time_conditioned, "tiny net"
         self.table = torch.randn(2 * reach + 1, vocab + 1, vocab + 1, generator=_generator(seed)) * 0.8
         self.asked: list[tuple[int, int]] = []
+        self.times: list[Tensor] = []
 
-    def predict(self, x, t=None, *, rows=None, cache=None):
+    def predict(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    ) -> Tensor:
         assert x.dtype == torch.int64 and x.dim() == 2
         assert bool(((x >= 0) & (x < self.vocab_size)).all()), "a token outside the vocabulary reached the model"
-        if self.time_conditioned:
-            assert t is not None and t.shape == (len(x),) and bool(((t > 0) & (t <= 1)).all())
+        assert (t is not None) == self.time_conditioned
+        if t is not None:
+            self.times.append(t)
         rows = torch.ones_like(x, dtype=torch.bool) if rows is None else rows
         if not self.visible_too:
-            assert bool((x[rows] == self.mask_id).all()), "logits were asked for at a position that is not masked"
+            assert bool(x[rows].eq(self.tokens).all()), "logits were asked for at a position that is not masked"
         self.asked.append((len(x), int(rows.sum())))
         padded = torch.nn.functional.pad(x, (self.reach, self.reach), value=self.tokens)
         out = torch.zeros(*x.shape, self.vocab_size)
@@ -137,7 +155,7 @@ class TinyNet(TokenDenoiser):
 
 
 class TinyUniformNet(TinyNet):
-    """The same without a mask: an arbitrary model of uniform noise."""
+    """As TinyNet without a mask: an arbitrary model of uniform noise."""
 
     def __init__(self, vocab: int = 11, seed: int = 0, reach: int = 3, time_conditioned: bool = False):
         super().__init__(vocab, seed, reach, time_conditioned, visible_too=True)
@@ -146,11 +164,14 @@ class TinyUniformNet(TinyNet):
 
 
 class TinySequential(TokenDenoiser):
-    """Another denoiser of masked tokens, read as a sequence: for samplers that are `sequential`.
+    """Another denoiser of masked tokens, read as a sequence: for samplers with Facts(sequential=True).
 
-    A fed token sees what is kept and what was fed before it, each at its position on a canvas that is masked elsewhere,
-    and is answered with what the other denoiser says there: of its own position where it is a mask, else of the next. Of
-    an exact denoiser it makes one that is exact in both. `asked` has the (rows, tokens fed, answers) of each call.
+    A token sees what is kept and the tokens that are given before it, each at its position on a canvas that is masked
+    elsewhere. The answer is what the other denoiser says of the token's own position if it is a mask, else of the next
+    one. If the other denoiser is exact, both kinds of answer are.
+
+    Attributes:
+        asked: the (rows, tokens given, answers) of each call.
     """
 
     attention, predicts_next = "causal", True
@@ -160,15 +181,18 @@ class TinySequential(TokenDenoiser):
         self.vocab_size, self.mask_id = inner.vocab_size, inner.mask_id
         self.asked: list[tuple[int, int, int]] = []
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    def new_cache(self, batch, length):
+    def new_cache(self, batch: int, length: int) -> Cache:
         return Cache(1, batch, 1, length, 1, dtype=torch.int64)  # keys are tokens, values are positions
 
-    def predict(self, x, t=None, *, rows=None, cache=None):
+    def predict(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    ) -> Tensor:
+        assert cache is not None and rows is not None
         store, positions = cache.store, cache.positions
-        row, column = rows.nonzero().unbind(1)  # (N,) each: the fed tokens that are answered
+        row, column = rows.nonzero().unbind(1)  # (N,) each: the given tokens that are answered
         length = self.length
         if length is None:
             length = 2 + max(int(p.max()) for p in (positions, store.value) if p.numel())
@@ -200,7 +224,7 @@ class TinyMixture(GaussianDenoiser):
         self.mean = torch.tensor([-1.0, 0.8], dtype=torch.float64)
         self.std = torch.tensor([0.3, 0.5], dtype=torch.float64)
 
-    def predict(self, x, t):
+    def predict(self, x: Tensor, t: Tensor) -> Tensor:
         a, s = self.schedule.alpha(t)[:, None, None], self.schedule.sigma(t)[:, None, None]
         variance = (a * self.std) ** 2 + s**2
         off = x[..., None] - a * self.mean  # (B, dim, 2)
@@ -209,7 +233,7 @@ class TinyMixture(GaussianDenoiser):
 
 
 def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: float, steps: int = 2000) -> Tensor:
-    """The probability-flow ODE by classical Runge-Kutta of order 4 in lambda: a truth that shares no code with a sampler.
+    """The probability-flow ODE by classical Runge-Kutta of order 4 in lambda. It shares no code with any sampler.
 
     With y = x / alpha and rho = e^{-lambda}: dy / dlambda = -rho e(x, t).
     """
@@ -235,7 +259,7 @@ def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: floa
 
 
 def for_any_model(family: str = "masked") -> list[str]:
-    """The samplers of a family that run on any of its denoisers: all but those that are `sequential`."""
+    """The samplers of a family that run on any of its denoisers: all but those with Facts(sequential=True)."""
     return [name for name in registry.names("*", family) if not registry.load(name).facts.sequential]
 
 
