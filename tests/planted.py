@@ -797,8 +797,8 @@ class QuotaFromTheMean(Uniform):
     """It settles the batch's mean quota in every row."""
 
     def step(self, predict: Predict, state: NoisyState) -> NoisyState:
-        owed = quota(state, state.count).double().mean().ceil().to(torch.int64)
-        chosen = ops.select(uniform(state), state.open, k=torch.maximum(owed, quota(state, state.count))).chosen
+        share = quota(state, state.count).double().mean().ceil().to(torch.int64)
+        chosen = ops.select(uniform(state), state.open, k=torch.maximum(share, quota(state, state.count))).chosen
         return state.commit(chosen, predict(state, chosen).token)
 
 

@@ -83,7 +83,7 @@ def test_plans_keep_their_count_and_their_word(name, plan, least):
         elif "floor" in plan and not least:
             assert counts == floor_counts(n, steps, float(plan[6:-1]))
         elif "floor" not in plan and plan != "even":
-            expected = samplers.mask_schedule(plan).counts(n, steps) if not least else at_least(least, plan, n, steps)
+            expected = samplers.mask_schedule(plan).counts(n, steps) if not least else scheduled_with_least(least, plan, n, steps)
             assert counts == expected
 
 
@@ -99,7 +99,7 @@ def floor_counts(n, steps, eps):
     return counts
 
 
-def at_least(least, plan, n, steps):
+def scheduled_with_least(least, plan, n, steps):
     """eMIGM's rule is least = 1: the expected total, and `least` or more in every step until nothing is left."""
     a, have, counts = samplers.mask_schedule(plan), 0, []
     for k in range(steps):

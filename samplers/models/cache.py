@@ -43,7 +43,7 @@ class Cache:
             torch.zeros(layers, batch, heads, length, width, dtype=dtype, device=device) for _ in range(2)
         )
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)  # (B,)
-        self._known = 0  # rows written, where their number is known without a look at the device
+        self._known = 0  # rows written, where their number is known without a device sync
         self._counted = torch.zeros((), dtype=torch.int64, device=device)  # and where it is not
 
     @property

@@ -565,7 +565,7 @@ class _NotCounted:
 
 
 def test_static_plan_is_kept(zoo_tokens: str, promise: Promise) -> None:
-    """With Facts(static_plan=True), what is asked does not depend on the model: a dry run foresees it."""
+    """With Facts(static_plan=True), what is asked does not depend on the model: a dry run can work it out."""
     if not registry.load(zoo_tokens).facts.static_plan:
         pytest.skip("its counts depend on the model")
     causes = (
