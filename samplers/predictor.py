@@ -371,8 +371,9 @@ class Predictor(ErrorTracker):
 
     def raise_if_bad(self, status: int, row: int, position: int, forward: int) -> None:
         if status == _BARRED:
+            who = ["forbid="] * bool(self.config.forbid) + ["constrain="] * (self.constraint is not None)
             raise OptionError(
-                f"what forbid= and constrain= forbid leaves row {row}, position {position} without a token: no token is possible "
+                f"what {' and '.join(who)} forbids leaves row {row}, position {position} without a token: no token is possible "
                 f"there that denoiser {self.denoiser.name!r} gives a probability (forward pass {forward}, sampler "
                 f"{self.sampler!r})"
             )

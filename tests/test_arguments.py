@@ -462,10 +462,12 @@ def test_what_the_caller_forbids_is_not_blamed_on_the_model(kind, sampler):
     forbid = torch.zeros(6, V, dtype=torch.bool)
     forbid[4] = True
     everything = {"constrain": lambda state: Constraint(forbid=forbid)}
-    for wrong, position in ((everything, 4), ({"forbid": 2}, r"\d")):
-        with pytest.raises(
-            OptionError, match=f"forbid= and constrain= forbid leaves row 0, position {position} without"
-        ):
+    for wrong, who, position in (
+        (everything, "constrain=", 4),
+        ({"forbid": 2}, "forbid=", r"\d"),
+        (everything | {"forbid": 1}, "forbid= and constrain=", 4),
+    ):
+        with pytest.raises(OptionError, match=f"what {who} forbids leaves row 0, position {position} without"):
             run(denoiser, sampler, prompt=[], **wrong)
     # The model's own fault stays its own.
     nothing = wrap(lambda ids: torch.full((*ids.shape, V), -math.inf))
