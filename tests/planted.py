@@ -360,7 +360,7 @@ class ReservedNumber(Masked):
 # State.
 
 
-@plant("test_states_are_immutable", "never writes into the state")
+@plant("test_states_are_immutable", "an op in place on state.x")
 @dataclass(frozen=True)
 class WritesIntoX(Masked):
     """It writes tokens into state.x in place."""

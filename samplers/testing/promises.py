@@ -13,6 +13,8 @@ CAUSES = {
     "position for ever; a DraftState that decides nothing in its last step (state.last_step)",
     "at a position that is not masked": "`rows` contains visible positions. Ask about state.open or a part of it; if the "
     "sampler judges what stands there, declare Facts(revises=True)",
+    "state.x in place": "an op in place on state.x or a view of it (x[where] = ..., masked_fill_, copy_). Use torch.where and "
+    "state.commit",
     "outside the vocabulary": "a token of your own making, or a write into state.x",
     "t is the noise level": "a time of another scale (steps, or a visible fraction) was given as t=; leave t out, or use "
     "state.noise_level or TimedState.level",
