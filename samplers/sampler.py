@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -93,10 +94,13 @@ class Option:
         return text
 
     def validated(self, value: Any, owner: str) -> Any:
-        """`value`, an int made a float where the option is one; OptionError if it does not fit."""
+        """`value` as a Python number, a whole one made a float if the option is a float; OptionError if it does not fit."""
         kinds = _kinds(self.type)
-        if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):  # numpy's numbers are Integral or Real as well
+            if int in kinds and isinstance(value, numbers.Integral):
+                value = int(value)
+            elif float in kinds:
+                value = float(value)
         wrong_bool = isinstance(value, bool) and bool not in kinds
         if kinds and (wrong_bool or not isinstance(value, kinds)):
             raise OptionError(f"option {self.name!r} of {owner} must be {self.type_name}, not {value!r}")

@@ -767,3 +767,13 @@ def test_misspelt_facts_are_refused():
     type(
         "Fine", (samplers.Sampler,), {"name": "fine", "family": "masked", "LIMIT": 3, "_own": 4, "__module__": __name__}
     )
+
+
+def test_options_take_numpys_numbers():
+    made = samplers.create("threshold", threshold=np.float32(0.5))
+    assert made.threshold == 0.5 and type(made.threshold) is float
+    assert type(samplers.create("refusion", slot_size=np.int64(4)).slot_size) is int
+    with pytest.raises(OptionError, match="slot_size"):
+        samplers.create("refusion", slot_size=np.float64(4.0))
+    with pytest.raises(OptionError, match="threshold"):
+        samplers.create("threshold", threshold=np.bool_(True))
