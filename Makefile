@@ -77,12 +77,12 @@ draws: setup
 	$(BIN)/python bench/draws.py
 
 fuzz: setup
-	$(BIN)/python tests/fuzz_ops.py
+	$(BIN)/python tests/ops/fuzz_ops.py
 
 # A second build of the extension, with the package beside it; the interpreter has no checks, so they are loaded first.
 SANITIZED := build/sanitized
 CHECKS := $(foreach lib,asan ubsan stdc++,$(shell $${CXX:-c++} -print-file-name=lib$(lib).so))
-OP_TESTS := $(wildcard $(addprefix tests/test_,ops.py ops_generated.py cached_kv.py remask.py headless.py))
+OP_TESTS := $(wildcard $(addprefix tests/ops/test_,ops.py ops_generated.py cached_kv.py remask.py headless.py))
 
 sanitize: setup
 	@mkdir -p build

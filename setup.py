@@ -83,7 +83,7 @@ def compile_cuda(folder):
             print(done.stdout + done.stderr, file=sys.stderr)
             errors = [line for line in done.stderr.splitlines() if "error" in line]
             raise NoCuda(f"nvcc failed on {source}: {(errors or ['no message'])[0]}")
-        with open(target[:-2] + ".txt", "w") as f:  # registers and spills: tests/test_cuda_build.py reads them
+        with open(target[:-2] + ".txt", "w") as f:  # registers and spills: tests/ops/test_cuda_build.py reads them
             f.write(done.stdout + done.stderr)
         os.replace(target + ".part", target)
         return target

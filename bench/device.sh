@@ -57,14 +57,14 @@ export PYTHON arch
 # pytest-benchmark may be absent: then its option in pyproject.toml is unknown, so the options are given here.
 pytest=("$PYTHON" -m pytest -q -p no:cacheprovider -o addopts= -p samplers.testing.plugin)
 ops=()
-for file in tests/test_*.py; do
-  grep -lqE 'samplers\.ops|from samplers import ops|emulator' "$file" && [ "$file" != tests/test_on_gpu.py ] && ops+=("$file")
+for file in tests/test_*.py tests/*/test_*.py; do
+  grep -lqE 'samplers\.ops|from samplers import ops|emulator' "$file" && [ "$file" != tests/ops/test_on_gpu.py ] && ops+=("$file")
 done
 sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
 
 step facts 60 bash -c facts
 step build 600 bash -c build
-step gpu 600 "${pytest[@]}" tests/test_on_gpu.py -rs
+step gpu 600 "${pytest[@]}" tests/ops/test_on_gpu.py -rs
 step memcheck 600 "$sanitizer" --tool memcheck --error-exitcode 1 "$PYTHON" bench/sanitize.py
 step racecheck 600 "$sanitizer" --tool racecheck --error-exitcode 1 "$PYTHON" bench/sanitize.py
 step bench 600 "$PYTHON" bench/gpu.py --json "$out/gpu.json"

@@ -85,7 +85,9 @@ def test_caches(benchmark, problem, rows):
         "ours, dual": call("ours, dual", denoiser, cache="dual"),
         "ours, delayed(4)": call("ours, delayed(4)", denoiser, cache="delayed(4)"),
     }
-    race(benchmark, f"llm-small, {rows} rows, {STEPS} forward passes", calls, slow=3 if rows == 1 else 2, **ops.status())
+    race(
+        benchmark, f"llm-small, {rows} rows, {STEPS} forward passes", calls, slow=3 if rows == 1 else 2, **ops.status()
+    )
     benchmark.extra_info["rows"] = {
         name: {"fed": out.token_evals / rows, "cache_bytes": out.cache_bytes / rows, "nfe": out.nfe}
         for name, out in found.items()

@@ -96,7 +96,9 @@ class Option:
     def validated(self, value: Any, owner: str) -> Any:
         """`value` as a Python number, a whole one made a float if the option is a float; OptionError if it does not fit."""
         kinds = _kinds(self.type)
-        if isinstance(value, numbers.Real) and not isinstance(value, bool):  # numpy's numbers are Integral or Real as well
+        if isinstance(value, numbers.Real) and not isinstance(
+            value, bool
+        ):  # numpy's numbers are Integral or Real as well
             if int in kinds and isinstance(value, numbers.Integral):
                 value = int(value)
             elif float in kinds:

@@ -30,7 +30,7 @@ AXIS = {
 }
 
 # Okabe and Ito's palette without its yellow, which is too pale on white paper, and with a dark grey for their black.
-# Colour-blind readers tell all seven apart (tests/test_bench.py measures it). On dark paper the report takes DARK.
+# Colour-blind readers tell all seven apart (tests/bench/test_bench.py measures it). On dark paper the report takes DARK.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#4A4A4A")
 DARK = ("#3F8FE0", "#F5C242", "#22B88C", "#EE7A38", "#D184BE", "#8FD8FF", "#EDEAE2")
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1.2, 1.2)), (0, (6, 1.4, 1.2, 1.4)))

@@ -8,7 +8,7 @@ prompts, infilling, blocks, guidance and stop rules; row i of a batch is the row
 runs agree; the global generator is not touched; no random number of a step is used twice; the NFE is the declared one;
 the model's own distribution on a tiny problem, or the declared order of convergence. A check that fails says what was
 promised, what was seen, what usually causes it, and how to run that check alone. The kit itself is tested with samplers
-that have one mistake each: `python tests/planted.py`, in the repository, prints them all with the kit's messages.
+that have one mistake each: `python tests/testing/planted.py`, in the repository, prints them all with the kit's messages.
 
 For tests of your own there are:
 

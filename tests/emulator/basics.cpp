@@ -1,4 +1,4 @@
-// Small bodies that show what the emulator promises; tests/test_emulator.py.
+// Small bodies that show what the emulator promises; tests/ops/test_emulator.py.
 #include "block.h"
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// The CUDA bodies of the cache operations; tests/test_cuda_cached_kv.py. Two planes are eight numbers and so on:
+// The CUDA bodies of the cache operations; tests/ops/test_cuda_cached_kv.py. Two planes are eight numbers and so on:
 // address and strides of keys, then of values.
 #include "cached_kv.cuh"
 

@@ -16,7 +16,7 @@ Rows rows(const py::dict& d, const char* data, const char* stride, const char* i
   return {pointer<const char>(d, data), d[stride].cast<int64_t>(), pointer<const int64_t>(d, index)};
 }
 
-// A job of plain numbers and addresses; tests/test_cuda_kernels.py fills it from tensors.
+// A job of plain numbers and addresses; tests/ops/test_cuda_kernels.py fills it from tensors.
 cuda::SoftmaxCall call_of(const py::dict& d) {
   cuda::SoftmaxCall call{};
   SoftmaxJob& job = call.job;

@@ -18,7 +18,7 @@ from samplers.errors import UnknownNameError
 from samplers.models import Tokenizer, zoo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = ["digits-gauss", "digits-mdm", "text-mdm", "text-refusion"]
 
 

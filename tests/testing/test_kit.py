@@ -23,7 +23,7 @@ from samplers.testing.watching import RecordedRng
 HERE = Path(__file__).parent
 
 
-ROOT = str(HERE.parent)
+ROOT = str(HERE.parents[1])
 
 
 def python(*argv):

@@ -1,6 +1,6 @@
 """Random calls of every op, right ones and wrong ones.
 
-    make fuzz        or  python tests/fuzz_ops.py [--calls 100000] [--start 0] [--seed 0] [--op NAME]
+    make fuzz        or  python tests/ops/fuzz_ops.py [--calls 100000] [--start 0] [--seed 0] [--op NAME]
 
 Each call must return, and then what it returns must make sense, or raise TypeError, ValueError or IndexError. A call
 depends on the seed and its number alone, so `--start NUMBER --calls 1` repeats it. The calls run in a process of their
@@ -14,10 +14,13 @@ import random
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+sys.path.append(str(Path(__file__).parents[1]))  # for test_ops, if this is run as a program
 from test_ops import assert_same, twin
 
 from samplers import ops

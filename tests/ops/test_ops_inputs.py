@@ -172,7 +172,11 @@ def test_torchs_defaults_change_nothing(default):
 @pytest.mark.skipif(C is None, reason="the tests above have run on the twins")
 @pytest.mark.parametrize("default", DEFAULTS)
 def test_torchs_defaults_change_nothing_for_the_twins(default):
-    env = {**os.environ, "SAMPLERS_NATIVE": "0", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    env = {
+        **os.environ,
+        "SAMPLERS_NATIVE": "0",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), str(HERE.parent), str(HERE)]),
+    }
     code = f"from test_ops_inputs import *; assert C is None; test_torchs_defaults_change_nothing({default!r})"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

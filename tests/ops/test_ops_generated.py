@@ -1,6 +1,6 @@
 """masked_softmax on generated inputs: every instruction set equal to the twin, and nothing that should not matter does.
 
-tests/test_ops.py has the cases somebody thought of; these are the ones nobody did. The fuzzer is here in small, `make
+tests/ops/test_ops.py has the cases somebody thought of; these are the ones nobody did. The fuzzer is here in small, `make
 fuzz` runs it in large; so are the ten million draws of bench/draws.py.
 """
 
@@ -164,7 +164,7 @@ def test_the_fuzzer_finds_faults(monkeypatch):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.skipif(C is None, reason="the twin takes minutes")
 def test_a_hundred_thousand_draws(dtype):
-    path = Path(__file__).parent.parent / "bench" / "draws.py"
+    path = Path(__file__).parents[2] / "bench" / "draws.py"
     spec = importlib.util.spec_from_file_location("draws", path)
     draws = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(draws)

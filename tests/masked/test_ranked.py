@@ -83,7 +83,11 @@ def test_plans_keep_their_count_and_their_word(name, plan, least):
         elif "floor" in plan and not least:
             assert counts == floor_counts(n, steps, float(plan[6:-1]))
         elif "floor" not in plan and plan != "even":
-            expected = samplers.mask_schedule(plan).counts(n, steps) if not least else scheduled_with_least(least, plan, n, steps)
+            expected = (
+                samplers.mask_schedule(plan).counts(n, steps)
+                if not least
+                else scheduled_with_least(least, plan, n, steps)
+            )
             assert counts == expected
 
 

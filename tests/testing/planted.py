@@ -1,9 +1,9 @@
 """Planted mistakes: samplers with one mistake each, the check of the kit that must find it, and what it must say.
 
-    python tests/planted.py            # runs the kit on all of them: a table, with the kit's messages
-    python tests/planted.py peeks      # only these
+    python tests/testing/planted.py            # runs the kit on all of them: a table, with the kit's messages
+    python tests/testing/planted.py peeks      # only these
 
-The three samplers without a mistake, which the others are made of, must pass the whole kit (tests/test_kit.py).
+The three samplers without a mistake, which the others are made of, must pass the whole kit (tests/testing/test_kit.py).
 """
 
 from __future__ import annotations
@@ -1072,7 +1072,7 @@ def judged(names: list[str]) -> dict[str, str]:
         judge = Judge({name: one.check for name, one in table.items() if one.check != "loading"})
         chosen = [argument for name in judge.wanted for argument in ("--sampler", name)]
         if chosen:
-            kit = str(Path(__file__).parents[1] / "samplers" / "testing")
+            kit = str(Path(__file__).parents[2] / "samplers" / "testing")
             arguments = [kit, "-q", "-p", "no:cacheprovider", "--tb=short", "--no-header", *chosen]
             with contextlib.redirect_stdout(io.StringIO()) as said:
                 code = pytest.main(arguments, plugins=[judge])
