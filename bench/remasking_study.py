@@ -146,7 +146,7 @@ PANELS = [
     ("parallel", "text", 0.0, 0.0, "bigram_tv", "text: distance of pairs"),
     ("parallel", "digits", 0.0, 0.0, "nll", "digits: NLL a pixel"),
     ("noise", "sudoku4", 0.0, 0.1, "invalid", "sudoku4, eps 0.1: invalid grids"),
-    ("noise", "sudoku4", 1.5, 0.0, "tv", "sudoku4, sigma 1.5: distance to the law"),
+    ("noise", "sudoku4", 1.5, 0.0, "tv", "sudoku4, sigma 1.5: distance to the distribution"),
     ("noise", "digits", 0.0, 0.05, "nll", "digits, eps 0.05: NLL a pixel"),
 ]
 TABLES = [

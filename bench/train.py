@@ -426,7 +426,10 @@ class DigitsMasked:
         law = -KernelTokens(self.images, self.kernel, "masked").log_prob(x)
         return {
             "held_out": self.check(net),
-            "beside": {"pixels on their own": a_pixel(alone), "the exact law of the training images": a_pixel(law)},
+            "beside": {
+                "pixels on their own": a_pixel(alone),
+                "the exact distribution of the training images": a_pixel(law),
+            },
             "images": {"train": len(self.images), "held_out": len(self.held)},
         }
 
@@ -497,7 +500,7 @@ class DigitsGauss:
         normal = torch.distributions.MultivariateNormal(mean, covariance)
         squares = torch.cdist(x, self.images.double()).square()
         law = torch.logsumexp(-squares / (2 * 0.08**2), 1) - math.log(len(self.images) * (2 * math.pi * 0.08**2) ** 32)
-        beside = {"a normal distribution": -normal.log_prob(x), "the exact law of the training images": -law}
+        beside = {"a normal distribution": -normal.log_prob(x), "the exact distribution of the training images": -law}
         return {
             "held_out": self.check(net),
             "beside": {name: a_pixel(nll) for name, nll in beside.items()},

@@ -217,7 +217,7 @@ class Constraint:
     """What a `constrain` hook asks for in a step.
 
     Attributes:
-        fix: (B, L) int64, tokens to decide now, in any block, without asking the model; -1 where there is none. Given and
+        fix: (B, L) int64, tokens to decide now, in any block, without asking the model; -1 at other positions. Given and
             decided positions are left alone.
         forbid: bool that broadcasts to (B, L, V), such as (V,), (L, V) or (B, 1, V): tokens not to be drawn in this step.
     """
@@ -233,7 +233,7 @@ class Constraint:
             if self.fix.shape != state.x.shape or self.fix.dtype != torch.int64:
                 raise OptionError(
                     f"constrain: fix is {tuple(self.fix.shape)} {self.fix.dtype}; (B, L) = {shape[:2]} int64 is needed, "
-                    "-1 where nothing is fixed"
+                    "-1 at positions that are not fixed"
                 )
             if state.x.device.type == "cpu":
                 bad = (self.fix >= vocab) | (self.fix < -1)

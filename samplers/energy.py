@@ -9,7 +9,7 @@ rates Q of single unmaskings z -> x, and y = sqrt(p) per token, a point of the u
     geodesic             integral of 4/gamma' sum over tokens of  |y'|^2
 
 All three are a constant times one number, the action  J(a, gamma) = integral of a'^2 / (gamma' a (1 - a)), and the constant
-knows neither a nor gamma: n (V + 1)^(n-1), n 2^(n-1) and n for n tokens of V values (the first for a law under which every
+knows neither a nor gamma: n (V + 1)^(n-1), n 2^(n-1) and n for n tokens of V values (the first for a distribution under which every
 string is possible; else count, over all states that can be met, the masks in them). With the angle
 theta = arcsin sqrt(a) the action is the integral of 4 theta'^2 / gamma', at least pi^2 by Cauchy and Schwarz, and pi^2 only
 where theta runs as gamma does:
@@ -59,7 +59,7 @@ def interpolation(schedule: str | MaskSchedule) -> MaskSchedule:
 
 
 def action(schedule: str | MaskSchedule, gamma: str | MaskSchedule = "linear") -> float:
-    """J(a, gamma) = integral of a'^2 / (gamma' a (1 - a)) over progress, inf where it diverges; at least pi^2.
+    """J(a, gamma) = integral of a'^2 / (gamma' a (1 - a)) over progress, inf if it diverges; at least pi^2.
 
     On any grid, sum (2 dtheta)^2 / dgamma is at most J, and is pi^2 on every grid where a is optimal: no slope is needed and
     the integrable singularities at the ends do no harm. Grids of three widths are extrapolated to none; what is beyond the
@@ -87,19 +87,19 @@ def action(schedule: str | MaskSchedule, gamma: str | MaskSchedule = "linear") -
 def kinetic(
     schedule: str | MaskSchedule, gamma: str | MaskSchedule = "linear", *, length: int = 1, vocab: int = 1
 ) -> float:
-    """The kinetic energy of `length` tokens of `vocab` values, of a law under which every string is possible."""
+    """The kinetic energy of `length` tokens of `vocab` values, of a distribution under which every string is possible."""
     return _times(length * (vocab + 1) ** (length - 1), action(schedule, gamma))
 
 
 def conditional_kinetic(
     schedule: str | MaskSchedule, gamma: str | MaskSchedule = "linear", *, length: int = 1
 ) -> float:
-    """The conditional kinetic energy of `length` tokens, of any law."""
+    """The conditional kinetic energy of `length` tokens, of any distribution."""
     return _times(length * 2 ** (length - 1), action(schedule, gamma))
 
 
 def geodesic(schedule: str | MaskSchedule, gamma: str | MaskSchedule = "linear", *, length: int = 1) -> float:
-    """The geodesic energy of `length` tokens, of any law."""
+    """The geodesic energy of `length` tokens, of any distribution."""
     return _times(length, action(schedule, gamma))
 
 

@@ -133,7 +133,7 @@ def nll(
             are always seen.
         method: any_order, lambda_dce or t_dce.
         mc: masks per row, each a row of a forward pass.
-        schedule: of t_dce.
+        schedule: the mask schedule of t_dce.
         replicates: independent copies of the design that mc is shared out to; their spread is the standard error, so that
             it takes strata and pairs into account. More make it surer and the strata coarser. Without `stratified` every
             pair (or mask) is its own.

@@ -130,7 +130,7 @@ class RunCache:
 
     Args:
         rows: the batch rows, ascending.
-        length: of each of them.
+        length: the length of each of them.
     """
 
     def __init__(self, denoiser: TokenDenoiser, scheme: Scheme, rows: list[int], length: int):

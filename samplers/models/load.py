@@ -313,7 +313,7 @@ def load(
         attention, block_length: what the model's rows see, where it is not what the architecture says (causal for
             Llama and Qwen, full for LLaDA): a causal model that was trained on as a masked one is loaded with
             attention="full".
-        dtype: of the parameters; None: as they are stored (the embedding's, if they differ).
+        dtype: dtype of the parameters; None: as they are stored (the embedding's, if they differ).
         device: where they go, tensor by tensor.
 
     Raises:

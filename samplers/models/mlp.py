@@ -14,7 +14,7 @@ class MLP(nn.Module):
     Args:
         size, out: numbers that come and go; out None: as many. width: of the residual stream. layers: residual layers.
         features: of the noise level, cosines and sines of lam / 2^k; 0: it is not told.
-        seed: of its random weights; no global generator is read or moved.
+        seed: seed of its random weights; no global generator is read or moved.
     """
 
     def __init__(

@@ -50,14 +50,14 @@ class Config:
         layers, heads: how many.
         kv_heads: heads of keys and values; None: `heads`.
         head_width: None: width // heads.
-        mlp_width: of SwiGLU's inner rows; None: the multiple of 64 nearest to 8/3 width.
+        mlp_width: width of SwiGLU's inner rows; None: the multiple of 64 nearest to 8/3 width.
         attention: full, causal or block_causal: which of the rows that come together a row sees.
-        block_length: of block_causal; blocks are cut from the first row, whatever the positions.
+        block_length: positions per block of block_causal attention; blocks are cut from the first row, whatever the positions.
         embeddings: rows of the embedding, where that has more than V (a mask token without logits); None: V.
         tied: the head is the embedding.
         qkv_bias: biases of q, k and v (Qwen2). qk_norm: RMSNorm of each head's q and k (Qwen3).
-        rope_theta, rope_scaling: base of the rotary frequencies, and Llama 3's change of them.
-        norm_eps: of RMSNorm.
+        rope_theta, rope_scaling: base of the rotary frequencies, and how Llama 3 changes them.
+        norm_eps: epsilon of RMSNorm.
         max_length: positions are below it.
 
     Raises:
@@ -178,7 +178,7 @@ class Transformer(nn.Module):
 
     Args:
         config: its shape.
-        seed: of its random weights, normal: 1 wide in the embedding, 0.02 in an untied head, 1 / sqrt(columns) elsewhere
+        seed: seed of its random weights, normal: 1 wide in the embedding, 0.02 in an untied head, 1 / sqrt(columns) elsewhere
             and / sqrt(2 layers) where a residual branch ends; None leaves the parameters on the meta device, without
             memory, for a loader to assign.
 
@@ -251,7 +251,7 @@ class Transformer(nn.Module):
 
         With a cache the n tokens see its filled rows and each other, the latter as `Config.attention` says, as if they
         came after the cache. `store` says what becomes of their keys and values:
-            None       nothing: a look ahead (a plan, a draft) costs no write
+            None       nothing: a plan or a draft costs no write
             "fill"     they are the first n rows, and the cache is not looked at: a fresh start
             "append"   they go after the filled rows
             "replace"  they are rows start[b] and up, whose old keys and values are not seen; attention must be full
@@ -263,12 +263,12 @@ class Transformer(nn.Module):
             positions: (B, n) int64, where the tokens stand in the text, in any order; None: counted from 0, after a
                 cache's filled rows, or as stored with "replace" and "scatter".
             rows: (B, n) bool, the tokens whose hidden rows are needed; None: all.
-            cache: of `Transformer.cache`. Nothing is written into it unless `store` says so.
-            start: of "replace", (B,) int64 or one int. index: of "scatter", (n,) or (B, n) int64.
+            cache: what `Transformer.cache` made. Nothing is written into it unless `store` says so.
+            start: for "replace", (B,) int64 or one int. index: for "scatter", (n,) or (B, n) int64.
             count: (B,) int64, only the first count[b] tokens are there, the others are filling. Not with "scatter".
-            stored: of "append", (B,) int64, only the first stored[b] tokens are stored, those after them are fed for their
+            stored: for "append", (B,) int64, only the first stored[b] tokens are stored, those after them are fed for their
                 hidden rows alone; attention must be causal. None: as `count`.
-            runs: of "fill", the batch rows of the cache that the B rows are, in order, as (first, end); None: all.
+            runs: for "fill", the batch rows of the cache that the B rows are, in order, as (first, end); None: all.
             keep: (B, cache.length) bool, rows of the cache that may be seen; None: all that are filled.
 
         Returns:

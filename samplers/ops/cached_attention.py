@@ -55,7 +55,7 @@ def cached_attention(
         attention: which new rows a new row sees. "full": all; "causal": itself and those before it; "block_causal":
             those of its block and the blocks before it, blocks being cut from the first new row. The cache is seen by
             all.
-        block_length: of "block_causal".
+        block_length: positions per block, for "block_causal".
         keep: (B, L) bool; cache rows that are False are not seen. None: all are.
         new_keep: (B, n) bool; new rows that are False are padding, which only they themselves see. None: all are seen.
         scale: of the scores; None: 1 / sqrt(D).
