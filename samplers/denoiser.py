@@ -138,8 +138,8 @@ class TokenDenoiser(Denoiser):
         attention_block: positions per block of block_causal attention, counted from the canvas's first; else 1.
         head: the last layer, of a denoiser that has `hidden`; None: it has logits only.
         self_conditioned: True: `predict` takes `previous`, what it answered for these rows the time before.
-        time_per_position: True: `t` comes as (B, L): 0 at given and decided positions, the sampler's level at open ones, 1 in later
-            blocks. Exact denoisers of uniform noise need it: a prompt is clean and the rest is not.
+        time_per_position: True: `t` comes as (B, L): 0 at given and decided positions, the sampler's level at open ones, 1
+            in later blocks. Exact denoisers of uniform noise need it: a prompt is clean and the rest is not.
     """
 
     vocab_size: int
@@ -167,7 +167,8 @@ class TokenDenoiser(Denoiser):
         """Logits of the clean token at every position.
 
         Args:
-            x: (B, L) int64, `mask_id` at undecided positions. Any subset of a batch's rows may come; rows must not see each other.
+            x: (B, L) int64, `mask_id` at undecided positions. Any subset of a batch's rows may come; rows must not see each
+                other.
             t: (B,) float, the noise level in (0, 1], 1 = all noise; (B, L) if `time_per_position`. None if
                 `time_conditioned` is False.
             rows: (B, L) bool, the positions that are needed; None for all.

@@ -9,8 +9,8 @@ rates Q of single unmaskings z -> x, and y = sqrt(p) per token, a point of the u
     geodesic             integral of 4/gamma' sum over tokens of  |y'|^2
 
 All three are a constant times one number, the action  J(a, gamma) = integral of a'^2 / (gamma' a (1 - a)), and the constant
-knows neither a nor gamma: n (V + 1)^(n-1), n 2^(n-1) and n for n tokens of V values (the first for a distribution under which every
-string is possible; else count, over all states that can be met, the masks in them). With the angle
+knows neither a nor gamma: n (V + 1)^(n-1), n 2^(n-1) and n for n tokens of V values (the first for a distribution under
+which every string is possible; else count, over all states that can be met, the masks in them). With the angle
 theta = arcsin sqrt(a) the action is the integral of 4 theta'^2 / gamma', at least pi^2 by Cauchy and Schwarz, and pi^2 only
 where theta runs as gamma does:
 
