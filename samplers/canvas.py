@@ -277,12 +277,11 @@ class Layout(Canvas):
     stop: tuple[Tensor, ...]
     rng: Rng
 
-    @property
-    def state_class(self) -> type[TokenState]:
-        """The kind of state that a sampler without one of its own starts with."""
+    def state_class(self, revises: bool) -> type[TokenState]:
+        """The kind of state that a sampler without one of its own starts with; `revises` is one of its facts."""
         from .state import DraftState, TokenState
 
-        return TokenState if self.mask_id is not None else DraftState
+        return DraftState if revises or self.mask_id is None else TokenState
 
     @functools.cached_property
     def rows_by_length(self) -> dict[int, list[int]]:
@@ -382,8 +381,7 @@ class NoiseCanvas:
     steps: int
     rng: Rng
 
-    @property
-    def state_class(self) -> type[NoiseState]:
+    def state_class(self, revises: bool) -> type[NoiseState]:
         """The kind of state that a sampler without one of its own starts with."""
         from .state import NoiseState
 

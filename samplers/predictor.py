@@ -18,7 +18,7 @@ from torch import Tensor
 from . import ops
 from .denoiser import Counter, TokenDenoiser
 from .dry_run import DryRun
-from .errors import DenoiserError, OptionError
+from .errors import DenoiserError, OptionError, SamplersError, did_you_mean
 from .feeds import Answer, Feed, Query
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
 from .info import InfoRecorder
@@ -331,7 +331,13 @@ class Predictor(ErrorTracker):
         if self._truncation and (temperature > 0 or truncated):  # they never remove the best token
             how |= {**self._truncation, "truncated": truncated}
         if "given" in want:
-            how["given"] = (state.x if given is None else given)[asked.row, asked.position]
+            how["given"] = ids = (state.x if given is None else given)[asked.row, asked.position]
+            mask_id = self.denoiser.mask_id
+            if self.sync_eagerly and mask_id is not None and bool((ids == mask_id).any()):
+                raise SamplersError(
+                    f"want='given' asks for the probability of the mask id {mask_id}, which is no token: the masks among the "
+                    "asked positions need a token in given=, such as torch.where(mask, 0, state.x)"
+                )
         return how
 
     def fill_values(self, state: TokenState, want: tuple[str, ...]) -> dict[str, Tensor]:
@@ -355,6 +361,12 @@ class Predictor(ErrorTracker):
     def _wanted(self, want: Want) -> tuple[str, ...]:
         """What to compute: what was asked for, and what Sample.info needs."""
         want = (want,) if isinstance(want, str) else tuple(want)
+        for name in want:
+            if name not in FILL:
+                raise SamplersError(
+                    f"want={name!r} is nothing that a prediction has{did_you_mean(str(name), FILL)} "
+                    f"It has token always, and on request {', '.join(FILL)}"
+                )
         return want if self.recorder is None or "confidence" in want else (*want, "confidence")
 
     def _prediction(self, state: TokenState, values: dict[str, Tensor]) -> Prediction:

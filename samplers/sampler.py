@@ -273,11 +273,13 @@ class Sampler(Generic[S]):
     def init(self, canvas: Any) -> S:
         """The state before the first step. Override it to carry more: `return MyState.begin(canvas, mine=...)`.
 
+        By default it is a TokenState; a DraftState if the sampler revises, and under uniform noise.
+
         Args:
             canvas: what the run starts from, and what never changes in it: a Layout, or a NoiseCanvas for the gaussian
                 family. (Any, since the families differ; annotate yours.)
         """
-        return canvas.state_class.begin(canvas)
+        return canvas.state_class(self.effective_facts.revises).begin(canvas)
 
     def step(self, predict: Any, state: S) -> S | tuple[S, Mapping[str, Tensor]]:
         """The state one step on. It asks the model through `predict`, and never reads the device in order to decide.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import ops
 from .canvas import FAR, Layout, NoiseCanvas
+from .errors import SamplersError
 from .random import DRAW_START, Rng
 from .sampler import State
 
@@ -257,6 +258,8 @@ class DraftState(TokenState):
                 masked one is not: give it a token first.
             changes: new values of a subclass's own fields.
         """
+        if not isinstance(decide, Tensor):
+            raise SamplersError(f"revise(x, decide): decide is a bool tensor, (B, L) or (B,), not {decide!r}")
         decide = decide[:, None] if decide.dim() == 1 else decide
         x = torch.where(self.open, x, self.x)
         return self._advance(x, decided=self._decided_with(decide & self.open, x), **changes)

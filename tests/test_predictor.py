@@ -128,3 +128,48 @@ def test_each_way_of_feeding_has_its_feed():
     assert type(cached.predictor.feed) is CachedFeed and cache_scheme("prefix", model).name == "prefix"
     run = samplers.stream(model, "autoregressive", gen_length=3)
     assert type(run.predictor.feed) is SequenceFeed and type(run.predict) is SequencePredictor
+
+
+class Asks(samplers.Sampler):
+    """A sampler that asks in a wrong way; for the errors."""
+
+    name, family = "asks", "masked"
+    HOW: dict = {}
+
+    def step(self, predict, state):
+        return state.commit(state.open, predict(state, **self.HOW).token)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ({"want": "confidance"}, "want='confidance' is nothing that a prediction has: did you mean 'confidence'"),
+        ({"want": ("entropy", "logits")}, "want='logits' is nothing"),
+        ({"want": "given"}, r"probability of the mask id 11.* need a token in given="),
+    ],
+)
+def test_wrong_questions_are_explained(how, says):
+    with pytest.raises(samplers.SamplersError, match=says):
+        samplers.sample(TinyNet(), type("Wrong", (Asks,), {"HOW": how})(), gen_length=3)
+
+
+def test_a_sampler_that_revises_starts_with_drafts():
+    class Revises(samplers.Sampler):
+        name, family = "revises", "masked"
+        facts = samplers.authoring.Facts(revises=True)
+
+        def step(self, predict, state):
+            return state.revise(predict(state).token, self.decide(state))
+
+        def decide(self, state):
+            return state.last_step
+
+    out = samplers.sample(TinyNet(visible_too=True), Revises(), gen_length=4, steps=3)
+    assert out.nfe == 3 and (out.x < 11).all()
+
+    class Flag(Revises):
+        def decide(self, state):
+            return True
+
+    with pytest.raises(samplers.SamplersError, match=r"decide is a bool tensor, \(B, L\) or \(B,\), not True"):
+        samplers.sample(TinyNet(visible_too=True), Flag(), gen_length=4)

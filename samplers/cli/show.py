@@ -60,7 +60,8 @@ def _fact_lines(about: dict[str, Any], cls: Any, trouble: str | None) -> dict[st
     if about["default_temperature"] is not None:
         lines["temperature"] = f"{about['default_temperature']:g} unless you say otherwise"
     if about["bias"]:
-        lines["bias"] = BIAS[about["bias"]]
+        under = ", ".join(f"{k}={v!r}" for k, v in cls.conformance.one_at_a_time.items())
+        lines["bias"] = BIAS[about["bias"]] + (f" (one position per step: {under})" if under else "")
     if about["order"] is not None:
         lines["order"] = str(about["order"])
     known = {s: v for s, v in about["expected_nfe"].items() if v is not None}
