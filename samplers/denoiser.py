@@ -294,6 +294,10 @@ class _WrappedTokens(TokenDenoiser):
             )
         if not out.is_floating_point():
             raise DenoiserError(f"denoiser {self.name!r} returned {out.dtype}; a floating dtype is needed")
+        if out.layout != torch.strided or out.device.type != self.device.type:
+            raise DenoiserError(
+                f"denoiser {self.name!r} returned a {out.layout} tensor on {out.device}; a dense one on {self.device} is needed"
+            )
         return out
 
     def hidden(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
@@ -394,12 +398,14 @@ class _WrappedGaussian(GaussianDenoiser):
         self.fn, self.prediction = fn, prediction
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
-        z = self.fn(x, t)
+        z = self.fn(x.clone(), t)  # a copy: a model may write into what it is given, and x is needed below
         if not isinstance(z, Tensor) or z.shape != x.shape:
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise DenoiserError(
                 f"denoiser {self.name!r} returned {got} for x of shape {tuple(x.shape)}; the same shape is needed"
             )
+        if not z.is_floating_point():
+            raise DenoiserError(f"denoiser {self.name!r} returned {z.dtype}; real floating numbers are needed")
         if self.prediction == "x0":
             return z
         like = (-1,) + (1,) * len(self.shape)

@@ -116,7 +116,9 @@ class Stream(Iterator[State]):
         try:
             self._step()
         except Exception:
-            self.predictor.check()  # on a device, an answer that was bad is found late: it explains what came of it
+            # What was wrong before explains what came of it: an answer that is found late on a device, an id that is no token.
+            self.predictor.check()
+            self._check_tokens()
             raise
         self.steps += 1
         self.wall += time.perf_counter() - start
@@ -142,12 +144,45 @@ class Stream(Iterator[State]):
             x, version = self.state.x, _version(self.state.x)
             stepped = self.sampler.step(self.predict, self.state)
             self._check_unwritten(x, version, f"sampler {self.sampler.name!r}")
-            state, returned = stepped if isinstance(stepped, tuple) else (stepped, {})
+            state, returned = stepped if isinstance(stepped, tuple) and len(stepped) == 2 else (stepped, {})
+            self._check_step(state, returned)
             if memory is not None:
                 state = memory.end_step(state)
             if self.recorder is not None:
                 self.recorder.end_step(self.state, state, returned)
             self.state = state
+
+    def _check_step(self, state: Any, returned: Any) -> None:
+        """SamplersError if a step returned anything but a state of this run, alone or with a dictionary of tensors."""
+        who, x = f"step of sampler {self.sampler.name!r}", self.state.x
+        if not isinstance(state, State) or not isinstance(returned, dict):
+            got = "nothing (is a return missing?)" if state is None else f"{type(state).__name__}"
+            raise SamplersError(
+                f"{who} returned {got}; it must return the next state, such as state.commit(where, token), or (state, "
+                "{name: tensor})"
+            )
+        if state.x.shape != x.shape or state.x.dtype != x.dtype:
+            raise SamplersError(
+                f"{who} made x of shape {tuple(state.x.shape)} and {state.x.dtype}; it is {tuple(x.shape)} and {x.dtype}"
+            )
+        for name, value in returned.items():
+            if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != len(x):
+                got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise SamplersError(f"{who} returned {got} as {name!r}; (B, ...) tensors are needed, B = {len(x)}")
+
+    def _check_tokens(self) -> None:
+        """SamplersError if a sampler wrote what is no token. Reads x, so it is called when a run ends, or breaks."""
+        if not isinstance(self.state, TokenState):
+            return
+        canvas, x = self.state.canvas, self.state.x
+        bad = canvas.fill & ((x < 0) | (x >= canvas.vocab_size))
+        if canvas.mask_id is not None:
+            bad &= x != canvas.mask_id
+        for i, j in bad.nonzero()[:1].tolist():
+            raise SamplersError(
+                f"sampler {self.sampler.name!r} wrote {int(x[i, j])} at row {i}, position {j}; tokens are 0 to "
+                f"{canvas.vocab_size - 1}"
+            )
 
     def _apply_constraint(self) -> None:
         """Ask the constraint, decide what it fixes and forbid what it forbids."""
@@ -178,6 +213,7 @@ class Stream(Iterator[State]):
     def result(self, trace: list[State] | None = None) -> Sample:
         """What the run has made so far, and what it has cost. A row that is not done still holds mask ids."""
         self.predictor.check()
+        self._check_tokens()
         counter, item = self.predictor.counter, registry.entry_of(type(self.sampler))
         inside = counter.seconds
         x, lengths, fill = self.state.x, None, None
@@ -224,6 +260,17 @@ class Constraint:
 
     fix: Tensor | None = None
     forbid: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("fix", "forbid"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Tensor):
+                try:
+                    made = torch.as_tensor(value, device="cpu")
+                except (TypeError, ValueError, RuntimeError) as error:
+                    raise OptionError(f"Constraint({name}=...): a tensor, array or list is needed ({error})") from error
+                whole = not (made.is_floating_point() or made.is_complex() or made.dtype == torch.bool)
+                object.__setattr__(self, name, made.to(torch.int64) if name == "fix" and whole else made)
 
     def check(self, state: TokenState) -> None:
         """OptionError if a shape or dtype is wrong, or a fixed token is no token."""
@@ -336,7 +383,13 @@ def _start_gaussian(denoiser: Denoiser, sampler: Sampler[Any], read: GaussianArg
 
 def _first_state(sampler: Sampler[Any], canvas: Any) -> Any:
     try:
-        return sampler.init(canvas)
+        state = sampler.init(canvas)
+        if not isinstance(state, State):
+            raise SamplersError(
+                f"init of sampler {sampler.name!r} returned {type(state).__name__}; it must return a state: "
+                "return MyState.begin(canvas, ...)"
+            )
+        return state
     except StopIteration as error:
         raise SamplersError(
             f"sampler {sampler.name!r} raised StopIteration in init(), which must return a state"

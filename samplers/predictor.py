@@ -219,6 +219,10 @@ class Predictor(ErrorTracker):
 
     def queries(self, state: TokenState, rows: Tensor | None, t: Tensor | None) -> Iterable[Query]:
         """The forward passes that answer for `rows`. One device sync, unless the counts are known already."""
+        if rows is not None and (rows.dtype != torch.bool or rows.shape != state.x.shape):
+            raise SamplersError(
+                f"predict(state, rows): rows is {tuple(rows.shape)} {rows.dtype}; (B, L) = {tuple(state.x.shape)} bool is needed"
+            )
         if self.dry_run is not None:
             counts = self.dry_run.next_counts()
         elif rows is None and self._seen is not None and self._seen[0] is state:

@@ -30,6 +30,24 @@ D = TypeVar("D", bound="DraftState")
 N = TypeVar("N", bound="NoiseState")
 
 
+def _check_fields(cls: type[State], base: type[State], canvas: Any, kind: type, fields: dict[str, Any]) -> None:
+    """SamplersError if `begin` was not given a canvas and just the fields that the subclass adds to `base`."""
+    who = f"{cls.__name__}.begin(canvas, ...)"
+    if not isinstance(canvas, kind):
+        raise SamplersError(f"{who}: canvas is {type(canvas).__name__}; give what Sampler.init is called with")
+    own = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    made = {f.name for f in dataclasses.fields(TokenState)} if base is TokenState else {"canvas"}
+    needed = {
+        n for n, f in own.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    needed -= made | {"x"}
+    have = ", ".join(sorted(own.keys() - made)) or "none"
+    if missing := needed - fields.keys():
+        raise SamplersError(f"{who} lacks {', '.join(sorted(missing))}; its fields are {have}")
+    if unknown := fields.keys() - (own.keys() - made):
+        raise SamplersError(f"{who} has no field {', '.join(sorted(unknown))} to be given; its fields are {have}")
+
+
 @dataclass(frozen=True, eq=False)
 class TokenState(State):
     """A token run between two steps.
@@ -70,6 +88,7 @@ class TokenState(State):
         Args:
             fields: the values of the subclass's own fields.
         """
+        _check_fields(cls, TokenState, canvas, Layout, fields)
         device = canvas.x.device
         zeros = torch.zeros(len(canvas.x), dtype=torch.int64, device=device)
         x = canvas.x
@@ -300,6 +319,7 @@ class NoiseState(State):
     @classmethod
     def begin(cls: type[N], canvas: NoiseCanvas, **fields: Any) -> N:
         """The state before the first step: standard normals. fields: values of fields, such as an `x` of another scale."""
+        _check_fields(cls, NoiseState, canvas, NoiseCanvas, fields)
         if "x" not in fields:
             fields["x"] = canvas.noise(0)
         return cls(canvas=canvas, **fields)

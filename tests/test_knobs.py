@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -359,3 +360,25 @@ def test_a_prediction_says_both():
     # At temperature 0.1 the nucleus of 0.9 is the best token alone.
     assert cut.confidence[0, 0] == 1.0 and cut.entropy[0, 0] == 0.0
     assert torch.equal(own.token, cut.token)
+
+
+def test_a_constraint_takes_lists_and_arrays():
+    fix, forbid = [[3, -1, -1]], [True] * 5 + [False] * 7
+    made = [
+        samplers.sample(TinyNet(), "threshold", gen_length=3, constrain=lambda s, c=c: c)
+        for c in (Constraint(torch.tensor(fix), torch.tensor(forbid)), Constraint(fix, forbid))
+    ]
+    made.append(
+        samplers.sample(
+            TinyNet(), "threshold", gen_length=3, constrain=lambda s: Constraint(np.array(fix, dtype=np.int32))
+        )
+    )
+    assert (
+        torch.equal(made[0].x, made[1].x) and made[0].x[0, 0] == made[2].x[0, 0] == 3 and (made[0].x[0, 1:] >= 5).all()
+    )
+    for wrong, says in (
+        ({"fix": [[0.5, 1, 1]]}, "fix is .1, 3. torch.float"),
+        ({"forbid": {1}}, "a tensor, array or list"),
+    ):
+        with pytest.raises(OptionError, match=says):
+            samplers.sample(TinyNet(), "threshold", gen_length=3, constrain=lambda s, w=wrong: Constraint(**w))

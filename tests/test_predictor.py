@@ -173,3 +173,73 @@ def test_a_sampler_that_revises_starts_with_drafts():
 
     with pytest.raises(samplers.SamplersError, match=r"decide is a bool tensor, \(B, L\) or \(B,\), not True"):
         samplers.sample(TinyNet(visible_too=True), Flag(), gen_length=4)
+
+
+STEPS = {
+    "no return": (lambda s: None, "returned nothing .is a return missing"),
+    "a number": (lambda s: 3, "returned int; it must return the next state"),
+    "three values": (lambda s: (s, {}, 3), "returned tuple"),
+    "a number in info": (lambda s: (s, {"a": 3}), r"returned int as 'a'; \(B, ...\) tensors are needed, B = 2"),
+    "a scalar in info": (lambda s: (s, {"a": torch.zeros(1)}), r"returned a tensor of shape \(1,\) as 'a'"),
+    "no token": (
+        lambda s: s.commit(s.open, torch.full_like(s.x, 99)),
+        "wrote 99 at row 0, position 1; tokens are 0 to 11",
+    ),
+    "padding": (lambda s: s.commit(s.open, torch.full_like(s.x, -1)), "wrote -1 at row 0, position 1"),
+    "floats": (lambda s: s.commit(s.open, torch.zeros(s.x.shape)), "made x of shape .2, 4. and torch.float32"),
+}
+
+
+@pytest.mark.parametrize("what", STEPS)
+def test_what_a_step_may_return(what):
+    result, says = STEPS[what]
+    wrong = type("Wrong", (Asks,), {"step": lambda self, predict, state: result(state)})
+    with pytest.raises(samplers.SamplersError, match=says):
+        samplers.sample(TinyNet(), wrong(), prompt=[[1], [2]], gen_length=3, info=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class More(samplers.authoring.TokenState):
+    """A state with a field."""
+
+    mine: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("init", "says"),
+    [
+        (lambda c: None, "init of sampler 'asks' returned NoneType"),
+        (lambda c: c, "returned Layout; it must return a state"),
+        (lambda c: More.begin(c), "lacks mine; its fields are mine"),
+        (lambda c: More.begin(c, mine=c.x, other=1), "has no field other to be given"),
+        (lambda c: More.begin(c, mine=c.x, step=c.x), "has no field step to be given"),
+        (lambda c: More.begin(3, mine=c.x), "canvas is int; give what Sampler.init is called with"),
+        (lambda c: samplers.authoring.GridState.begin(c), "needs the points of the grid"),
+    ],
+)
+def test_what_init_may_return(init, says):
+    with pytest.raises(samplers.SamplersError, match=says):
+        samplers.sample(TinyNet(), type("Wrong", (Asks,), {"init": lambda self, canvas: init(canvas)})(), gen_length=3)
+
+
+def test_a_model_may_write_into_what_it_is_given():
+    table = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+
+    def writes(ids):
+        out = table[ids]
+        ids.fill_(3)
+        return out
+
+    models = [samplers.TokenDenoiser.wrap(f, vocab_size=12, mask_id=11) for f in (writes, lambda ids: table[ids])]
+    a, b = (samplers.sample(m, "threshold", prompt=[1, 2], gen_length=5) for m in models)
+    assert torch.equal(a.x, b.x)
+    models = [samplers.GaussianDenoiser.wrap(f, shape=(2,)) for f in (lambda x, t: x.mul_(0.5), lambda x, t: x * 0.5)]
+    a, b = (samplers.sample(m, "dpmpp_2m", steps=5) for m in models)
+    assert torch.equal(a.x, b.x)
+
+
+def test_rows_of_a_wrong_kind():
+    for rows, says in ((lambda s: s.x, "int64"), (lambda s: s.open[:, 1:], r"\(1, 2\)")):
+        wrong = type("Wrong", (Asks,), {"step": lambda self, p, s, r=rows: s.commit(s.open, p(s, r(s)).token)})
+        with pytest.raises(samplers.SamplersError, match=rf"rows is .*{says}.* bool is needed"):
+            samplers.sample(TinyNet(), wrong(), gen_length=3)

@@ -102,7 +102,8 @@ class PlainFeed:
     def _input(self, state: TokenState, query: Query) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]:
         """What the model is given: x, t, mask, more. Of a guided query the unconditional rows come after the others."""
         canvas, denoiser = state.canvas, self.denoiser
-        x = state.x if query.whole else query.of_canvas(state.x)  # (A, length)
+        # (A, length); a copy of its own, since a model may write into what it is given
+        x = state.x.clone() if query.whole else query.of_canvas(state.x)
         time = None
         if denoiser.time_conditioned:
             if denoiser.time_per_position:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..canvas import NoiseCanvas
-from ..errors import OptionError
+from ..errors import OptionError, SamplersError
 from ..prediction import GaussianPredict
 from ..sampler import Conformance, Sampler, option
 from ..schedule import NoiseSchedule
@@ -73,6 +73,10 @@ class GridState(NoiseState):
         Args:
             fields: `points`, and the values of the subclass's own fields.
         """
+        if not fields.get("points"):
+            raise SamplersError(
+                f"{cls.__name__}.begin(canvas, points=...) needs the points of the grid: self.times(...)"
+            )
         scale = fields["points"][0].sigma
         return super().begin(canvas, **({"x": scale * canvas.noise(0)} | fields))
 

@@ -331,7 +331,7 @@ class Text(Problem):
         """Total variation of neighbours' frequencies; delta-method interval over rows, too wide near the floor."""
         exact = self._exact[2].flatten()  # (V V,)
         pair = x[:, :-1] * self.tokens + x[:, 1:]  # (n, L - 1)
-        freq = torch.bincount(pair.flatten(), minlength=len(exact)) / pair.numel()  # (V V,)
+        freq = torch.bincount(pair.flatten(), minlength=len(exact)).to(torch.float64) / pair.numel()  # (V V,)
         value = float((freq.to(torch.float64) - exact).abs().sum()) / 2
         sign = torch.sign(freq.to(torch.float64) - exact)
         per_row = sign[pair].mean(1) / 2  # (n,)
