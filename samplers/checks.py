@@ -125,10 +125,10 @@ def flag(name: str, value: Any) -> bool:
 
 
 def device_of(name: str, value: Any) -> torch.device:
-    """The device called `value`; OptionError if torch knows none of that name, or this machine has none."""
+    """The device called `value`; OptionError if torch knows none of that name, or cannot make a tensor there."""
     try:
         device = torch.device(value)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise OptionError(
             f"{name}={shown(value)}: torch knows no such device; 'cpu', 'cuda' and 'cuda:0' are some that it knows"
         ) from error
@@ -136,9 +136,26 @@ def device_of(name: str, value: Any) -> torch.device:
         raise OptionError(f"{name}='meta': tensors on the meta device have no values, so nothing can run there")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(
-            f"{name}={shown(value)}: torch finds {torch.cuda.device_count()} CUDA devices on this machine"
+            f"{name}={shown(value)}: torch finds {torch.cuda.device_count()} CUDA devices on this machine; {_available()}"
         )
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(1, dtype=torch.float32, device=device)
+        except Exception as error:  # of many types: this build of torch lacks the backend, or the machine the hardware
+            raise OptionError(
+                f"{name}={shown(value)}: torch can make no tensor on that device here; {_available()}"
+            ) from error
     return device
+
+
+def _available() -> str:
+    """The devices of this machine that torch can use."""
+    kinds = ["'cpu'", *(f"'cuda:{i}'" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        kinds.append("'mps'")
+    if torch.xpu.is_available():
+        kinds.append("'xpu'")
+    return f"available here: {', '.join(kinds)}"
 
 
 # ---------------------------------------------------------------------------------------------- integers and tokens

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from ._declared import literals
 from .errors import PluginError, SamplersError
 
-__all__ = ["DISTRIBUTION", "FAMILIES", "Entry", "Report", "guarded", "one_line", "resolve", "version"]
+__all__ = ["DISTRIBUTION", "FAMILIES", "Entry", "Report", "guarded", "one_line", "printable", "resolve", "version"]
 
 DISTRIBUTION = "sampler-zoo"
 FAMILIES = ("masked", "uniform", "gaussian")
@@ -48,11 +48,11 @@ def one_line(error: BaseException, limit: int = 400) -> str:
         if type(worse) is KeyboardInterrupt:
             raise
         text = f"(its message cannot be shown: str() raises {type(worse).__name__})"
-    text = _flat(text, limit)
+    text = printable(text, limit)
     return f"{kind}: {text}" if text else kind
 
 
-def _flat(text: str, limit: int = 400) -> str:
+def printable(text: str, limit: int = 400) -> str:
     """`text` on one line, without what a terminal would act on, cut off at `limit`."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= limit else text[:limit] + " [...]"
@@ -93,7 +93,7 @@ def guarded(run: Callable[..., T], *args: Any) -> T:
         with _prints_to_stderr():
             return run(*args)
     except PluginError as error:
-        raise PluginError(_flat(str(error))) from error
+        raise PluginError(printable(str(error))) from error
     except BaseException as error:
         # A plug-in that raises KeyboardInterrupt itself cannot be told from the user's Ctrl-C, and Ctrl-C must work:
         # that one class passes. Its subclasses, SystemExit and any other BaseException are the plug-in's doing.
@@ -210,12 +210,12 @@ class Entry:
         cls = self._cls or (self.target if isinstance(self.target, type) else None)
         if cls is not None:
             value = getattr(cls, key, None)
-            return value if isinstance(value, str) else None
+            return printable(value) if isinstance(value, str) else None
         declared = {"family": self.declared_family, "summary": self.declared_summary}.get(key)
         if declared is not None:
-            return declared
+            return printable(declared)
         if self._read is None:
-            self._read = literals(self.target_text or "")
+            self._read = {k: printable(text) for k, text in literals(self.target_text or "").items()}
         return self._read.get(key)
 
     @property

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from . import hookspecs
-from .entries import DISTRIBUTION, FAMILIES, Entry, Report, guarded, one_line, resolve, version
+from .entries import DISTRIBUTION, FAMILIES, Entry, Report, guarded, one_line, printable, resolve, version
 from .errors import PluginError, UnknownNameError, did_you_mean
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _origin(point: metadata.EntryPoint) -> tuple[str, str]:
     """(distribution, version) of an entry point; '?' for what its metadata do not say."""
     try:
         dist: Any = point.dist
-        return str(dist.name or "?"), str(dist.version or "?")
+        return printable(str(dist.name or "")) or "?", printable(str(dist.version or "")) or "?"
     except Exception:  # no METADATA file, or no such line in it
         return "?", "?"
 
@@ -79,7 +79,7 @@ def _points() -> tuple[list[metadata.EntryPoint], list[Report]]:
     seen = set()
     for dist in metadata.distributions():
         try:
-            name, its_version = str(dist.metadata["Name"] or "?"), str(dist.metadata["Version"] or "?")
+            name, its_version = (printable(str(dist.metadata[key] or "")) or "?" for key in ("Name", "Version"))
         except Exception:
             name, its_version = "?", "?"
         if name != "?" and _canonical(name) in seen:
@@ -180,12 +180,16 @@ class _Zoo:
         points, self._reports = _points()
         found = [(*_origin(point), point) for point in points]
         for dist, its_version, point in sorted(found, key=lambda f: (f[0], f[2].name, f[2].group)):
-            report = Report(point.name, dist, its_version, "ok", [])
+            report = Report(printable(point.name) or "?", dist, its_version, "ok", [])
             self._reports.append(report)
             if allowed is not None and not allowed & {dist, point.name}:
                 report.status = "blocked"
                 continue
             try:
+                if not point.name.isprintable():
+                    raise PluginError(
+                        f"the name of its entry point, {point.name!r}, has characters that cannot be printed"
+                    )
                 if point.group == "samplers":
                     made = [_entry(point.name, dist, its_version, point)]
                 else:

@@ -260,6 +260,19 @@ def test_a_wrong_token_denoiser_is_named(wrong, says):
 
 
 @pytest.mark.parametrize(
+    "device", ["xpu", "mps", "hip", "vulkan", "xla", "privateuseone", "mtia", "opencl", 10**30, "xpu:9"]
+)
+def test_a_device_that_cannot_be_used_is_named_with_those_that_can(device):
+    if device == getattr(torch.accelerator.current_accelerator(), "type", None):
+        pytest.skip("this machine has one")
+    says = f"device={device!r}.*'cpu'"
+    with pytest.raises(OptionError, match=says):
+        wrap(device=device)
+    with pytest.raises(OptionError, match=says):
+        GaussianDenoiser.wrap(lambda x, t: x, shape=(2,), device=device)
+
+
+@pytest.mark.parametrize(
     ("wrong", "says"),
     [
         ({"dtype": torch.int64}, "dtype must be a floating torch.dtype"),

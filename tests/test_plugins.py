@@ -96,6 +96,33 @@ def test_broken_one_is_reported_and_left_out(site):
     assert reports()["zoo-good"].status == "ok"
 
 
+@pytest.mark.parametrize("group", ["samplers", "samplers.plugins"])
+def test_a_name_that_a_terminal_would_act_on_is_broken_and_printable(site, cli, group):
+    code = SAMPLER.format(name="red") if group == "samplers" else "raise SystemExit('imported')"
+    site("zoo-red", "zoo_red", code, {"r\x1b[31med\x07": "zoo_red:S"}, group=group, version="1\x1b[2J")
+    report = reports()["zoo-red"]
+    assert (report.status, report.entry_point, report.version) == ("broken", "r [31med", "1 [2J")
+    assert r"'r\x1b[31med\x07'" in report.error
+    assert "zoo_red" not in sys.modules
+    for command in ("list", "plugins"):
+        _, out, err = cli(command)
+        assert "r [31med" in out
+        assert not {"\x1b", "\x07"} & set(out + err)
+
+
+def test_a_summary_that_a_terminal_would_act_on_is_listed_without(site, cli):
+    site(
+        "zoo-loud",
+        "zoo_loud",
+        SAMPLER.format(name="loud").replace("everything", "\\x1b[2J all"),
+        {"loud": "zoo_loud:S"},
+    )
+    for argv in (("list", "loud"), ("list", "loud", "--check"), ("list", "loud", "--json")):
+        code, out, _ = cli(*argv)
+        assert code == 0
+        assert "takes [2J all at once" in out
+
+
 @pytest.mark.parametrize(
     ("code", "says"),
     [

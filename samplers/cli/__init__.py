@@ -7,6 +7,9 @@ Every error that this library raises on purpose is one line on stderr and exit c
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
+import io
 import os
 import sys
 import warnings
@@ -16,13 +19,15 @@ from typing import Any
 from rich.console import Console
 
 from .. import registry
+from ..entries import one_line
 from ..errors import SamplersError
 from . import bench, catalogue, cite, env, plugins, sample, show, tune
-from .output import complain
+from .output import complain, speaks_unicode
 
 __all__ = ["main"]
 
 COMMANDS = (catalogue, show, cite, sample, bench, tune, plugins, env)  # in the order of the help
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # no place, no quota, too large, a bad disk
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,8 +37,48 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `samplers`; None: those that the process was started with.
 
     Returns:
-        The exit code: 0; 1 if something ran and failed; 2 if the command cannot be run as it was given; 130 after Ctrl-C.
+        The exit code: 0; 1 if something ran and failed, or a file cannot be read or written; 2 if the command cannot be run
+        as it was given; 130 after Ctrl-C.
     """
+    _replace_what_stdout_cannot_show()
+    try:
+        try:
+            return _run(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # a full disk is found here, not when the interpreter ends
+    except BrokenPipeError:  # `samplers list | head`
+        _drop_stdout()
+        return 0
+    except OSError as error:
+        complain(_sentence(error))
+        if error.errno in CANNOT_WRITE:
+            _drop_stdout()
+        return 1
+
+
+def _replace_what_stdout_cannot_show() -> None:
+    """Frames and tables have characters that not every encoding has: print '?' rather than fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and (sys.stdout.errors == "strict" or not speaks_unicode()):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _drop_stdout() -> None:
+    """Send what stdout still holds to nowhere; otherwise the interpreter complains of it when it ends."""
+    with contextlib.suppress(OSError):  # a stdout without a file descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _sentence(error: OSError) -> str:
+    """The file that an error is about, and the reason."""
+    reason = error.strerror or one_line(error)
+    if error.filename:
+        return f"{error.filename}: {reason}"
+    # The commands name the files that they write themselves; what is left is stdout.
+    return f"standard output cannot be written: {reason}" if error.errno in CANNOT_WRITE else one_line(error)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command is None:
@@ -51,9 +96,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("[yellow]interrupted[/]")
         return 130
-    except BrokenPipeError:  # `samplers list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     finally:
         warnings.formatwarning = python_style
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +15,13 @@ from rich.text import Text
 def complain(message: str) -> None:
     """Print an error on stderr, as one line however long it is."""
     text = Text("samplers: error:", style="bold red").append(f" {message}", style="red not bold")
-    Console(stderr=True).print(text, soft_wrap=True)
+    with contextlib.suppress(OSError):  # a stderr that cannot be written: the exit code says it
+        Console(stderr=True).print(text, soft_wrap=True)
+
+
+def speaks_unicode() -> bool:
+    """Whether the encoding of stdout has every character."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
 
 
 def make_console() -> Console:
@@ -34,5 +42,5 @@ def print_json(value: Any) -> int:
             return [plain(w) for w in v]
         return v
 
-    print(json.dumps(plain(value), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+    print(json.dumps(plain(value), indent=2, ensure_ascii=not speaks_unicode(), default=str, allow_nan=False))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import OptionError
+from ..errors import OptionError, SamplersError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +84,11 @@ def writable(path: str | None) -> Path | None:
 
 
 def save(path: Path, sample: Sample) -> None:
+    """Write a sample to a file that torch.load reads.
+
+    Raises:
+        SamplersError: it cannot be written; with the reason.
+    """
     import torch
 
     kept = (
@@ -98,6 +104,13 @@ def save(path: Path, sample: Sample) -> None:
         "version",
         "settings",
     )
+    content = (
+        io.BytesIO()
+    )  # written to the file, torch.save hides the reason if it fails: a RuntimeError of its archive
     torch.save(
-        {k: getattr(sample, k) for k in kept} | {"seconds": [sample.seconds.denoiser, sample.seconds.sampler]}, path
+        {k: getattr(sample, k) for k in kept} | {"seconds": [sample.seconds.denoiser, sample.seconds.sampler]}, content
     )
+    try:
+        path.write_bytes(content.getbuffer())
+    except OSError as error:
+        raise SamplersError(f"--save {path} cannot be written: {error.strerror or error}") from error

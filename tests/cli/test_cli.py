@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import samplers
@@ -479,17 +480,78 @@ def test_plugins_and_env(cli, monkeypatch):
     assert "torch" in cli("env")[1]
 
 
-def test_as_a_process(tmp_path):
+def process(*argv, stdout=subprocess.PIPE, **env):
+    """The command as a process: (exit code, stdout, stderr)."""
     root = str(Path(samplers.__file__).parents[1])
-    env = os.environ | {"PYTHONPATH": root}
     done = subprocess.run(
-        [sys.executable, "-m", "samplers", "show", "rad"],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-m", "samplers", *map(str, argv)],
+        env=os.environ | {"PYTHONPATH": root} | env,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         timeout=120,
     )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "did you mean 'radd'" in done.stderr
+    return done.returncode, (done.stdout or b"").decode(), done.stderr.decode()
+
+
+def test_as_a_process():
+    code, _, err = process("show", "rad")
+    assert code == 2
+    assert "Traceback" not in err
+    assert "did you mean 'radd'" in err
+
+
+needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the device of a full disk is Linux's")
+SUDOKU = ("sample", "--problem", "sudoku4", "--steps", "2")
+
+
+@needs_full
+@pytest.mark.parametrize("argv", [("list",), ("list", "radd", "--json"), ("--version",), SUDOKU], ids=" ".join)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_is_one_line(argv, unbuffered):
+    with open("/dev/full", "w") as full:
+        code, _, err = process(*argv, stdout=full, PYTHONUNBUFFERED=unbuffered)
+    assert (code, flat(err)) == (1, "samplers: error: standard output cannot be written: No space left on device")
+
+
+@needs_full
+def test_a_full_disk_behind_save_is_one_line(cli):
+    code, _, err = cli(*SUDOKU, "--save", "/dev/full")
+    assert (code, flat(err)) == (
+        2,
+        "samplers: error: --save /dev/full cannot be written: No space left on device",
+    )
+
+
+def test_an_os_error_that_escapes_a_command_is_one_line(cli, monkeypatch):
+    def run(*_):
+        raise FileNotFoundError(2, "No such file or directory", "weights.bin")
+
+    monkeypatch.setattr("samplers.cli.sample._model", run)
+    code, _, err = cli(*SUDOKU)
+    assert (code, flat(err)) == (1, "samplers: error: weights.bin: No such file or directory")
+
+    def silent(*_):
+        raise TimeoutError("the hub does not answer")
+
+    monkeypatch.setattr("samplers.cli.sample._model", silent)
+    code, _, err = cli(*SUDOKU)
+    assert (code, flat(err)) == (1, "samplers: error: TimeoutError: the hub does not answer")
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as nobody:
+        assert process("list", stdout=nobody)[2] == ""
+        assert process("show", "radd", "--json", stdout=nobody)[::2] == (0, "")
+
+
+def test_a_stdout_of_ascii_gets_replacements():
+    code, out, err = process(*SUDOKU, "--watch", PYTHONIOENCODING="ascii")
+    assert (code, err) == (0, "")
+    assert "2/2" in out or "tokens" in out
+    assert "?" in out
+    assert out.isascii()
+    code, out, _ = process("show", "radd", "--json", PYTHONIOENCODING="ascii")
+    assert code == 0
+    assert json.loads(out) == json.loads(process("show", "radd", "--json")[1]), "JSON loses no character"
