@@ -43,6 +43,7 @@ __all__ = [
     "optional_integer",
     "seeds_of",
     "shown",
+    "signed",
     "token_rows",
 ]
 
@@ -301,7 +302,9 @@ def check_room(name: str, lengths: list[int], denoiser: TokenDenoiser) -> None:
 
 
 def seeds_of(seed: Any) -> int | list[int]:
-    """A seed as an int, or seeds, one per row, as a list of ints.
+    """A seed as an int, or seeds, one per row, as a list of ints: the numbers that were given, from -2**63 to 2**64 - 1.
+
+    `signed` makes int64 of them. torch.seed() returns numbers of 2**63 and more.
 
     Raises:
         OptionError: it is no integer of 64 bits and no flat collection of them.
@@ -318,13 +321,25 @@ def seeds_of(seed: Any) -> int | list[int]:
         value = _plain(seed)
         if _is_bool(value) or not isinstance(value, Integral):
             raise OptionError(f"seed is {shown(seed)}; {needed}")
-        if not _fits(int(value)):
+        if not _fits(signed(int(value))):
             raise OptionError(f"seed {shown(value)} does not fit in 64 bits; {needed}")
         return int(value)
-    tensor = integers("seed", seed, needed)
+    if isinstance(seed, (Tensor, np.ndarray)) and seed.dtype in (torch.uint64, np.uint64):
+        seed = seed.tolist()
+    given = [_plain(v) for v in seed] if isinstance(seed, (list, tuple, range)) else None
+    tensor = integers("seed", seed if given is None else [_signed_if_integer(v) for v in given], needed)
     if tensor.dim() != 1:
         raise OptionError(f"seed has shape {tuple(tensor.shape)}; {needed}")
-    return tensor.tolist()
+    return tensor.tolist() if given is None else [int(v) for v in given]
+
+
+def signed(seed: int) -> int:
+    """The number of 64 bits with a sign that has the same bits: 2**63 to 2**64 - 1 become negative."""
+    return seed - 2**64 if 2**63 <= seed < 2**64 else seed
+
+
+def _signed_if_integer(value: Any) -> Any:
+    return signed(int(value)) if isinstance(value, Integral) and not _is_bool(value) else value
 
 
 # ---------------------------------------------------------------------------------------------- memory

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .checks import seeds_of
+from .checks import seeds_of, signed
 from .errors import OptionError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Rng:
         """Rows first_row, first_row + 1, ... of one seed; or, of one seed per row, row `first_row` of each.
 
         Args:
-            seed: an integer of 64 bits, or `batch` of them, in any type that checks.seeds_of reads.
+            seed: an integer of 64 bits, with a sign or without, or `batch` of them, in any type that checks.seeds_of reads.
 
         Raises:
             OptionError: something else, or another number of seeds than `batch`.
@@ -127,7 +127,7 @@ class Rng:
             raise OptionError(
                 f"seed: {len(seeds)} seeds were given for {batch} rows; give one integer, or one integer per row"
             )
-        return cls(torch.tensor(seeds, **here), rows)
+        return cls(torch.tensor([signed(s) for s in seeds], **here), rows)
 
     def to(self, device: torch.device | str) -> Rng:
         """The same rows, on `device`."""

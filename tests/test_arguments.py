@@ -170,6 +170,38 @@ def test_settings_are_json_whatever_the_seed(seed):
     }
 
 
+LARGE = 2**64 - 7  # as torch.seed() returns them: 64 bits without a sign
+
+
+@pytest.mark.parametrize("sampler", ["random_order", "ddim"])
+@pytest.mark.parametrize(
+    ("seed", "same"),
+    [
+        (LARGE, -7),
+        (2**63, -(2**63)),
+        (np.uint64(LARGE), -7),
+        (torch.tensor(LARGE, dtype=torch.uint64), -7),
+        ([LARGE, 3], [-7, 3]),
+        ((np.uint64(LARGE), 2**63), [-7, -(2**63)]),
+        (np.array([LARGE, 3], dtype=np.uint64), [-7, 3]),
+        (torch.tensor([LARGE, 3], dtype=torch.uint64), [-7, 3]),
+    ],
+    ids=str,
+)
+def test_a_seed_without_a_sign_is_the_one_of_the_same_bits(sampler, seed, same):
+    def draw(seed):
+        if sampler == "ddim":
+            return samplers.sample(TinyMixture(), sampler, batch=2, seed=seed, steps=3)
+        return run(sampler=sampler, batch=2, seed=seed, temperature=1.0)
+
+    out = draw(seed)
+    assert torch.equal(out.x, draw(same).x)
+    assert not torch.equal(out.x, draw(8).x)
+    kept = json.loads(json.dumps(out.settings))["seed"]
+    assert kept == ([s % 2**64 for s in same] if isinstance(same, list) else same % 2**64), "the number that was given"
+    assert kept != same
+
+
 BIG = 2**70
 BAD = [
     ({"seed": "1"}, "seed is '1'; an integer is needed"),
@@ -181,6 +213,10 @@ BAD = [
     ({"seed": [[1]]}, "seed has shape"),
     ({"seed": BIG}, "does not fit in 64 bits"),
     ({"seed": [BIG]}, "does not fit in 64 bits"),
+    ({"seed": 2**64}, "does not fit in 64 bits"),
+    ({"seed": [1, 2**64]}, "does not fit in 64 bits"),
+    ({"seed": -(2**63) - 1}, "does not fit in 64 bits"),
+    ({"seed": torch.tensor([[1]], dtype=torch.uint64)}, "seed has shape"),
     ({"seed": [1, 2]}, "2 seeds were given for 1 rows"),
     ({"seed": {1}}, "seed is {1}"),
     ({"seed": torch.Generator()}, "Generator.*function of .seed, row, position, step.*Give an integer"),

@@ -66,7 +66,7 @@ COLDEST, HOTTEST = 1e-30, 1e30  # between them logits divided by a temperature a
 names = kind(_split, bool, "a name, or several with commas between them")
 whole = kind(int, lambda v: 1 <= v <= MOST, f"a whole number from 1 to {MOST:,}")
 whole_or_0 = kind(int, lambda v: 0 <= v <= MOST, f"a whole number from 0 to {MOST:,}")
-seed = kind(int, lambda v: -(2**63) <= v < 2**63, "a whole number of 64 bits")
+seed = kind(int, lambda v: -(2**63) <= v < 2**64, "a whole number of 64 bits")
 budgets = kind(
     lambda text: sorted({int(word) for word in _split(text)}),
     lambda values: bool(values) and values[0] >= 1 and values[-1] <= MOST,

@@ -119,7 +119,7 @@ NUMBERS = {  # flag of `samplers sample` -> (what it refuses, what it says)
     "--block-length": (("0", "x"), "a whole number from 1"),
     "--show": (("0",), "a whole number from 1"),
     "--top-k": (("-1", "x"), "a whole number from 0"),
-    "--seed": (("1.5", "x", str(2**63)), "a whole number of 64 bits"),
+    "--seed": (("1.5", "x", str(2**64)), "a whole number of 64 bits"),
     "--temperature": (("-1", "nan", "inf", "1e308", "1e-40", "x"), "0, or a number from 1e-30 to 1e+30"),
     "--top-p": (("0", "1.1", "nan", "x"), "a number above 0 and up to 1"),
     "--fps": (("nan", "-1", "inf", "x"), "a finite number of 0 or more"),
