@@ -82,12 +82,15 @@ def _prints_to_stderr() -> Iterator[None]:
                 sys.stdout = stdout
 
 
-def guarded(run: Callable[..., T], *args: Any) -> T:
+def guarded(run: Callable[..., T], *args: Any, importing: str | None = None) -> T:
     """Call a plug-in's code. What it prints goes to stderr.
+
+    Args:
+        importing: the plug-in that `run` imports, if it does; a KeyboardInterrupt then says so.
 
     Raises:
         PluginError: whatever it raised, as one line.
-        KeyboardInterrupt: the user pressed Ctrl-C.
+        KeyboardInterrupt: the user pressed Ctrl-C, or the plug-in raises it.
     """
     try:
         with _prints_to_stderr():
@@ -98,7 +101,9 @@ def guarded(run: Callable[..., T], *args: Any) -> T:
         # A plug-in that raises KeyboardInterrupt itself cannot be told from the user's Ctrl-C, and Ctrl-C must work:
         # that one class passes. Its subclasses, SystemExit and any other BaseException are the plug-in's doing.
         if type(error) is KeyboardInterrupt:
-            raise
+            if importing is None:
+                raise
+            raise KeyboardInterrupt(f"while plug-in {importing} was being imported") from error
         raise PluginError(one_line(error)) from error
 
 
@@ -197,7 +202,10 @@ class Entry:
         """
         if self._cls is None:
             try:
-                self._cls = guarded(lambda: _checked(resolve(self.target), self.name, self.declared_family))
+                self._cls = guarded(
+                    lambda: _checked(resolve(self.target), self.name, self.declared_family),
+                    importing=None if self.distribution == DISTRIBUTION else f"{self.name!r} of {self.origin}",
+                )
             except PluginError as error:
                 self.error = str(error)
                 raise PluginError(

@@ -193,7 +193,10 @@ class _Zoo:
                 if point.group == "samplers":
                     made = [_entry(point.name, dist, its_version, point)]
                 else:
-                    made = guarded(lambda p=point, d=dist, v=its_version: _registered(resolve(p), d, v))
+                    made = guarded(
+                        lambda p=point, d=dist, v=its_version: _registered(resolve(p), d, v),
+                        importing=f"{point.name!r} of {dist} {its_version}",
+                    )
                 self._add(made)
             except PluginError as error:
                 report.status, report.error = "broken", str(error)

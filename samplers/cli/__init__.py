@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from .. import registry
 from ..entries import one_line
@@ -93,8 +94,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except SamplersError as error:
         complain(str(error))
         return 2
-    except KeyboardInterrupt:
-        Console(stderr=True).print("[yellow]interrupted[/]")
+    except KeyboardInterrupt as error:
+        text = Text("interrupted", style="yellow").append(f" {error}" if error.args else "", style="default")
+        Console(stderr=True).print(text, soft_wrap=True)
         return 130
     finally:
         warnings.formatwarning = python_style
