@@ -147,6 +147,8 @@ class Canvas:
         if len(tokens) > 1 and batch not in (1, len(tokens)):
             raise OptionError(f"infill: x has {len(tokens)} rows and batch={batch}; give one row, or as many as batch")
         for i, length in enumerate(lengths):
+            if not length:
+                raise OptionError(f"infill: row {i} is empty: there is no position to fill in it")
             if denoiser.length is not None and length != denoiser.length:
                 raise OptionError(
                     f"infill: row {i} has {length} tokens; denoiser {denoiser.name!r} takes exactly {denoiser.length}"

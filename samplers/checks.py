@@ -261,6 +261,8 @@ def bool_rows(name: str, value: Any) -> list[Tensor]:
             made = part if isinstance(part, Tensor) else torch.as_tensor(part, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise OptionError(f"{what} is {shown(part)}; {needed}") from error
+        if made.numel() == 0 and isinstance(part, (list, tuple)):
+            made = made.to(torch.bool)  # of nothing torch makes floats
         if made.dtype != torch.bool or made.is_meta or made.layout != torch.strided:
             raise OptionError(f"{what} is {shown(made)}; {needed}")
         if made.dim() != 1 and (nested or made.dim() != 2):
