@@ -471,7 +471,7 @@ def test_ctrl_c_is_not_swallowed(site, cli):
         assert (code, err) == (130, "interrupted while plug-in 'slow' of zoo-slow 1.0 was being imported\n")
     site("zoo-hook", "zoo_hook", "raise KeyboardInterrupt", {"hook": "zoo_hook"}, group="samplers.plugins")
     for _ in range(2):  # and what was found so far is not taken for all there is
-        with pytest.raises(KeyboardInterrupt, match="^while plug-in 'hook' of zoo-hook 1.0 was being imported$"):
+        with pytest.raises(KeyboardInterrupt, match=r"^while plug-in 'hook' of zoo-hook 1.0 was being imported$"):
             samplers.list_samplers()
     assert samplers.create("radd").name == "radd"
 
