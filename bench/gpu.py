@@ -2,7 +2,7 @@
 
     python bench/gpu.py [--json FILE]
 
-Shares: of masked_softmax, the bytes of its logits a second over that bandwidth; of headless_softmax, the time of cuBLAS's
+Shares: for masked_softmax, the bytes of its logits a second over that bandwidth; of headless_softmax, the time of cuBLAS's
 product over its own; of the cache's ops, the time of a copy of the same bytes; of commit_, the row loop's time.
 
 The exit status is 1 where a bar is missed: masked_softmax at [1024, 126464] bfloat16 reads its logits at 0.85 of the copy

@@ -52,7 +52,7 @@ PLAN_BYTES = 2**30  # the most that the plan of a run (its grid of times, its ta
 POSITION_BYTES = 64  # what a run keeps for a position: the tensors of the canvas, of two states and of a prediction
 
 
-_REPR = reprlib.Repr()  # of a long list only the first elements are written at all
+_REPR = reprlib.Repr()  # writes only the first elements of a long list
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxset = _REPR.maxfrozenset = 12
 _REPR.maxstring = _REPR.maxother = 200
 
@@ -142,7 +142,7 @@ def device_of(name: str, value: Any) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         try:
             torch.empty(1, dtype=torch.float32, device=device)
-        except Exception as error:  # of many types: this build of torch lacks the backend, or the machine the hardware
+        except Exception as error:  # its type varies: this torch lacks the backend, or the machine the hardware
             raise OptionError(
                 f"{name}={shown(value)}: torch can make no tensor on that device here; {_available()}"
             ) from error
@@ -189,7 +189,7 @@ def integers(name: str, value: Any, needed: str) -> Tensor:
                 raise OptionError(f"{name} holds {shown(large)}, which does not fit in 64 bits; {needed}") from error
             raise OptionError(f"{name} is {shown(value)}; {needed}") from error
         if out.numel() == 0 and isinstance(value, (list, tuple, range, AbstractSet)):
-            out = out.to(torch.int64)  # of nothing torch makes floats
+            out = out.to(torch.int64)  # torch makes floats when there is nothing
     if out.dtype == torch.bool or out.is_floating_point() or out.is_complex():
         raise OptionError(f"{name} is of {out.dtype}; {needed}")
     if out.dtype == torch.uint64 and bool((out.to(torch.int64) < 0).any()):
@@ -262,7 +262,7 @@ def bool_rows(name: str, value: Any) -> list[Tensor]:
         except (TypeError, ValueError, RuntimeError) as error:
             raise OptionError(f"{what} is {shown(part)}; {needed}") from error
         if made.numel() == 0 and isinstance(part, (list, tuple)):
-            made = made.to(torch.bool)  # of nothing torch makes floats
+            made = made.to(torch.bool)  # torch makes floats when there is nothing
         if made.dtype != torch.bool or made.is_meta or made.layout != torch.strided:
             raise OptionError(f"{what} is {shown(made)}; {needed}")
         if made.dim() != 1 and (nested or made.dim() != 2):
