@@ -161,7 +161,7 @@ class Stream(Iterator[State]):
                 f"{who} returned {got}; it must return the next state, such as state.commit(where, token), or (state, "
                 "{name: tensor})"
             )
-        if state.x.shape != x.shape or state.x.dtype != x.dtype:
+        if state.x.shape != x.shape or (isinstance(state, TokenState) and state.x.dtype != x.dtype):
             raise SamplersError(
                 f"{who} made x of shape {tuple(state.x.shape)} and {state.x.dtype}; it is {tuple(x.shape)} and {x.dtype}"
             )
