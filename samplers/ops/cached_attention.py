@@ -9,6 +9,7 @@ what lies past them may be anything.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from samplers.ops._check import DTYPES, check_vector, explain_errors
 from samplers.ops._register import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 OP = "cached_attention"
 SCHEMA = (
@@ -27,6 +31,21 @@ KINDS = ("full", "causal", "block_causal")
 _flash = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 # One more call of it costs about what this many floating-point operations do.
 CALL = 2e6
+
+
+class AttendCall(NamedTuple):
+    """The op's arguments, in the schema's order."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    new_key: Tensor
+    new_value: Tensor
+    lengths: Tensor
+    keep: Tensor | None
+    block_length: int
+    scale: float
+    new_keep: Tensor | None = None
 
 
 @explain_errors
@@ -58,7 +77,7 @@ def cached_attention(
         block_length: positions per block, for "block_causal".
         keep: (B, L) bool; cache rows that are False are not seen. None: all are.
         new_keep: (B, n) bool; new rows that are False are padding, which only they themselves see. None: all are seen.
-        scale: of the scores; None: 1 / sqrt(D).
+        scale: factor of the scores; None: 1 / sqrt(D).
 
     Returns:
         (B, Hq, n, D) of the query's dtype. Sums are in float32; in bfloat16 and float16 the two halves are rounded
@@ -159,20 +178,10 @@ def _stacked(query: Tensor, heads: int) -> Tensor:
     return query.reshape(batch, heads, all_heads // heads * n, width)
 
 
-def _twin(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    new_key: Tensor,
-    new_value: Tensor,
-    lengths: Tensor,
-    keep: Tensor | None,
-    block_length: int,
-    scale: float,
-    new_keep: Tensor | None = None,
-) -> Tensor:
+def _twin(*args: Unpack[AttendCall]) -> Tensor:
     """The op in torch, on any device, without asking the device for a number: one softmax, in float32, over all L rows
     of the cache, those that do not count at -inf, and the new rows."""
+    query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep = AttendCall(*args)
     batch, heads, n, _ = query.shape
     kv_heads, length = key.shape[1:3]
     q = _stacked(query, kv_heads).float()
@@ -187,24 +196,14 @@ def _twin(
     return out.view(batch, heads, n, value.shape[3]).to(query.dtype)
 
 
-def _on_cpu(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    new_key: Tensor,
-    new_value: Tensor,
-    lengths: Tensor,
-    keep: Tensor | None,
-    block_length: int,
-    scale: float,
-    new_keep: Tensor | None = None,
-) -> Tensor:
+def _on_cpu(*args: Unpack[AttendCall]) -> Tensor:
+    query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep = AttendCall(*args)
     filled = lengths.tolist()
     for b, length in enumerate(filled):
         if not 0 <= length <= key.shape[2]:
             raise IndexError(f"{OP}: lengths[{b}] is {length}, expected 0 to {key.shape[2]}, the cache's capacity")
     if _flash is None or value.shape[3] != query.shape[3] or not filled:
-        return _twin(query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep)
+        return _twin(*args)
     batch, heads, n, width = query.shape
     kv_heads = key.shape[1]
     q = _stacked(query, kv_heads)
@@ -242,18 +241,8 @@ def _on_cpu(
     return out.to(query.dtype).view(batch, heads, n, width)
 
 
-def _on_device(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    new_key: Tensor,
-    new_value: Tensor,
-    lengths: Tensor,
-    keep: Tensor | None,
-    block_length: int,
-    scale: float,
-    new_keep: Tensor | None = None,
-) -> Tensor:
+def _on_device(*args: Unpack[AttendCall]) -> Tensor:
+    query, key, value, new_key, new_value, lengths, keep, block_length, scale, new_keep = AttendCall(*args)
     batch, heads, n, _ = query.shape
     kv_heads = key.shape[1]
     seen = _seen(key, lengths, keep)
@@ -290,19 +279,9 @@ def _spans(lengths: list[int], operations: int) -> list[tuple[int, int, int, boo
 # ---- registration ----------------------------------------------------------------------------------------------------
 
 
-def _fake(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    new_key: Tensor,
-    new_value: Tensor,
-    lengths: Tensor,
-    keep: Tensor | None,
-    block_length: int,
-    scale: float,
-    new_keep: Tensor | None = None,
-) -> Tensor:
-    return query.new_empty((*query.shape[:3], value.shape[3]))
+def _fake(*args: Unpack[AttendCall]) -> Tensor:
+    call = AttendCall(*args)
+    return call.query.new_empty((*call.query.shape[:3], call.value.shape[3]))
 
 
 _OP = register(SCHEMA, None, _fake, kernels={"CPU": _on_cpu, "CUDA": _on_device})
