@@ -151,8 +151,9 @@ class Rng:
 
 
 def gumbel(state: TokenState, draw: int = DRAW_RANK) -> Tensor:
-    """(B, L) float64: standard Gumbel noise of this step; `draw` says which of the step's uniform numbers it uses.
+    """(B, L) float64: standard Gumbel noise of this step, finite; `draw` says which of the step's uniform numbers it uses.
 
     The k highest of score + gumbel are k draws without replacement from softmax(score) (Kool et al. 2019, arXiv 1903.06059).
     """
-    return -torch.log(-torch.log(state.rng.positions(state.x.shape[1], state.step, draw)))
+    u = state.rng.positions(state.x.shape[1], state.step, draw)
+    return -torch.log(-torch.log(u.clamp_min(2.0**-54)))  # u = 0 comes once in 2^53 draws

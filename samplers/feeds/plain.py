@@ -60,6 +60,8 @@ class PlainFeed:
         canvas, batch = state.canvas, len(state.x)
         rows = state.open if rows is None else rows & canvas.fill
         always = self._guides(canvas) and len(counts) == batch
+        inside = self._inside(state) if len(counts) > batch else None
+        active: Tensor | None = None
         queries = []
         for guided in (False, True) if len(counts) > batch else (always,):
             for length, members in canvas.rows_by_length.items():
@@ -68,12 +70,11 @@ class PlainFeed:
                     continue
                 which = None
                 if len(here) < batch:
-                    member = rows.any(1)
+                    active = rows.any(1) if active is None else active
+                    member = active
                     if len(canvas.rows_by_length) > 1:
                         member = member & (canvas.length == length)
-                    if len(counts) > batch:
-                        inside = self._inside(state)
-                        assert inside is not None
+                    if inside is not None:
                         member = member & (inside == guided)
                     which = torch.nonzero_static(member, size=len(here)).squeeze(1)  # (A,)
                 mask = rows if which is None else rows[which]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..prediction import Logits, Predict
-from ..random import DRAW_PICK
+from ..random import DRAW_PICK, gumbel
 from .levels import NoisyState
 
 __all__ = ["SELECTIONS", "leave_own_token_out", "redraw", "selection_score"]
@@ -49,7 +49,7 @@ def selection_score(predict: Predict, state: NoisyState, logits: Logits, alpha: 
         alpha: (B, 1) float64.
         selection: one of SELECTIONS.
     """
-    noise = _gumbel(state)
+    noise = gumbel(state, DRAW_PICK)
     if selection == "random":
         return noise
     best = predict.read(state, logits, want=("confidence", "margin", "given"), temperature=0.0)
@@ -67,9 +67,3 @@ def selection_score(predict: Predict, state: NoisyState, logits: Logits, alpha: 
 
 
 SELECTIONS = ("random", "lowest_log_margin", "lowest_maxprob", "lowest_current_prob")
-
-
-def _gumbel(state: NoisyState) -> Tensor:
-    """(B, L) float64: Gumbel noise that is finite for every uniform number."""
-    u = state.rng.positions(state.x.shape[1], state.step, DRAW_PICK)
-    return -torch.log(-torch.log(u.clamp_min(2.0**-54)))
