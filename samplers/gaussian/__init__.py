@@ -6,7 +6,26 @@ from typing import Any
 
 from ..hookspecs import hookimpl
 
-_CLASSES = {"ddim": "Ddim", "dpm_solver": "DpmSolver", "dpmpp_2m": "DpmPp2M"}
+_CLASSES = {
+    "ddim": "Ddim",
+    "ddpm": "Ddpm",
+    "dpm_2": "Dpm2",
+    "dpm_2_ancestral": "Dpm2Ancestral",
+    "dpm_solver": "DpmSolver",
+    "dpmpp_2m": "DpmPp2M",
+    "dpmpp_2m_sde": "DpmPp2MSde",
+    "dpmpp_2s_ancestral": "DpmPp2SAncestral",
+    "dpmpp_3m_sde": "DpmPp3MSde",
+    "dpmpp_sde": "DpmPpSde",
+    "er_sde": "ErSde",
+    "euler": "Euler",
+    "euler_ancestral": "EulerAncestral",
+    "heun": "Heun",
+    "restart": "Restart",
+    "sa_solver": "SaSolver",
+    "seeds_2": "Seeds2",
+    "seeds_3": "Seeds3",
+}
 
 
 @hookimpl
