@@ -35,6 +35,9 @@ class DpmPpSde(Staged, AncestralSampler):
 
     r: float = option(0.5, "where the middle is, as a share of the step in lambda", gt=0, le=1)
 
+    def shares(self) -> tuple[float, ...]:
+        return (self.r,)
+
     def update(self, predict: GaussianPredict, state: PathState, s: Point, t: Point) -> PathState:
         down, up = self.down_and_up(s, t)
         x, x0, evaluations = state.x, predict(state.x, s), self.evaluations(state)

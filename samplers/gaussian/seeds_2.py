@@ -36,6 +36,9 @@ class Seeds2(Staged, EtaSampler[PathState]):
     r: float = option(0.5, "where the middle is, as a share of the step in lambda", gt=0, le=1)
     solver_type: str = option("phi_1", "weight of the change of x_0", choices=("phi_1", "phi_2"))
 
+    def shares(self) -> tuple[float, ...]:
+        return (self.r,)
+
     def update(self, predict: GaussianPredict, state: PathState, s: Point, t: Point) -> PathState:
         x, x0, h, eta = state.x, predict(state.x, s), t.lam - s.lam, self.eta
         evaluations = self.evaluations(state)

@@ -29,6 +29,9 @@ class Seeds3(Staged, EtaSampler[PathState]):
     NORMALS: ClassVar[int] = 3
     PER_STEP: ClassVar[int] = 3
 
+    def shares(self) -> tuple[float, ...]:
+        return (1 / 3, 0.5, 2 / 3)
+
     def update(self, predict: GaussianPredict, state: PathState, s: Point, t: Point) -> PathState:
         x, x0, h, eta = state.x, predict(state.x, s), t.lam - s.lam, self.eta
         evaluations = self.evaluations(state)

@@ -60,8 +60,14 @@ class StochasticSampler(GaussianSampler[P]):
 
     def init(self, canvas: NoiseCanvas) -> P:
         points = self.times(canvas, self.solver_steps(canvas))
-        path = NoisePath(canvas.noise, [p.lam for p in points])
+        lams = [p.lam for p in points]
+        inner = [s + share * (t - s) for s, t in zip(lams, lams[1:]) for share in self.shares()]
+        path = NoisePath(canvas.noise, [*lams, *inner])
         return self.STATE.begin(canvas, points=points, path=path)  # type: ignore[return-value]
+
+    def shares(self) -> tuple[float, ...]:
+        """Where steps have parts with normals of their own, as shares of a step in lambda."""
+        return ()
 
     def normal(self, state: P, s: Point, t: Point, number: int = 0) -> Tensor:
         """(B, *shape): the standard normals for the way from s to t, a step or a part of one, times s_noise.
