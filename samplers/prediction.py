@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import SamplersError
+from .noise_schedules import Point
 from .random import DRAW_TOKEN
 
 if TYPE_CHECKING:
@@ -134,6 +135,6 @@ class Predict(Protocol):
 class GaussianPredict(Protocol):
     """What a Gaussian sampler may know of the model: the type of the argument `predict` of its step."""
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        """The denoised x_0, (B, *shape), of every row at the schedule's time t. One forward pass."""
+    def __call__(self, x: Tensor, at: Point | float) -> Tensor:
+        """The denoised x_0, (B, *shape), of every row at a point of the schedule, or at its time. One forward pass."""
         ...

@@ -22,6 +22,7 @@ from .errors import DenoiserError, OptionError, SamplersError, did_you_mean
 from .feeds import Answer, Feed, Query
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
 from .info import InfoRecorder
+from .noise_schedules import Point
 from .ops.masked_softmax import guide
 from .prediction import FILL, Logits, Prediction
 from .random import DRAW_TOKEN
@@ -478,7 +479,7 @@ class SequencePredictor:
 
 
 class GaussianPredictor(ErrorTracker):
-    """What a Gaussian sampler asks the model through: `predict(x, t)` gives the denoised x_0, (B, *shape)."""
+    """What a Gaussian sampler asks the model through: `predict(x, at)` gives the denoised x_0, (B, *shape)."""
 
     cache_bytes = 0  # reals have no cache
 
@@ -486,8 +487,9 @@ class GaussianPredictor(ErrorTracker):
         super().__init__(counter, sampler)
         self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=counter.denoiser.device)
 
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        """The denoised x_0 of every row at the schedule's time t."""
+    def __call__(self, x: Tensor, at: Point | float) -> Tensor:
+        """The denoised x_0 of every row at a point of the schedule, or at its time."""
+        t = at.t if isinstance(at, Point) else at
         out = self.counter.gaussian(x, torch.full((len(x),), t, dtype=torch.float64, device=x.device))
         self.nfe_rows += 1
         rows = torch.arange(len(x), device=x.device)

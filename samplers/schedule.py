@@ -1,12 +1,8 @@
-"""Schedules: how fast tokens appear (mask schedules) and how noise falls (noise schedules).
+"""Mask schedules: how fast tokens appear. (Noise schedules are in noise_schedules.py, and their names are here as well.)
 
 A mask schedule is written on *progress* u, from 0 (all masked) to 1 (all visible), as the visible fraction a(u) with
 a(0) = 0 and a(1) = 1, and is named by its formula. The field's word "cosine" means 1 - cos(pi u / 2) in MaskGIT, MD4 and
 eMIGM (few tokens early) and sin(pi u / 2) in MDLM (many tokens early), so it is refused.
-
-A noise schedule is a pair alpha(t), sigma(t) with x_t = alpha x_0 + sigma e, e ~ N(0, I), and lambda = log(alpha / sigma),
-the half log-SNR in which DPM-Solver works. All schedule arithmetic is float64 on the CPU: in float32 exp(-h) - 1 alone
-has a relative error of 1e-5 at h = 1e-3.
 """
 
 from __future__ import annotations
@@ -21,15 +17,9 @@ from torch import Tensor
 
 from .checks import check_plan
 from .errors import OptionError, did_you_mean
+from .noise_schedules import EDM, Flow, NoiseSchedule, VPCosine, VPLinear, float64, noise_schedule
 
 __all__ = ["EDM", "Flow", "MaskSchedule", "NoiseSchedule", "VPCosine", "VPLinear", "mask_schedule", "noise_schedule"]
-
-
-def _float64(value: Tensor | float) -> Tensor:
-    """A tensor as it is but in float64; a number on the CPU, whatever torch's default device is."""
-    return (
-        value.to(torch.float64) if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
-    )
 
 
 # ---------------------------------------------------------------------------------------------- masks
@@ -51,7 +41,7 @@ class MaskSchedule:
 
     def __call__(self, u: Tensor | float) -> Tensor:
         """a(u), float64, with the ends exact."""
-        u = _float64(u)
+        u = float64(u)
         a = self.visible(u.clamp(0.0, 1.0)).clamp(0.0, 1.0)
         return torch.where(u <= 0, 0.0, torch.where(u >= 1, 1.0, a))
 
@@ -85,7 +75,7 @@ class MaskSchedule:
 
         Good to about 1e-11 of itself if 1 - a(u) is well above 1e-16, for any smooth schedule, also for one of the user's own.
         """
-        u = _float64(u)
+        u = float64(u)
         h = 1e-3 * torch.minimum(u, 1 - u)
         near, far = self(u + h) - self(u - h), self(u + 2 * h) - self(u - 2 * h)
         return (8 * near - far) / (12 * h)
@@ -226,136 +216,6 @@ def mask_schedule(spec: str | MaskSchedule) -> MaskSchedule:
             return make(*numbers)
     hint = did_you_mean(text, [*_FORMULAS, *(f[0] for f in _FAMILIES)])
     raise OptionError(f"unknown mask schedule {spec!r}{hint} Known: {_MEANS}")
-
-
-# ---------------------------------------------------------------------------------------------- noise
-
-
-class NoiseSchedule:
-    """alpha(t), sigma(t) of a Gaussian process; t falls from `t_max` (noise) to `t_min` (data).
-
-    Subclasses give `log_alpha` and `log_sigma` of a float64 tensor, and the inverse `t_of`.
-    """
-
-    name: str
-    t_min: float
-    t_max: float
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def log_sigma(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def t_of(self, lam: Tensor) -> Tensor:
-        """The time at which the half log-SNR is `lam`."""
-        raise NotImplementedError
-
-    def alpha(self, t: Tensor | float) -> Tensor:
-        return torch.exp(self.log_alpha(_float64(t)))
-
-    def sigma(self, t: Tensor | float) -> Tensor:
-        return torch.exp(self.log_sigma(_float64(t)))
-
-    def lam(self, t: Tensor | float) -> Tensor:
-        t = _float64(t)
-        return self.log_alpha(t) - self.log_sigma(t)
-
-    def __repr__(self) -> str:
-        return f"<noise schedule {self.name}, t from {self.t_max:g} to {self.t_min:g}>"
-
-
-@dataclass(frozen=True, repr=False)
-class VPLinear(NoiseSchedule):
-    """Variance preserving, beta(t) linear from beta_0 to beta_1: log alpha = -t^2 (b1 - b0)/4 - t b0/2. t in [1e-3, 1]."""
-
-    beta_0: float = 0.1
-    beta_1: float = 20.0
-    t_min: float = 1e-3
-    t_max: float = 1.0
-    name: str = "vp_linear"
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        return -(t**2) * (self.beta_1 - self.beta_0) / 4 - t * self.beta_0 / 2
-
-    def log_sigma(self, t: Tensor) -> Tensor:
-        return 0.5 * torch.log(-torch.expm1(2 * self.log_alpha(t)))
-
-    def t_of(self, lam: Tensor) -> Tensor:
-        # -2 log alpha = log(1 + e^{-2 lam}); solved for t in the form that loses no digits at small t.
-        u = torch.logaddexp(-2 * lam, torch.zeros_like(lam))
-        return 2 * u / (torch.sqrt(self.beta_0**2 + 2 * (self.beta_1 - self.beta_0) * u) + self.beta_0)
-
-
-@dataclass(frozen=True, repr=False)
-class VPCosine(NoiseSchedule):
-    """Variance preserving, alpha = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)), s = 0.008 (iDDPM). t in [1e-3, 0.9946]."""
-
-    s: float = 0.008
-    t_min: float = 1e-3
-    t_max: float = 0.9946
-    name: str = "vp_cosine"
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        start = math.log(math.cos(math.pi / 2 * self.s / (1 + self.s)))
-        return torch.log(torch.cos(math.pi / 2 * (t + self.s) / (1 + self.s))) - start
-
-    def log_sigma(self, t: Tensor) -> Tensor:
-        return 0.5 * torch.log(-torch.expm1(2 * self.log_alpha(t)))
-
-    def t_of(self, lam: Tensor) -> Tensor:
-        start = math.log(math.cos(math.pi / 2 * self.s / (1 + self.s)))
-        log_alpha = -0.5 * torch.logaddexp(-2 * lam, torch.zeros_like(lam))
-        return 2 * (1 + self.s) / math.pi * torch.arccos(torch.exp(log_alpha + start)) - self.s
-
-
-@dataclass(frozen=True, repr=False)
-class EDM(NoiseSchedule):
-    """Variance exploding with t = sigma (Karras et al. 2022): alpha = 1. t in [0.002, 80]."""
-
-    t_min: float = 0.002
-    t_max: float = 80.0
-    name: str = "edm"
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
-
-    def log_sigma(self, t: Tensor) -> Tensor:
-        return torch.log(t)
-
-    def t_of(self, lam: Tensor) -> Tensor:
-        return torch.exp(-lam)
-
-
-@dataclass(frozen=True, repr=False)
-class Flow(NoiseSchedule):
-    """Rectified flow: alpha = 1 - t, sigma = t. t in [1e-3, 1 - 1e-3] (at t = 1 the half log-SNR is not finite)."""
-
-    t_min: float = 1e-3
-    t_max: float = 1 - 1e-3
-    name: str = "flow"
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        return torch.log1p(-t)
-
-    def log_sigma(self, t: Tensor) -> Tensor:
-        return torch.log(t)
-
-    def t_of(self, lam: Tensor) -> Tensor:
-        return torch.sigmoid(-lam)
-
-
-_NOISE: dict[str, type[NoiseSchedule]] = {"vp_linear": VPLinear, "vp_cosine": VPCosine, "edm": EDM, "flow": Flow}
-
-
-def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
-    """The noise schedule called `spec`: 'vp_linear', 'vp_cosine', 'edm' or 'flow'; a NoiseSchedule is returned as it is."""
-    if isinstance(spec, NoiseSchedule):
-        return spec
-    if spec not in _NOISE:
-        hint = did_you_mean(str(spec), _NOISE)
-        raise OptionError(f"unknown noise schedule {spec!r}{hint} Known: {', '.join(_NOISE)}")
-    return _NOISE[spec]()
 
 
 def step_tables(block_steps: Tensor, curve: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ class Ddim(GaussianSampler[GridState]):
     eta: float = option(0.0, "0: deterministic; 1: DDPM's noise", ge=0, le=1)
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
-        x0 = predict(state.x, s.t)
+        x0 = predict(state.x, s)
         noise = self.eta * t.sigma * math.sqrt(-math.expm1(-2 * (t.lam - s.lam)))
         direct = math.sqrt(max(t.sigma**2 - noise**2, 0.0))
         x = t.alpha * x0 + direct / s.sigma * (state.x - s.alpha * x0)

@@ -25,7 +25,7 @@ class DpmPp2M(GaussianSampler[GridState]):
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         h = t.lam - s.lam
-        D = x0 = predict(state.x, s.t)
+        D = x0 = predict(state.x, s)
         if state.history:
             lam_before, x0_before = state.history[-1]
             r = (s.lam - lam_before) / h

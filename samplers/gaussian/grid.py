@@ -15,9 +15,9 @@ import torch
 
 from ..canvas import NoiseCanvas
 from ..errors import OptionError, SamplersError
+from ..noise_schedules import Point
 from ..prediction import GaussianPredict
 from ..sampler import Conformance, Sampler, option
-from ..schedule import NoiseSchedule
 from ..state import NoiseState
 
 __all__ = ["GRIDS", "GaussianSampler", "GridState", "Point"]
@@ -26,32 +26,6 @@ GRIDS = ("logsnr", "time_uniform", "time_quadratic", "karras")
 
 
 G = TypeVar("G", bound="GridState")
-
-
-@dataclass(frozen=True)
-class Point:
-    """A time of the schedule.
-
-    Attributes:
-        t: the time.
-        alpha, sigma: x_t = alpha x_0 + sigma e.
-        lam: the half log-SNR, lambda = log(alpha / sigma).
-    """
-
-    t: float
-    alpha: float
-    sigma: float
-    lam: float
-
-    @classmethod
-    def at(cls, schedule: NoiseSchedule, *, t: float | None = None, lam: float | None = None) -> Point:
-        """The point at time t, or at half log-SNR lam: give one of the two."""
-        time = (
-            torch.tensor(t, dtype=torch.float64, device="cpu")
-            if t is not None
-            else schedule.t_of(torch.tensor(lam, dtype=torch.float64, device="cpu"))
-        )
-        return cls(float(time), float(schedule.alpha(time)), float(schedule.sigma(time)), float(schedule.lam(time)))
 
 
 @dataclass(frozen=True, eq=False)
