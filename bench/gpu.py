@@ -10,8 +10,8 @@ Results are written after each suite. A suite that raises is noted, and the next
 device, in a new process. No suite begins after `--seconds`. With --rehearse everything runs on the CPU at small sizes, where the
 numbers mean nothing.
 
-The exit status is 1 where a suite failed or a bar is missed: masked_softmax at [1024, 126464] bfloat16 reads its logits at 0.85 of
-the copy bandwidth or better.
+The exit status is 1 where a suite failed or a bar is missed: masked_softmax at [1024, 126464] bfloat16 reads its logits at 0.85
+of the copy bandwidth or better.
 """
 
 import argparse
@@ -303,6 +303,7 @@ def main():
             )
             if options.json:
                 again = ["--json", options.json, "--seconds", str(options.seconds), "--from", names[i + 1]]
+                again += ["--rehearse"] * REHEARSAL
                 os.execv(sys.executable, [sys.executable, __file__, *again])
             break
     report.write()

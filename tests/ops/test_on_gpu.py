@@ -78,6 +78,11 @@ def side_stream():
     synchronize()
 
 
+def as_on_a_gpu():
+    """In a rehearsal the library takes the paths of a device: late checks and dry runs."""
+    return pretend_device() if REHEARSAL else contextlib.nullcontext()
+
+
 def captured(call):
     """A call as a graph: (function that runs it again into the same outputs, the outputs)."""
     if REHEARSAL:
@@ -650,7 +655,9 @@ class TestRuns:
     )
     def test_tokens(self, zoo_tokens, setting):
         cls, sampler, setting = suited(zoo_tokens, {"prompt": PROMPTS, "gen_length": 12, "seed": 5, **setting})
-        a, b = (samplers.sample(model_for(cls, device), sampler, trace=True, **setting) for device in ("cpu", GPU))
+        a = samplers.sample(model_for(cls, "cpu"), sampler, trace=True, **setting)
+        with as_on_a_gpu():
+            b = samplers.sample(model_for(cls, GPU), sampler, trace=True, **setting)
         for k, (before, after) in enumerate(zip(a.trace, b.trace)):
             assert torch.equal(before.x, after.x.cpu()), f"the runs differ after {k} steps"
         exactly([a.x, a.lengths, a.nfe_rows], [b.x, b.lengths, b.nfe_rows])
@@ -710,10 +717,11 @@ class TestNoReadBack:
         recorder, x = syncs(), torch.ones(3, device=GPU)
         with recorder:
             x.sum().item()
-        assert len(recorder.syncs) == 1
+        seen = len(recorder.syncs)
+        assert seen > 0
         with recorder:
             recorder.ignore(x.sum().item)()
-        assert len(recorder.syncs) == 1
+        assert len(recorder.syncs) == seen
 
     def test_a_step_of_its_own(self, zoo_tokens):
         """What a sampler does between its questions to the model waits for nothing."""
@@ -731,12 +739,23 @@ class TestNoReadBack:
             samplers.sample(model_for(cls, GPU), watched(sampler, step=step), **setting)
         assert not recorder.syncs, sorted(set(recorder.syncs))
 
+    def test_a_step_of_reals(self, zoo_gaussian):
+        recorder = syncs()
+
+        def step(run, predict, state):
+            with recorder:
+                return run(Watched(predict, recorder.ignore), state)
+
+        samplers.sample(MixtureOn(GPU), watched(samplers.create(zoo_gaussian), step=step), steps=8, batch=3)
+        if not REHEARSAL:  # the grid of times is on the CPU, where the recorder sees it read
+            assert not recorder.syncs, sorted(set(recorder.syncs))
+
     def test_a_whole_step(self, zoo_tokens):
         """With a static plan nothing waits, in the driver and the model either; the first steps may set things up."""
         cls, sampler, setting = suited(zoo_tokens, {"gen_length": 24, "batch": 3, "steps": 12, "temperature": 1.0})
         if not sampler.effective_facts.static_plan:
             pytest.skip("the counts depend on the answers and are read once per step")
-        with pretend_device(dry_runs=not REHEARSAL or None):
+        with pretend_device(dry_runs=not REHEARSAL):  # a dry run is on the CPU, where the recorder would see it
             run = samplers.stream(model_for(cls, GPU), sampler, **setting)
             for _ in range(4):
                 next(run)
@@ -744,8 +763,10 @@ class TestNoReadBack:
             with recorder:
                 for _ in range(4):
                     next(run, None)
-        if not REHEARSAL:  # a dry run is on the CPU, where the recorder takes what it reads for a wait
-            assert not recorder.syncs, sorted(set(recorder.syncs))
+        found = sorted(set(recorder.syncs))
+        if REHEARSAL:  # without a dry run the counts are read
+            found = [name for name in found if name not in ("tolist", "_local_scalar_dense")]
+        assert not found, found
         run.close()
 
 
@@ -776,7 +797,8 @@ class TestModels:
     def test_caches(self, attention, cache, sampler):
         """Every forward pass of a run: the same tokens in, the same hidden rows out."""
         results, passes = [], []
-        for device in ("cpu", GPU):
+        setting = {"prompt": [[1, 2, 3, 4], [5, 6, 7, 8]], "gen_length": 16, "block_length": 8, "steps": 8}
+        for device, paths in (("cpu", contextlib.nullcontext()), (GPU, as_on_a_gpu())):
             denoiser = transformer(attention, device)
             seen, hidden = [], denoiser.hidden
 
@@ -786,8 +808,8 @@ class TestModels:
                 return out
 
             denoiser.hidden = watch
-            setting = {"prompt": [[1, 2, 3, 4], [5, 6, 7, 8]], "gen_length": 16, "block_length": 8, "steps": 8}
-            results.append(samplers.sample(denoiser, sampler, cache=cache, temperature=0.0, seed=1, **setting))
+            with paths:
+                results.append(samplers.sample(denoiser, sampler, cache=cache, temperature=0.0, seed=1, **setting))
             passes.append(seen)
         for k, ((x, a), (y, b)) in enumerate(zip(*passes, strict=True)):
             assert torch.equal(x, y.cpu()), f"forward pass {k} is given other tokens"
