@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import shown
 from .errors import OptionError, did_you_mean
 
 __all__ = ["EDM", "Flow", "NoiseSchedule", "Point", "VPCosine", "VPLinear", "float64", "noise_schedule"]
@@ -77,6 +78,10 @@ class NoiseSchedule:
     def lam(self, t: Tensor | float) -> Tensor:
         t = float64(t)
         return self.log_alpha(t) - self.log_sigma(t)
+
+    def model_time(self, t: Tensor) -> Tensor:
+        """The times t, (B,) float64, as the model takes them: floating numbers, or integers."""
+        return t
 
     def points(self, t: Tensor) -> tuple[Point, ...]:
         """The points at the times t, (n,) float64."""
@@ -174,6 +179,8 @@ def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
     """The noise schedule called `spec`: 'vp_linear', 'vp_cosine', 'edm' or 'flow'; a NoiseSchedule is returned as it is."""
     if isinstance(spec, NoiseSchedule):
         return spec
+    if not isinstance(spec, str):
+        raise OptionError(f"a noise schedule is a name ({', '.join(_NOISE)}) or a NoiseSchedule, not {shown(spec)}")
     if spec not in _NOISE:
         hint = did_you_mean(str(spec), _NOISE)
         raise OptionError(f"unknown noise schedule {spec!r}{hint} Known: {', '.join(_NOISE)}")
