@@ -120,6 +120,16 @@ def bench_uniforms(_):
         yield f"row_uniforms [{rows}, {length}]", ms, peer / ms
 
 
+def bench_combine(_):
+    """Against the same sum in torch's own operations."""
+    for shape in ((8, 4, 64, 64), (size(64, 2), 4, 128, 128)):
+        a, b, c = (torch.randn(shape, device=GPU) for _ in range(3))
+        peer = median_ms(lambda a=a, b=b, c=c: 0.5 * a + 1.5 * b + 2.5 * c)
+        yield f"torch a sum of 3 terms {list(shape)}", peer, None
+        ms = median_ms(lambda a=a, b=b, c=c: ops.combine((0.5, a), (1.5, b), (2.5, c)))
+        yield f"combine 3 terms {list(shape)}", ms, peer / ms
+
+
 def bench_remask(_):
     """Against the row loop of LLaDA's generate, which waits for the device at every row."""
     for rows, length, most in ((8, 256, 16), (32, 1024, 64), (32, 4096, 256)):
@@ -229,6 +239,7 @@ SUITES = {
     "softmax": bench_softmax,
     "driver": bench_driver,
     "uniforms": bench_uniforms,
+    "combine": bench_combine,
     "remask": bench_remask,
     "kv": bench_kv,
     "headless": bench_headless,

@@ -114,6 +114,13 @@ def uniforms():
     ops.row_uniforms(*who, which=where, position=where)
 
 
+def combinations():
+    for dtype in (torch.float32, torch.float64):
+        t = torch.randn(3, 701).to(dtype).to(GPU)
+        for count in range(1, 6):
+            ops.combine(*[(0.5, t)] * count)
+
+
 def every_kernel():
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         masked_softmax(dtype)
@@ -128,6 +135,7 @@ def every_kernel():
     for dtype in (torch.float32, torch.float64):
         selections(dtype)
     uniforms()
+    combinations()
     if not REHEARSAL:
         torch.cuda.synchronize()
 

@@ -261,6 +261,27 @@ class TestUniforms:
             assert out.isnan().tolist() == [False, True, True]
 
 
+# ---------------------------------------------------------------------------------------------- combine
+
+
+class TestCombine:
+    @MANNERS
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    @pytest.mark.parametrize("shape", [(1,), (7, 33), (8, 4, 64, 64)], ids=str)
+    def test_manners(self, manner, dtype, shape):
+        def make(seed):
+            return {f"t{i}": torch.randn(shape, dtype=dtype, generator=generator(seed + 7 * i)) for i in range(5)}
+
+        def run(a):
+            factors = (0.7, -1.3, 1e-9, 3.25, -0.1)
+            return [ops.combine(*zip(factors[:count], a.values())) for count in range(1, 6)]
+
+        manner(make, run, exactly)
+
+    def test_nothing(self):
+        assert ops.combine((2.0, torch.zeros(0, 3, device=GPU))).shape == (0, 3)
+
+
 # ---------------------------------------------------------------------------------------------- caches
 
 
