@@ -126,7 +126,7 @@ def bench_combine(_):
         a, b, c = (torch.randn(shape, device=GPU) for _ in range(3))
         peer = median_ms(lambda a=a, b=b, c=c: 0.5 * a + 1.5 * b + 2.5 * c)
         yield f"torch a sum of 3 terms {list(shape)}", peer, None
-        ms = median_ms(lambda a=a, b=b, c=c: ops.combine((0.5, a), (1.5, b), (2.5, c)))
+        ms = median_ms(lambda a=a, b=b, c=c: ops.combine(a, 0.5, b, 1.5, c, 2.5))
         yield f"combine 3 terms {list(shape)}", ms, peer / ms
 
 

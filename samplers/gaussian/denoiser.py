@@ -257,7 +257,7 @@ class _WrappedGaussian(GaussianDenoiser):
                 "0: start at a lower t_start, or use a model that predicts v, flow or x0"
             )
         of_x, of_z = self._factors(at.alpha, at.sigma)
-        return combine((of_x, x), (of_z, z))
+        return combine(x, of_x, z, of_z)
 
     def _factors(self, a: Any, s: Any) -> tuple[Any, Any]:
         """x_0 = (the first) x + (the second) z, for a model that does not predict x_0 itself."""

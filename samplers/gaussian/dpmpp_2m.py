@@ -27,12 +27,11 @@ class DpmPp2M(GaussianSampler[GridState]):
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         h = t.lam - s.lam
         x0 = predict(state.x, s)
-        of_x, of_d, terms = t.sigma / s.sigma, -t.alpha * math.expm1(-h), []
-        now = 1.0
+        of_x, of_d = t.sigma / s.sigma, -t.alpha * math.expm1(-h)
         if state.history:
             lam_before, x0_before = state.history[-1]
             r = (s.lam - lam_before) / h
-            now = 1 + 1 / (2 * r)
-            terms = [(-of_d / (2 * r), x0_before)]
-        x = combine((of_x, state.x), (of_d * now, x0), *terms)
+            x = combine(state.x, of_x, x0, of_d * (1 + 1 / (2 * r)), x0_before, -of_d / (2 * r))
+        else:
+            x = combine(state.x, of_x, x0, of_d)
         return self.advance(state, x, history=((s.lam, x0),))

@@ -274,12 +274,13 @@ class TestCombine:
 
         def run(a):
             factors = (0.7, -1.3, 1e-9, 3.25, -0.1)
-            return [ops.combine(*zip(factors[:count], a.values())) for count in range(1, 6)]
+            pairs = list(zip(a.values(), factors))
+            return [ops.combine(*(v for pair in pairs[:count] for v in pair)) for count in range(1, 6)]
 
         manner(make, run, exactly)
 
     def test_nothing(self):
-        assert ops.combine((2.0, torch.zeros(0, 3, device=GPU))).shape == (0, 3)
+        assert ops.combine(torch.zeros(0, 3, device=GPU), 2.0).shape == (0, 3)
 
 
 # ---------------------------------------------------------------------------------------------- caches

@@ -4,7 +4,8 @@ import pytest
 import torch
 from emulator import emulated
 
-from samplers.ops import _native, combine
+from samplers import ops
+from samplers.ops import _native
 
 FACTORS = (0.7, -1.3, 1e-9, 3.25, -0.1)
 
@@ -12,6 +13,11 @@ FACTORS = (0.7, -1.3, 1e-9, 3.25, -0.1)
 def tensors(shape, dtype=torch.float32, count=5):
     g = torch.Generator().manual_seed(0)
     return [torch.randn(shape, dtype=dtype, generator=g) for _ in range(count)]
+
+
+def combine(*terms):
+    """Of pairs (factor, tensor)."""
+    return ops.combine(*(value for c, t in terms for value in (t, c)))
 
 
 def plain(terms):
@@ -69,12 +75,13 @@ def test_opcheck():
 @pytest.mark.parametrize(
     ("terms", "error", "says"),
     [
-        ((), ValueError, "0 terms were given, expected 1 to 5"),
-        (((1.0, torch.ones(2)),) * 6, ValueError, "6 terms"),
-        (((1.0, torch.ones(2)), (1.0, torch.ones(3))), ValueError, r"tensor 1 has shape \(3,\), expected \(2,\)"),
-        (((1.0, torch.ones(2)), (1.0, torch.ones(2).double())), TypeError, "tensor 1 is torch.float64"),
-        (((1.0, torch.ones(2).half()),), TypeError, "tensor 0 is torch.float16, expected float32 or float64"),
-        (((1.0, [1.0]),), TypeError, "term 0 holds list"),
+        (((1.0, torch.ones(2)), (1.0, torch.ones(3))), ValueError, r"b has shape \(3,\) on cpu, expected \(2,\)"),
+        (((1.0, torch.ones(2)), (1.0, torch.ones(2).double())), TypeError, "b is torch.float64"),
+        (((1.0, torch.ones(2).half()),), TypeError, "a is torch.float16, expected float32 or float64"),
+        (((1.0, [1.0]),), TypeError, "a is list, expected a tensor"),
+        (((1.0, torch.ones(2)), (1.0, None), (1.0, torch.ones(2))), TypeError, "b is NoneType.*come last"),
+        (((1.0, None),), TypeError, "a"),
+        ((("1", torch.ones(2)),), TypeError, "ca"),
     ],
 )
 def test_bad_input(terms, error, says):
