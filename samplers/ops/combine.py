@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,7 @@ def combine(
     return OP(flat[0], ca, flat[1], cb, flat[2], cc, flat[3], cd, flat[4], ce)
 
 
-def _twin(a: Tensor, ca: float, *rest: Tensor | float | None) -> Tensor:
+def _twin(a: Tensor, ca: float, *rest: Any) -> Tensor:
     out = a * ca
     for t, c in zip(rest[::2], rest[1::2]):
         if t is not None:
@@ -66,7 +68,7 @@ def _twin(a: Tensor, ca: float, *rest: Tensor | float | None) -> Tensor:
     return out
 
 
-def _fake(a: Tensor, ca: float, *rest: Tensor | float | None) -> Tensor:
+def _fake(a: Tensor, ca: float, *rest: Any) -> Tensor:
     return torch.empty_like(a)
 
 
