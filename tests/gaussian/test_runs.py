@@ -246,7 +246,7 @@ def test_sigmas_and_times_are_followed():
     assert [float(t[0]) for _, t in left.calls] == pytest.approx([80.0, 1.0])
     assert out.nfe == 2 and out.options["end"] == "t_end"
     by_time = Gauss("vp_linear")
-    samplers.sample(by_time, "ddim", times=torch.tensor([1.0, 0.5, 0.2]))
+    samplers.sample(by_time, "ddim", times=[1.0, 0.5, 0.2])
     assert [float(t[0]) for _, t in by_time.calls] == [1.0, 0.5, 0.2]
     ratio = Gauss("vp_linear")
     s = ratio.schedule
