@@ -441,13 +441,13 @@ def sample(
     strength: float = 1.0,
     known: Any = None,
     start_moments: Any = None,
-    noise: Any = None,
+    start_noise: Any = None,
     times: Any = None,
     timesteps: Any = None,
     sigmas: Any = None,
     cfg_rescale: float = 0.0,
-    threshold: float | None = None,
-    threshold_quantile: float | None = None,
+    x0_bound: float | None = None,
+    x0_quantile: float | None = None,
     trace: bool = False,
     info: bool = False,
     progress: bool = False,
@@ -456,7 +456,7 @@ def sample(
     """Run a sampler against a denoiser.
 
     Numbers may be Python's, numpy's, or 0-d tensors. Arguments that are for token samplers only must keep their defaults if
-    the sampler is of the gaussian family, and those for continuous samplers (from `start` to `threshold_quantile`) if it is not.
+    the sampler is of the gaussian family, and those for continuous samplers (from `start` to `x0_quantile`) if it is not.
 
     Args:
         denoiser: the model. See TokenDenoiser.wrap and GaussianDenoiser.wrap for models that are plain callables.
@@ -499,14 +499,14 @@ def sample(
         known: (B, *shape) or (*shape) bool, the part of `start` that is kept: inpainting. The result is exactly `start` there.
         start_moments: (mean of x_0, its variance per coordinate), a tensor (*shape) or a number, and a number: the first x is
             drawn with the first two moments of the true distribution at t_start, which may then be below t_max (Analytic-Init).
-        noise: (B, *shape) or (*shape), the standard normals of the first x, in place of those of the seed.
+        start_noise: (B, *shape) or (*shape), the standard normals of the first x, in place of those of the seed.
         times, timesteps, sigmas: a list of the times of all evaluations, the noisiest first: in the schedule's time, in the
             time that the model gets, or as noise scales, sigma / alpha (flow: sigma). Sigmas may end in 0: then the x_0 of
             the last evaluation is returned, as for the other two lists; if not, x at the last sigma.
         cfg_rescale: phi of guidance rescale (Lin et al. 2023, arXiv 2305.08891), from 0 to 1.
-        threshold: x_0 is clipped to this absolute value in every evaluation (static thresholding).
-        threshold_quantile: dynamic thresholding instead: with s the quantile of |x_0| over a sample, and at least `threshold`,
-            x_0 is clipped at s and multiplied by threshold / s.
+        x0_bound: x_0 is clipped to this absolute value in every evaluation (static thresholding).
+        x0_quantile: dynamic thresholding instead: with s the quantile of |x_0| over a sample, and at least `x0_bound`,
+            x_0 is clipped at s and multiplied by x0_bound / s.
         trace: keep every state, in Sample.trace.
         info: keep what each step committed and how sure the model was of it, in Sample.info.
         progress: show a progress bar.

@@ -17,9 +17,19 @@ from torch import Tensor
 
 from .checks import check_plan
 from .errors import OptionError, did_you_mean
-from .noise_schedules import EDM, Flow, NoiseSchedule, VPCosine, VPLinear, float64, noise_schedule
+from .noise_schedules import EDM, Flow, NoiseSchedule, VPCosine, VPLinear, VPTable, float64, noise_schedule
 
-__all__ = ["EDM", "Flow", "MaskSchedule", "NoiseSchedule", "VPCosine", "VPLinear", "mask_schedule", "noise_schedule"]
+__all__ = [
+    "EDM",
+    "Flow",
+    "MaskSchedule",
+    "NoiseSchedule",
+    "VPCosine",
+    "VPLinear",
+    "VPTable",
+    "mask_schedule",
+    "noise_schedule",
+]
 
 
 # ---------------------------------------------------------------------------------------------- masks

@@ -933,7 +933,7 @@ inline int chunks_of(const SoftmaxJob& job) { return static_cast<int>((job.vocab
 
 // How many blocks share a row: as many as fill the device, as long as every warp has something to do; 1 if rows do.
 inline int parts_of(const SoftmaxJob& job, int multiprocessors) {
-  if (job.n >= 2 * static_cast<int64_t>(multiprocessors)) return 1;
+  if (job.n == 0 || job.n >= 2 * static_cast<int64_t>(multiprocessors)) return 1;
   const int a_block = kWarps * (job.type == Type::kF32 ? 1 : 2), chunks = chunks_of(job);
   const int64_t most = (chunks + a_block - 1) / a_block, wanted = (4 * multiprocessors + job.n - 1) / job.n;
   return static_cast<int>(most < wanted ? most : wanted);
@@ -978,6 +978,7 @@ int start(const Args& args, int multiprocessors, void* stream) {
 // more.
 template <int kFormat>
 int run(const SoftmaxCall& call, void* stream) {
+  if (call.job.n == 0) return 0;
   const Args args = plan(call);
   const int sms = call.multiprocessors;
   const bool more = (call.job.want & (kMargin | kEntropy)) != 0;

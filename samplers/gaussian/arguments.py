@@ -35,15 +35,15 @@ class GaussianConfig:
         cfg_interval: (low, high): guided where the noise's share of the variance, sigma^2 / (alpha^2 + sigma^2), is above low
             and at most high.
         cfg_rescale: see GaussianDenoiser.guided.
-        threshold: the bound of x_0; None: none.
-        threshold_quantile: of dynamic thresholding; None: x_0 is clipped at the bound.
+        x0_bound: the bound of x_0; None: none.
+        x0_quantile: of dynamic thresholding; None: x_0 is clipped at the bound.
     """
 
     cfg_scale: float = 0.0
     cfg_interval: tuple[float, float] = (0.0, 1.0)
     cfg_rescale: float = 0.0
-    threshold: float | None = None
-    threshold_quantile: float | None = None
+    x0_bound: float | None = None
+    x0_quantile: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ def read_gaussian(
     constrain = hook("constrain", given("constrain"))
     check_memory(f"batch={batch} of shape {tuple(denoiser.shape)}", batch * denoiser.row_bytes, denoiser.device)
     rows: dict[str, Tensor | None] = {}
-    for name, dtype in (("start", denoiser.state_dtype), ("noise", denoiser.state_dtype), ("known", torch.bool)):
+    for name, dtype in (("start", denoiser.state_dtype), ("start_noise", denoiser.state_dtype), ("known", torch.bool)):
         value = given(name)
         rows[name] = None if value is None else reals(name, value, denoiser.shape, batch, dtype, denoiser.device)
     moments = _read_moments(denoiser, given("start_moments"), batch)
@@ -102,7 +102,7 @@ def read_gaussian(
     steps = GAUSSIAN_STEPS if steps is None else steps
     check_plan(f"steps={steps}", steps * POINT_BYTES)
     rng = Rng.of(seed, batch, first_row, denoiser.device)
-    noise = rows["noise"]
+    noise = rows["start_noise"]
     if rows["known"] is not None and noise is None:  # it is put in again in every step
         noise = rng.normal(denoiser.shape, 0, denoiser.state_dtype)
     canvas = NoiseCanvas(denoiser, steps, rng, rows["start"], rows["known"], moments, strength, noise, times)
@@ -130,16 +130,14 @@ def _read_gaussian_config(denoiser: GaussianDenoiser, given: _Given) -> Gaussian
         )
     if rescale and not scale:
         raise OptionError("cfg_rescale rescales guided answers: give cfg_scale= above 0 as well")
-    threshold, quantile = given("threshold"), given("threshold_quantile")
-    threshold = None if threshold is None else number("threshold", threshold, 0.0)
-    quantile = None if quantile is None else number("threshold_quantile", quantile, 0.0, 1.0)
-    if threshold == 0:
-        raise OptionError("threshold must be above 0: the largest |x_0| that is let through")
-    if quantile is not None and threshold is None:
-        raise OptionError(
-            "threshold_quantile is for dynamic thresholding: give the bound as well, such as threshold=1.0"
-        )
-    return GaussianConfig(scale, interval, rescale, threshold, quantile)
+    x0_bound, quantile = given("x0_bound"), given("x0_quantile")
+    x0_bound = None if x0_bound is None else number("x0_bound", x0_bound, 0.0)
+    quantile = None if quantile is None else number("x0_quantile", quantile, 0.0, 1.0)
+    if x0_bound == 0:
+        raise OptionError("x0_bound must be above 0: the largest |x_0| that is let through")
+    if quantile is not None and x0_bound is None:
+        raise OptionError("x0_quantile is for dynamic thresholding: give the bound as well, such as x0_bound=1.0")
+    return GaussianConfig(scale, interval, rescale, x0_bound, quantile)
 
 
 def _read_moments(denoiser: GaussianDenoiser, value: Any, batch: int) -> tuple[Tensor, float] | None:

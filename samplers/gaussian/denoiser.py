@@ -19,6 +19,7 @@ from ..checks import device_of, integer, shown
 from ..denoiser import Denoiser
 from ..errors import DenoiserError, OptionError, did_you_mean
 from ..noise_schedules import NoiseSchedule, noise_schedule
+from ..ops import combine
 
 __all__ = ["At", "GaussianDenoiser"]
 
@@ -247,17 +248,24 @@ class _WrappedGaussian(GaussianDenoiser):
         if self.prediction == "x0":
             return z.to(x.dtype)
         z = z.to(x.dtype)
-        a, s = at.scales(x)
-        if self.prediction == "v":
-            return (a * x - s * z) / (a**2 + s**2)
-        if self.prediction == "flow":
-            return (x - s * z) / (a + s)
-        if not isinstance(a, Tensor) and a == 0:
+        if isinstance(at.alpha, Tensor):
+            of_x, of_z = self._factors(*at.scales(x))
+            return of_x * x + of_z * z
+        if at.alpha == 0 and self.prediction in ("epsilon", "score"):
             raise OptionError(
                 f"denoiser {self.name!r} predicts {self.prediction!r}, which says nothing of x_0 at t={at.t:g}, where alpha is "
                 "0: start at a lower t_start, or use a model that predicts v, flow or x0"
             )
-        return (x - s * z) / a if self.prediction == "epsilon" else (x + s**2 * z) / a
+        of_x, of_z = self._factors(at.alpha, at.sigma)
+        return combine(x, of_x, z, of_z)
+
+    def _factors(self, a: Any, s: Any) -> tuple[Any, Any]:
+        """x_0 = (the first) x + (the second) z, for a model that does not predict x_0 itself."""
+        if self.prediction == "v":
+            return a / (a**2 + s**2), -s / (a**2 + s**2)
+        if self.prediction == "flow":
+            return 1 / (a + s), -s / (a + s)
+        return (1 / a, -s / a) if self.prediction == "epsilon" else (1 / a, s**2 / a)
 
 
 class _EnergyGuided(GaussianDenoiser):

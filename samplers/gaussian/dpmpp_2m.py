@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..ops import combine
 from ..prediction import GaussianPredict
 from .grid import GaussianSampler, GridState, Point
 
@@ -25,10 +26,12 @@ class DpmPp2M(GaussianSampler[GridState]):
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         h = t.lam - s.lam
-        D = x0 = predict(state.x, s)
+        x0 = predict(state.x, s)
+        of_x, of_d = t.sigma / s.sigma, -t.alpha * math.expm1(-h)
         if state.history:
             lam_before, x0_before = state.history[-1]
             r = (s.lam - lam_before) / h
-            D = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * x0_before
-        x = t.sigma / s.sigma * state.x - t.alpha * math.expm1(-h) * D
+            x = combine(state.x, of_x, x0, of_d * (1 + 1 / (2 * r)), x0_before, -of_d / (2 * r))
+        else:
+            x = combine(state.x, of_x, x0, of_d)
         return self.advance(state, x, history=((s.lam, x0),))

@@ -94,7 +94,7 @@ class GaussianPredictor(ErrorTracker):
         Static: clipped at the bound c. Dynamic (Saharia et al. 2022, arXiv 2205.11487, section 2.3): with s the quantile of
         |x_0| over a sample, and at least c, x_0 is clipped at s and multiplied by c / s.
         """
-        bound, quantile = self.config.threshold, self.config.threshold_quantile
+        bound, quantile = self.config.x0_bound, self.config.x0_quantile
         if bound is None:
             return x0
         if quantile is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -194,7 +194,8 @@ class Mixture(Problem):
         """The point to which the probability-flow ODE takes x_T: what deterministic solvers converge to.
 
         In y = x / alpha and lambda = log(alpha / sigma) the ODE is dy/dlambda = E[x_0 | x] - y: no schedule is left in
-        it. Solved by scipy's DOP853 in float64 at two tolerances, which must agree to 1e-10.
+        it. Where alpha is 0 at the start, it begins in z = x / sigma and u = alpha / sigma: dz/du = E[x_0 | x]. Solved by
+        scipy's DOP853 in float64 at two tolerances, which must agree to 1e-10.
 
         Args:
             x_T: (B, dim), the state at t_start.
@@ -215,21 +216,39 @@ class Mixture(Problem):
         denoiser = self._gaussian(noise)
         first, last = float(noise.lam(start)), float(noise.lam(end))
 
-        def slope(lam: float, flat: np.ndarray) -> np.ndarray:
-            y = torch.from_numpy(flat).view(-1, self.dim)  # (B, dim)
-            # The posterior depends on x / alpha and sigma / alpha alone: take alpha = 1.
-            one, sigma = (
-                torch.full((len(y), 1), v, dtype=torch.float64, device=y.device) for v in (1.0, math.exp(-lam))
-            )
-            return (denoiser.posterior_mean(y, one, sigma) - y).flatten().numpy()
+        def mean(x: Tensor, alpha: float, sigma: float) -> Tensor:
+            a, s = (torch.full((len(x), 1), v, dtype=torch.float64, device=x.device) for v in (alpha, sigma))
+            return denoiser.posterior_mean(x, a, s)
 
-        y0 = (x_T.detach().cpu().to(torch.float64) / noise.alpha(start)).flatten().numpy()
+        def rows(flat: np.ndarray) -> Tensor:
+            return torch.from_numpy(flat).view(-1, self.dim)  # (B, dim)
+
+        # The posterior depends on x / alpha and sigma / alpha alone: take alpha = 1, or sigma = 1.
+        def slope(lam: float, flat: np.ndarray) -> np.ndarray:
+            y = rows(flat)
+            return (mean(y, 1.0, math.exp(-lam)) - y).flatten().numpy()
+
+        def slope_from_noise(u: float, flat: np.ndarray) -> np.ndarray:
+            return mean(rows(flat), u, 1.0).flatten().numpy()
+
+        x0 = x_T.detach().cpu().to(torch.float64)
         ends = []
         for tolerance in (1e-12, 1e-13):
-            solution = solve_ivp(slope, (first, last), y0, method="DOP853", rtol=tolerance, atol=tolerance)
-            if not solution.success:
-                raise SamplersError(f"mixture truth: {solution.message}")
-            ends.append(torch.from_numpy(solution.y[:, -1].copy()).view(-1, self.dim) * noise.alpha(end))
+
+            def solved(rate: Callable[..., np.ndarray], span: tuple[float, float], value: Tensor) -> Tensor:
+                flat = value.flatten().numpy()
+                solution = solve_ivp(rate, span, flat, method="DOP853", rtol=tolerance, atol=tolerance)  # noqa: B023
+                if not solution.success:
+                    raise SamplersError(f"mixture truth: {solution.message}")
+                return rows(solution.y[:, -1].copy())
+
+            if math.isinf(first):
+                u = min(0.1, math.exp(last))
+                y = solved(slope_from_noise, (0.0, u), x0 / noise.sigma(start)) / u
+                y = solved(slope, (math.log(u), last), y)
+            else:
+                y = solved(slope, (first, last), x0 / noise.alpha(start))
+            ends.append(y * noise.alpha(end))
         gap = float((ends[0] - ends[1]).abs().max()) if len(x_T) else 0.0
         if gap > 1e-10:
             raise SamplersError(f"mixture truth: two solutions differ by {gap:.1e}, more than 1e-10")

@@ -352,6 +352,18 @@ def check_row_uniforms(rng, kw, out):
     assert out.dtype == torch.float64 and ((out >= 0) & (out < 1)).all()
 
 
+def make_combine(rng):
+    shape, dtype = (rng.randrange(4), rng.choice((1, 5, 300))), rng.choice((torch.float32, torch.float64))
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    names = "abcde"[: rng.randrange(1, 6)]
+    tensors = {name: torch.randn(shape, dtype=dtype, generator=generator) for name in names}
+    return {**tensors, **{f"c{name}": rng.uniform(-3, 3) for name in names}}
+
+
+def check_combine(rng, kw, out):
+    assert torch.equal(out, sum(kw[f"c{name}"] * kw[name] for name in "abcde" if name in kw))
+
+
 def check_nothing(rng, kw, out):
     pass
 

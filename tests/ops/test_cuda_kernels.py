@@ -249,6 +249,14 @@ def test_ties_and_plateaus():
             compare(x[:, :4], temperature=1.0, uniform=kw["uniform"])
 
 
+def test_no_rows():
+    """On a GPU this was a division by zero."""
+    none = torch.zeros(0, dtype=torch.int64)
+    for kw in ({}, {"top_k": 3, "temperature": 1.0, "uniform": uniforms(0)}):
+        compare(randn(0, 130), **kw)
+        compare(randn(4, 130), none, **kw)
+
+
 def test_spoilt_and_impossible_rows():
     for dtype in DTYPES:
         x = randn(9, 2100, dtype=dtype)
