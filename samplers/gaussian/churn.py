@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..sampler import Facts, option
 from .grid import GaussianSampler, GridState, Point
-from .steps import spread
+from .steps import spread, weighted
 
 __all__ = ["ChurningSampler"]
 
@@ -44,5 +44,5 @@ class ChurningSampler(GaussianSampler[GridState]):
         if not lam < s.lam:
             return state.x, s
         hat = Point.at(schedule, lam=lam)
-        z = self.s_noise * state.canvas.noise(state.i + 1)  # draw 0 made the first x
-        return hat.alpha / s.alpha * state.x + hat.sigma * spread(s.lam - lam) * z, hat
+        z = state.canvas.noise(state.i + 1)  # draw 0 made the first x
+        return weighted([state.x, z], [hat.alpha / s.alpha, self.s_noise * hat.sigma * spread(s.lam - lam)]), hat

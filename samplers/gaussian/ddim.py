@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import Point
-from .steps import first_order
+from .steps import first_order, weighted
 from .stochastic import AncestralSampler, PathState
 
 
@@ -32,5 +32,5 @@ class Ddim(AncestralSampler):
         down, up = self.down_and_up(s, t)
         x = first_order(state.x, predict(state.x, s), s, down)
         if up:
-            x = x + up * self.normal(state, s, t)
+            x = weighted([x, self.normal(state, s, t)], [1.0, up])
         return self.advance(state, x)

@@ -20,7 +20,7 @@ class Dpm2Ancestral(Staged, AncestralSampler):
     """k-diffusion's `dpm_2_ancestral` (Crowson 2022): dpm_2's step below the next noise level, and noise up to it.
 
     Two evaluations per step; an odd one left over makes a step of euler_ancestral at the end. The order is 2 for eta =
-    0; with noise the weak order is 1, since the middle is a point of the ODE and not of the SDE.
+    0, and so is the weak order with noise (on a Gaussian).
     """
 
     name = "dpm_2_ancestral"

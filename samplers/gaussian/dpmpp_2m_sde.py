@@ -8,12 +8,12 @@ from typing import ClassVar
 from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import Point
-from .steps import decay, history_nodes, moments, spread
-from .stochastic import EtaSampler, PathState
+from .steps import decay, fitted, history_nodes, moments
+from .stochastic import EtaSampler, MultistepSampler, PathState
 
 
 @dataclass(frozen=True)
-class DpmPp2MSde(EtaSampler[PathState]):
+class DpmPp2MSde(MultistepSampler[PathState], EtaSampler[PathState]):
     """Lu et al. 2022, DPM-Solver++, arXiv 2211.01095, SDE-DPM-Solver++ (2M), with k-diffusion's eta (`dpmpp_2m_sde`).
 
     x_t = (s_t / s_s) e^{-eta h} x_s + a_t (m_0 x0_s + c (x0_s - x0_{s-1}) / r) + s_t sqrt(1 - e^{-2 eta h}) z, with r =
@@ -32,12 +32,10 @@ class DpmPp2MSde(EtaSampler[PathState]):
     def update(self, predict: GaussianPredict, state: PathState, s: Point, t: Point) -> PathState:
         h = t.lam - s.lam
         x0 = predict(state.x, s)
-        m0, m1 = moments((1 + self.eta) * h, 2)
-        x = t.sigma / s.sigma * decay(h, self.eta) * state.x + t.alpha * m0 * x0
+        m = moments((1 + self.eta) * h, 2)
+        if self.solver_type == "midpoint":
+            m[1] = m[0] / 2
         nodes, past = history_nodes(state, s, h, 1)
-        if nodes:
-            c = m0 / 2 if self.solver_type == "midpoint" else m1
-            x = x + t.alpha * c / -nodes[0] * (x0 - past[0])
-        if self.eta:
-            x = x + t.sigma * spread(h, self.eta) * self.normal(state, s, t)
-        return self.advance(state, x, history=((s.lam, x0),))
+        by = fitted([0.0, *nodes], lambda count: m[:count], self.growth)
+        values, factors = [state.x, x0, *past], [t.sigma / s.sigma * decay(h, self.eta), *(t.alpha * w for w in by)]
+        return self.advance(state, self.with_noise(state, values, factors, s, t), history=((s.lam, x0),))

@@ -20,8 +20,8 @@ class DpmPp2SAncestral(Staged, AncestralSampler):
     """k-diffusion's `dpmpp_2s_ancestral` (Crowson 2022): DPM-Solver++ (2S), r = 1/2, below the next level, then noise.
 
     x_d = (s_d / s_s) x_s - a_t (e^{-h} - 1) x_0(middle), with the level d below t and h = lambda_d - lambda_s. Two
-    evaluations per step; an odd one left over makes a step of euler_ancestral at the end. The order is 2 for eta = 0;
-    with noise the weak order is 1.
+    evaluations per step; an odd one left over makes a step of euler_ancestral at the end. The order is 2 for eta = 0,
+    and so is the weak order with noise (on a Gaussian).
 
     cfg_pp is CFG++ (Chung et al. 2024, arXiv 2406.08070): the first-order part keeps the noise that the model sees
     without the condition. ComfyUI's variant takes it from the middle for the second half of the step; here it is that

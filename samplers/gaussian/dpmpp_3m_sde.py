@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import Point
-from .steps import decay, history_nodes, moments, spread, weighted, weights
-from .stochastic import EtaSampler, PathState
+from .steps import decay, fitted, history_nodes, moments
+from .stochastic import EtaSampler, MultistepSampler, PathState
 
 
 @dataclass(frozen=True)
-class DpmPp3MSde(EtaSampler[PathState]):
+class DpmPp3MSde(MultistepSampler[PathState], EtaSampler[PathState]):
     """k-diffusion's `dpmpp_3m_sde` (Crowson 2023), corrected: dpmpp_2m_sde with the parabola through three predictions.
 
     x_t = (s_t / s_s) e^{-eta h} x_s + a_t I + s_t sqrt(1 - e^{-2 eta h}) z, where I is the integral of the polynomial
@@ -36,11 +36,10 @@ class DpmPp3MSde(EtaSampler[PathState]):
         h = t.lam - s.lam
         x0 = predict(state.x, s)
         nodes, past = history_nodes(state, s, h, 2)
-        integrals = moments((1 + self.eta) * h, 1 + len(nodes))
-        if self.published and len(nodes) == 2:
-            integrals[2] /= 2
-        D = weighted([x0, *past], weights([0.0, *nodes], integrals))
-        x = t.sigma / s.sigma * decay(h, self.eta) * state.x + t.alpha * D
-        if self.eta:
-            x = x + t.sigma * spread(h, self.eta) * self.normal(state, s, t)
+        m = moments((1 + self.eta) * h, 3)
+        if self.published:
+            m[2] /= 2
+        by = fitted([0.0, *nodes], lambda count: m[:count], self.growth)
+        values, factors = [state.x, x0, *past], [t.sigma / s.sigma * decay(h, self.eta), *(t.alpha * w for w in by)]
+        x = self.with_noise(state, values, factors, s, t)
         return self.advance(state, x, history=(*state.history[-1:], (s.lam, x0)))

@@ -23,7 +23,7 @@ class DpmPpSde(Staged, AncestralSampler):
     one left over makes a step of euler_ancestral at the end. The order is 2 for eta = 0, and the weak order is 2 for
     eta = 1.
 
-    That takes noise of the whole step that contains the middle's. Here it always does, with normals="fresh" as well; with
+    That takes noise of the whole step that contains the middle's. Here it always does, with noise="fresh" as well; with
     independent normals for the two (diffusers' singlestep `sde-dpmsolver++`) the weak order is 1.
     """
 

@@ -10,14 +10,14 @@ import numpy as np
 from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import Point
-from .steps import weighted, weights
-from .stochastic import EtaSampler, PathState
+from .steps import fitted, weighted
+from .stochastic import EtaSampler, MultistepSampler, PathState
 
 _X, _W = (a.tolist() for a in np.polynomial.legendre.leggauss(32))
 
 
 @dataclass(frozen=True)
-class ErSde(EtaSampler[PathState]):
+class ErSde(MultistepSampler[PathState], EtaSampler[PathState]):
     """Cui et al. 2023, arXiv 2309.06169, algorithms 1 to 3 (Taylor form), data prediction, for any alpha and sigma.
 
     With r = sigma / alpha, phi(r) = r g(r) and q = g(r_t) / g(r_s),
@@ -57,10 +57,11 @@ class ErSde(EtaSampler[PathState]):
             integrals += self._higher(s, h, 1 + len(nodes))
             if self.published and len(nodes) == 2:
                 integrals[2] += nodes[0] * integrals[1]
-        x = t.sigma / s.sigma * q * state.x + t.alpha * weighted([x0, *past], weights([0.0, *nodes], integrals))
+        by = fitted([0.0, *nodes], lambda count: integrals[:count], self.growth)
+        x = weighted([state.x, x0, *past], [t.sigma / s.sigma * q, *(t.alpha * w for w in by)])
         noise = math.sqrt(max((1 - q) * (1 + q), 0.0))
         if noise:
-            x = x + t.sigma * noise * self.normal(state, s, t)
+            x = weighted([x, self.normal(state, s, t)], [1.0, t.sigma * noise])
         return self.advance(state, x, history=(*state.history[-1:], (s.lam, x0)))
 
     def _higher(self, s: Point, h: float, count: int) -> list[float]:

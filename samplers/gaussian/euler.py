@@ -9,7 +9,7 @@ from ..prediction import GaussianPredict
 from ..sampler import option
 from .churn import ChurningSampler
 from .grid import GridState, Point
-from .steps import first_order, noise_in
+from .steps import first_order, noise_in, weighted
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,5 @@ class Euler(ChurningSampler):
         x, s = self.churned(state, s)
         if self.cfg_pp:
             x0, unguided = predict.pair(x, s)
-            return self.advance(state, t.alpha * x0 + t.sigma * noise_in(x, unguided, s))
+            return self.advance(state, weighted([x0, noise_in(x, unguided, s)], [t.alpha, t.sigma]))
         return self.advance(state, first_order(x, predict(x, s), s, t))

@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import Point
-from .steps import first_order, noise_in
+from .steps import first_order, noise_in, weighted
 from .stochastic import AncestralSampler, PathState
 
 
@@ -34,9 +34,9 @@ class EulerAncestral(AncestralSampler):
         down, up = self.down_and_up(s, t)
         if self.cfg_pp:
             x0, unguided = predict.pair(state.x, s)
-            x = down.alpha * x0 + down.sigma * noise_in(state.x, unguided, s)
+            x = weighted([x0, noise_in(state.x, unguided, s)], [down.alpha, down.sigma])
         else:
             x = first_order(state.x, predict(state.x, s), s, down)
         if up:
-            x = x + up * self.normal(state, s, t)
+            x = weighted([x, self.normal(state, s, t)], [1.0, up])
         return self.advance(state, x)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from ..random import Rng
+from .steps import decay, spread, weighted
 
 __all__ = ["FIRST_DRAW", "NoisePath", "noise_sampler"]
 
@@ -54,7 +55,7 @@ class NoisePath:
         self._points: dict[float, Tensor] = {}
         self._grid = sorted({min(max(lam, -FARTHEST), FARTHEST) for lam in grid if math.isfinite(lam)})
         steps = [math.inf, *(b - a for a, b in zip(self._grid, self._grid[1:])), math.inf]
-        self._room = [min(pair) for pair in zip(steps, steps[1:])]  # of each point, to the nearest other one
+        self._room = [min(pair) for pair in zip(steps, steps[1:])]  # the distance of each point to its nearest neighbour
         if len(self._grid) > 1:
             # What a cell leaves open goes from one step to the next. At the ends of a run it is lost, so cells are small there.
             for end in (0, -1):
@@ -78,7 +79,8 @@ class NoisePath:
         s, level = self._placed(s)
         if s == t:
             return end
-        z = (end - math.exp(s - t) * self._at(s, level)) / math.sqrt(-math.expm1(2 * (s - t)))
+        by = 1 / spread(t - s)
+        z = weighted([end, self._at(s, level)], [by, -by * decay(t - s)])
         # Later steps need no node below s: a cell of the tree with s inside it has its middle already.
         self._nodes = {k: value for k, value in self._nodes.items() if k >= s * ONE}
         self._points = {lam: value for lam, value in self._points.items() if lam >= t}
@@ -116,19 +118,19 @@ class NoisePath:
             elif abs(k) == low and low >= ONE:  # a power of two: from the node before it
                 before = 0 if low == ONE else k // 2
                 p = abs(k - before) / ONE
-                known = math.exp(-p) * self._node(before) + math.sqrt(-math.expm1(-2 * p)) * self._z(k)
+                known = weighted([self._node(before), self._z(k)], [decay(p), spread(p)])
             else:
                 known = self._between(k - low, k + low, low / ONE, low / ONE, self._z(k))
             self._nodes[k] = known
         return known
 
     def _between(self, left: int, right: int, p: float, q: float, z: Tensor) -> Tensor:
-        """U between two nodes, at the distances p and q from them, by its law given U there; z: its normals."""
+        """U between two nodes, at the distances p and q from them, distributed as it is given U there; z: its normals."""
         whole = math.expm1(-2 * (p + q))
         a = math.exp(-p) * math.expm1(-2 * q) / whole
         b = math.exp(-q) * math.expm1(-2 * p) / whole
-        spread = math.sqrt(-math.expm1(-2 * p) * math.expm1(-2 * q) / whole)
-        return a * self._node(left) + b * self._node(right) + spread * z
+        c = math.sqrt(-math.expm1(-2 * p) * math.expm1(-2 * q) / whole)
+        return weighted([self._node(left), self._node(right), z], [a, b, c])
 
     def _z(self, k: int) -> Tensor:
         return self.draw(FIRST_DRAW + 2 * abs(k) + (k < 0))

@@ -12,7 +12,7 @@ from ..sampler import Conformance, Facts, option
 from .grid import GaussianSampler, GridState, Point
 from .grids import spaced
 from .heun import heun_step
-from .steps import spread
+from .steps import spread, weighted
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class Restart(GaussianSampler[RestartState]):
     def update(self, predict: GaussianPredict, state: RestartState, s: Point, t: Point) -> RestartState:
         x, top = state.x, state.tops[state.i]
         if top is not None:
-            z = self.s_noise * state.canvas.noise(state.i + 1)  # draw 0 made the first x
-            x = top.alpha / s.alpha * x + top.sigma * spread(s.lam - top.lam) * z
+            z = state.canvas.noise(state.i + 1)  # draw 0 made the first x
+            x = weighted([x, z], [top.alpha / s.alpha, self.s_noise * top.sigma * spread(s.lam - top.lam)])
             s = top
         return self.advance(state, heun_step(predict, x, s, t, state.evaluations[state.i]))

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..prediction import GaussianPredict
 from ..sampler import Conformance, Facts, option
 from .grid import GaussianSampler, Point
-from .steps import decay, history_nodes, moments, spread, weighted, weights
-from .stochastic import PathState, StochasticSampler
+from .steps import decay, fitted, history_nodes, moments, spread, weighted
+from .stochastic import MultistepSampler, PathState
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class SaState(PathState):
 
 
 @dataclass(frozen=True)
-class SaSolver(StochasticSampler[SaState]):
+class SaSolver(MultistepSampler[SaState]):
     """Xue et al. 2023, arXiv 2309.05019, algorithm 1 (data prediction): a step of order p predicts x_t; x_0 there corrects it.
 
     x_t = (s_t / s_s) e^{-tau^2 h} x_s + a_t I + s_t sqrt(1 - e^{-2 tau^2 h}) z, where I is the integral of the
@@ -90,7 +90,12 @@ class SaSolver(StochasticSampler[SaState]):
     def _adams(self, x: Tensor, nodes: Sequence[float], values: Sequence[Tensor], s: Point, t: Point) -> Tensor:
         """The mean of x at t, from x at s, with x_0 the polynomial through `values` at `nodes`, in shares of the step."""
         h, rate = t.lam - s.lam, self._rate(t)
-        integrals = moments((1 + rate) * h, len(nodes))
-        if self.simple_order_2 and len(nodes) == 2:
-            integrals[1] = (1 + rate) * h / 2
-        return t.sigma / s.sigma * decay(h, rate) * x + t.alpha * weighted(values, weights(nodes, integrals))
+
+        def integrals(count: int) -> list[float]:
+            out = moments((1 + rate) * h, count)
+            if self.simple_order_2 and count == 2:
+                out[1] = (1 + rate) * h / 2
+            return out
+
+        by = fitted(nodes, integrals, self.growth)
+        return weighted([x, *values], [t.sigma / s.sigma * decay(h, rate), *(t.alpha * w for w in by)])

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import Point
-from .steps import Staged, blend, decay, moments, spread
+from .steps import Staged, blend, decay, moments, spread, weighted
 from .stochastic import EtaSampler, PathState, joined
 
 
@@ -54,11 +54,13 @@ class Seeds2(Staged, EtaSampler[PathState]):
         m0, m1 = moments((1 + eta) * h, 2)
         c = m0 / 2 if self.solver_type == "phi_1" else m1
         # sde_step multiplies what it is given by m0.
-        return self.advance(state, sde_step(x, x0 + c / (m0 * self.r) * (x0_middle - x0), s, t, eta, z))
+        return self.advance(
+            state, sde_step(x, weighted([x0, x0_middle], [1 - c / (m0 * self.r), c / (m0 * self.r)]), s, t, eta, z)
+        )
 
 
 def sde_step(x: Tensor, D: Tensor, s: Point, t: Point, eta: float, z: Tensor | None) -> Tensor:
     """The step of order 1 from s to t: exact if x_0 is D throughout. z: the step's normals, None if eta is 0."""
     h = t.lam - s.lam
-    out = t.sigma / s.sigma * decay(h, eta) * x - t.alpha * math.expm1(-(1 + eta) * h) * D
-    return out if z is None else out + t.sigma * spread(h, eta) * z
+    of_x, of_d = t.sigma / s.sigma * decay(h, eta), -t.alpha * math.expm1(-(1 + eta) * h)
+    return weighted([x, D], [of_x, of_d]) if z is None else weighted([x, D, z], [of_x, of_d, t.sigma * spread(h, eta)])

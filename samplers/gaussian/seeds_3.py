@@ -9,7 +9,7 @@ from typing import ClassVar
 from ..prediction import GaussianPredict
 from .grid import Point
 from .seeds_2 import sde_step
-from .steps import Staged, blend, moments
+from .steps import Staged, blend, moments, weighted
 from .stochastic import EtaSampler, PathState, joined
 
 
@@ -45,10 +45,8 @@ class Seeds3(Staged, EtaSampler[PathState]):
             at = t if share == 1 else Point.at(schedule, lam=s.lam + share * h)
             if number:
                 m0, m1 = moments((1 + eta) * share * h, 2)
-                slope = (predict(value, before) - x0) * (
-                    share / shares[number - 1]
-                )  # of the line, over this stage's length
-                D = x0 + m1 / m0 * slope
+                c = m1 / m0 * share / shares[number - 1]  # for the line through x0 and the latest, over this stage
+                D = weighted([x0, predict(value, before)], [1 - c, c])
             if eta:
                 new = self.normal(state, before, at, number)
                 z = new if z is None else joined(z, new, s, before, at, eta)

@@ -13,23 +13,36 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
+from ..ops import combine
 from ..prediction import GaussianPredict
 from .grid import GridState, Point
 
 if TYPE_CHECKING:
     from ..canvas import NoiseCanvas
 
-__all__ = ["Staged", "blend", "decay", "first_order", "moments", "noise_in", "spread", "weighted", "weights"]
+__all__ = [
+    "Staged",
+    "blend",
+    "decay",
+    "first_order",
+    "fitted",
+    "history_nodes",
+    "moments",
+    "noise_in",
+    "spread",
+    "weighted",
+    "weights",
+]
 
 
 def first_order(x: Tensor, x0: Tensor, s: Point, t: Point) -> Tensor:
     """The ODE's step of order 1 from s to t: (s_t / s_s) x - a_t (e^{-h} - 1) x_0; Euler in sigma / alpha, and DDIM."""
-    return t.sigma / s.sigma * x - t.alpha * math.expm1(s.lam - t.lam) * x0
+    return weighted([x, x0], [t.sigma / s.sigma, -t.alpha * math.expm1(s.lam - t.lam)])
 
 
 def noise_in(x: Tensor, x0: Tensor, at: Point) -> Tensor:
     """The noise e of x = alpha x_0 + sigma e."""
-    return (x - at.alpha * x0) / at.sigma
+    return weighted([x, x0], [1 / at.sigma, -at.alpha / at.sigma])
 
 
 def decay(h: float, rate: float = 1.0) -> float:
@@ -76,12 +89,33 @@ def weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     return out
 
 
+def fitted(nodes: Sequence[float], integrals: Callable[[int], list[float]], growth: float | None) -> list[float]:
+    """The weights of the first `nodes`: of as many as a step may use.
+
+    A polynomial that is extrapolated enlarges the errors of what it goes through, by sum |w| / |sum w|; without a bound,
+    if a step is much longer than those before it. Where that is more than `growth` times its value in the limit of short
+    equal steps, the last node is left out. (On grids whose last step is long, order 2 is otherwise worse than order 1.)
+
+    Args:
+        integrals: count -> the integrals of that many powers.
+        growth: None: all nodes.
+    """
+    for count in range(len(nodes), 1, -1):
+        out = weights(nodes[:count], integrals(count))
+        equal = weights([nodes[0] - k for k in range(count)], [1 / (k + 1) for k in range(count)])
+        if growth is None or _growth(out) <= growth * _growth(equal) * (1 + 1e-9):
+            return out
+    return weights(nodes[:1], integrals(1))
+
+
+def _growth(by: Sequence[float]) -> float:
+    return math.fsum(map(abs, by)) / abs(math.fsum(by))
+
+
 def weighted(values: Sequence[Tensor], by: Sequence[float]) -> Tensor:
-    """The sum of the values, each times its weight."""
-    total = by[0] * values[0]
-    for weight, value in zip(by[1:], values[1:]):
-        total = total + weight * value
-    return total
+    """The sum of the values, each times its weight; values beyond the last weight are left out."""
+    values = values[: len(by)]
+    return combine(*(part for pair in zip(values, by) for part in pair))  # type: ignore[arg-type]
 
 
 def blend(predict: GaussianPredict, x0: Tensor, t: Point, step: Callable[[Tensor], Tensor], evaluations: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -12,12 +13,12 @@ from ..errors import OptionError
 from ..sampler import Conformance, Facts, option
 from .grid import GaussianSampler, GridState, Point
 from .path import NoisePath
-from .steps import decay, spread
+from .steps import decay, spread, weighted
 
 if TYPE_CHECKING:
     from ..canvas import NoiseCanvas
 
-__all__ = ["AncestralSampler", "EtaSampler", "PathState", "StochasticSampler", "joined"]
+__all__ = ["AncestralSampler", "EtaSampler", "MultistepSampler", "PathState", "StochasticSampler", "joined"]
 
 P = TypeVar("P", bound="PathState")
 
@@ -37,9 +38,9 @@ class PathState(GridState):
 class StochasticSampler(GaussianSampler[P]):
     """Base of the samplers that draw noise in their steps.
 
-    With normals="path" they are increments of one Brownian path for each row (samplers/gaussian/path.py), so a run
+    With noise="path" the normals are increments of one Brownian path for each row (samplers/gaussian/path.py), so a run
     with twice the steps follows the same path, only finer: its result comes close to the first one's. With "fresh"
-    every step has new normals. Both have the same law.
+    every step has new normals. Both have the same distribution.
 
     Class attributes:
         NORMALS: how many normals a step draws at most.
@@ -52,7 +53,7 @@ class StochasticSampler(GaussianSampler[P]):
     STATE: ClassVar[type[PathState]] = PathState
 
     s_noise: float = option(1.0, "factor of the noise that is added", ge=0)
-    normals: str = option(
+    noise: str = option(
         "path",
         "increments of one Brownian path, the same for every number of steps; or new normals in every step",
         choices=("path", "fresh"),
@@ -75,7 +76,7 @@ class StochasticSampler(GaussianSampler[P]):
         Args:
             number: counts the parts of a step, from 0, below NORMALS.
         """
-        if self.normals == "path":
+        if self.noise == "path":
             assert state.path is not None
             z = state.path.normal(s.lam, t.lam)
         else:
@@ -99,6 +100,24 @@ class EtaSampler(StochasticSampler[P]):
     def effective_facts(self) -> Facts:
         return Facts(stochastic=self.eta > 0)
 
+    def with_noise(self, state: P, values: Sequence[Tensor], by: Sequence[float], s: Point, t: Point) -> Tensor:
+        """The weighted sum of the values (those beyond the last weight left out), and the reverse SDE's noise from s to t."""
+        if not self.eta:
+            return weighted(values, by)
+        scale = t.sigma * spread(t.lam - s.lam, self.eta)
+        return weighted([*values[: len(by)], self.normal(state, s, t)], [*by, scale])
+
+
+@dataclass(frozen=True)
+class MultistepSampler(StochasticSampler[P]):
+    """Base of the samplers of the reverse SDE that put a polynomial through past predictions."""
+
+    growth: float | None = option(
+        1.5,
+        "how much a step may enlarge errors, as a multiple of equal steps; if it would do more, its order is lower. none: any",
+        ge=1,
+    )
+
 
 def joined(first: Tensor, second: Tensor, s: Point, middle: Point, t: Point, rate: float = 1.0) -> Tensor:
     """The normals of the step from s to t that belong to those of its two parts, from s to a middle and from there to t.
@@ -108,7 +127,8 @@ def joined(first: Tensor, second: Tensor, s: Point, middle: Point, t: Point, rat
     """
     h = t.lam - middle.lam
     a, b = decay(h, rate) * spread(middle.lam - s.lam, rate), spread(h, rate)
-    return (a * first + b * second) / spread(t.lam - s.lam, rate)
+    whole = spread(t.lam - s.lam, rate)
+    return weighted([first, second], [a / whole, b / whole])
 
 
 @dataclass(frozen=True)
