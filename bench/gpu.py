@@ -1,62 +1,94 @@
-"""The ops on a GPU, timed with CUDA events: medians, and bytes a second as a share of the device's copy bandwidth.
+"""The ops and the driver on a GPU, timed with CUDA events: medians, and how each compares with a floor or a peer.
 
-    python bench/gpu.py [--json FILE]
+    python bench/gpu.py [--json FILE] [--seconds 75] [--rehearse]
 
-Shares: for masked_softmax, the bytes of its logits a second over that bandwidth; of headless_softmax, the time of cuBLAS's
-product over its own; of the cache's ops, the time of a copy of the same bytes; of commit_, the row loop's time.
+The share of a row is, for masked_softmax, the bytes of its logits per second over the device's copy bandwidth (a copy's bytes are
+counted twice, read and written); for every other op the time of its floor or peer, which is named in the row before it or in the
+suite's first line, over its own.
 
-The exit status is 1 where a bar is missed: masked_softmax at [1024, 126464] bfloat16 reads its logits at 0.85 of the copy
-bandwidth or better (a copy's bytes are counted twice, read and written).
+Results are written after each suite. A suite that raises is noted, and the next one runs; if the error has ended all work on the
+device, in a new process. No suite begins after `--seconds`. With --rehearse everything runs on the CPU at small sizes, where the
+numbers mean nothing.
+
+The exit status is 1 where a suite failed or a bar is missed: masked_softmax at [1024, 126464] bfloat16 reads its logits at 0.85
+of the copy bandwidth or better.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
+import time
+import traceback
 
 import torch
 
-import samplers.ops as ops
+import samplers
+from samplers import ops
 
 BAR = 0.85
+REHEARSAL = "--rehearse" in sys.argv
+GPU = "cpu" if REHEARSAL else "cuda"
 
 
-def median_ms(run, repeats=50, warm=10):
-    """Median time of a call, the device's own."""
-    for _ in range(warm):
+def size(real, small):
+    return small if REHEARSAL else real
+
+
+def synchronize():
+    if not REHEARSAL:
+        torch.cuda.synchronize()
+
+
+def times_ms(run, repeats):
+    """Each call's time, the device's own."""
+    if REHEARSAL:
+        clock = [time.perf_counter()]
+        for _ in range(repeats):
+            run()
+            clock.append(time.perf_counter())
+        return [1e3 * (b - a) for a, b in zip(clock, clock[1:])]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+    events[0].record()
+    for event in events[1:]:
         run()
+        event.record()
     torch.cuda.synchronize()
-    times = []
-    for _ in range(repeats):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        run()
-        end.record()
-        times.append((begin, end))
-    torch.cuda.synchronize()
-    return statistics.median(b.elapsed_time(e) for b, e in times)
+    return [a.elapsed_time(b) for a, b in zip(events, events[1:])]
+
+
+def median_ms(run, seconds=0.15):
+    """Median time of a call, of as many calls as fit, from 5 to 50."""
+    times_ms(run, 3)
+    begin = time.perf_counter()
+    times_ms(run, 2)
+    once = (time.perf_counter() - begin) / 2
+    return statistics.median(times_ms(run, size(max(5, min(50, int(seconds / once))), 2)))
 
 
 def copy_bandwidth():
-    """Bytes a second, read and written, of a 2 GiB device copy."""
-    source = torch.empty(1 << 30, dtype=torch.int16, device="cuda")
+    """Bytes per second, read and written, of a 2 GiB device copy."""
+    source = torch.empty(size(1 << 30, 1 << 16), dtype=torch.int16, device=GPU)
     target = torch.empty_like(source)
     return 2 * source.nbytes / (median_ms(lambda: target.copy_(source)) * 1e-3)
 
 
 def softmax_cases():
-    for rows, vocab in ((1024, 126464), (256, 126464), (32, 126464), (1, 126464), (1024, 50257)):
-        for dtype in (torch.bfloat16, torch.float32):
-            for scale in (1.0, 8.0):  # flat logits, where every chunk counts, and peaked ones
-                yield rows, vocab, dtype, scale
+    vocab = size(126464, 1264)
+    for rows in (1024, 256, 32, 1):
+        yield rows, vocab, torch.bfloat16, 1.0  # flat logits, where every chunk counts
+    yield 1024, vocab, torch.bfloat16, 8.0  # and peaked ones
+    yield 1024, vocab, torch.float32, 1.0
+    yield 1024, size(50257, 503), torch.bfloat16, 1.0
 
 
 def bench_softmax(floor):
     for rows, vocab, dtype, scale in softmax_cases():
-        # More copies than the cache holds, taken in turn: a model's logits are not in it either.
+        # More copies than the device's cache holds, taken in turn: a model's logits are not in it either.
         n = max(1, min(8, (256 << 20) // (rows * vocab * dtype.itemsize) + 1))
-        copies = [torch.randn(rows, vocab, device="cuda").mul(scale).to(dtype) for _ in range(n)]
-        uniform = torch.rand(rows, dtype=torch.float64, device="cuda")
+        copies = [torch.randn(rows, vocab, device=GPU).mul(scale).to(dtype) for _ in range(n)]
+        uniform = torch.rand(rows, dtype=torch.float64, device=GPU)
         turn = iter(range(10**9))
         calls = {
             "greedy": {},
@@ -73,36 +105,71 @@ def bench_softmax(floor):
             ms = median_ms(call)
             share = rows * vocab * dtype.itemsize / (ms * 1e-3) / floor
             yield f"masked_softmax [{rows}, {vocab}] {str(dtype)[6:]} scale {scale:g} {name}", ms, share
-        ms = median_ms(lambda x=copies[0]: torch.softmax(x.float(), -1).max(-1), repeats=10, warm=3)
+        ms = median_ms(lambda x=copies[0]: torch.softmax(x.float(), -1).max(-1))
         yield f"torch softmax+max [{rows}, {vocab}] {str(dtype)[6:]} scale {scale:g}", ms, None
 
 
-def bench_headless(_):
-    if not hasattr(ops, "headless_softmax"):
-        return
-    for rows in (256, 1024):
-        hidden = torch.randn(rows, 4096, dtype=torch.bfloat16, device="cuda")
-        weight = torch.randn(126464, 4096, dtype=torch.bfloat16, device="cuda") * 0.02
-        product = median_ms(lambda a=hidden, b=weight: a @ b.T)
-        yield f"cuBLAS product [{rows}, 4096] x [126464, 4096]", product, None
-        ms = median_ms(lambda a=hidden, b=weight: ops.headless_softmax(a, b))
-        yield f"headless_softmax [{rows}, 4096] x [126464, 4096]", ms, product / ms
+def bench_uniforms(_):
+    """Against torch's own generator, which draws other numbers."""
+    for rows, length in ((8, 256), (size(1024, 16), 4096)):
+        who = [torch.arange(rows, device=GPU) for _ in range(3)]
+        out = torch.empty(rows, length, dtype=torch.float64, device=GPU)
+        peer = median_ms(lambda out=out: out.uniform_())
+        yield f"torch uniform_ [{rows}, {length}]", peer, None
+        ms = median_ms(lambda who=who, length=length: ops.row_uniforms(*who, length=length))
+        yield f"row_uniforms [{rows}, {length}]", ms, peer / ms
+
+
+def bench_combine(_):
+    """Against the same sum in torch's own operations."""
+    for shape in ((8, 4, 64, 64), (size(64, 2), 4, 128, 128)):
+        a, b, c = (torch.randn(shape, device=GPU) for _ in range(3))
+        peer = median_ms(lambda a=a, b=b, c=c: 0.5 * a + 1.5 * b + 2.5 * c)
+        yield f"torch a sum of 3 terms {list(shape)}", peer, None
+        ms = median_ms(lambda a=a, b=b, c=c: ops.combine((0.5, a), (1.5, b), (2.5, c)))
+        yield f"combine 3 terms {list(shape)}", ms, peer / ms
+
+
+def bench_remask(_):
+    """Against the row loop of LLaDA's generate, which waits for the device at every row."""
+    for rows, length, most in ((8, 256, 16), (32, 1024, 64), (32, 4096, 256)):
+        x = torch.zeros(rows, length, dtype=torch.int64, device=GPU)
+        token, score = torch.ones_like(x), torch.rand(rows, length, device=GPU)
+        k = torch.randint(1, most + 1, (rows,), device=GPU)
+
+        def loop(x=x, token=token, score=score, k=k):
+            chosen = torch.zeros_like(x, dtype=torch.bool)
+            for row in range(len(k)):
+                chosen[row, torch.topk(score[row], k=int(k[row])).indices] = True
+            x[chosen] = token[chosen]
+
+        slow = median_ms(loop)
+        yield f"LLaDA's loop [{rows}, {length}]", slow, None
+        calls = {
+            "commit_ k": lambda x=x, t=token, s=score, k=k: ops.commit_(x, t, s, k=k),
+            "commit_ threshold": lambda x=x, t=token, s=score: ops.commit_(x, t, s, threshold=0.95, least=1),
+            "commit_ factor": lambda x=x, t=token, s=score: ops.commit_(x, t, s, factor=1.0, least=1),
+            "commit_ budget": lambda x=x, t=token, s=score: ops.commit_(x, t, s, budget=0.1, lowest=True),
+            "select k": lambda s=score, k=k: ops.select(s, k=k),
+            "remask_ k": lambda x=x, s=score, k=k: ops.remask_(x, s, None, 0, k=k),
+        }
+        for name, call in calls.items():
+            ms = median_ms(call)
+            yield f"{name} [{rows}, {length}]", ms, slow / ms
 
 
 def bench_kv(_):
     """Against a copy of the same bytes."""
-    if not hasattr(ops, "kv_replace_"):
-        return
     for batch, length, block in ((1, 4096, 32), (8, 4096, 32), (8, 4096, 1024)):
-        layers, heads, dim = 8, 8, 128
-        key = torch.zeros(layers, batch, heads, length, dim, dtype=torch.bfloat16, device="cuda")
+        layers, heads, dim = size((8, 8, 128), (1, 2, 16))
+        key = torch.zeros(layers, batch, heads, length, dim, dtype=torch.bfloat16, device=GPU)
         value = torch.zeros_like(key)
-        new = torch.randn(layers, batch, heads, block, dim, device="cuda").bfloat16()
+        new = torch.randn(layers, batch, heads, block, dim, device=GPU).bfloat16()
         target, where = torch.empty_like(new), f"[{layers}, {batch}, {heads}, {length}, {dim}] {block} rows"
         copy = 2 * median_ms(lambda a=target, b=new: a.copy_(b))  # key and value
         yield f"two copies {where}", copy, None
-        start = torch.full((batch,), 64, device="cuda")
-        index = torch.stack([torch.randperm(length, device="cuda")[:block] for _ in range(batch)])
+        start = torch.full((batch,), 64, device=GPU)
+        index = torch.stack([torch.randperm(length, device=GPU)[:block] for _ in range(batch)])
         calls = {
             "kv_replace_": lambda k=key, v=value, n=new, s=start: ops.kv_replace_(k, v, n, n, s),
             "kv_scatter_": lambda k=key, v=value, n=new, i=index: ops.kv_scatter_(k, v, n, n, i),
@@ -114,50 +181,150 @@ def bench_kv(_):
             yield f"{name} {where}", ms, copy / ms
 
 
-def bench_remask(_):
-    """Against the row loop of LLaDA's generate, which waits for the device at every row."""
-    if not hasattr(ops, "commit_"):
-        return
-    for rows, length, most in ((8, 256, 16), (32, 1024, 64), (32, 4096, 256)):
-        x = torch.zeros(rows, length, dtype=torch.int64, device="cuda")
-        token, score = torch.ones_like(x), torch.rand(rows, length, device="cuda")
-        k = torch.randint(1, most + 1, (rows,), device="cuda")
+def bench_headless(_):
+    """Against cuBLAS's product alone, which is the floor, and against the product with masked_softmax after it."""
+    width, vocab = size((4096, 126464), (64, 1264))
+    weight = torch.randn(vocab, width, dtype=torch.bfloat16, device=GPU) * 0.02
+    for rows in (32, 256, 1024):
+        hidden = torch.randn(rows, width, dtype=torch.bfloat16, device=GPU)
+        uniform = torch.rand(rows, dtype=torch.float64, device=GPU)
+        where = f"[{rows}, {width}] x [{vocab}, {width}]"
+        product = median_ms(lambda a=hidden: a @ weight.T)
+        yield f"cuBLAS product {where}", product, None
+        for name, kw in (("greedy", {}), ("T=0.7", {"temperature": 0.7, "uniform": uniform})):
+            ms = median_ms(lambda a=hidden, kw=kw: ops.masked_softmax(a @ weight.T, **kw))
+            yield f"product, masked_softmax {where} {name}", ms, product / ms
+            ms = median_ms(lambda a=hidden, kw=kw: ops.headless_softmax(a, weight, **kw))
+            yield f"headless_softmax {where} {name}", ms, product / ms
 
-        def loop(x=x, token=token, score=score, k=k):
-            chosen = torch.zeros_like(x, dtype=torch.bool)
-            for row in range(len(k)):
-                chosen[row, torch.topk(score[row], k=int(k[row])).indices] = True
-            x[chosen] = token[chosen]
 
-        slow = median_ms(loop, repeats=10, warm=2)
-        yield f"LLaDA's loop [{rows}, {length}]", slow, None
-        ms = median_ms(lambda x=x, token=token, score=score, k=k: ops.commit_(x, token, score, k=k))
-        yield f"commit_ [{rows}, {length}]", ms, slow / ms
+def bench_attention(_):
+    """Against torch's attention over cache and new rows that lie in one tensor already, all of them seen."""
+    for batch, length, n in ((1, 1024, 32), (8, 1024, 32), (8, 4096, 32)):
+        heads, dim = size((32, 128), (2, 16))
+        length = size(length, length // 16)
+        key, value = torch.randn(2, batch, heads, length + n, dim, device=GPU).bfloat16()
+        query = torch.randn(batch, heads, n, dim, device=GPU).bfloat16()
+        lengths = torch.full((batch,), length, device=GPU)
+        where = f"[{batch}, {heads}, {length} + {n}, {dim}]"
+        peer = median_ms(lambda q=query, k=key, v=value: torch.nn.functional.scaled_dot_product_attention(q, k, v))
+        yield f"torch attention {where}", peer, None
+        parts = [x[:, :, part] for part in (slice(length), slice(length, None)) for x in (key, value)]
+        ms = median_ms(lambda q=query, p=parts, n=lengths: ops.cached_attention(q, *p, lengths=n))
+        yield f"cached_attention {where}", ms, peer / ms
+
+
+def bench_driver(_):
+    """One sample() with a model that costs nothing: wall time per step; the share is 0.1 ms over it."""
+    rows, length, vocab, steps = size((8, 256, 126464, 64), (2, 16, 1264, 4))
+    logits = torch.randn(rows, length, vocab, device=GPU, dtype=torch.bfloat16)
+    model = samplers.TokenDenoiser.wrap(lambda ids: logits[: len(ids)], vocab_size=vocab, mask_id=vocab - 1, device=GPU)
+    for name in ("low_confidence", "threshold"):
+        for temperature in (0.0, 0.7):
+            setting = {"gen_length": length, "batch": rows, "steps": steps, "temperature": temperature}
+            walls = []
+            for _ in range(size(4, 2)):
+                synchronize()
+                begin = time.perf_counter()
+                out = samplers.sample(model, name, **setting)
+                synchronize()
+                walls.append((time.perf_counter() - begin) / out.steps * 1e3)
+            ms = statistics.median(walls[1:])
+            tokens = rows * length / (ms * out.steps * 1e-3)
+            title = f"driver {name} [{rows}, {length}, {vocab}] T={temperature:g}, {out.steps} steps"
+            yield f"{title}, {tokens:.0f} tokens per second", ms, 0.1 / ms
+
+
+SUITES = {
+    "softmax": bench_softmax,
+    "driver": bench_driver,
+    "uniforms": bench_uniforms,
+    "combine": bench_combine,
+    "remask": bench_remask,
+    "kv": bench_kv,
+    "headless": bench_headless,
+    "attention": bench_attention,
+}
+
+
+class Report:
+    """What is known so far, on the screen and in a file."""
+
+    def __init__(self, path, begin):
+        self.path = path
+        self.facts = {"results": [], "errors": {}, "left_out": [], "begin": begin}
+        if path and begin is None and os.path.exists(path):  # a run before this one broke off; this one goes on
+            with open(path) as file:
+                self.facts = json.load(file)
+
+    def write(self):
+        if self.path:
+            with open(self.path + ".part", "w") as file:
+                json.dump(self.facts, file, indent=1)
+            os.replace(self.path + ".part", self.path)
+
+    def run(self, name):
+        """→ whether the device still works."""
+        try:
+            for title, ms, share in SUITES[name](self.facts["copy_bytes_per_s"]):
+                self.facts["results"].append({"suite": name, "name": title, "median_ms": ms, "share": share})
+                print(f"{title:90} {ms:9.4f} ms  {'' if share is None else f'{share:.2f}'}", flush=True)
+        except Exception as error:
+            traceback.print_exc()
+            self.facts["errors"][name] = f"{type(error).__name__}: {error}"[:2000]
+        self.write()
+        try:
+            synchronize()
+            torch.zeros(1, device=GPU).item()
+        except RuntimeError:
+            return False
+        return True
+
+    def missed(self):
+        """The results below their bar."""
+        wide = "masked_softmax [1024, 126464] bfloat16"
+        of = [r for r in self.facts["results"] if r["name"].startswith(wide) and r["name"].endswith("greedy")]
+        return [r["name"] for r in of if r["share"] < BAR]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", help="also write the results here")
+    parser.add_argument("--json", help="also write the results here, after each suite")
+    parser.add_argument("--seconds", type=float, default=75, help="begin no suite after this time")
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU, at small sizes, to try the script itself")
+    parser.add_argument("--from", dest="first", help="go on with this suite, and with the results in --json")
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not (REHEARSAL or torch.cuda.is_available()):
         sys.exit("bench/gpu.py needs a GPU")
     torch.manual_seed(0)
-    floor = copy_bandwidth()
-    print(f"{torch.cuda.get_device_name()}: a copy moves {floor / 1e12:.2f} TB/s, read and written")
-    results, missed = [], []
-    for suite in (bench_softmax, bench_headless, bench_kv, bench_remask):
-        for name, ms, share in suite(floor):
-            results.append({"name": name, "median_ms": ms, "share": share})
-            print(f"{name:70} {ms:9.4f} ms  {'' if share is None else f'{share:.2f}'}", flush=True)
-            if name.startswith("masked_softmax [1024, 126464] bfloat16") and name.endswith("greedy") and share < BAR:
-                missed.append(name)
-    if options.json:
-        facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "copy_bytes_per_s": floor}
-        with open(options.json, "w") as file:
-            json.dump({**facts, "status": ops.status(), "results": results}, file, indent=1)
-    for name in missed:
+    report = Report(options.json, None if options.first else time.time())
+    if "copy_bytes_per_s" not in report.facts:
+        device = "the CPU, in a rehearsal" if REHEARSAL else torch.cuda.get_device_name()
+        report.facts |= {"device": device, "torch": torch.__version__, "status": ops.status()}
+        report.facts["copy_bytes_per_s"] = copy_bandwidth()
+        print(f"{device}: a copy moves {report.facts['copy_bytes_per_s'] / 1e12:.2f} TB/s, read and written")
+    names = list(SUITES)
+    names = names[names.index(options.first) :] if options.first else names
+    for i, name in enumerate(names):
+        if time.time() - report.facts["begin"] > options.seconds:
+            report.facts["left_out"].append(name)
+        elif not report.run(name) and i + 1 < len(names):
+            print(
+                f"the device takes no more work in this process: {names[i + 1]} and what follows in another", flush=True
+            )
+            if options.json:
+                again = ["--json", options.json, "--seconds", str(options.seconds), "--from", names[i + 1]]
+                again += ["--rehearse"] * REHEARSAL
+                os.execv(sys.executable, [sys.executable, __file__, *again])
+            break
+    report.write()
+    for name in report.missed():
         print(f"below {BAR} of the copy bandwidth: {name}")
-    sys.exit(bool(missed))
+    for name, error in report.facts["errors"].items():
+        print(f"suite {name} failed: {error}")
+    if report.facts["left_out"]:
+        print(f"left out for want of time: {', '.join(report.facts['left_out'])}")
+    sys.exit(bool(report.missed() or report.facts["errors"]))
 
 
 if __name__ == "__main__":

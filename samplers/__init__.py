@@ -9,9 +9,10 @@ from .hookspecs import hookimpl
 if TYPE_CHECKING:
     from . import authoring, energy, models, ops, problems
     from .canvas import PAD, Canvas
-    from .denoiser import Denoiser, GaussianDenoiser, Head, TokenDenoiser
+    from .denoiser import Denoiser, Head, TokenDenoiser
     from .driver import Constraint, sample, stream
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
+    from .gaussian.denoiser import GaussianDenoiser
     from .likelihood import Likelihood, nll
     from .prediction import Prediction
     from .registry import create, list_samplers
@@ -30,7 +31,7 @@ _WHERE = {
     "PAD": "canvas",
     "Canvas": "canvas",
     "Denoiser": "denoiser",
-    "GaussianDenoiser": "denoiser",
+    "GaussianDenoiser": "gaussian.denoiser",
     "Head": "denoiser",
     "TokenDenoiser": "denoiser",
     "Prediction": "prediction",

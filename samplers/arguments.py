@@ -19,11 +19,13 @@ import numpy as np
 from torch import Tensor
 
 from .canvas import Canvas
-from .checks import check_memory, check_plan, flag, integer, integers, number, optional_integer, seeds_of, shown
-from .denoiser import Denoiser, GaussianDenoiser, TokenDenoiser
+from .checks import flag, guidance, hook, integer, integers, number, optional_integer, seeds_of, shown
+from .denoiser import Denoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
 from .feeds.sequence import check_sequential
+from .gaussian.arguments import GaussianArguments, read_gaussian
+from .gaussian.denoiser import GaussianDenoiser
 from .ops._check import COLDEST, HOTTEST
 from .predictor import SamplingConfig
 from .random import Rng
@@ -42,9 +44,6 @@ __all__ = [
     "wrong_argument",
 ]
 
-GAUSSIAN_STEPS = 20  # function evaluations of a continuous sampler that is told no number
-POINT_BYTES = 320  # a point of a continuous grid: a Python object of four floats
-STRONGEST = 1e6  # the largest cfg_scale: guided logits must stay finite in float32
 
 # What other libraries call some of our arguments.
 ALIASES = {
@@ -140,24 +139,6 @@ class TokenArguments:
     settings: dict[str, Any]
 
 
-@dataclass(frozen=True, eq=False)
-class GaussianArguments:
-    """The arguments of a continuous run, checked and converted.
-
-    Attributes:
-        batch: rows.
-        rng: their randomness.
-        steps: function evaluations.
-        progress, settings: as in TokenArguments.
-    """
-
-    batch: int
-    rng: Rng
-    steps: int
-    progress: bool
-    settings: dict[str, Any]
-
-
 class _Given:
     """What sample() was called with. It notes what has been read: the rest must have its default value."""
 
@@ -175,9 +156,9 @@ class _Given:
         """OptionError for an argument that was given and not read: it is for another family."""
         for name in self._unread:
             if not _equal(self._arguments[name], _parameters()[name].default):
-                hint = "; guide the callable that you wrap instead" if name.startswith("cfg") else ""
+                others = "token" if sampler.family == "gaussian" else "continuous"
                 raise OptionError(
-                    f"{name} is for token samplers; {sampler.name!r} is of the {sampler.family} family{hint}"
+                    f"{name} is for {others} samplers; {sampler.name!r} is of the {sampler.family} family"
                 )
 
 
@@ -204,24 +185,10 @@ def read_arguments(
         flag(name, given(name))
     progress = flag("progress", given("progress"))
     if isinstance(denoiser, GaussianDenoiser):
-        return _read_gaussian(denoiser, sampler, given, progress)
+        return read_gaussian(denoiser, sampler, given, progress)
     if isinstance(denoiser, TokenDenoiser):
         return _read_tokens(denoiser, sampler, given, progress)
     raise FamilyError(f"denoiser {denoiser.name!r} of the {denoiser.family} family: no driver for that family yet")
-
-
-def _read_gaussian(
-    denoiser: GaussianDenoiser, sampler: Sampler[Any], given: _Given, progress: bool
-) -> GaussianArguments:
-    batch, seed = integer("batch", given("batch")), seeds_of(given("seed"))
-    steps, first_row = optional_integer("steps", given("steps")), integer("first_row", given("first_row"), 0)
-    given.refuse_the_rest(sampler)
-    steps = GAUSSIAN_STEPS if steps is None else steps
-    check_plan(f"steps={steps}", steps * POINT_BYTES)
-    check_memory(f"batch={batch} of shape {tuple(denoiser.shape)}", batch * denoiser.row_bytes, denoiser.device)
-    rng = Rng.of(seed, batch, first_row, denoiser.device)
-    settings = {"batch": batch, "seed": seed, "first_row": first_row, "steps": steps}
-    return GaussianArguments(batch, rng, steps, progress, settings)
 
 
 def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, progress: bool) -> TokenArguments:
@@ -233,9 +200,7 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
     block_length = optional_integer("block_length", given("block_length"))
     config = _read_config(denoiser, sampler, given)
     scheme = cache_scheme(given("cache"), denoiser)
-    constrain = given("constrain")
-    if constrain is not None and not callable(constrain):
-        raise OptionError(f"constrain takes a callable state -> Constraint or None, not {shown(constrain)}")
+    constrain = hook("constrain", given("constrain"))
     stop = parse_stop(given("stop"), denoiser)
     canvas, gen_length = _read_canvas(denoiser, given)
     if config.cfg_scale and given("prompt") is None:
@@ -291,26 +256,12 @@ def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given) 
         )
     return SamplingConfig(
         temperature,
-        number("cfg_scale", given("cfg_scale"), 0.0, STRONGEST),
-        _interval(given("cfg_interval")),
+        *guidance(given("cfg_scale"), given("cfg_interval")),
         top_k,
         share,
         forbid,
         _token_ids("demote", given("demote"), denoiser),
     )
-
-
-def _interval(value: Any) -> tuple[float, float]:
-    """cfg_interval as (low, high); OptionError unless 0 <= low < high <= 1."""
-    try:
-        low, high = (number("cfg_interval", v, 0.0) for v in value)
-    except (TypeError, ValueError):
-        low, high = 1.0, 0.0
-    if not 0 <= low < high <= 1:
-        raise OptionError(
-            f"cfg_interval is {shown(value)}; two noise levels (low, high), 0 <= low < high <= 1, are needed"
-        )
-    return low, high
 
 
 def _flat_ids(name: str, value: Any, needed: str) -> Tensor | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,10 @@ from .checks import (
     shown,
     token_rows,
 )
-from .denoiser import GaussianDenoiser, TokenDenoiser
+from .denoiser import TokenDenoiser
 from .errors import OptionError
+from .gaussian.denoiser import GaussianDenoiser
+from .noise_schedules import Point
 from .random import Rng
 
 if TYPE_CHECKING:
@@ -374,14 +377,31 @@ class NoiseCanvas:
     """What a Gaussian run starts from.
 
     Attributes:
-        denoiser: for its shape, schedule and dtype.
+        denoiser: for its shape and schedule.
         steps: number of function evaluations asked for.
         rng: the randomness of the rows.
+        start: (B, *shape), the x_0 that the run starts from, or None.
+        known: (B, *shape) bool, where `start` is kept as it is, or None.
+        moments: mean of x_0, (B, *shape), and its variance per coordinate, from which the first x is drawn, or None.
+        strength: the share of the noise levels that the run goes through, from `start` on.
+        first_noise: (B, *shape), the normals of the first x, if they are not `rng`'s or are needed often.
+        times: the schedule's times of the run's points, the first first, if the caller gave them.
     """
 
     denoiser: GaussianDenoiser
     steps: int
     rng: Rng
+    start: Tensor | None = None
+    known: Tensor | None = None
+    moments: tuple[Tensor, float] | None = None
+    strength: float = 1.0
+    first_noise: Tensor | None = None
+    times: tuple[float, ...] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of x in a run: float64 if the denoiser's is, else float32."""
+        return self.denoiser.state_dtype
 
     def state_class(self, revises: bool) -> type[NoiseState]:
         """The kind of state that a sampler without one of its own starts with."""
@@ -390,5 +410,26 @@ class NoiseCanvas:
         return NoiseState
 
     def noise(self, draw: int) -> Tensor:
-        """(B, *shape) standard normals, number `draw` of this run."""
-        return self.rng.normal(self.denoiser.shape, draw, self.denoiser.dtype)
+        """(B, *shape) standard normals, number `draw` of this run. Number 0 is that of the first x."""
+        if draw == 0 and self.first_noise is not None:
+            return self.first_noise
+        return self.rng.normal(self.denoiser.shape, draw, self.dtype)
+
+    def first(self, point: Point) -> Tensor:
+        """(B, *shape), x at the first point of a run: alpha x_0 + sigma e.
+
+        Without a `start` or moments the data's own part is left out: at the schedule's t_max it is small. With moments, x
+        has the mean and the mean variance of the true distribution there (Analytic-Init, Zhao et al. 2024, arXiv 2406.15735).
+        """
+        noise = self.noise(0)
+        if self.start is not None:
+            return point.alpha * self.start + point.sigma * noise
+        if self.moments is not None:
+            mean, variance = self.moments
+            return point.alpha * mean + math.sqrt(point.sigma**2 + point.alpha**2 * variance) * noise
+        return point.sigma * noise
+
+    def with_known(self, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
+        """x with the known part of `start` put in at a noise level, with the noise that the run began with."""
+        assert self.start is not None and self.known is not None
+        return torch.where(self.known, alpha * self.start + sigma * self.noise(0), x)

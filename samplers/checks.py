@@ -36,11 +36,14 @@ __all__ = [
     "check_tokens",
     "device_of",
     "flag",
+    "guidance",
+    "hook",
     "integer",
     "integers",
     "memory_of",
     "number",
     "optional_integer",
+    "reals",
     "seeds_of",
     "shown",
     "signed",
@@ -48,6 +51,7 @@ __all__ = [
 ]
 
 MOST = 2**53  # the largest count: float64, in which schedules are worked out, holds every integer up to it
+STRONGEST = 1e6  # the largest cfg_scale: guided logits must stay finite in float32
 PLAN_BYTES = 2**30  # the most that the plan of a run (its grid of times, its table of steps) may take
 POSITION_BYTES = 64  # what a run keeps for a position: the tensors of the canvas, of two states and of a prediction
 
@@ -91,6 +95,32 @@ def integer(name: str, value: Any, low: int = 1, high: int = MOST) -> int:
     if out > high:
         raise OptionError(f"{name} must be an integer of at most {high}, not {shown(value)}")
     return out
+
+
+def guidance(scale: Any, interval: Any) -> tuple[float, tuple[float, float]]:
+    """cfg_scale and cfg_interval as numbers.
+
+    Raises:
+        OptionError: the scale is below 0 or so large that guided logits would not be finite in float32; the interval is not
+            (low, high) with 0 <= low < high <= 1.
+    """
+    strength = number("cfg_scale", scale, 0.0, STRONGEST)
+    try:
+        low, high = (number("cfg_interval", v, 0.0) for v in interval)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not 0 <= low < high <= 1:
+        raise OptionError(
+            f"cfg_interval is {shown(interval)}; two noise levels (low, high), 0 <= low < high <= 1, are needed"
+        )
+    return strength, (low, high)
+
+
+def hook(name: str, value: Any) -> Any:
+    """A callable, or None."""
+    if value is not None and not callable(value):
+        raise OptionError(f"{name} takes a callable of the state, not {shown(value)}")
+    return value
 
 
 def optional_integer(name: str, value: Any, low: int = 1) -> int | None:
@@ -298,6 +328,37 @@ def check_room(name: str, lengths: list[int], denoiser: TokenDenoiser) -> None:
                 f"{name}: row {i} has {length} positions; denoiser {denoiser.name!r} takes at most {denoiser.max_length} "
                 "(its max_length): shorten the prompt or the part to fill"
             )
+
+
+def reals(name: str, value: Any, shape: tuple[int, ...], rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`value` as (rows, *shape) of `dtype` on `device`: of that shape, or of `shape` for all rows.
+
+    Args:
+        dtype: a floating dtype, or torch.bool, for which bools are needed.
+
+    Raises:
+        OptionError: another shape or another kind of numbers, a number that is not finite.
+    """
+    full = (rows, *shape)
+    kind = "bools" if dtype == torch.bool else "finite real numbers"
+    needed = f"{kind} of shape {full} are needed, or of {shape} for all rows"
+    try:
+        made = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"{name} is {shown(value)}; {needed}") from error
+    if made.is_meta or made.layout != torch.strided or made.is_complex():
+        raise OptionError(f"{name} is {shown(made)}; {needed}")
+    if (made.dtype == torch.bool) != (dtype == torch.bool):
+        raise OptionError(f"{name} is of {made.dtype}; {needed}")
+    if tuple(made.shape) not in (full, shape, (1, *shape)):
+        more = ""
+        if tuple(made.shape[1:]) == shape:
+            more = f": give batch={len(made)}, or {rows} row{'s' if rows != 1 else ''}"
+        raise OptionError(f"{name} has shape {tuple(made.shape)}; {needed}{more}")
+    made = made.to(device, dtype)
+    if dtype != torch.bool and not bool(torch.isfinite(made).all()):
+        raise OptionError(f"{name} holds a number that is not finite; {needed}")
+    return made.expand(full).contiguous()
 
 
 # ---------------------------------------------------------------------------------------------- seeds

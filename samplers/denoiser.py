@@ -1,28 +1,29 @@
 """Denoiser: what a model predicts of x_0 given x_t. The one interface between models and samplers.
 
-A token denoiser answers with logits over clean tokens, a Gaussian one with the denoised x_0. A denoiser knows its model
-and never which sampler calls it. Any callable becomes one in a line:
+A token denoiser answers with logits over clean tokens, a Gaussian one (gaussian/denoiser.py) with the denoised x_0. A denoiser
+knows its model and never which sampler calls it. Any callable becomes one in a line:
 
     samplers.TokenDenoiser.wrap(fn, vocab_size=V, mask_id=M)          # fn(ids (B, L)) -> logits (B, L, V)
-    samplers.GaussianDenoiser.wrap(fn, shape=(3, 32, 32), schedule="vp_linear", prediction="epsilon")   # fn(x, t)
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .checks import device_of, flag, integer, optional_integer, shown
-from .errors import DenoiserError, OptionError, did_you_mean
-from .schedule import NoiseSchedule, noise_schedule
+from .errors import DenoiserError, OptionError
 
-__all__ = ["CacheUse", "Counter", "Denoiser", "GaussianDenoiser", "Head", "Previous", "TokenDenoiser"]
+if TYPE_CHECKING:
+    from .gaussian.denoiser import GaussianDenoiser
+
+__all__ = ["CacheUse", "Counter", "Denoiser", "Head", "Previous", "TokenDenoiser"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,105 +323,6 @@ class _WrappedTokens(TokenDenoiser):
         return self._call(x, t, **more).flatten(0, 1), index
 
 
-PREDICTIONS = ("epsilon", "x0", "v", "flow", "score")
-
-
-class GaussianDenoiser(Denoiser):
-    """Base of denoisers of x_t = alpha(t) x_0 + sigma(t) e. Subclasses set the attributes and write `predict`.
-
-    Attributes:
-        shape: the shape of one sample.
-        schedule: its NoiseSchedule.
-        dtype: dtype of x; float64 for convergence studies.
-    """
-
-    family = "gaussian"
-    time_conditioned = True
-    shape: tuple[int, ...]
-    schedule: NoiseSchedule
-    dtype: torch.dtype = torch.float32
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes that a run needs for a row at least: x, and what the model answers."""
-        return 2 * math.prod(self.shape) * self.dtype.itemsize
-
-    def predict(self, x: Tensor, t: Tensor) -> Tensor:
-        """The denoised E[x_0 | x_t]. x: (B, *shape), t: (B,) the schedule's time -> (B, *shape)."""
-        raise NotImplementedError
-
-    @staticmethod
-    def wrap(
-        fn: Callable[[Tensor, Tensor], Tensor],
-        *,
-        shape: Sequence[int],
-        schedule: str | NoiseSchedule = "vp_linear",
-        prediction: str = "epsilon",
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        name: str | None = None,
-    ) -> GaussianDenoiser:
-        """A denoiser of a plain callable `fn(x (B, *shape), t (B,)) -> (B, *shape)`.
-
-        With a = alpha(t), s = sigma(t) and z what fn returns, the denoised x_0 is
-            epsilon  (x - s z) / a            fn predicts the noise e
-            x0       z
-            v        (a x - s z) / (a^2 + s^2)   v = a e - s x_0 (Salimans and Ho 2022)
-            flow     (x - s z) / (a + s)         z = e - x_0, the velocity of rectified flow in the direction of noise
-            score    (x + s^2 z) / a             z = grad log p_t(x)
-
-        Raises:
-            OptionError: an unknown prediction, schedule or device, a shape that is none, a dtype that is not floating.
-            DenoiserError: (when called) a wrong shape, or numbers that are not real.
-        """
-        if not callable(fn):
-            raise OptionError(f"GaussianDenoiser.wrap takes a callable fn(x, t), not {type(fn).__name__}")
-        if prediction not in PREDICTIONS:
-            hint = did_you_mean(str(prediction), PREDICTIONS)
-            raise OptionError(f"unknown prediction {shown(prediction)}{hint} Known: {', '.join(PREDICTIONS)}")
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise OptionError(f"dtype must be a floating torch.dtype such as torch.float32, not {shown(dtype)}")
-        try:
-            sizes = tuple(integer("a size in shape", n) for n in shape)
-        except TypeError as error:
-            raise OptionError(
-                f"shape must be the sizes of one sample, such as (3, 32, 32), not {shown(shape)}"
-            ) from error
-        out = _WrappedGaussian(fn, prediction)
-        out.shape, out.schedule, out.dtype = sizes, noise_schedule(schedule), dtype
-        out.device = device_of("device", device)
-        out.name = str(name or getattr(fn, "__name__", type(fn).__name__))
-        return out
-
-
-class _WrappedGaussian(GaussianDenoiser):
-    def __init__(self, fn: Callable[[Tensor, Tensor], Tensor], prediction: str):
-        self.fn, self.prediction = fn, prediction
-
-    def predict(self, x: Tensor, t: Tensor) -> Tensor:
-        z = self.fn(x.clone(), t)  # a copy: a model may write into what it is given, and x is needed below
-        if not isinstance(z, Tensor) or z.shape != x.shape:
-            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise DenoiserError(
-                f"denoiser {self.name!r} returned {got} for x of shape {tuple(x.shape)}; the same shape is needed"
-            )
-        if not z.is_floating_point():
-            raise DenoiserError(f"denoiser {self.name!r} returned {z.dtype}; real floating numbers are needed")
-        if self.prediction == "x0":
-            return z
-        like = (-1,) + (1,) * len(self.shape)
-        t64 = t.to("cpu", torch.float64)
-        a = self.schedule.alpha(t64).to(x).view(like)
-        s = self.schedule.sigma(t64).to(x).view(like)
-        if self.prediction == "epsilon":
-            return (x - s * z) / a
-        if self.prediction == "v":
-            return (a * x - s * z) / (a**2 + s**2)
-        if self.prediction == "flow":
-            return (x - s * z) / (a + s)
-        return (x + s**2 * z) / a
-
-
 class Counter:
     """Stands between the driver and a denoiser and counts honestly.
 
@@ -503,22 +405,11 @@ class Counter:
         self.token_evals += x.numel()
         self.head_rows += needed
 
-    def gaussian(self, x: Tensor, t: Tensor) -> Tensor:
-        """One forward pass of a Gaussian denoiser."""
+    def gaussian(self, call: Callable[[], Any], rows: int, rows_of_network: int) -> Any:
+        """One evaluation of a Gaussian denoiser by `call`. A guided one has twice the rows."""
         denoiser: GaussianDenoiser = self.denoiser  # type: ignore[assignment]
         self.nfe += 1
-        self.row_evals += len(x)
-        self.token_evals += len(x) * math.prod(denoiser.shape)
-        self.head_rows += len(x)
-        out = self._timed(lambda: denoiser.predict(x, t))
-        if not isinstance(out, Tensor) or not out.is_floating_point():
-            kind = out.dtype if isinstance(out, Tensor) else type(out).__name__
-            raise DenoiserError(
-                f"denoiser {denoiser.name!r} returned {kind}; a tensor of real floating numbers is needed"
-            )
-        if out.shape != x.shape:
-            raise DenoiserError(
-                f"denoiser {denoiser.name!r} returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; "
-                "the same shape is needed"
-            )
-        return out
+        self.row_evals += rows_of_network
+        self.token_evals += rows_of_network * math.prod(denoiser.shape)
+        self.head_rows += rows
+        return self._timed(call)

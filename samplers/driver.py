@@ -6,6 +6,7 @@ state.py, and nowhere else, so every sampler has all of them without a line of i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import time
@@ -18,17 +19,20 @@ from torch import Tensor
 
 from . import registry
 from .arguments import GaussianArguments, TokenArguments, read_arguments, wrong_argument
-from .canvas import PAD, NoiseCanvas
+from .canvas import PAD
 from .checks import flag, shown
-from .denoiser import Counter, Denoiser, GaussianDenoiser, TokenDenoiser
+from .denoiser import Counter, Denoiser, TokenDenoiser
 from .dry_run import DryRun
 from .errors import FamilyError, OptionError, SamplersError
 from .feeds import Feed
 from .feeds.cached import CachedFeed
 from .feeds.plain import PlainFeed
 from .feeds.sequence import SequenceFeed
+from .gaussian.denoiser import GaussianDenoiser
+from .gaussian.grid import over_times
+from .gaussian.predictor import GaussianPredictor
 from .info import InfoRecorder
-from .predictor import GaussianPredictor, Predictor, SequencePredictor
+from .predictor import Predictor, SequencePredictor
 from .result import Sample, Seconds
 from .sampler import Sampler, State
 from .state import TokenState
@@ -54,7 +58,7 @@ class Stream(Iterator[State]):
     state: State
     limit: int
     settings: dict[str, Any]
-    constrain: Callable[[TokenState], Constraint | None] | None = None
+    constrain: Callable[[Any], Any] | None = None
     steps: int = 0
     wall: float = 0.0
     bar: _Bar | None = None
@@ -132,7 +136,7 @@ class Stream(Iterator[State]):
     def _step(self) -> None:
         with torch.no_grad():
             if self.constrain is not None:
-                self._apply_constraint()
+                self._apply_constraint() if isinstance(self.state, TokenState) else self._apply_hook()
             memory = None
             if isinstance(self.predictor, Predictor):
                 assert isinstance(self.state, TokenState)
@@ -186,17 +190,8 @@ class Stream(Iterator[State]):
 
     def _apply_constraint(self) -> None:
         """Ask the constraint, decide what it fixes and forbid what it forbids."""
-        assert (
-            self.constrain is not None and isinstance(self.predictor, Predictor) and isinstance(self.state, TokenState)
-        )
-        x, version = self.state.x, _version(self.state.x)
-        try:
-            said = self.constrain(self.state)
-        except StopIteration as error:
-            raise SamplersError(
-                f"the constrain hook raised StopIteration in step {self.steps + 1}; it must return a Constraint or None"
-            ) from error
-        self._check_unwritten(x, version, "the constrain hook")
+        assert isinstance(self.predictor, Predictor) and isinstance(self.state, TokenState)
+        said = self._ask_hook()
         if said is None:
             said = Constraint()
         elif not isinstance(said, Constraint):
@@ -209,6 +204,29 @@ class Stream(Iterator[State]):
         self.predictor.constraint = (
             None if said.forbid is None else said.forbid.view(*(1,) * (3 - said.forbid.dim()), *said.forbid.shape)
         )
+
+    def _ask_hook(self) -> Any:
+        """What the constrain hook says of the state."""
+        assert self.constrain is not None
+        x, version = self.state.x, _version(self.state.x)
+        try:
+            said = self.constrain(self.state)
+        except StopIteration as error:
+            raise SamplersError(
+                f"the constrain hook raised StopIteration in step {self.steps + 1}; a run ends when it is finished"
+            ) from error
+        self._check_unwritten(x, version, "the constrain hook")
+        return said
+
+    def _apply_hook(self) -> None:
+        """Ask the constraint of a continuous run, which may give another x."""
+        said, x = self._ask_hook(), self.state.x
+        if said is None:
+            return
+        if not isinstance(said, Tensor) or said.shape != x.shape or not said.is_floating_point():
+            got = f"{said.dtype} of shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
+            raise OptionError(f"constrain returned {got}; x of shape {tuple(x.shape)}, or None, is needed")
+        self.state = dataclasses.replace(self.state, x=said.detach().to(x))  # type: ignore[type-var]
 
     def result(self, trace: list[State] | None = None) -> Sample:
         """What the run has made so far, and what it has cost. A row that is not done still holds mask ids."""
@@ -375,10 +393,12 @@ def _uses_dry_run(sampler: Sampler[Any], denoiser: TokenDenoiser) -> bool:
 
 def _start_gaussian(denoiser: Denoiser, sampler: Sampler[Any], read: GaussianArguments) -> Stream:
     assert isinstance(denoiser, GaussianDenoiser)
-    canvas = NoiseCanvas(denoiser, read.steps, read.rng)
-    predictor = GaussianPredictor(Counter(denoiser), read.batch, sampler=sampler.name)
+    canvas = read.canvas
+    if canvas.times is not None:
+        sampler, canvas = over_times(sampler, canvas, read.closing)
+    predictor = GaussianPredictor(Counter(denoiser), canvas, read.config, sampler=sampler.name)
     state = _first_state(sampler, canvas)
-    return Stream(sampler, predictor, predictor, state, canvas.steps + 16, read.settings)
+    return Stream(sampler, predictor, predictor, state, canvas.steps + 16, read.settings, read.constrain)
 
 
 def _first_state(sampler: Sampler[Any], canvas: Any) -> Any:
@@ -416,7 +436,18 @@ def sample(
     forbid: int | Sequence[int] | None = None,
     demote: int | Sequence[int] | None = None,
     stop: Any = None,
-    constrain: Callable[[TokenState], Constraint | None] | None = None,
+    constrain: Callable[[Any], Any] | None = None,
+    start: Any = None,
+    strength: float = 1.0,
+    known: Any = None,
+    start_moments: Any = None,
+    noise: Any = None,
+    times: Any = None,
+    timesteps: Any = None,
+    sigmas: Any = None,
+    cfg_rescale: float = 0.0,
+    threshold: float | None = None,
+    threshold_quantile: float | None = None,
     trace: bool = False,
     info: bool = False,
     progress: bool = False,
@@ -425,7 +456,7 @@ def sample(
     """Run a sampler against a denoiser.
 
     Numbers may be Python's, numpy's, or 0-d tensors. Arguments that are for token samplers only must keep their defaults if
-    the sampler is of the gaussian family.
+    the sampler is of the gaussian family, and those for continuous samplers (from `start` to `threshold_quantile`) if it is not.
 
     Args:
         denoiser: the model. See TokenDenoiser.wrap and GaussianDenoiser.wrap for models that are plain callables.
@@ -443,9 +474,10 @@ def sample(
         cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one.
             samplers.feeds.cached says which of them change nothing but the cost. None: no cache.
         cfg_scale: w of the guided logits (1 + w) l(x | prompt) - w l(x | prompt masked). 0: no guidance. It needs
-            a prompt; a row whose prompt is empty is not changed by it.
+            a prompt; a row whose prompt is empty is not changed by it. Of a continuous denoiser, likewise with its answer and
+            the one without the condition, which GaussianDenoiser.wrap is told of. Other libraries' guidance scale is 1 + w.
         cfg_interval: (low, high): rows are guided while their noise level is above low and at most high. Outside they are not
-            guided, and cost one row and not two.
+            guided, and cost one row and not two. The level of a continuous run is sigma^2 / (alpha^2 + sigma^2).
         temperature: the temperature of the token draw. 0 takes the best token. None: the sampler's own default.
         top_k: draw from the k most likely tokens only. 0: from all.
         top_p: draw, among those, from the fewest tokens that hold this share of the probability at `temperature`. 1: from all.
@@ -457,8 +489,24 @@ def sample(
             choose positions without the model's confidence.
         stop: where rows end. An integer, or a flat collection of integers, stops a row after any of these tokens:
             stop=[7, 8]. A list of lists stops it after any of these phrases: stop=[[13, 13], [7]].
-        constrain: a function that is called before every step with the TokenState. It returns a samplers.Constraint (tokens to
-            decide at once, tokens not to draw in this step) or None.
+        constrain: a function that is called before every step with the state. For tokens it returns a samplers.Constraint
+            (tokens to decide at once, tokens not to draw in this step) or None; for continuous samplers another x, or None.
+        start: x_0 to start from, (B, *shape) or (*shape): it is noised to the run's first noise level, exactly (SDEdit, image to
+            image). Say with `strength`, or with the option t_start, how far up that is. If t_end is above t_start (inversion) it
+            is x at t_start, and no noise is added.
+        strength: the share of the noise levels that a run from `start` goes through: the run takes the last `steps` evaluations
+            of a grid of steps / strength.
+        known: (B, *shape) or (*shape) bool, the part of `start` that is kept: inpainting. The result is exactly `start` there.
+        start_moments: (mean of x_0, its variance per coordinate), a tensor (*shape) or a number, and a number: the first x is
+            drawn with the first two moments of the true distribution at t_start, which may then be below t_max (Analytic-Init).
+        noise: (B, *shape) or (*shape), the standard normals of the first x, in place of those of the seed.
+        times, timesteps, sigmas: a list of the times of all evaluations, the noisiest first: in the schedule's time, in the
+            time that the model gets, or as noise scales, sigma / alpha (flow: sigma). Sigmas may end in 0: then the x_0 of
+            the last evaluation is returned, as for the other two lists; if not, x at the last sigma.
+        cfg_rescale: phi of guidance rescale (Lin et al. 2023, arXiv 2305.08891), from 0 to 1.
+        threshold: x_0 is clipped to this absolute value in every evaluation (static thresholding).
+        threshold_quantile: dynamic thresholding instead: with s the quantile of |x_0| over a sample, and at least `threshold`,
+            x_0 is clipped at s and multiplied by threshold / s.
         trace: keep every state, in Sample.trace.
         info: keep what each step committed and how sure the model was of it, in Sample.info.
         progress: show a progress bar.

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .checks import shown
 from .errors import OptionError, did_you_mean
 
 __all__ = ["EDM", "Flow", "NoiseSchedule", "Point", "VPCosine", "VPLinear", "VPTable", "float64", "noise_schedule"]
@@ -239,6 +240,12 @@ class EDM(NoiseSchedule):
 
     def t_of(self, lam: Tensor) -> Tensor:
         return torch.exp(-lam)
+
+    def sigma_of_time(self, t: Tensor) -> Tensor:
+        return float64(t)
+
+    def _time_of_sigma(self, sigmas: Tensor) -> Tensor:
+        return sigmas
 
     def model_time(self, t: Tensor) -> Tensor:
         """t, (B,) float64, or ln(t) / 4. The same shape."""
@@ -512,7 +519,7 @@ def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
         return spec
     if not isinstance(spec, str):
         raise OptionError(
-            f"a noise schedule is a name such as 'vp_linear', or a NoiseSchedule such as samplers.schedule.EDM(), not {spec!r}"
+            f"a noise schedule is a name such as 'vp_linear', or a NoiseSchedule such as samplers.schedule.EDM(), not {shown(spec)}"
         )
     return _by_name(spec)
 

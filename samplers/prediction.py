@@ -135,6 +135,15 @@ class Predict(Protocol):
 class GaussianPredict(Protocol):
     """What a Gaussian sampler may know of the model: the type of the argument `predict` of its step."""
 
-    def __call__(self, x: Tensor, at: Point | float) -> Tensor:
-        """The denoised x_0, (B, *shape), of every row at a point of the schedule, or at its time. One forward pass."""
+    def __call__(self, x: Tensor, at: Point | float | Tensor) -> Tensor:
+        """The denoised x_0, (B, *shape), of every row: guided and thresholded, if the run is. One forward pass.
+
+        Args:
+            x: (B, *shape), in the dtype of the run's state, as is the answer.
+            at: a point of the schedule; or its time; or (B,) float64, a time for each row.
+        """
+        ...
+
+    def pair(self, x: Tensor, at: Point | float | Tensor) -> tuple[Tensor, Tensor]:
+        """As a call, and the x_0 without the condition beside it; without guidance it is the same one. One forward pass."""
         ...

@@ -1,7 +1,7 @@
 """Predictor: what a sampler asks the model through. It plans forward passes, hands them to a feed, and reads the answers.
 
 A token sampler calls `predict(state, rows, want=...)` and gets a Prediction, (B, L) tensors of tokens and of how sure the
-model is of them; a Gaussian one calls `predict(x, t)` and gets the denoised x_0. Which part of the canvas the model is given
+model is of them. (What a Gaussian one calls is in gaussian/predictor.py.) Which part of the canvas the model is given
 is the business of samplers.feeds; guidance of logits, temperature, draws, counting and checks are here, once.
 """
 
@@ -22,15 +22,13 @@ from .errors import DenoiserError, OptionError, SamplersError, did_you_mean
 from .feeds import Answer, Feed, Query
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
 from .info import InfoRecorder
-from .noise_schedules import Point
 from .ops.masked_softmax import guide
 from .prediction import FILL, Logits, Prediction
 from .random import DRAW_TOKEN
-from .sampler import State
 from .state import TokenState
 from .syncs import reading_is_free
 
-__all__ = ["GaussianPredictor", "Predictor", "SamplingConfig", "SequencePredictor"]
+__all__ = ["ErrorTracker", "Predictor", "SamplingConfig", "SequencePredictor"]
 
 Want = str | tuple[str, ...]
 
@@ -476,28 +474,3 @@ class SequencePredictor:
             return self.predictor.answer(state, [query], want=want, given=given, temperature=temperature)
         self.feed.feed(state, query)
         return Prediction(**self.predictor.fill_values(state, (want,) if isinstance(want, str) else want))
-
-
-class GaussianPredictor(ErrorTracker):
-    """What a Gaussian sampler asks the model through: `predict(x, at)` gives the denoised x_0, (B, *shape)."""
-
-    cache_bytes = 0  # reals have no cache
-
-    def __init__(self, counter: Counter, batch: int, *, sampler: str = ""):
-        super().__init__(counter, sampler)
-        self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=counter.denoiser.device)
-
-    def __call__(self, x: Tensor, at: Point | float) -> Tensor:
-        """The denoised x_0 of every row at a point of the schedule, or at its time."""
-        t = at.t if isinstance(at, Point) else at
-        out = self.counter.gaussian(x, torch.full((len(x),), t, dtype=torch.float64, device=x.device))
-        self.nfe_rows += 1
-        rows = torch.arange(len(x), device=x.device)
-        self.record(~torch.isfinite(out).flatten(1).all(1), Logits(rows, rows, out))
-        return out
-
-    def finished(self, state: State) -> bool:
-        return state.finished
-
-    def describe(self, status: int, position: int) -> str:
-        return " a value that is not finite"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "option"]
 
 S = TypeVar("S", bound="State")
+_OPTIONS: dict[type, tuple[Option, ...]] = {}  # of each class
 
 
 def option(
@@ -148,6 +149,7 @@ class Facts:
             (samplers.feeds.sequence). The model must then be causal, have a cache, and predict the next token.
         stores_logits: True if the sampler asks for the logits themselves (predict.logits). A model that exposes its head
             then stores them as well.
+        stochastic: True if a continuous sampler draws noise in its steps.
         sweep: (option, values), for a sampler whose NFE is set by an option and not by `steps`. A benchmark uses them.
     """
 
@@ -156,6 +158,7 @@ class Facts:
     revises: bool = False
     sequential: bool = False
     stores_logits: bool = False
+    stochastic: bool = False
     sweep: tuple[str, tuple[Any, ...]] | None = None
 
     def __post_init__(self) -> None:
@@ -244,11 +247,13 @@ class Sampler(Generic[S]):
     @classmethod
     def options(cls) -> tuple[Option, ...]:
         """The options, in order."""
-        hints = typing.get_type_hints(cls)
-        return tuple(
-            Option(f.name, hints.get(f.name, object), f.default, f.metadata.get("help", ""), f.metadata)
-            for f in dataclasses.fields(cls)
-        )
+        if cls not in _OPTIONS:  # kept: reading type hints takes as long as several steps of a small run
+            hints = typing.get_type_hints(cls)
+            _OPTIONS[cls] = tuple(
+                Option(f.name, hints.get(f.name, object), f.default, f.metadata.get("help", ""), f.metadata)
+                for f in dataclasses.fields(cls)
+            )
+        return _OPTIONS[cls]
 
     @classmethod
     def make(cls, **options: Any) -> Sampler[S]:

@@ -118,7 +118,7 @@ def wrap(fn=None, **kw):
         (
             lambda: samplers.sample(TinyMixture(), "ddim", cfg_scale=1.0),
             OptionError,
-            "cfg_scale is for token samplers.*guide the callable",
+            "has no prediction without the condition.*unconditional=",
         ),
         (
             lambda: samplers.sample(TinyMixture(), "ddim", top_k=3),

@@ -48,10 +48,11 @@ PerRow<T> per_row(const Like& like, const Maybe& rows, T all, ScalarType type, c
 Tensor made(const Like& like, ScalarType type, int64_t rows, int64_t columns = -1) {
   const int64_t sizes[] = {rows, columns}, strides[] = {columns < 0 ? 1 : std::max<int64_t>(columns, 1), 1};
   const torch::stable::Device device = like.first.device();
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+  AtenTensorHandle handle = nullptr;
+  const int32_t error = aoti_torch_empty_strided(
       columns < 0 ? 1 : 2, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle));
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(device.type())), device.index(), &handle);
+  STD_TORCH_CHECK(error == 0, like.op, ": torch made no tensor of ", rows, " rows");
   return Tensor(handle);
 }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..prediction import GaussianPredict
-from ..sampler import option
+from ..sampler import Facts, option
 from .grid import GaussianSampler, GridState, Point
 
 
@@ -25,10 +26,11 @@ class Ddim(GaussianSampler[GridState]):
     summary = "first-order solver; eta > 0 adds noise"
     order: ClassVar[int] = 1
 
-    grid: str = option(
-        "time_uniform", "spacing of the times", choices=("logsnr", "time_uniform", "time_quadratic", "karras")
-    )
     eta: float = option(0.0, "0: deterministic; 1: DDPM's noise", ge=0, le=1)
+
+    @property
+    def effective_facts(self) -> Facts:
+        return dataclasses.replace(self.facts, stochastic=self.eta > 0)
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         x0 = predict(state.x, s)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..ops import combine
 from ..prediction import GaussianPredict
 from .grid import GaussianSampler, GridState, Point
 
@@ -25,10 +26,13 @@ class DpmPp2M(GaussianSampler[GridState]):
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         h = t.lam - s.lam
-        D = x0 = predict(state.x, s)
+        x0 = predict(state.x, s)
+        of_x, of_d, terms = t.sigma / s.sigma, -t.alpha * math.expm1(-h), []
+        now = 1.0
         if state.history:
             lam_before, x0_before = state.history[-1]
             r = (s.lam - lam_before) / h
-            D = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * x0_before
-        x = t.sigma / s.sigma * state.x - t.alpha * math.expm1(-h) * D
+            now = 1 + 1 / (2 * r)
+            terms = [(-of_d / (2 * r), x0_before)]
+        x = combine((of_x, state.x), (of_d * now, x0), *terms)
         return self.advance(state, x, history=((s.lam, x0),))

@@ -7,7 +7,6 @@ small steps, and a float costs no device sync.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,11 +18,9 @@ from ..noise_schedules import Point
 from ..prediction import GaussianPredict
 from ..sampler import Conformance, Sampler, option
 from ..state import NoiseState
+from .grids import GRIDS, spaced
 
-__all__ = ["GRIDS", "GaussianSampler", "GridState", "Point"]
-
-GRIDS = ("logsnr", "time_uniform", "time_quadratic", "karras")
-
+__all__ = ["GaussianSampler", "GridState", "Point", "over_times"]
 
 G = TypeVar("G", bound="GridState")
 
@@ -42,17 +39,20 @@ class GridState(NoiseState):
 
     @classmethod
     def begin(cls: type[G], canvas: NoiseCanvas, **fields: Any) -> G:
-        """The state before the first step: noise at the first point's scale (the data's own part of x_T is left out).
+        """The state before the first step: x at the first point.
 
         Args:
             fields: `points`, and the values of the subclass's own fields.
         """
-        if not fields.get("points"):
+        points = fields.get("points")
+        if not points:
             raise SamplersError(
                 f"{cls.__name__}.begin(canvas, points=...) needs the points of the grid: self.times(...)"
             )
-        scale = fields["points"][0].sigma
-        return super().begin(canvas, **({"x": scale * canvas.noise(0)} | fields))
+        if "x" not in fields:
+            up = points[-1].t > points[0].t  # inversion: `start` is x at the first point
+            fields["x"] = canvas.start if up and canvas.start is not None else canvas.first(points[0])
+        return super().begin(canvas, **fields)
 
 
 @dataclass(frozen=True)
@@ -61,60 +61,76 @@ class GaussianSampler(Sampler[G]):
 
     A solver has one method, `update`: the paper's step from a point s to the next point t.
 
-    `end` says how a run closes. "zero": the last evaluation, at t_end, is returned as the denoised x_0 (k-diffusion's
-    trailing sigma = 0), so `steps` evaluations make steps - 1 solver steps and one first-order step to sigma = 0. "t_end":
-    all evaluations go into solver steps, and x is returned at t_end with the noise that it has; for convergence studies.
+    `end` says how a run closes. "zero": the last evaluation is returned as the denoised x_0, which is a first-order step to
+    sigma = 0, so `steps` evaluations make steps - 1 solver steps. "t_end": all evaluations go into solver steps, and x is
+    returned at t_end with the noise that it has; for convergence studies, and for inversion (t_end above t_start).
     """
 
     family = "gaussian"
     conformance = Conformance(order={"grid": "logsnr", "end": "t_end"})
 
-    grid: str = option(
-        "logsnr", "spacing of the times: uniform in lambda, in t or in t^(1/2), or as Karras et al.", choices=GRIDS
-    )
+    grid: str = option("auto", "spacing of the times; auto: by the schedule and the number of steps", choices=tuple(GRIDS))
     t_start: float | None = option(None, "time at which to start; none: the schedule's t_max", gt=0)
-    t_end: float | None = option(None, "time at which to end; none: the schedule's t_min", gt=0)
-    end: str = option("zero", "what is returned: x_0 as denoised at t_end, or x at t_end", choices=("zero", "t_end"))
+    t_end: float | None = option(None, "time at which to end; none: the schedule's t_min", ge=0)
+    end: str = option("zero", "what is returned: x_0 of the last evaluation, or x at t_end", choices=("zero", "t_end"))
+    rho: float | None = option(None, "exponent of the grids that have one; none: the grid's own, 7 for 'karras'", gt=0)
 
     def times(self, canvas: NoiseCanvas, intervals: int) -> tuple[Point, ...]:
-        """`intervals` + 1 points from t_start to t_end.
+        """The `intervals` + 1 points of a run, the first at t_start (or where `strength` says).
+
+        With end="zero" they are the points of the evaluations before the closing one and of that one. With "t_end" the last
+        is t_end. Times that the caller gave are taken as they are.
 
         Raises:
-            OptionError: t_end is not below t_start, or the half log-SNR is not finite at one of them.
+            OptionError: t_end equals t_start or is out of the schedule's range; a start below t_max without anything to start
+                from; an inversion that closes with x_0, or by a sampler that draws noise.
         """
         schedule = canvas.denoiser.schedule
+        if canvas.times is not None:
+            return schedule.points(torch.tensor(canvas.times, dtype=torch.float64, device="cpu"))
         start = schedule.t_max if self.t_start is None else self.t_start
         end = schedule.t_min if self.t_end is None else self.t_end
+        self._check_range(canvas, start, end)
+        closing = self.end == "zero"
+        # A run of a share of the noise levels is the end of a longer one.
+        more = intervals if canvas.strength == 1 else int((intervals + closing) / canvas.strength + 1e-9) - closing
+        points = spaced(self.grid, schedule, start, end, more, closing=closing, rho=self.rho)
+        return points[more - intervals :]
+
+    def _check_range(self, canvas: NoiseCanvas, start: float, end: float) -> None:
+        schedule, who = canvas.denoiser.schedule, f"sampler {self.name!r}"
         if start > schedule.t_max:
             raise OptionError(
-                f"sampler {self.name!r}: t_start={start:g} is above t_max={schedule.t_max:g} of {schedule!r}, the most noise "
-                "that the model knows. If it knows more, wrap it with a schedule that says so, such as "
-                "samplers.schedule.EDM(t_max=...)"
+                f"{who}: t_start={start:g} is above t_max={schedule.t_max:g} of {schedule!r}, the most noise that the model "
+                "knows. If it knows more, wrap it with a schedule that says so, such as samplers.schedule.EDM(t_max=...)"
             )
-        if not end < start:
-            raise OptionError(f"sampler {self.name!r}: t_end={end:g} must be below t_start={start:g}")
-        first, last = Point.at(schedule, t=start), Point.at(schedule, t=end)
-        if not (math.isfinite(first.lam) and math.isfinite(last.lam)):
+        if start == end:
+            raise OptionError(f"{who}: t_end={end:g} must not be t_start")
+        if end > start:
+            if self.end == "zero":
+                raise OptionError(
+                    f"{who}: t_end={end:g} must be below t_start={start:g}. For inversion, a run that adds noise, say end='t_end'"
+                )
+            if self.effective_facts.stochastic:
+                raise OptionError(
+                    f"{who} draws noise, and inversion (t_end above t_start) is for solvers that draw none"
+                )
+            if canvas.start is None:
+                raise OptionError(f"{who}: inversion (t_end above t_start) needs start=, the x at t_start")
+            return
+        if canvas.strength != 1 and self.t_start is not None:
             raise OptionError(
-                f"sampler {self.name!r}: the half log-SNR of {schedule!r} is not finite at t={start:g} or t={end:g}; "
-                "choose t_start and t_end inside"
+                f"{who}: strength={canvas.strength:g} and t_start={start:g} both say where to start: give one"
             )
-        points = [first]
-        for k in range(1, intervals):
-            r = k / intervals
-            if self.grid == "logsnr":
-                points.append(Point.at(schedule, lam=first.lam + r * (last.lam - first.lam)))
-            elif self.grid == "time_uniform":
-                points.append(Point.at(schedule, t=start + r * (end - start)))
-            elif self.grid == "time_quadratic":
-                points.append(Point.at(schedule, t=(start**0.5 + r * (end**0.5 - start**0.5)) ** 2))
-            else:  # Karras et al. 2022, eq. 5, rho = 7, on the noise-to-signal ratio e^{-lambda}
-                hi, lo = math.exp(-first.lam / 7), math.exp(-last.lam / 7)
-                points.append(Point.at(schedule, lam=-7 * math.log(hi + r * (lo - hi))))
-        return (*points, last) if intervals else (last,)
+        begins = any(given is not None for given in (canvas.start, canvas.moments, canvas.first_noise))
+        if start < schedule.t_max and not begins:
+            raise OptionError(
+                f"{who}: t_start={start:g} is below t_max={schedule.t_max:g}, where x still has a part of the data: give start= "
+                "(x_0 to start from), or start_moments= (its mean and variance), or noise= (x there, divided by sigma)"
+            )
 
     def solver_steps(self, canvas: NoiseCanvas) -> int:
-        """How many evaluations are left for solver steps."""
+        """How many solver steps canvas.steps evaluations pay for; here one evaluation each."""
         return canvas.steps - (self.end == "zero")
 
     def init(self, canvas: NoiseCanvas) -> G:
@@ -123,8 +139,12 @@ class GaussianSampler(Sampler[G]):
     def step(self, predict: GaussianPredict, state: G) -> G:
         """The solver's update from the present point to the next one; when the grid is used up, the closing step."""
         if state.i + 1 < len(state.points):
-            return self.update(predict, state, state.points[state.i], state.points[state.i + 1])
-        x = predict(state.x, state.points[-1].t) if self.end == "zero" else state.x
+            t = state.points[state.i + 1]
+            state = self.update(predict, state, state.points[state.i], t)
+            if state.last and state.canvas.known is not None:  # x is returned at a noise level: so is what is known
+                state = dataclasses.replace(state, x=state.canvas.with_known(state.x, t.alpha, t.sigma))
+            return state
+        x = predict(state.x, state.points[-1]) if self.end == "zero" else state.x
         return self.advance(state, x, last=True)
 
     def update(self, predict: GaussianPredict, state: G, s: Point, t: Point) -> G:
@@ -143,3 +163,30 @@ class GaussianSampler(Sampler[G]):
 
     def expected_nfe(self, length: int, steps: int) -> float:
         return steps
+
+
+def over_times(sampler: Any, canvas: NoiseCanvas, closing: bool) -> tuple[Any, NoiseCanvas]:
+    """The sampler and the canvas of a run over the times that the caller gave.
+
+    Args:
+        closing: whether the x_0 of the last evaluation is returned.
+
+    Raises:
+        OptionError: the sampler follows no grid, or is told of another one as well.
+    """
+    assert canvas.times is not None
+    if not isinstance(sampler, GaussianSampler):
+        raise OptionError(f"sampler {sampler.name!r} follows no grid, so it takes no list of times")
+    for name in ("grid", "t_start", "t_end"):
+        if getattr(sampler, name) != next(o.default for o in sampler.options() if o.name == name):
+            raise OptionError(
+                f"sampler {sampler.name!r}: {name}={getattr(sampler, name)!r} and a list of times: give one"
+            )
+    sampler = dataclasses.replace(sampler, end="zero" if closing else "t_end")
+    intervals = len(canvas.times) - 1
+    # The most evaluations that make this many steps: all of them of full order.
+    counts = range(intervals + closing, 8 * intervals + 9)
+    fitting = [n for n in counts if n and sampler.solver_steps(dataclasses.replace(canvas, steps=n)) == intervals]
+    if not fitting:
+        raise OptionError(f"sampler {sampler.name!r} cannot take {intervals} steps: give another number of times")
+    return sampler, dataclasses.replace(canvas, steps=fitting[-1])

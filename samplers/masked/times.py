@@ -105,6 +105,8 @@ def draw_from_mixture(predict: Predict, state: TokenState, now: Logits, then: Lo
     """
     p_now, p_then = now.value.softmax(1), then.value.softmax(1)  # (N, V), (M, V) float32
     place = then.on_canvas(torch.arange(len(then.row), device=then.row.device), torch.zeros_like(state.x))  # (B, L)
-    weight = torch.as_tensor(weight, dtype=p_now.dtype, device=p_now.device).expand(len(p_now))[:, None]
+    if not isinstance(weight, Tensor):
+        weight = p_now.new_full((), weight)  # a number that came from the host's memory would be waited for
+    weight = weight.to(p_now.dtype).expand(len(p_now))[:, None]
     mixed = torch.lerp(p_then[place[now.row, now.position]], p_now, weight)  # (N, V), exact at 0 and 1
     return predict.read(state, dataclasses.replace(now, value=mixed.clamp_min(0.0).log())).token

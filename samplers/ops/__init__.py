@@ -18,6 +18,7 @@ from samplers.ops.cached_kv import (
     kv_scatter_,
     kv_select_rows_,
 )
+from samplers.ops.combine import combine
 from samplers.ops.divergence import kl_divergence
 from samplers.ops.headless import headless_softmax
 from samplers.ops.masked_softmax import MaskedSoftmax, masked_softmax
@@ -30,6 +31,7 @@ __all__ = [
     "Selection",
     "accept_slots_",
     "cached_attention",
+    "combine",
     "commit_",
     "headless_softmax",
     "kl_divergence",

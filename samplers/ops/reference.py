@@ -25,6 +25,7 @@ from samplers.ops.cached_kv import _twin_gather as kv_gather_
 from samplers.ops.cached_kv import _twin_replace as kv_replace_
 from samplers.ops.cached_kv import _twin_scatter as kv_scatter_
 from samplers.ops.cached_kv import _twin_select_rows as kv_select_rows_
+from samplers.ops.combine import _twin as combine
 from samplers.ops.headless import HeadlessCall
 from samplers.ops.headless import _twin_finish as headless_finish
 from samplers.ops.headless import _twin_fold as headless_fold_
@@ -52,6 +53,7 @@ __all__ = [
     "SoftmaxCall",
     "accept_slots_",
     "cached_attention",
+    "combine",
     "commit_",
     "headless_finish",
     "headless_fold_",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..denoiser import GaussianDenoiser
 from ..errors import OptionError
+from ..gaussian.denoiser import GaussianDenoiser
 from ..schedule import NoiseSchedule, noise_schedule
 from .base import check_reals, exact_matmul, gaussian_times
 

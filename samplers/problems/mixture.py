@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..denoiser import GaussianDenoiser
 from ..errors import OptionError, SamplersError, did_you_mean
+from ..gaussian.denoiser import GaussianDenoiser
 from ..schedule import NoiseSchedule, noise_schedule
 from .base import (
     Z95,

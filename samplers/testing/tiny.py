@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..denoiser import CacheUse, GaussianDenoiser, TokenDenoiser
+from ..denoiser import CacheUse, TokenDenoiser
+from ..gaussian.denoiser import GaussianDenoiser
 from ..models.cache import Cache
 from ..schedule import NoiseSchedule, noise_schedule
 

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...denoiser import Denoiser, GaussianDenoiser, TokenDenoiser
+from ...denoiser import Denoiser, TokenDenoiser
 from ...errors import ModelError, UnknownNameError, did_you_mean
+from ...gaussian.denoiser import GaussianDenoiser
 from ...problems.digits import GREYS, Digits
 from ...schedule import noise_schedule
 from ..denoiser import TransformerDenoiser

@@ -1,0 +1,114 @@
+"""GaussianPredictor: what a continuous sampler asks the model through."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..canvas import NoiseCanvas
+from ..denoiser import Counter
+from ..errors import OptionError
+from ..noise_schedules import Point
+from ..prediction import Logits
+from ..predictor import ErrorTracker
+from ..sampler import State
+from .arguments import GaussianConfig
+from .denoiser import At
+
+__all__ = ["GaussianPredictor"]
+
+
+class GaussianPredictor(ErrorTracker):
+    """What a Gaussian sampler asks the model through: `predict(x, at)` gives the denoised x_0, (B, *shape).
+
+    Guidance, thresholding and what is known of x_0 are here, so that every solver has them.
+    """
+
+    cache_bytes = 0  # reals have no cache
+
+    def __init__(self, counter: Counter, canvas: NoiseCanvas, config: GaussianConfig, *, sampler: str = ""):
+        super().__init__(counter, sampler)
+        self.canvas, self.config, self.denoiser = canvas, config, canvas.denoiser
+        self.nfe_rows = torch.zeros(len(canvas.rng.row), dtype=torch.int64, device=counter.denoiser.device)
+        self._rows = torch.arange(len(canvas.rng.row), device=counter.denoiser.device)
+
+    def __call__(self, x: Tensor, at: Point | float | Tensor) -> Tensor:
+        """The denoised x_0 of every row at a point of the schedule, at its time, or at (B,) times, one for each row."""
+        return self.pair(x, at)[0]
+
+    def pair(self, x: Tensor, at: Point | float | Tensor) -> tuple[Tensor, Tensor]:
+        """The denoised x_0 as a call gives it, and the one without the condition; without guidance they are the same."""
+        where = self._at(at)
+        if self.canvas.known is not None:
+            x = self.canvas.with_known(x, *where.scales(x))
+        outs = self._asked(x, where)
+        self.nfe_rows += 1
+        self._check_finite(outs[0])
+        outs = tuple(self._bounded(out) for out in outs)
+        if self.canvas.known is not None:
+            assert self.canvas.start is not None
+            outs = tuple(torch.where(self.canvas.known, self.canvas.start, out) for out in outs)
+        return outs[0], outs[-1]
+
+    def _at(self, at: Point | float | Tensor) -> At:
+        if isinstance(at, Point):
+            return At(at.t, at.alpha, at.sigma)
+        schedule = self.denoiser.schedule
+        if isinstance(at, Tensor):
+            t = at.to("cpu", torch.float64)
+            return At(at, schedule.alpha(t), schedule.sigma(t))
+        point = Point.at(schedule, t=at)
+        return At(at, point.alpha, point.sigma)
+
+    def _asked(self, x: Tensor, at: At) -> tuple[Tensor, ...]:
+        """(x_0,), or (guided x_0, unconditional x_0): one forward pass."""
+        config, denoiser, rows = self.config, self.denoiser, len(x) * self.denoiser.rows_per_eval
+        if not config.cfg_scale:
+            return (self.counter.gaussian(lambda: denoiser.denoised(x, at), len(x), rows),)
+        low, high = config.cfg_interval
+        if isinstance(at.alpha, Tensor) and config.cfg_interval != (0.0, 1.0):
+            raise OptionError(
+                f"cfg_interval: sampler {self.sampler!r} has a noise level for each row, and guides all rows or none"
+            )
+        level = 0.5 if isinstance(at.alpha, Tensor) else at.sigma**2 / (at.alpha**2 + at.sigma**2)
+        if not (low < level <= high or (level == 0 and low == 0)):
+            return (self.counter.gaussian(lambda: denoiser.denoised(x, at), len(x), rows),)
+
+        def call() -> tuple[Tensor, Tensor]:
+            return denoiser.guided(x, at, config.cfg_scale, config.cfg_rescale)
+
+        return self.counter.gaussian(call, len(x), 2 * rows)
+
+    def _check_finite(self, out: Tensor) -> None:
+        if self.sync_eagerly:
+            total = float(
+                out.sum()
+            )  # one pass; a sum of finite numbers that is not finite is rare, and looked at below
+            if total - total == 0:
+                return
+        self.record(~torch.isfinite(out).flatten(1).all(1), Logits(self._rows, self._rows, out))
+
+    def _bounded(self, x0: Tensor) -> Tensor:
+        """x_0 within the threshold.
+
+        Static: clipped at the bound c. Dynamic (Saharia et al. 2022, arXiv 2205.11487, section 2.3): with s the quantile of
+        |x_0| over a sample, and at least c, x_0 is clipped at s and multiplied by c / s.
+        """
+        bound, quantile = self.config.threshold, self.config.threshold_quantile
+        if bound is None:
+            return x0
+        if quantile is None:
+            return x0.clamp(-bound, bound)
+        flat = x0.abs().flatten(1)
+        place = quantile * (flat.shape[1] - 1)  # between two order statistics; torch.quantile refuses long rows
+        below = int(place)
+        low = flat.kthvalue(below + 1, 1).values
+        high = flat.kthvalue(min(below + 2, flat.shape[1]), 1).values
+        limit = (low + (place - below) * (high - low)).clamp_min(bound).view(-1, *(1,) * (x0.dim() - 1))
+        return torch.minimum(torch.maximum(x0, -limit), limit) * (bound / limit)
+
+    def finished(self, state: State) -> bool:
+        return state.finished
+
+    def describe(self, status: int, position: int) -> str:
+        return " a value that is not finite"
