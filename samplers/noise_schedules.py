@@ -519,7 +519,7 @@ def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
         return spec
     if not isinstance(spec, str):
         raise OptionError(
-            f"a noise schedule is a name such as 'vp_linear', or a NoiseSchedule such as samplers.schedule.EDM(), not {shown(spec)}"
+            f"a noise schedule is a name such as 'vp_linear', or a NoiseSchedule such as schedule.EDM(), not {shown(spec)}"
         )
     return _by_name(spec)
 
