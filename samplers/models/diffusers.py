@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..canvas import NoiseCanvas
-from ..checks import shown
+from ..checks import integer, shown
 from ..errors import OptionError, SamplersError
 from ..gaussian.denoiser import At, GaussianDenoiser, _WrappedGaussian
 from ..gaussian.grid import GaussianSampler, GridState, over_times
@@ -74,8 +74,8 @@ def schedule_of(config: Mapping[str, Any], shift: float | None = None) -> NoiseS
     """The noise schedule that a scheduler's configuration describes, in the times that the model takes.
 
     Args:
-        config: of any scheduler of diffusers with a table of betas, of rectified flow, or of EDM.
-        shift: of rectified flow, in place of the configuration's.
+        config: a scheduler's, for a table of betas, rectified flow or EDM.
+        shift: the shift of a rectified flow, in place of the configuration's.
 
     Raises:
         OptionError: a configuration that says no such schedule, or one that is not understood.
@@ -103,7 +103,7 @@ def schedule_of(config: Mapping[str, Any], shift: float | None = None) -> NoiseS
 def _understood(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration in the words of Scheduler's own."""
     c, origin = dict(config), str(config.get("_class_name") or "this scheduler")
-    if "schedule" not in c:  # of a scheduler of diffusers, which may not say its own name
+    if "schedule" not in c:  # written by diffusers, where a configuration may not say whose it is
         c["schedule"] = "table" if {"beta_schedule", "trained_betas"} & c.keys() else "flow" if "shift" in c else "edm"
         if c.get("use_flow_sigmas") or c.get("prediction_type") == "flow_prediction":
             c["schedule"], c["shift"] = "flow", c.get("flow_shift", 1.0)
@@ -163,7 +163,7 @@ def _edm_output(z: Tensor, x: Tensor, sigma: Any, data: float, prediction: str) 
 # ---------------------------------------------------------------------------------------------- replay
 
 
-class _Asked(Exception):
+class _Question(Exception):
     """A step asks the model for what is not answered yet: the denoised x_0 of x at a point."""
 
     def __init__(self, x: Tensor, at: Point):
@@ -172,7 +172,7 @@ class _Asked(Exception):
 
 
 class _Replay:
-    """The `predict` of a step: it gives the answers that there are, in order, and then raises _Asked."""
+    """The `predict` of a step: it gives the answers that there are, in order, and then raises _Question."""
 
     def __init__(self, answers: tuple[Tensor, ...], schedule: NoiseSchedule, who: str):
         self.answers, self.schedule, self.who = iter(answers), schedule, who
@@ -184,7 +184,7 @@ class _Replay:
             )
         for answer in self.answers:
             return answer
-        raise _Asked(x, at if isinstance(at, Point) else Point.at(self.schedule, t=at))
+        raise _Question(x, at if isinstance(at, Point) else Point.at(self.schedule, t=at))
 
     def pair(self, x: Tensor, at: Point | float | Tensor) -> tuple[Tensor, Tensor]:
         raise OptionError(
@@ -195,12 +195,12 @@ class _Replay:
 
 def _until_asked(
     sampler: GaussianSampler[Any], state: Any, answers: tuple[Tensor, ...]
-) -> tuple[Any, tuple[Tensor, ...], _Asked | None]:
+) -> tuple[Any, tuple[Tensor, ...], _Question | None]:
     """The state of the step that asks next, the answers that it has, and the question; None if the run is finished."""
     while not state.finished:
         try:
             out = sampler.step(_Replay(answers, state.canvas.denoiser.schedule, sampler.name), state)
-        except _Asked as asked:
+        except _Question as asked:
             return state, answers, asked
         state, answers = out[0] if isinstance(out, tuple) else out, ()
     return state, (), None
@@ -383,11 +383,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             num_inference_steps: number of the model's evaluations.
-            device: of `timesteps`.
+            device: where `timesteps` are put.
             timesteps: times, as the model takes them, at which steps begin; the last one closes with x_0.
             sigmas: the same in sigma (sigma / alpha of a table), with or without a 0 at the end. Of rectified flow they are
                 shifted, as in diffusers; and if a grid was chosen for the scheduler, only their number counts.
-            mu: of rectified flow with use_dynamic_shifting.
+            mu: what use_dynamic_shifting needs, for rectified flow.
 
         Raises:
             OptionError: none of the three, or two that disagree; lists that the schedule or the sampler cannot take.
@@ -406,9 +406,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             times = self._times_of(sigmas)
             if c.schedule == "flow" and grid is not None:
                 num_inference_steps, times = len(times), None
-        steps = num_inference_steps if num_inference_steps is not None else len(times)  # type: ignore[arg-type]
-        if not isinstance(steps, int) or steps < 1:
-            raise OptionError(f"num_inference_steps must be a whole number of 1 or more, not {shown(steps)}")
+        if times is not None and num_inference_steps not in (None, len(times)):
+            raise OptionError(
+                f"set_timesteps: {num_inference_steps} steps and a list of {len(times)} disagree: give the list"
+            )
+        steps = integer("num_inference_steps", num_inference_steps if times is None else len(times))
         if times is None:
             if grid is not None:
                 sampler = dataclasses.replace(sampler, grid=grid)
@@ -720,9 +722,9 @@ def from_diffusers(
             or else `class_labels`.
         unconditional: the same for guidance, sample(cfg_scale=...), which is the pipelines' guidance_scale less 1.
         arguments: keyword arguments that are no tensors by row, such as {"img_ids": ids}.
-        shape: of one sample; None: what the model's configuration says. FLUX: (tokens, channels).
-        mu: of a configuration with use_dynamic_shifting: the shift of its grids.
-        time_scale: of rectified flow: the model is given sigma times this; None: 1 for FLUX, 1000 for others.
+        shape: sizes of one sample; None: what the model's configuration says. FLUX: (tokens, channels).
+        mu: what a configuration with use_dynamic_shifting needs: e^mu is the shift of its grids.
+        time_scale: a model of rectified flow is given sigma times this; None: 1 for FLUX, 1000 for others.
         name: how reports call it.
 
     Raises:

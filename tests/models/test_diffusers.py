@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import math
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -381,7 +382,8 @@ def test_steps_out_of_order_are_refused():
         (lambda: Scheduler(timestep_spacing="even").set_timesteps(3), "linspace, trailing, leading"),
         (lambda: Scheduler(final_sigmas_type="least").set_timesteps(3), "sigma_min"),
         (lambda: Scheduler().set_timesteps(), "num_inference_steps"),
-        (lambda: Scheduler().set_timesteps(0), "1 or more"),
+        (lambda: Scheduler().set_timesteps(0), "integer of 1 or more"),
+        (lambda: Scheduler().set_timesteps(3, timesteps=[900, 10]), "disagree"),
         (lambda: Scheduler().set_timesteps(timesteps=[9.0], sigmas=[1.0]), "give one"),
         (lambda: Scheduler().set_timesteps(timesteps=[1200, 10]), "outside"),
         (lambda: Scheduler(schedule="flow", use_dynamic_shifting=True).set_timesteps(3), "mu"),
@@ -397,6 +399,57 @@ def test_steps_out_of_order_are_refused():
 def test_errors_say_what_would_be_right(call, words):
     with pytest.raises((samplers.SamplersError, AttributeError), match=words):
         call()
+
+
+def test_samplers_that_cannot_drive_a_pipeline_say_why():
+    @dataclass(frozen=True)
+    class Paired(GaussianSampler[GridState]):
+        name = "paired"
+
+        def update(self, predict, state, s, t):
+            return self.advance(state, predict.pair(state.x, s)[1])
+
+    @dataclass(frozen=True)
+    class ByRow(GaussianSampler[GridState]):
+        name = "by_row"
+
+        def update(self, predict, state, s, t):
+            return self.advance(state, predict(state.x, torch.full((len(state.x),), s.t)))
+
+    @dataclass(frozen=True)
+    class Wandering(GaussianSampler[GridState]):
+        name = "wandering"
+
+        def update(self, predict, state, s, t):
+            x0 = predict(state.x, s)
+            return self.advance(state, predict(x0, s.t - float(x0.abs().max())))
+
+    @dataclass(frozen=True)
+    class Free(GaussianSampler[GridState]):
+        name = "free"
+
+        def expected_nfe(self, length, steps):
+            return None
+
+    with pytest.raises(samplers.OptionError, match="without the condition"):
+        Scheduler(Paired()).set_timesteps(3)
+    with pytest.raises(samplers.OptionError, match="for each row"):
+        Scheduler(ByRow()).set_timesteps(3)
+    with pytest.raises(samplers.OptionError, match="chooses its times"):
+        Scheduler(Free())
+    wandering = Scheduler(Wandering())
+    wandering.set_timesteps(3)
+    with pytest.raises(samplers.SamplersError, match="depend on its answers"):
+        push(wandering, noise())
+
+
+def test_without_diffusers_the_error_says_what_to_install(monkeypatch):
+    for name in [m for m in sys.modules if m.split(".")[0] == "diffusers"] + ["samplers.models.diffusers"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(samplers.models, "diffusers", raising=False)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"sampler-zoo\[diffusers\]"):
+        samplers.models.diffusers  # noqa: B018
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -712,39 +765,43 @@ def test_stable_diffusion_reads_a_text(tmp_path):
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("sampler", SOLVERS)
 def test_image_to_image(sampler, strength):
-    """The model is asked at the last share of the times, and the run begins with the image noised for the first of them."""
+    """The model is asked at the last share of the times; DDIM's images are those of diffusers."""
     pipe = stable(diffusers.StableDiffusionImg2ImgPipeline)
-    pipe.scheduler = Scheduler.from_config(pipe.scheduler.config, sampler=sampler)
-    image = noise(1, (4, 8, 8), 5, torch.float32)  # latents are taken as they are
-    seen = []
+    theirs = diffusers.DDIMScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    image, seen, outs = noise(1, (4, 8, 8), 5, torch.float32), [], []  # four channels are latents already
     pipe.unet.register_forward_pre_hook(lambda m, args: seen.append(float(args[1])))
-    out = pipe(
-        **PROMPT,
-        image=image,
-        strength=strength,
-        num_inference_steps=8,
-        generator=torch.Generator().manual_seed(1),
-        output_type="latent",
-    ).images
-    begin = 8 - int(8 * strength)
-    assert seen == pipe.scheduler.timesteps[begin:].tolist()
-    assert torch.isfinite(out).all()
+    for scheduler in (theirs, Scheduler.from_config(theirs.config, sampler=sampler)):
+        pipe.scheduler = scheduler
+        told = {"image": image, "strength": strength, "num_inference_steps": 8, "output_type": "latent"}
+        seen.clear()
+        outs.append(pipe(**PROMPT, **told, generator=torch.Generator().manual_seed(1)).images)
+    assert seen == pipe.scheduler.timesteps[8 - int(8 * strength) :].tolist()
+    assert torch.isfinite(outs[1]).all()
+    if sampler == "ddim":
+        torch.testing.assert_close(outs[1], outs[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("sampler", SOLVERS)
 def test_inpainting_keeps_what_is_known(sampler):
     pipe = stable(diffusers.StableDiffusionInpaintPipeline)
-    pipe.scheduler = Scheduler.from_config(pipe.scheduler.config, sampler=sampler)
+    theirs = diffusers.DDIMScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
+    )
     image = noise(1, (3, 8, 8), 5, torch.float32).clamp(-1, 1)
     mask = torch.zeros(1, 1, 8, 8)
     mask[..., 4:] = 1
-    told = {"image": image, "mask_image": mask, "strength": 1.0, "num_inference_steps": 6, "height": 8, "width": 8}
-    outs = [
-        pipe(**PROMPT, **told, generator=torch.Generator().manual_seed(s), output_type="latent").images
-        for s in (1, 1, 2)
-    ]
-    assert torch.equal(outs[0], outs[1]) and torch.isfinite(outs[0]).all()
-    assert not torch.equal(outs[0][..., 4:], outs[2][..., 4:])
+    told = {"image": image, "mask_image": mask, "strength": 1.0, "num_inference_steps": 5, "height": 8, "width": 8}
+    outs = []
+    for scheduler in (theirs, Scheduler.from_config(theirs.config, sampler=sampler)):
+        pipe.scheduler = scheduler
+        outs.append(pipe(**PROMPT, **told, generator=torch.Generator().manual_seed(1), output_type="latent").images)
+    assert torch.equal(outs[1][..., :4], outs[0][..., :4]) and torch.isfinite(outs[1]).all()
+    if sampler == "ddim":
+        torch.testing.assert_close(outs[1], outs[0], rtol=1e-4, atol=1e-4)
+    else:
+        assert not torch.allclose(outs[1][..., 4:], outs[0][..., 4:], atol=1e-4)
 
 
 def sd3():
