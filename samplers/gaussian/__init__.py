@@ -6,7 +6,15 @@ from typing import Any
 
 from ..hookspecs import hookimpl
 
-_CLASSES = {"ddim": "Ddim", "dpm_solver": "DpmSolver", "dpmpp_2m": "DpmPp2M"}
+_CLASSES = {
+    "ddim": "Ddim",
+    "dpm_solver": "DpmSolver",
+    "dpmpp_2m": "DpmPp2M",
+    "flow_euler": "FlowEuler",
+    "flow_heun": "FlowHeun",
+    "lcm": "Lcm",
+    "tcd": "Tcd",
+}
 
 
 @hookimpl
