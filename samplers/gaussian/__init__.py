@@ -7,7 +7,10 @@ from typing import Any
 from ..hookspecs import hookimpl
 
 _CLASSES = {
+    "analytic_ddim": "AnalyticDdim",
+    "analytic_ddpm": "AnalyticDdpm",
     "ddim": "Ddim",
+    "dpm_adaptive": "DpmAdaptive",
     "dpm_solver": "DpmSolver",
     "dpmpp_2m": "DpmPp2M",
     "flow_euler": "FlowEuler",

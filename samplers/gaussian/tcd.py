@@ -32,7 +32,9 @@ class Tcd(GaussianSampler[GridState]):
     grid: str = option(
         "time_uniform", "spacing of the times", choices=("logsnr", "time_uniform", "time_quadratic", "karras")
     )
-    gamma: float = option(0.3, "how far below the next time a step goes before noise is added: 0 none, 1 all", ge=0, le=1)
+    gamma: float = option(
+        0.3, "how far below the next time a step goes before noise is added: 0 none, 1 all", ge=0, le=1
+    )
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         schedule = state.canvas.denoiser.schedule
