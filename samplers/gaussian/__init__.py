@@ -9,6 +9,7 @@ from ..hookspecs import hookimpl
 _CLASSES = {
     "analytic_ddim": "AnalyticDdim",
     "analytic_ddpm": "AnalyticDdpm",
+    "bayes_ddim": "BayesDdim",
     "ddim": "Ddim",
     "dpm_adaptive": "DpmAdaptive",
     "dpm_solver": "DpmSolver",
