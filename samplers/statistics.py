@@ -1,7 +1,7 @@
 """What some samplers need to know of a model or of its data, measured once and then reused.
 
     noise_norms     E |e(x_t)|^2 / d over times, for analytic_ddpm and analytic_ddim
-    data_moments    mean and variance of the data per coordinate, for sample(start_moments=...)
+    data_moments    mean of the data and its variance per coordinate, for sample(start_moments=...)
     model_statistics, ModelStatistics    l, s and b over half log-SNR, for dpm_solver_v3
 
 All take data as a tensor of samples of x_0, (N, *shape), and use only `denoiser.predict`: any callable will do, and nothing is
@@ -17,26 +17,26 @@ import torch
 from torch import Tensor
 
 from .checks import integer
-from .denoiser import GaussianDenoiser
 from .errors import OptionError
+from .gaussian.denoiser import At, GaussianDenoiser
 from .noise_schedules import Point
 from .random import Rng
 
 __all__ = ["data_moments", "noise_norms"]
 
 
-def data_moments(data: Any, n: int = 10_000, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The mean and the variance of each coordinate of the data, as sample(start_moments=...) takes them.
+def data_moments(data: Any, n: int = 10_000, seed: int = 0) -> tuple[Tensor, float]:
+    """The mean of the data and the variance of a coordinate, as sample(start_moments=...) takes them.
 
-    A run that starts at a time t with little signal left starts best from N(alpha mean, alpha^2 variance + sigma^2), the
-    Gaussian with the moments of x_t (Analytic-Init: Zhao et al. 2024, arXiv 2406.15735).
+    A run that starts at a time with little signal left starts best from N(alpha mean, alpha^2 variance + sigma^2), the
+    isotropic Gaussian that is nearest to x_t (Analytic-Init: Zhao et al. 2024, arXiv 2406.15735).
 
     Args:
         data: (N, *shape) samples of x_0; or a problem, of which `n` exact samples are drawn.
         seed: of those samples.
 
     Returns:
-        (mean, variance), (*shape) float64 each, on the data's device. The variance is the mean square (N in the denominator).
+        (mean, variance): (*shape) float64 on the data's device, and the mean square distance from it per coordinate.
 
     Raises:
         OptionError: data is neither, or is empty.
@@ -46,7 +46,8 @@ def data_moments(data: Any, n: int = 10_000, seed: int = 0) -> tuple[Tensor, Ten
     if not isinstance(data, Tensor) or not data.is_floating_point() or data.dim() < 2 or not len(data):
         raise OptionError("data must be a tensor of samples, (N, *shape) of a floating dtype with N >= 1, or a problem")
     data = data.double()
-    return data.mean(0), data.var(0, correction=0)
+    mean = data.mean(0)
+    return mean, float(((data - mean) ** 2).mean())
 
 
 def noise_norms(
@@ -108,17 +109,17 @@ def _check_data(denoiser: GaussianDenoiser, data: Any) -> None:
 def _noised(
     denoiser: GaussianDenoiser, data: Tensor, seed: int, draw: int, batch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of the data with their noise, (A, *shape) each, in the denoiser's dtype and on its device."""
+    """Batches of the data with their noise, (A, *shape) each, in the dtype of a run's state, on the denoiser's device."""
     batch = integer("batch", batch)
     for first in range(0, len(data), batch):
-        x0 = data[first : first + batch].to(denoiser.device, denoiser.dtype)
+        x0 = data[first : first + batch].to(denoiser.device, denoiser.state_dtype)
         rng = Rng.of(seed, len(x0), first, denoiser.device)
-        yield x0, rng.normal(denoiser.shape, draw, denoiser.dtype)
+        yield x0, rng.normal(denoiser.shape, draw, denoiser.state_dtype)
 
 
 def _denoised(denoiser: GaussianDenoiser, x: Tensor, at: Point) -> Tensor:
     with torch.no_grad():
-        return denoiser.predict(x, torch.full((len(x),), at.t, dtype=torch.float64, device=x.device))
+        return denoiser.denoised(x, At(at.t, at.alpha, at.sigma))
 
 
 def _noise_of(denoiser: GaussianDenoiser, x: Tensor, at: Point) -> Tensor:

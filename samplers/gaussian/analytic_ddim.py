@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import OptionError
+from ..ops import combine
 from ..prediction import GaussianPredict
-from ..sampler import option
+from ..sampler import Facts, option
 from .grid import GaussianSampler, GridState, Point
 
 
@@ -49,6 +50,8 @@ class AnalyticDdim(GaussianSampler[GridState]):
     )
     summary = "DDIM with noise of the best variance, from the mean square of the model's noise"
 
+    facts = Facts(stochastic=True)
+
     eta: float = option(0.0, "the noise that DDIM adds: 0 none, 1 DDPM's; the best variance comes on top", ge=0, le=1)
     norms: Sequence[Sequence[float]] | None = option(
         None, "((lambda, E |e|^2 / d), ...) of the model; none: a Gaussian's", check=_check_norms
@@ -75,14 +78,14 @@ class AnalyticDdim(GaussianSampler[GridState]):
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         x0 = predict(state.x, s)
-        e = (state.x - s.alpha * x0) / s.sigma
         added = self.eta**2 * t.sigma**2 * -math.expm1(-2 * (t.lam - s.lam))
         direct = math.sqrt(max(t.sigma**2 - added, 0.0))
-        variance = added + (t.alpha - direct * s.alpha / s.sigma) ** 2 * self.posterior_variance(s.lam)
+        of_x0 = t.alpha - direct / s.sigma * s.alpha
+        variance = added + of_x0**2 * self.posterior_variance(s.lam)
         if self.clip_pixel and state.i + 2 == len(state.points):
             variance = min(variance, (2 * self.clip_pixel / 255) ** 2 * math.pi / 2)
-        noise = math.sqrt(variance) * state.canvas.noise(state.i + 1)  # draw 0 made x_T
-        return self.advance(state, t.alpha * x0 + direct * e + noise)
+        noise = state.canvas.noise(state.i + 1)  # draw 0 made x_T
+        return self.advance(state, combine((of_x0, x0), (direct / s.sigma, state.x), (math.sqrt(variance), noise)))
 
 
 def _logit(norm: float) -> float:

@@ -17,6 +17,8 @@ from ..prediction import GaussianPredict
 from ..sampler import Conformance, option
 from .grid import GaussianSampler, GridState, Point
 
+CLEAN = Point(0.0, 1.0, 0.0, math.inf)  # the closing step has the form of the others: x_0 is x at alpha = 1, sigma = 0
+
 
 def _check_variance(value: float | Callable[[Tensor, float], Any]) -> None:
     if not callable(value) and not 0 <= value < math.inf:
@@ -53,14 +55,12 @@ class BayesDdim(GaussianSampler[BayesState]):
     """
 
     name = "bayes_ddim"
-    cite = (
-        "Kou et al. 2023, BayesDiff: Estimating Pixel-wise Uncertainty in Diffusion via Bayesian Inference, arXiv 2310.11142"
-    )
+    cite = "Kou et al. 2023, BayesDiff: Estimating Pixel-wise Uncertainty in Diffusion via Bayesian Inference, arXiv 2310.11142"
     summary = "DDIM, with the variance of each coordinate that the model's uncertainty causes"
     conformance = Conformance(order={**GaussianSampler.conformance.order, "probes": 0})
     order: ClassVar[int] = 1
 
-    model_variance: float | Callable[[Tensor, float], Any] = option(
+    model_variance: float | Callable[[Tensor, float], Any] = option(  # noqa: RUF009
         1e-4,
         "variance of the model's answer: a number, or a function of x (B, *shape) and t that gives (B, *shape)",
         check=_check_variance,
@@ -68,13 +68,17 @@ class BayesDdim(GaussianSampler[BayesState]):
     variance_of: str = option("noise", "what it is the variance of", choices=("noise", "x0"))
     probes: int = option(1, "evaluations per point beside DDIM's own", ge=0)
 
-    def init(self, canvas: NoiseCanvas) -> BayesState:
+    def solver_steps(self, canvas: NoiseCanvas) -> int:
         later = canvas.steps - 1  # evaluations after the first
-        inner = max(min(later, 1), later // (1 + self.probes))  # points after the first at which the model is asked
+        points = max(min(later, 1), later // (1 + self.probes))  # at which they are spent
+        return points + (self.end == "t_end")
+
+    def init(self, canvas: NoiseCanvas) -> BayesState:
+        intervals = self.solver_steps(canvas)
+        points, inner = self.times(canvas, intervals), intervals - (self.end == "t_end")
         probes = (self.probes,) * inner
         if inner and self.probes:
-            probes = (*probes[:-1], later - inner - self.probes * (inner - 1))
-        points = self.times(canvas, inner + (self.end == "t_end"))
+            probes = (*probes[:-1], canvas.steps - 1 - inner - self.probes * (inner - 1))
         if self.variance_of == "noise" and not points[0].alpha:
             raise OptionError(
                 f"sampler {self.name!r}: at t_start={points[0].t:g} there is no signal (alpha = 0), and a variance of the noise "
@@ -85,11 +89,10 @@ class BayesDdim(GaussianSampler[BayesState]):
 
     def step(self, predict: GaussianPredict, state: BayesState) -> tuple[BayesState, dict[str, Tensor]]:  # type: ignore[override]
         closing = state.i + 1 == len(state.points)
-        # The closing step has the same form: x_0 is x at alpha = 1, sigma = 0.
-        t = Point(0.0, 1.0, 0.0, math.inf) if closing else state.points[state.i + 1]
-        after = self.update(predict, state, state.points[state.i], t)
-        if closing:
-            after = dataclasses.replace(after, last=True)
+        if not closing:
+            after = super().step(predict, state)
+        else:
+            after = dataclasses.replace(self.update(predict, state, state.points[-1], CLEAN), last=True)
         return after, {"variance": after.variance}
 
     def update(self, predict: GaussianPredict, state: BayesState, s: Point, t: Point) -> BayesState:
@@ -106,4 +109,6 @@ class BayesDdim(GaussianSampler[BayesState]):
         own = self.model_variance(x, s.t) if callable(self.model_variance) else self.model_variance
         scale = take * s.sigma / s.alpha if self.variance_of == "noise" else take
         variance = moved / max(number, 1) + scale**2 * own
+        if state.canvas.known is not None:
+            variance = torch.where(state.canvas.known, 0.0, variance)
         return self.advance(state, keep * x + take * x0, variance=variance)

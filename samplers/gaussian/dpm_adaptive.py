@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..canvas import NoiseCanvas
+from ..errors import OptionError
 from ..prediction import GaussianPredict
 from ..sampler import Conformance, option
 from .grid import GaussianSampler, GridState, Point
@@ -76,9 +77,11 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
     accept_safety: float = option(0.81, "f from which on a trial is accepted; lower accepts more", gt=0, le=1)
 
     def init(self, canvas: NoiseCanvas) -> AdaptiveState:
-        points = self.times(canvas, 1)
-        if not math.isfinite(points[0].lam):
-            points = (Point.at(canvas.denoiser.schedule, lam=LOWEST), points[-1])
+        if canvas.times is not None:
+            raise OptionError(f"sampler {self.name!r} makes its own times, row by row, so it takes no list of times")
+        fine = self.times(canvas, 1000)  # its ends are those of the run, whatever `strength` is
+        schedule = canvas.denoiser.schedule
+        points = tuple(p if p.alpha else Point.at(schedule, lam=LOWEST) for p in (fine[0], fine[-1]))
         state = AdaptiveState.begin(canvas, points=points, left=canvas.steps)
         rows = (Row(points[0], self.h_init),) * len(state.x)
         return dataclasses.replace(state, rows=rows, low=state.x)
@@ -94,7 +97,14 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
         x = predict(state.x, _times(s, state.x))
         if self.end == "t_end":
             x = _advance(state.x, x, s, [state.points[-1]] * len(s), noise=False)
-        return dataclasses.replace(state, x=x, i=state.i + 1, last=True), _info(state, [False] * len(s))
+        return self._end(dataclasses.replace(state, x=x, i=state.i + 1)), _info(state, [False] * len(s))
+
+    def _end(self, state: AdaptiveState) -> AdaptiveState:
+        """The finished state; what is known of x_0 is put into an x with noise."""
+        if self.end == "t_end" and state.canvas.known is not None:
+            end = state.points[-1]
+            state = dataclasses.replace(state, x=state.canvas.with_known(state.x, end.alpha, end.sigma))
+        return dataclasses.replace(state, last=True)
 
     def _trial(
         self, predict: GaussianPredict, state: AdaptiveState, going: list[bool]
@@ -144,8 +154,9 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
             rows=tuple(rows),
             left=state.left - q,
             i=state.i + 1,
-            last=self.end == "t_end" and all(row.at == end for row in rows),
         )
+        if self.end == "t_end" and all(row.at == end for row in rows):
+            after = self._end(after)
         return after, _info(after, taken)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..ops import combine
 from ..prediction import GaussianPredict
-from ..sampler import Conformance, option
+from ..sampler import Conformance, Facts, option
 from .grid import GaussianSampler, GridState, Point
 
 
@@ -29,12 +31,15 @@ class FlowEuler(GaussianSampler[GridState]):
     conformance = Conformance(order={**GaussianSampler.conformance.order, "stochastic": False})
     order: ClassVar[int] = 1
 
-    grid: str = option(
-        "time_uniform", "spacing of the times", choices=("logsnr", "time_uniform", "time_quadratic", "karras")
-    )
     stochastic: bool = option(False, "whether each step takes fresh noise in place of the noise that x holds")
+
+    @property
+    def effective_facts(self) -> Facts:
+        return dataclasses.replace(self.facts, stochastic=self.stochastic)
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         x0 = predict(state.x, s)
-        e = state.canvas.noise(state.i + 1) if self.stochastic else (state.x - s.alpha * x0) / s.sigma
-        return self.advance(state, t.alpha * x0 + t.sigma * e)
+        if self.stochastic:
+            return self.advance(state, combine((t.alpha, x0), (t.sigma, state.canvas.noise(state.i + 1))))
+        keep = t.sigma / s.sigma  # e = (x - alpha x_0) / sigma
+        return self.advance(state, combine((t.alpha - keep * s.alpha, x0), (keep, state.x)))

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from ..canvas import NoiseCanvas
+from ..ops import combine
 from ..prediction import GaussianPredict
-from ..sampler import option
 from .grid import GaussianSampler, GridState, Point
 
 
@@ -32,23 +30,22 @@ class FlowHeun(GaussianSampler[GridState]):
     summary = "Heun's method for flow models, two evaluations per step"
     order: ClassVar[int] = 2
 
-    grid: str = option(
-        "time_uniform", "spacing of the times", choices=("logsnr", "time_uniform", "time_quadratic", "karras")
-    )
-
     def solver_steps(self, canvas: NoiseCanvas) -> int:
         return (super().solver_steps(canvas) + 1) // 2
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         x0 = predict(state.x, s)
-        e = (state.x - s.alpha * x0) / s.sigma
-        x = t.alpha * x0 + t.sigma * e
+        keep = t.sigma / s.sigma
+        x = combine((t.alpha - keep * s.alpha, x0), (keep, state.x))
         odd = super().solver_steps(state.canvas) % 2
         if not (odd and state.i + 2 == len(state.points)):
-            dt = t.sigma / (t.alpha + t.sigma) - s.sigma / (s.alpha + s.sigma)
-            x = x + (t.alpha + t.sigma) * dt / 2 * (self._velocity(predict, x, t) - (e - x0))
+            half = (t.alpha + t.sigma) / 2 * (t.sigma / (t.alpha + t.sigma) - s.sigma / (s.alpha + s.sigma))
+            # half (u(x, t) - u(x_s, s)), where u = e - x_0 = x / sigma - (alpha / sigma + 1) x_0
+            end, begin = half / t.sigma, half / s.sigma
+            x = combine(
+                (1 + end, x),
+                (-end * (t.alpha + t.sigma), predict(x, t)),
+                (-begin, state.x),
+                (begin * (s.alpha + s.sigma), x0),
+            )
         return self.advance(state, x)
-
-    def _velocity(self, predict: GaussianPredict, x: Tensor, at: Point) -> Tensor:
-        x0 = predict(x, at)
-        return (x - at.alpha * x0) / at.sigma - x0

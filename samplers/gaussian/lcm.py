@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..ops import combine
 from ..prediction import GaussianPredict
-from ..sampler import option
+from ..sampler import Facts, option
 from .grid import GaussianSampler, GridState, Point
 
 
@@ -30,24 +33,24 @@ class Lcm(GaussianSampler[GridState]):
         "arXiv 2310.04378"
     )
     summary = "few steps of a distilled consistency model: denoise, then add fresh noise"
+    facts = Facts(stochastic=True)
 
-    grid: str = option(
-        "time_uniform", "spacing of the times", choices=("logsnr", "time_uniform", "time_quadratic", "karras")
-    )
     time_scale: float = option(0.0, "k in the boundary scalings c_skip and c_out of k t; 0: no scalings", ge=0)
     sigma_data: float = option(0.5, "d in the boundary scalings", gt=0)
 
     def step(self, predict: GaussianPredict, state: GridState) -> GridState:
-        if not self.time_scale:
-            return super().step(predict, state)
-
-        def consistent(x: Tensor, at: Point | float | Tensor) -> Tensor:
-            u, d = self.time_scale * (at.t if isinstance(at, Point) else at), self.sigma_data
-            skip, out = d**2 / (u**2 + d**2), u / (u**2 + d**2) ** 0.5
-            return skip * x + out * predict(x, at)
-
-        return super().step(consistent, state)
+        after = super().step(predict, state)
+        if self.end == "zero" and after.last:  # the closing step returned x_0
+            after = dataclasses.replace(after, x=self._consistent(state.x, after.x, state.points[-1]))
+        return after
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
-        f = predict(state.x, s)
-        return self.advance(state, t.alpha * f + t.sigma * state.canvas.noise(state.i + 1))  # draw 0 made x_T
+        f = self._consistent(state.x, predict(state.x, s), s)
+        return self.advance(state, combine((t.alpha, f), (t.sigma, state.canvas.noise(state.i + 1))))  # draw 0 made x_T
+
+    def _consistent(self, x: Tensor, x0: Tensor, at: Point) -> Tensor:
+        """f, from x at a point and its x_0."""
+        if not self.time_scale:
+            return x0
+        u, d = self.time_scale * at.t, self.sigma_data
+        return combine((d**2 / (u**2 + d**2), x), (u / math.hypot(u, d), x0))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..ops import combine
 from ..prediction import GaussianPredict
-from ..sampler import Conformance, option
+from ..sampler import Conformance, Facts, option
 from .grid import GaussianSampler, GridState, Point
 
 
@@ -29,21 +31,21 @@ class Tcd(GaussianSampler[GridState]):
     conformance = Conformance(order={**GaussianSampler.conformance.order, "gamma": 0.0})
     order: ClassVar[int] = 1
 
-    grid: str = option(
-        "time_uniform", "spacing of the times", choices=("logsnr", "time_uniform", "time_quadratic", "karras")
-    )
     gamma: float = option(
         0.3, "how far below the next time a step goes before noise is added: 0 none, 1 all", ge=0, le=1
     )
 
+    @property
+    def effective_facts(self) -> Facts:
+        return dataclasses.replace(self.facts, stochastic=self.gamma > 0)
+
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         schedule = state.canvas.denoiser.schedule
         x0 = predict(state.x, s)
-        e = (state.x - s.alpha * x0) / s.sigma
         low = (1 - self.gamma) * t.t
         r = t if low >= t.t else Point.at(schedule, t=min(t.t, max(low, schedule.t_min)))
-        x = r.alpha * x0 + r.sigma * e
+        up, keep, noise = t.alpha / r.alpha, r.sigma / s.sigma, []
         if r.t < t.t:
             fresh = t.sigma * math.sqrt(-math.expm1(2 * (t.lam - r.lam)))
-            x = t.alpha / r.alpha * x + fresh * state.canvas.noise(state.i + 1)  # draw 0 made x_T
-        return self.advance(state, x)
+            noise = [(fresh, state.canvas.noise(state.i + 1))]  # draw 0 made x_T
+        return self.advance(state, combine((up * (r.alpha - keep * s.alpha), x0), (up * keep, state.x), *noise))
