@@ -2,7 +2,7 @@
 
     noise_norms     E |e(x_t)|^2 / d over times, for analytic_ddpm and analytic_ddim
     data_moments    mean of the data and its variance per coordinate, for sample(start_moments=...)
-    model_statistics, ModelStatistics    l, s and b over half log-SNR, for dpm_solver_v3
+    model_statistics    a ModelStatistics: l, s and b over half log-SNR, for dpm_solver_v3
 
 All take data as a tensor of samples of x_0, (N, *shape), and use only `denoiser.predict`: any callable will do, and nothing is
 differentiated. Noise is counter-based: the same seed gives the same numbers whatever the size of the batches.
@@ -10,9 +10,14 @@ differentiated. Noise is counter-based: the same seed gives the same numbers wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +27,7 @@ from .gaussian.denoiser import At, GaussianDenoiser
 from .noise_schedules import Point
 from .random import Rng
 
-__all__ = ["data_moments", "noise_norms"]
+__all__ = ["ModelStatistics", "data_moments", "model_statistics", "noise_norms"]
 
 
 def data_moments(data: Any, n: int = 10_000, seed: int = 0) -> tuple[Tensor, float]:
@@ -124,3 +129,172 @@ def _denoised(denoiser: GaussianDenoiser, x: Tensor, at: Point) -> Tensor:
 
 def _noise_of(denoiser: GaussianDenoiser, x: Tensor, at: Point) -> Tensor:
     return (x - at.alpha * _denoised(denoiser, x, at)) / at.sigma
+
+
+# ---------------------------------------------------------------------------------------------- for DPM-Solver-v3
+
+LOWEST = -8.0  # half log-SNR of the first node, if the schedule begins at pure noise
+SUMS = ("y", "m", "dm", "yy", "ym", "mm", "ydm", "mdm", "jacobian")
+STEP, NUDGE = 0.02, 0.01  # of finite differences: in half log-SNR; and in sigma
+AUTOSAVE = 60.0  # seconds between two savings of unfinished work
+
+
+@dataclass(frozen=True, eq=False)
+class ModelStatistics:
+    """What dpm_solver_v3 knows of a model at nodes of the half log-SNR lambda; between them it is linear.
+
+    With y = x / alpha, f = (1 - l) y - x_0 is what is left of the ODE dy/dlambda = -l y - f when its linear part is taken out,
+    and s f + b is the best linear guess of df/dlambda along the ODE (Zheng et al. 2023, arXiv 2310.13268, section 3.2).
+
+    Attributes:
+        lam: (n,) float64, rising, n >= 2.
+        l, s, b: (n, *shape) float64, for each coordinate; or (n, 1, ...) for all.
+    """
+
+    lam: Tensor
+    l: Tensor
+    s: Tensor
+    b: Tensor
+
+    def __post_init__(self) -> None:
+        tables = (self.l, self.s, self.b)
+        fits = self.lam.dim() == 1 and len(self.lam) >= 2 and all(t.shape == self.l.shape for t in tables)
+        fits = fits and len(self.l) == len(self.lam) and all(t.dtype == torch.float64 for t in (self.lam, *tables))
+        if not (fits and bool((self.lam.diff() > 0).all()) and all(bool(torch.isfinite(t).all()) for t in tables)):
+            raise OptionError(
+                "ModelStatistics: lam (n,), rising, and l, s, b (n, *shape) of finite float64 are needed, n 2 or more"
+            )
+
+    @staticmethod
+    def constant(low: float, high: float, l: float = 1.0, s: float = 0.0, b: float = 0.0) -> ModelStatistics:
+        """The same l, s and b from `low` to `high`, for any shape. l = 1 makes f = -x_0; l = 0 makes it the noise's e^-lambda."""
+        lam = torch.linspace(low, high, 2 + int(20 * (high - low)), dtype=torch.float64, device="cpu")
+        return ModelStatistics(lam, *(torch.full_like(lam, v) for v in (l, s, b)))
+
+    def at(self, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """l, s and b at lam (k,), (k, *shape) each; the first and last values beyond the nodes."""
+        right = torch.searchsorted(self.lam, lam).clamp(1, len(self.lam) - 1)
+        left = right - 1
+        share = ((lam - self.lam[left]) / (self.lam[right] - self.lam[left])).clamp(0, 1)
+        share = share.view(-1, *(1,) * (self.l.dim() - 1))
+        return tuple(t[left] + share * (t[right] - t[left]) for t in (self.l, self.s, self.b))  # type: ignore[return-value]
+
+    def save(self, path: str | Path) -> None:
+        """Write a .npz file with the arrays lam, l, s and b."""
+        np.savez(path, lam=self.lam.numpy(), l=self.l.numpy(), s=self.s.numpy(), b=self.b.numpy())
+
+    @staticmethod
+    def load(path: str | Path) -> ModelStatistics:
+        """What `save` wrote.
+
+        Raises:
+            OptionError: the file is none of these.
+        """
+        with np.load(path) as file:
+            if missing := {"lam", "l", "s", "b"} - set(file.files):
+                raise OptionError(f"{path} holds no statistics of a model: {', '.join(sorted(missing))} is missing")
+            return ModelStatistics(*(torch.from_numpy(file[k].astype(np.float64)) for k in ("lam", "l", "s", "b")))
+
+
+def model_statistics(
+    denoiser: GaussianDenoiser,
+    data: Tensor,
+    *,
+    nodes: int = 120,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    seed: int = 0,
+    batch: int = 256,
+    progress: Callable[[int, int], Any] | None = None,
+    resume: str | Path | None = None,
+) -> ModelStatistics:
+    """l, s and b of a model (Zheng et al. 2023, arXiv 2310.13268, section 3.2), from noised samples of the data.
+
+    At each node: l = 1 - alpha E[d x_0 / d x], each coordinate's own derivative; then s and b are the least squares of f' against
+    f, over the samples. Derivatives are central differences: along x with random signs, and along the ODE by steps of order 1.
+    Five forward passes per node and batch of data.
+
+    Args:
+        data: (N, *shape) samples of x_0; some thousands, or some hundreds for images.
+        nodes: equal steps of the half log-SNR from t_start to t_end, by default the schedule's ends.
+        seed: of the noise. batch: rows per forward pass.
+        progress: called after each node with (nodes done, nodes in all).
+        resume: a file for unfinished work, .npz: it is written if the function is interrupted, and every minute; if it exists
+            the work goes on from there, and it is kept at the end.
+
+    Raises:
+        OptionError: wrong data; or `resume` is the work of other nodes, data or seed.
+    """
+    _check_data(denoiser, data)
+    nodes, schedule = integer("nodes", nodes), denoiser.schedule
+    ends = [float(schedule.lam(t)) for t in (t_start or schedule.t_max, t_end or schedule.t_min)]
+    lams = torch.linspace(max(ends[0], LOWEST), ends[1], nodes + 1, dtype=torch.float64, device="cpu")
+    about = np.array([seed, len(data), float(data.double().sum())])
+    sums = torch.zeros(len(lams), len(SUMS), *denoiser.shape, dtype=torch.float64, device="cpu")
+    done = 0
+    file = None if resume is None else Path(resume)
+    if file is not None and file.exists():
+        with np.load(file) as old:
+            same = np.array_equal(old["lam"], lams.numpy()) and np.array_equal(old["about"], about)
+            if not same or old["sums"].shape != tuple(sums.shape):
+                raise OptionError(f"resume: {file} is the work of another model, data, seed or number of nodes")
+            sums, done = torch.from_numpy(old["sums"]), int(old["done"])
+
+    def save() -> None:
+        if file is not None:
+            np.savez(file, lam=lams.numpy(), about=about, sums=sums.numpy(), done=done)
+
+    saved = time.monotonic()
+    try:
+        while done < len(lams):
+            sums[done] = _sums_at(denoiser, data, float(lams[done]), (float(lams[0]), ends[1]), seed, done, batch)
+            done += 1
+            if progress is not None:
+                progress(done, len(lams))
+            if time.monotonic() - saved > AUTOSAVE:
+                save()
+                saved = time.monotonic()
+    finally:
+        save()
+    mean = dict(zip(SUMS, (sums / len(data)).unbind(1)))
+    alpha = schedule.alpha(schedule.t_of(lams)).view(-1, *(1,) * len(denoiser.shape))
+    l = 1 - alpha * mean["jacobian"]
+    slope = torch.gradient(l, spacing=(lams,), dim=0)[0]
+    # f = p y - m and f' = q y + p m - m', where m is x_0, p = 1 - l and q = -p - l', since dy/dlambda = m - y.
+    p, q = 1 - l, l - 1 - slope
+
+    def covariance(a: str, b: str, product: str) -> Tensor:
+        return mean[product] - mean[a] * mean[b]
+
+    yy, ym, mm = covariance("y", "y", "yy"), covariance("y", "m", "ym"), covariance("m", "m", "mm")
+    both = q * (p * yy - ym) + p * (p * ym - mm) - (p * covariance("y", "dm", "ydm") - covariance("m", "dm", "mdm"))
+    variance = p**2 * yy - 2 * p * ym + mm
+    f, df = p * mean["y"] - mean["m"], q * mean["y"] + p * mean["m"] - mean["dm"]
+    # A Gaussian's f does not vary at all; what is left is rounding.
+    s = torch.where(variance > 1e-10 * (f**2 + mm + p**2 * yy), both / variance, 0.0)
+    return ModelStatistics(lams, l, s, df - s * f)
+
+
+def _sums_at(
+    denoiser: GaussianDenoiser, data: Tensor, lam: float, ends: tuple[float, float], seed: int, node: int, batch: int
+) -> Tensor:
+    """(len(SUMS), *shape): sums over the data at one node; see model_statistics."""
+    at = Point.at(denoiser.schedule, lam=lam)
+    near = [Point.at(denoiser.schedule, lam=v) for v in (max(lam - STEP, ends[0]), min(lam + STEP, ends[1]))]
+    total = torch.zeros(len(SUMS), *denoiser.shape, dtype=torch.float64, device=denoiser.device)
+    for (x0, z), (_, signs) in zip(
+        _noised(denoiser, data, seed, 2 * node, batch), _noised(denoiser, data, seed, 2 * node + 1, batch)
+    ):
+        x = at.alpha * x0 + at.sigma * z
+        m = _denoised(denoiser, x, at)
+        beside = [
+            _denoised(denoiser, p.sigma / at.sigma * x - p.alpha * math.expm1(at.lam - p.lam) * m, p) for p in near
+        ]
+        move = torch.where(signs < 0, -1.0, 1.0).to(x) * (NUDGE * at.sigma)
+        moved = [_denoised(denoiser, x + side * move, at) for side in (1, -1)]
+        y, m64 = x.double() / at.alpha, m.double()
+        dm = (beside[1].double() - beside[0].double()) / (near[1].lam - near[0].lam)
+        jacobian = (moved[0].double() - moved[1].double()) / (2 * move.double())
+        values = (y, m64, dm, y * y, y * m64, m64 * m64, y * dm, m64 * dm, jacobian)
+        total += torch.stack([v.sum(0) for v in values])
+    return total.cpu()

@@ -13,6 +13,7 @@ _CLASSES = {
     "ddim": "Ddim",
     "dpm_adaptive": "DpmAdaptive",
     "dpm_solver": "DpmSolver",
+    "dpm_solver_v3": "DpmSolverV3",
     "dpmpp_2m": "DpmPp2M",
     "flow_euler": "FlowEuler",
     "flow_heun": "FlowHeun",
