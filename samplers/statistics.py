@@ -167,7 +167,7 @@ class ModelStatistics:
 
     @staticmethod
     def constant(low: float, high: float, l: float = 1.0, s: float = 0.0, b: float = 0.0) -> ModelStatistics:
-        """The same l, s and b from `low` to `high`, for any shape. l = 1 makes f = -x_0; l = 0 makes it the noise's e^-lambda."""
+        """The same l, s and b from `low` to `high`, for any shape: (1, 0, 0) takes x_0 as constant, (0, -1, 0) the noise."""
         lam = torch.linspace(low, high, 2 + int(20 * (high - low)), dtype=torch.float64, device="cpu")
         return ModelStatistics(lam, *(torch.full_like(lam, v) for v in (l, s, b)))
 
@@ -247,7 +247,7 @@ def model_statistics(
     saved = time.monotonic()
     try:
         while done < len(lams):
-            sums[done] = _sums_at(denoiser, data, float(lams[done]), (float(lams[0]), ends[1]), seed, done, batch)
+            sums[done] = _sums_at(denoiser, data, float(lams[done]), (float(lams[0]), ends[1]), seed, batch)
             done += 1
             if progress is not None:
                 progress(done, len(lams))
@@ -276,14 +276,17 @@ def model_statistics(
 
 
 def _sums_at(
-    denoiser: GaussianDenoiser, data: Tensor, lam: float, ends: tuple[float, float], seed: int, node: int, batch: int
+    denoiser: GaussianDenoiser, data: Tensor, lam: float, ends: tuple[float, float], seed: int, batch: int
 ) -> Tensor:
-    """(len(SUMS), *shape): sums over the data at one node; see model_statistics."""
+    """(len(SUMS), *shape): sums over the data at one node; see model_statistics.
+
+    All nodes take the same noise, so that errors of sampling are smooth in lambda, as a solver's polynomials want them.
+    """
     at = Point.at(denoiser.schedule, lam=lam)
     near = [Point.at(denoiser.schedule, lam=v) for v in (max(lam - STEP, ends[0]), min(lam + STEP, ends[1]))]
     total = torch.zeros(len(SUMS), *denoiser.shape, dtype=torch.float64, device=denoiser.device)
     for (x0, z), (_, signs) in zip(
-        _noised(denoiser, data, seed, 2 * node, batch), _noised(denoiser, data, seed, 2 * node + 1, batch)
+        _noised(denoiser, data, seed, 0, batch), _noised(denoiser, data, seed, 1, batch)
     ):
         x = at.alpha * x0 + at.sigma * z
         m = _denoised(denoiser, x, at)

@@ -66,7 +66,7 @@ class DpmSolverV3(GaussianSampler[V3State]):
     through its last values, and the integrals over l, s and b exactly: from s to t
         y_t = e^{-L} (y_s - int e^{L + S} g - int e^L f_b),   L, S the integrals of l and s from lambda_s.
     `statistics` holds l, s and b (samplers.statistics.model_statistics measures them). Without it l = 1, s = b = 0: this is
-    DPM-Solver++ with exact Taylor terms; l = 0 is DPM-Solver in noise.
+    DPM-Solver++ with exact Taylor terms. l = 0, s = -1, b = 0 is DPM-Solver in noise.
 
     corrector: when the model has been asked at t, y_t is made again with that value among the others, at one order more; the
     answer itself is kept, so it costs nothing (as UniC). pseudo: divided differences take the place of derivatives, without
@@ -79,7 +79,7 @@ class DpmSolverV3(GaussianSampler[V3State]):
     conformance = Conformance(order={**GaussianSampler.conformance.order, "corrector": False})
 
     order: int = option(2, "order of the predictor; the corrector has one more", choices=(1, 2, 3))
-    statistics: ModelStatistics | None = option(  # noqa: RUF009: it is never changed
+    statistics: ModelStatistics | None = option(  # noqa: RUF009
         None, "l, s and b of the model; none: 1, 0 and 0"
     )
     corrector: bool = option(True, "whether x is made again when the model has answered")
