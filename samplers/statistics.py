@@ -259,7 +259,7 @@ def model_statistics(
     mean = dict(zip(SUMS, (sums / len(data)).unbind(1)))
     alpha = schedule.alpha(schedule.t_of(lams)).view(-1, *(1,) * len(denoiser.shape))
     l = 1 - alpha * mean["jacobian"]
-    slope = torch.gradient(l, spacing=(lams,), dim=0)[0]
+    slope = torch.gradient(l, spacing=(lams,), dim=0, edge_order=2)[0]
     # f = p y - m and f' = q y + p m - m', where m is x_0, p = 1 - l and q = -p - l', since dy/dlambda = m - y.
     p, q = 1 - l, l - 1 - slope
 
@@ -283,11 +283,13 @@ def _sums_at(
     All nodes take the same noise, so that errors of sampling are smooth in lambda, as a solver's polynomials want them.
     """
     at = Point.at(denoiser.schedule, lam=lam)
-    near = [Point.at(denoiser.schedule, lam=v) for v in (max(lam - STEP, ends[0]), min(lam + STEP, ends[1]))]
+    # x_0 at three times along the ODE, the ends of the range on one side. The errors of the steps of order 1 cancel.
+    low, high = lam - STEP < ends[0], lam + STEP > ends[1]
+    near = [Point.at(denoiser.schedule, lam=lam + k * STEP) for k in ((1, 2) if low else (-1, -2) if high else (-1, 1))]
+    a, b = (p.lam - at.lam for p in near)
+    of_a, of_b = b / (a * (b - a)), a / (b * (a - b))
     total = torch.zeros(len(SUMS), *denoiser.shape, dtype=torch.float64, device=denoiser.device)
-    for (x0, z), (_, signs) in zip(
-        _noised(denoiser, data, seed, 0, batch), _noised(denoiser, data, seed, 1, batch)
-    ):
+    for (x0, z), (_, signs) in zip(_noised(denoiser, data, seed, 0, batch), _noised(denoiser, data, seed, 1, batch)):
         x = at.alpha * x0 + at.sigma * z
         m = _denoised(denoiser, x, at)
         beside = [
@@ -296,7 +298,7 @@ def _sums_at(
         move = torch.where(signs < 0, -1.0, 1.0).to(x) * (NUDGE * at.sigma)
         moved = [_denoised(denoiser, x + side * move, at) for side in (1, -1)]
         y, m64 = x.double() / at.alpha, m.double()
-        dm = (beside[1].double() - beside[0].double()) / (near[1].lam - near[0].lam)
+        dm = of_a * (beside[0].double() - m64) + of_b * (beside[1].double() - m64)
         jacobian = (moved[0].double() - moved[1].double()) / (2 * move.double())
         values = (y, m64, dm, y * y, y * m64, m64 * m64, y * dm, m64 * dm, jacobian)
         total += torch.stack([v.sum(0) for v in values])

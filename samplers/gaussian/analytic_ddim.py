@@ -85,7 +85,7 @@ class AnalyticDdim(GaussianSampler[GridState]):
         if self.clip_pixel and state.i + 2 == len(state.points):
             variance = min(variance, (2 * self.clip_pixel / 255) ** 2 * math.pi / 2)
         noise = state.canvas.noise(state.i + 1)  # draw 0 made x_T
-        return self.advance(state, combine((of_x0, x0), (direct / s.sigma, state.x), (math.sqrt(variance), noise)))
+        return self.advance(state, combine(x0, of_x0, state.x, direct / s.sigma, noise, math.sqrt(variance)))
 
 
 def _logit(norm: float) -> float:

@@ -16,7 +16,7 @@ from ..prediction import GaussianPredict
 from ..sampler import Conformance, option
 from .grid import GaussianSampler, GridState, Point
 
-LOWEST = -8.0  # half log-SNR at which a run starts that was told to start from pure noise, alpha = 0
+LOWEST = -8.0  # half log-SNR to which the first step goes from pure noise, alpha = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
     the higher order. This is the integral term of k-diffusion's controller, its default; the paper's own has
     0.9 E^{-1/q} for f.
 
+    From pure noise, alpha = 0, the first step is one of order 1, to a half log-SNR of -8.
+
     Every row has its own h and lambda, so a row is what it is alone. The errors are read once per trial: one device sync.
     A row that has reached t_end waits; the forward passes go on with all rows and count for all, and
     Sample.info["accepted"] and ["lam"], (steps, B), tell what each row did.
@@ -80,8 +82,9 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
         if canvas.times is not None:
             raise OptionError(f"sampler {self.name!r} makes its own times, row by row, so it takes no list of times")
         fine = self.times(canvas, 1000)  # its ends are those of the run, whatever `strength` is
-        schedule = canvas.denoiser.schedule
-        points = tuple(p if p.alpha else Point.at(schedule, lam=LOWEST) for p in (fine[0], fine[-1]))
+        points = (fine[0], fine[-1])
+        if not points[1].alpha:
+            raise OptionError(f"sampler {self.name!r}: t_end={points[1].t:g} is pure noise, which no step in log-SNR reaches")
         state = AdaptiveState.begin(canvas, points=points, left=canvas.steps)
         rows = (Row(points[0], self.h_init),) * len(state.x)
         return dataclasses.replace(state, rows=rows, low=state.x)
@@ -90,6 +93,8 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
         return None
 
     def step(self, predict: GaussianPredict, state: AdaptiveState) -> tuple[AdaptiveState, dict[str, Tensor]]:  # type: ignore[override]
+        if not state.rows[0].at.alpha and state.left > 1:
+            return self._out_of_noise(predict, state)
         going = [row.at != state.points[-1] for row in state.rows]
         if any(going) and state.left > int(self.pair[1]):  # one evaluation is kept for the end
             return self._trial(predict, state, going)
@@ -98,6 +103,14 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
         if self.end == "t_end":
             x = _advance(state.x, x, s, [state.points[-1]] * len(s), noise=False)
         return self._end(dataclasses.replace(state, x=x, i=state.i + 1)), _info(state, [False] * len(s))
+
+    def _out_of_noise(self, predict: GaussianPredict, state: AdaptiveState) -> tuple[AdaptiveState, dict[str, Tensor]]:
+        """All rows from alpha = 0, where lambda = -inf, to LOWEST by a step of order 1."""
+        to = [Point.at(state.canvas.denoiser.schedule, lam=LOWEST)] * len(state.rows)
+        x = _advance(state.x, predict(state.x, state.points[0]), [row.at for row in state.rows], to, noise=False)
+        rows = tuple(Row(to[0], row.h) for row in state.rows)
+        after = dataclasses.replace(state, x=x, low=x, rows=rows, left=state.left - 1, i=state.i + 1)
+        return after, _info(after, [True] * len(rows))
 
     def _end(self, state: AdaptiveState) -> AdaptiveState:
         """The finished state; what is known of x_0 is put into an x with noise."""

@@ -114,7 +114,7 @@ class DpmSolverV3(GaussianSampler[V3State]):
         leg, x0 = state.legs[state.i], predict(state.x, s)
         if leg is None:  # a step of order 1
             keep = t.sigma / s.sigma
-            return self.advance(state, combine((keep, state.x), (t.alpha - keep * s.alpha, x0)))
+            return self.advance(state, combine(state.x, keep, x0, t.alpha - keep * s.alpha))
         y = state.x / s.alpha
         f = (1 - leg.l) * y - x0
         history: tuple[tuple[float, Tensor], ...] = ()

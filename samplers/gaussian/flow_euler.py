@@ -40,6 +40,6 @@ class FlowEuler(GaussianSampler[GridState]):
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         x0 = predict(state.x, s)
         if self.stochastic:
-            return self.advance(state, combine((t.alpha, x0), (t.sigma, state.canvas.noise(state.i + 1))))
+            return self.advance(state, combine(x0, t.alpha, state.canvas.noise(state.i + 1), t.sigma))
         keep = t.sigma / s.sigma  # e = (x - alpha x_0) / sigma
-        return self.advance(state, combine((t.alpha - keep * s.alpha, x0), (keep, state.x)))
+        return self.advance(state, combine(x0, t.alpha - keep * s.alpha, state.x, keep))

@@ -36,16 +36,12 @@ class FlowHeun(GaussianSampler[GridState]):
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         x0 = predict(state.x, s)
         keep = t.sigma / s.sigma
-        x = combine((t.alpha - keep * s.alpha, x0), (keep, state.x))
+        x = combine(x0, t.alpha - keep * s.alpha, state.x, keep)
         odd = super().solver_steps(state.canvas) % 2
         if not (odd and state.i + 2 == len(state.points)):
             half = (t.alpha + t.sigma) / 2 * (t.sigma / (t.alpha + t.sigma) - s.sigma / (s.alpha + s.sigma))
             # half (u(x, t) - u(x_s, s)), where u = e - x_0 = x / sigma - (alpha / sigma + 1) x_0
             end, begin = half / t.sigma, half / s.sigma
-            x = combine(
-                (1 + end, x),
-                (-end * (t.alpha + t.sigma), predict(x, t)),
-                (-begin, state.x),
-                (begin * (s.alpha + s.sigma), x0),
-            )
+            of_end, of_begin = -end * (t.alpha + t.sigma), begin * (s.alpha + s.sigma)
+            x = combine(x, 1 + end, predict(x, t), of_end, state.x, -begin, x0, of_begin)
         return self.advance(state, x)

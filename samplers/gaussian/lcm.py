@@ -46,11 +46,11 @@ class Lcm(GaussianSampler[GridState]):
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         f = self._consistent(state.x, predict(state.x, s), s)
-        return self.advance(state, combine((t.alpha, f), (t.sigma, state.canvas.noise(state.i + 1))))  # draw 0 made x_T
+        return self.advance(state, combine(f, t.alpha, state.canvas.noise(state.i + 1), t.sigma))  # draw 0 made x_T
 
     def _consistent(self, x: Tensor, x0: Tensor, at: Point) -> Tensor:
         """f, from x at a point and its x_0."""
         if not self.time_scale:
             return x0
         u, d = self.time_scale * at.t, self.sigma_data
-        return combine((d**2 / (u**2 + d**2), x), (u / math.hypot(u, d), x0))
+        return combine(x, d**2 / (u**2 + d**2), x0, u / math.hypot(u, d))

@@ -44,8 +44,10 @@ class Tcd(GaussianSampler[GridState]):
         x0 = predict(state.x, s)
         low = (1 - self.gamma) * t.t
         r = t if low >= t.t else Point.at(schedule, t=min(t.t, max(low, schedule.t_min)))
-        up, keep, noise = t.alpha / r.alpha, r.sigma / s.sigma, []
-        if r.t < t.t:
-            fresh = t.sigma * math.sqrt(-math.expm1(2 * (t.lam - r.lam)))
-            noise = [(fresh, state.canvas.noise(state.i + 1))]  # draw 0 made x_T
-        return self.advance(state, combine((up * (r.alpha - keep * s.alpha), x0), (up * keep, state.x), *noise))
+        up, keep = t.alpha / r.alpha, r.sigma / s.sigma
+        of_x0, of_x = up * (r.alpha - keep * s.alpha), up * keep
+        if r.t == t.t:
+            return self.advance(state, combine(x0, of_x0, state.x, of_x))
+        fresh = t.sigma * math.sqrt(-math.expm1(2 * (t.lam - r.lam)))
+        noise = state.canvas.noise(state.i + 1)  # draw 0 made x_T
+        return self.advance(state, combine(x0, of_x0, state.x, of_x, noise, fresh))
