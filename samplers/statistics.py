@@ -29,6 +29,8 @@ from .random import Rng
 
 __all__ = ["ModelStatistics", "data_moments", "model_statistics", "noise_norms"]
 
+LEAST = 1e-9  # an estimate of a positive number, if chance made it less
+
 
 def data_moments(data: Any, n: int = 10_000, seed: int = 0) -> tuple[Tensor, float]:
     """The mean of the data and the variance of a coordinate, as sample(start_moments=...) takes them.
@@ -38,7 +40,7 @@ def data_moments(data: Any, n: int = 10_000, seed: int = 0) -> tuple[Tensor, flo
 
     Args:
         data: (N, *shape) samples of x_0; or a problem, of which `n` exact samples are drawn.
-        seed: of those samples.
+        seed: the seed of those samples.
 
     Returns:
         (mean, variance): (*shape) float64 on the data's device, and the mean square distance from it per coordinate.
@@ -66,9 +68,8 @@ def noise_norms(
 ) -> tuple[tuple[float, float], ...]:
     """G(t) = E |e(x_t, t)|^2 / d, e the model's noise (x_t - alpha x_0) / sigma: the option `norms` of analytic_ddpm.
 
-    With z the noise that made x_t, E |z|^2 is known to be d, so what is averaged is the rest, in
-    |e|^2 = |z|^2 + 2 <z, e - z> + |e - z|^2. The mean is the same, and the variance near pure noise is far smaller than that
-    of |e|^2: the variance of x_0 given x_t that the samplers make of G is divided by alpha^2.
+    With z the noise that made x_t, E |z|^2 is known to be d: what of |e|^2 varies with |z|^2 over the samples is taken out (a
+    control variate). Near pure noise e is nearly z, and the samplers divide 1 - G by alpha^2, so this matters there.
 
     Args:
         data: (N, *shape) samples of x_0. One forward pass per batch and time is spent on each.
@@ -78,7 +79,7 @@ def noise_norms(
         batch: rows per forward pass; it changes nothing but memory and time.
 
     Returns:
-        ((lambda, G), ...), lambda rising, numbers that json can write.
+        ((lambda, G), ...), lambda rising, G at least 1e-9: numbers that json can write.
 
     Raises:
         OptionError: wrong data, an unknown estimate, or a time at which there is no noise or no signal.
@@ -91,13 +92,23 @@ def noise_norms(
         p = Point.at(denoiser.schedule, t=float(t))
         if not (p.alpha > 0 and p.sigma > 0):
             raise OptionError(f"times: at t={p.t:g} of {denoiser.schedule!r} there is no noise or no signal")
-        total = torch.zeros((), dtype=torch.float64, device=denoiser.device)
+        squares, known = [], []  # (A,) each, per coordinate
         for x0, z in _noised(denoiser, data, seed, k, batch):
-            error = _noise_of(denoiser, p.alpha * x0 + p.sigma * z, p) - z  # (A, *shape)
-            square = (error**2).double().sum()
-            total += -square if estimate == "residual" else square + 2 * (z * error).double().sum()
-        found[p.lam] = 1 + float(total) / data.numel()
+            x = p.alpha * x0 + p.sigma * z
+            e = (x - p.alpha * _denoised(denoiser, x, p)) / p.sigma
+            squares.append(_mean_square(e - z if estimate == "residual" else e))
+            known.append(_mean_square(z))
+        square, extra = torch.cat(squares), torch.cat(known) - 1
+        away = extra - extra.mean()
+        share = (away * square).mean() / away.square().mean() if len(data) > 1 else 1.0
+        mean = float(square.mean() - share * extra.mean())
+        found[p.lam] = max(1 - mean if estimate == "residual" else mean, LEAST)
     return tuple(sorted(found.items()))
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    """(A, *shape) -> (A,) float64."""
+    return x.flatten(1).double().square().mean(1)
 
 
 def _check_data(denoiser: GaussianDenoiser, data: Any) -> None:
@@ -127,15 +138,11 @@ def _denoised(denoiser: GaussianDenoiser, x: Tensor, at: Point) -> Tensor:
         return denoiser.denoised(x, At(at.t, at.alpha, at.sigma))
 
 
-def _noise_of(denoiser: GaussianDenoiser, x: Tensor, at: Point) -> Tensor:
-    return (x - at.alpha * _denoised(denoiser, x, at)) / at.sigma
-
-
 # ---------------------------------------------------------------------------------------------- for DPM-Solver-v3
 
 LOWEST = -8.0  # half log-SNR of the first node, if the schedule begins at pure noise
 SUMS = ("y", "m", "dm", "yy", "ym", "mm", "ydm", "mdm", "jacobian")
-STEP, NUDGE = 0.02, 0.01  # of finite differences: in half log-SNR; and in sigma
+STEP, NUDGE = 0.02, 0.01  # finite differences: in half log-SNR; in units of sigma
 AUTOSAVE = 60.0  # seconds between two savings of unfinished work
 
 
@@ -217,7 +224,7 @@ def model_statistics(
     Args:
         data: (N, *shape) samples of x_0; some thousands, or some hundreds for images.
         nodes: equal steps of the half log-SNR from t_start to t_end, by default the schedule's ends.
-        seed: of the noise. batch: rows per forward pass.
+        seed: the seed of the noise. batch: rows per forward pass.
         progress: called after each node with (nodes done, nodes in all).
         resume: a file for unfinished work, .npz: it is written if the function is interrupted, and every minute; if it exists
             the work goes on from there, and it is kept at the end.

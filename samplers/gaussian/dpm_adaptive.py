@@ -84,7 +84,9 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
         fine = self.times(canvas, 1000)  # its ends are those of the run, whatever `strength` is
         points = (fine[0], fine[-1])
         if not points[1].alpha:
-            raise OptionError(f"sampler {self.name!r}: t_end={points[1].t:g} is pure noise, which no step in log-SNR reaches")
+            raise OptionError(
+                f"sampler {self.name!r}: t_end={points[1].t:g} is pure noise, which no step in log-SNR reaches"
+            )
         state = AdaptiveState.begin(canvas, points=points, left=canvas.steps)
         rows = (Row(points[0], self.h_init),) * len(state.x)
         return dataclasses.replace(state, rows=rows, low=state.x)
@@ -203,7 +205,7 @@ def _weights(s: Sequence[Point], t: Sequence[Point], noise: bool) -> list[float]
 
 
 def _slope_weights(s: Sequence[Point], t: Sequence[Point], noise: bool) -> list[float]:
-    """Of h m': -s_t ((e^h - 1) / h - 1) of the noise, and for x_0 the same with a_t and -h; 0 where a row does not move."""
+    """Of h m': -s_t ((e^h - 1) / h - 1) of the noise, and for x_0 the same with a_t and -h; 0 for a row that does not move."""
     out = []
     for at, to in zip(s, t):
         h = to.lam - at.lam if noise else at.lam - to.lam
