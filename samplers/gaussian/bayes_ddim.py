@@ -19,6 +19,15 @@ from .grid import GaussianSampler, GridState, Point
 
 CLEAN = Point(0.0, 1.0, 0.0, math.inf)  # the closing step has the form of the others: x_0 is x at alpha = 1, sigma = 0
 
+# k of alpha and sigma: x_0 = (what x gives) +- k z for what a model predicts, z, as in GaussianDenoiser.wrap.
+SPREAD: dict[str, Callable[[float, float], float]] = {
+    "epsilon": lambda a, s: s / a,
+    "x0": lambda a, s: 1.0,
+    "v": lambda a, s: s / (a**2 + s**2),
+    "flow": lambda a, s: s / (a + s),
+    "score": lambda a, s: s**2 / a,
+}
+
 
 def _check_variance(value: float | Callable[[Tensor, float], Any]) -> None:
     if not callable(value) and not 0 <= value < math.inf:
@@ -42,9 +51,10 @@ class BayesState(GridState):
 class BayesDdim(GaussianSampler[BayesState]):
     """Kou et al. 2023 (BayesDiff), arXiv 2310.11142, for DDIM: x is DDIM's own, and its variance is carried along.
 
-    The model's answer is taken as random: its noise at x is e(x) + n, n ~ N(0, model_variance). A DDIM step is
+    The model's answer is taken as random, with the variance `model_variance`, independent at each point; x_0 then has k^2 of it,
+    with k = s / a for a model of the noise (`variance_of` has the names and formulas of GaussianDenoiser.wrap). A DDIM step is
     x_t = K x_s + C x_0(x_s), K = s_t / s_s, C = a_t - K a_s, so from Var x_T = 0, for each coordinate,
-        Var x_t = K^2 Var x_s + 2 K C Cov(x_s, x_0) + C^2 (Var x_0(x_s) + (s_s / a_s)^2 model_variance).
+        Var x_t = K^2 Var x_s + 2 K C Cov(x_s, x_0) + C^2 (Var x_0(x_s) + k^2 model_variance).
     The paper takes the covariance from samples of x_s. Here x_s moves by r sqrt(Var x_s) with random signs r (a probe), and the
     mean square of what the step makes of the move is the sum of the first three terms: exact where the model is linear and
     does not mix coordinates, so for Gaussian data with independent coordinates. With probes = 0, x_0(x_s) counts as fixed.
@@ -65,7 +75,7 @@ class BayesDdim(GaussianSampler[BayesState]):
         "variance of the model's answer: a number, or a function of x (B, *shape) and t that gives (B, *shape)",
         check=_check_variance,
     )
-    variance_of: str = option("noise", "what it is the variance of", choices=("noise", "x0"))
+    variance_of: str = option("flow", "what it is the variance of: the model's prediction", choices=tuple(SPREAD))
     probes: int = option(1, "evaluations per point beside DDIM's own", ge=0)
 
     def solver_steps(self, canvas: NoiseCanvas) -> int:
@@ -79,10 +89,10 @@ class BayesDdim(GaussianSampler[BayesState]):
         probes = (self.probes,) * inner
         if inner and self.probes:
             probes = (*probes[:-1], canvas.steps - 1 - inner - self.probes * (inner - 1))
-        if self.variance_of == "noise" and not points[0].alpha:
+        if self.variance_of in ("epsilon", "score") and not points[0].alpha:
             raise OptionError(
-                f"sampler {self.name!r}: at t_start={points[0].t:g} there is no signal (alpha = 0), and a variance of the noise "
-                "says nothing of x_0 there: give variance_of='x0', or an earlier t_start"
+                f"sampler {self.name!r}: variance_of={self.variance_of!r} says nothing of x_0 at t={points[0].t:g}, where alpha is "
+                "0: start at a lower t_start, or give the variance of another prediction"
             )
         state = BayesState.begin(canvas, points=points, probes=(0, *probes))
         return dataclasses.replace(state, variance=torch.zeros_like(state.x))
@@ -107,8 +117,8 @@ class BayesDdim(GaussianSampler[BayesState]):
             square = (keep * sign + take * (predict(x + sign, s) - x0)) ** 2
             moved = square if k == 0 else moved + square
         own = self.model_variance(x, s.t) if callable(self.model_variance) else self.model_variance
-        scale = take * s.sigma / s.alpha if self.variance_of == "noise" else take
-        variance = moved / max(number, 1) + scale**2 * own
+        spread = take * SPREAD[self.variance_of](s.alpha, s.sigma)
+        variance = moved / max(number, 1) + spread**2 * own
         if state.canvas.known is not None:
             variance = torch.where(state.canvas.known, 0.0, variance)
         return self.advance(state, keep * x + take * x0, variance=variance)

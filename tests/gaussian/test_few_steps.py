@@ -104,9 +104,8 @@ def test_a_first_step_from_pure_noise_is_finite(name):
     """alpha = 0, so lambda = -inf: the denoiser's exact answer there is the mean."""
     flow = Flow(t_max=1.0)
     assert Point.at(flow, t=1.0).lam == -math.inf
-    how = {"variance_of": "x0"} if name == "bayes_ddim" else {}
     for times in ([1.0], [1.0, 0.5], [1.0, 0.6, 0.2]):
-        out = samplers.sample(gaussian(flow), name, batch=3, times=times, **how)
+        out = samplers.sample(gaussian(flow), name, batch=3, times=times)
         assert bool(torch.isfinite(out.x).all()) and float((out.x - MEAN).abs().max()) < 2
 
 
@@ -343,7 +342,15 @@ def test_variance_of_a_gaussian_is_exact(schedule, end):
     denoiser = gaussian(schedule)
     for steps in (1, 3, 5, 9):
         out = samplers.sample(
-            denoiser, "bayes_ddim", batch=3, steps=steps, end=end, info=True, trace=True, model_variance=0.01
+            denoiser,
+            "bayes_ddim",
+            batch=3,
+            steps=steps,
+            end=end,
+            info=True,
+            trace=True,
+            model_variance=0.01,
+            variance_of="epsilon",
         )
         assert out.nfe == steps
         points, variance = out.trace[0].points, 0.0
@@ -373,12 +380,52 @@ def test_variance_is_that_of_runs_whose_model_is_random():
     times = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
     noisy = samplers.GaussianDenoiser.wrap(random, shape=(2,), prediction="x0", dtype=torch.float64)
     many = samplers.sample(noisy, "ddim", batch=4000, seed=[5] * 4000, times=times)  # one x_T
-    ours = samplers.sample(denoiser, "bayes_ddim", seed=[5], times=times, info=True, model_variance=variance)
+    ours = samplers.sample(
+        denoiser, "bayes_ddim", seed=[5], times=times, info=True, model_variance=variance, variance_of="epsilon"
+    )
     assert len(ours.info["variance"]) == 6
     ratio = ours.info["variance"][-1][0] / many.x.var(0)
     assert bool((ratio > 0.9).all()) and bool((ratio < 1.1).all())
-    blind = samplers.sample(denoiser, "bayes_ddim", seed=[5], times=times, info=True, model_variance=variance, probes=0)
+    blind = samplers.sample(
+        denoiser,
+        "bayes_ddim",
+        seed=[5],
+        times=times,
+        info=True,
+        model_variance=variance,
+        variance_of="epsilon",
+        probes=0,
+    )
     assert bool(((blind.info["variance"][-1][0] / many.x.var(0) - 1).abs() > 0.3).any())  # the covariance matters
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v", "flow", "score"])
+@pytest.mark.parametrize("schedule", ["vp_linear", "edm"])
+def test_variance_of_each_prediction(prediction, schedule):
+    """One evaluation: the variance is the square of what x_0 moves by if the model's answer moves by 1."""
+    x0 = [
+        samplers.sample(
+            samplers.GaussianDenoiser.wrap(
+                lambda x, t, add=add: x * 0 + add,
+                shape=(2,),
+                schedule=schedule,
+                prediction=prediction,
+                dtype=torch.float64,
+            ),
+            "bayes_ddim",
+            times=[0.3],
+            info=True,
+            model_variance=1.0,
+            variance_of=prediction,
+        )
+        for add in (0.0, 1.0)
+    ]
+    torch.testing.assert_close(x0[0].info["variance"][-1], (x0[1].x - x0[0].x) ** 2, rtol=1e-10, atol=0)
+
+
+def test_the_variance_of_noise_says_nothing_at_pure_noise():
+    with pytest.raises(OptionError, match="says nothing of x_0"):
+        samplers.sample(gaussian(Flow(t_max=1.0)), "bayes_ddim", times=[1.0, 0.5], variance_of="epsilon")
 
 
 def test_bayes_ddim_is_ddim_and_takes_a_function():
@@ -452,7 +499,14 @@ def test_a_run_of_a_gaussian_may_start_anywhere_from_its_moments():
     """At t = .3, where a start from pure noise would lose the mean and 40 % of the variance."""
     denoiser, data = gaussian(), MEAN + STD * Rng.of(9, 20_000).normal((1,), 0, torch.float64)
     out = samplers.sample(
-        denoiser, "analytic_ddpm", batch=20_000, steps=3, end="t_end", t_start=0.3, data_std=STD, start_moments=data_moments(data)
+        denoiser,
+        "analytic_ddpm",
+        batch=20_000,
+        steps=3,
+        end="t_end",
+        t_start=0.3,
+        data_std=STD,
+        start_moments=data_moments(data),
     )
     assert float(out.x.mean()) == pytest.approx(MEAN, abs=0.02) and float(out.x.std()) == pytest.approx(STD, abs=0.02)
 
