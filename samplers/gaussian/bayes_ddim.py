@@ -91,8 +91,8 @@ class BayesDdim(GaussianSampler[BayesState]):
             probes = (*probes[:-1], canvas.steps - 1 - inner - self.probes * (inner - 1))
         if self.variance_of in ("epsilon", "score") and not points[0].alpha:
             raise OptionError(
-                f"sampler {self.name!r}: variance_of={self.variance_of!r} says nothing of x_0 at t={points[0].t:g}, where alpha is "
-                "0: start at a lower t_start, or give the variance of another prediction"
+                f"sampler {self.name!r}: variance_of={self.variance_of!r} says nothing of x_0 at t={points[0].t:g}, where alpha "
+                "is 0: start at a lower t_start, or give the variance of another prediction"
             )
         state = BayesState.begin(canvas, points=points, probes=(0, *probes))
         return dataclasses.replace(state, variance=torch.zeros_like(state.x))

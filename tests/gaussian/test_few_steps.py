@@ -307,7 +307,7 @@ def test_adaptive_starts_from_pure_noise():
         def times(self, canvas, intervals):
             return Point.at(flow, t=1.0), Point.at(flow, t=1e-3)
 
-    out = samplers.sample(problem.denoiser("gaussian"), Start(rtol=1e-4, atol=1e-4, end="t_end"), batch=4, steps=4000)
+    out = samplers.sample(problem.denoiser("gaussian"), Start(rtol=1e-5, atol=1e-5, end="t_end"), batch=4, steps=4000)
     x = torch.sigmoid(-lam) * Rng.of(0, 4).normal((2,), 0, torch.float64) + torch.sigmoid(lam) * 0.08
     truth = problem.truth(x, t_start=float(flow.t_of(lam)), t_end=1e-3)
     assert float((out.x - truth).abs().max()) < 1e-4
@@ -556,13 +556,24 @@ RUNS = {
 # What diffusers 0.42.0 and k-diffusion 0.1.1.post1 gave, in float64: the two coordinates of the last row (TCD: of its last x
 # before the closing step, since diffusers ends at index 0); and of the adaptive solvers trials and accepted ones.
 FROZEN = {
-    "FlowMatchEulerDiscreteScheduler": ([0.106002617, 0.409768543], ()),
-    "FlowMatchHeunDiscreteScheduler": ([0.107688334, 0.497022398], ()),
-    "LCMScheduler": ([-0.511326385, 0.800112934], ()),
-    "TCDScheduler": ([-0.638249712, 1.245210789], ()),
-    "dpm_adaptive 2": ([0.545387812, -0.828792898], (15, 12)),
-    "dpm_adaptive 3": ([0.542425956, -0.82913991], (11, 9)),
+    "FlowMatchEulerDiscreteScheduler": ([-0.281343138, -0.972554326], ()),
+    "FlowMatchHeunDiscreteScheduler": ([-0.422462668, -1.235251464], ()),
+    "LCMScheduler": ([-0.41767359, -0.690742873], ()),
+    "TCDScheduler": ([-0.092766018, -0.455677992], ()),
+    "dpm_adaptive 2": ([0.30715987, 1.258145641], (16, 13)),
+    "dpm_adaptive 3": ([0.313589327, 1.254040726], (9, 8)),
 }
+
+
+def normal(rng, shape, step, dtype=torch.float64):
+    """Numbers that any machine has, in place of the run's normals: the frozen numbers are of solvers, not of a generator."""
+    place = torch.arange(math.prod(shape), dtype=torch.float64)
+    return (1.5 * torch.sin(1.7 * rng.row[:, None] + 0.9 * place + 2.3 * step)).to(dtype).view(-1, *shape)
+
+
+@pytest.fixture
+def known_noise(monkeypatch):
+    monkeypatch.setattr(Rng, "normal", normal)
 
 
 def ours(run):
@@ -629,6 +640,7 @@ def seen(run):
     return x, counts
 
 
+@pytest.mark.usefixtures("known_noise")
 @pytest.mark.parametrize("run", RUNS)
 def test_runs_are_what_other_libraries_gave(run):
     (x, counts), (last, frozen) = seen(run), FROZEN[run]
@@ -636,6 +648,7 @@ def test_runs_are_what_other_libraries_gave(run):
     assert counts == frozen
 
 
+@pytest.mark.usefixtures("known_noise")
 @pytest.mark.parametrize("run", RUNS)
 def test_runs_are_what_other_libraries_give(run):
     (x, counts), (expected, other) = seen(run), theirs(run)
