@@ -7,11 +7,16 @@ from typing import Any
 from ..hookspecs import hookimpl
 
 _CLASSES = {
+    "analytic_ddim": "AnalyticDdim",
+    "analytic_ddpm": "AnalyticDdpm",
+    "bayes_ddim": "BayesDdim",
     "ddim": "Ddim",
     "ddpm": "Ddpm",
     "dpm_2": "Dpm2",
     "dpm_2_ancestral": "Dpm2Ancestral",
+    "dpm_adaptive": "DpmAdaptive",
     "dpm_solver": "DpmSolver",
+    "dpm_solver_v3": "DpmSolverV3",
     "dpmpp_2m": "DpmPp2M",
     "dpmpp_2m_sde": "DpmPp2MSde",
     "dpmpp_2s_ancestral": "DpmPp2SAncestral",
@@ -20,11 +25,15 @@ _CLASSES = {
     "er_sde": "ErSde",
     "euler": "Euler",
     "euler_ancestral": "EulerAncestral",
+    "flow_euler": "FlowEuler",
+    "flow_heun": "FlowHeun",
     "heun": "Heun",
+    "lcm": "Lcm",
     "restart": "Restart",
     "sa_solver": "SaSolver",
     "seeds_2": "Seeds2",
     "seeds_3": "Seeds3",
+    "tcd": "Tcd",
 }
 
 
