@@ -11,14 +11,22 @@ _CLASSES = {
     "analytic_ddpm": "AnalyticDdpm",
     "bayes_ddim": "BayesDdim",
     "ddim": "Ddim",
+    "deis": "Deis",
     "dpm_adaptive": "DpmAdaptive",
     "dpm_solver": "DpmSolver",
     "dpm_solver_v3": "DpmSolverV3",
     "dpmpp_2m": "DpmPp2M",
+    "dpmpp_2s": "DpmPp2S",
+    "dpmpp_3m": "DpmPp3M",
     "flow_euler": "FlowEuler",
     "flow_heun": "FlowHeun",
+    "gradient_estimation": "GradientEstimation",
+    "ipndm": "Ipndm",
     "lcm": "Lcm",
+    "lms": "Lms",
+    "res_multistep": "ResMultistep",
     "tcd": "Tcd",
+    "unipc": "UniPc",
 }
 
 
