@@ -55,7 +55,9 @@ class NoisePath:
         self._points: dict[float, Tensor] = {}
         self._grid = sorted({min(max(lam, -FARTHEST), FARTHEST) for lam in grid if math.isfinite(lam)})
         steps = [math.inf, *(b - a for a, b in zip(self._grid, self._grid[1:])), math.inf]
-        self._room = [min(pair) for pair in zip(steps, steps[1:])]  # the distance of each point to its nearest neighbour
+        self._room = [
+            min(pair) for pair in zip(steps, steps[1:])
+        ]  # the distance of each point to its nearest neighbour
         if len(self._grid) > 1:
             # What a cell leaves open goes from one step to the next. At the ends of a run it is lost, so cells are small there.
             for end in (0, -1):
