@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from . import authoring, energy, models, ops, problems
+    from . import authoring, energy, models, ops, problems, schedule
     from .canvas import PAD, Canvas
     from .denoiser import Denoiser, Head, TokenDenoiser
     from .driver import Constraint, sample, stream
@@ -28,6 +28,7 @@ _WHERE = {
     "models": "",
     "ops": "",
     "problems": "",
+    "schedule": "",
     "PAD": "canvas",
     "Canvas": "canvas",
     "Denoiser": "denoiser",

@@ -226,7 +226,10 @@ class Stream(Iterator[State]):
         if not isinstance(said, Tensor) or said.shape != x.shape or not said.is_floating_point():
             got = f"{said.dtype} of shape {tuple(said.shape)}" if isinstance(said, Tensor) else type(said).__name__
             raise OptionError(f"constrain returned {got}; x of shape {tuple(x.shape)}, or None, is needed")
-        self.state = dataclasses.replace(self.state, x=said.detach().to(x))  # type: ignore[type-var]
+        said = said.detach().to(x)
+        if self.predictor.sync_eagerly and not bool(torch.isfinite(said).all()):
+            raise OptionError(f"constrain returned a value that is not finite (before step {self.steps + 1})")
+        self.state = dataclasses.replace(self.state, x=said)  # type: ignore[type-var]
 
     def result(self, trace: list[State] | None = None) -> Sample:
         """What the run has made so far, and what it has cost. A row that is not done still holds mask ids."""

@@ -519,7 +519,8 @@ def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
         return spec
     if not isinstance(spec, str):
         raise OptionError(
-            f"a noise schedule is a name such as 'vp_linear', or a NoiseSchedule such as schedule.EDM(), not {shown(spec)}"
+            "a noise schedule is a name such as 'vp_linear', or a NoiseSchedule such as samplers.schedule.EDM() or (a table of "
+            f"alpha^2 by index) samplers.schedule.VPTable(alphas_cumprod), not {shown(spec)}"
         )
     return _by_name(spec)
 

@@ -180,7 +180,12 @@ def _read_times(denoiser: GaussianDenoiser, given: _Given) -> tuple[tuple[float,
         raise OptionError(f"{name} is {shown(lists[name])}; finite numbers are needed, at least one")
     if len(out) == 1 and not closing:
         raise OptionError(f"{name} is one number: end the list in 0, after which the denoised x_0 is returned")
+    least, most = schedule.t_min if schedule.entries else schedule.t_zero, schedule.t_max
+    for t in out:
+        if not least <= t <= most * (1 + 1e-3):  # published lists are rounded
+            raise OptionError(f"{name}: {t:g} is no time of {schedule!r}; its times are from {most:g} to {least:g}")
+    out = tuple(min(t, most) for t in out)
     for a, b in zip(out, out[1:]):
         if (b < a) != (out[1] < out[0]) or a == b:
             raise OptionError(f"{name} must fall all the way, or for inversion rise; there is {shown(lists[name])}")
-    return out, closing
+    return out, closing and out[0] >= out[-1]  # a run up in noise ends at its last time

@@ -24,6 +24,9 @@ from ..ops import combine
 __all__ = ["At", "GaussianDenoiser"]
 
 PREDICTIONS = ("epsilon", "x0", "v", "flow", "score")
+# What other libraries call them.
+OTHERS = {"eps": "epsilon", "noise": "epsilon", "sample": "x0", "x_start": "x0", "denoised": "x0", "v_prediction": "v"}
+OTHERS |= {"velocity": "flow", "flow_prediction": "flow"}
 
 
 class At:
@@ -98,7 +101,7 @@ class GaussianDenoiser(Denoiser):
 
     def denoised(self, x: Tensor, at: At) -> Tensor:
         """x_0 in the dtype of x, which is the run's: the model gets a copy of x, and t, in its own dtype."""
-        return self._call(self.predict, x, at).to(x.dtype)
+        return self._call(self.predict, x, at).to(x.dtype, copy=True)
 
     def guided(self, x: Tensor, at: At, scale: float, rescale: float = 0.0) -> tuple[Tensor, Tensor]:
         """(x_0 guided, x_0 unconditional): (1 + scale) of the model's answer less `scale` of the unconditional one.
@@ -108,7 +111,7 @@ class GaussianDenoiser(Denoiser):
             rescale: phi of Lin et al. 2023, arXiv 2305.08891, eq. 15 and 16: the guided answer is given the standard deviation
                 of the conditional one over a sample, in this share.
         """
-        plain, without = (self._call(f, x, at).to(x.dtype) for f in (self.predict, self.unconditional))
+        plain, without = (self._call(f, x, at).to(x.dtype, copy=True) for f in (self.predict, self.unconditional))
         return guide(plain, without, scale, rescale), without
 
     def with_energy(self, energy: Callable[[Tensor, Tensor], Tensor]) -> GaussianDenoiser:
@@ -123,13 +126,20 @@ class GaussianDenoiser(Denoiser):
         return _EnergyGuided(self, energy)
 
     def _call(self, model: Callable[..., Tensor], x: Tensor, at: At, *more: Any) -> Tensor:
-        """What the model says, checked. It gets a copy: a model may write into what it is given."""
+        """What the model says, checked. It gets a copy: a model may write into what it is given.
+
+        What it says is its own tensor, which it may write into in its next call (CUDA graphs do), so who keeps it makes a copy.
+        """
         times = self.schedule.model_time(at.times(len(x), x.device))
         times = times.to(self.dtype) if times.is_floating_point() else times
         out = model(x.to(self.dtype, copy=True), times, *more)
         if not isinstance(out, Tensor):
+            inner = (
+                "its .sample" if hasattr(out, "sample") else "its first entry" if isinstance(out, (tuple, list)) else ""
+            )
+            hint = f": wrap a function that returns {inner}" if inner else ""
             raise DenoiserError(
-                f"denoiser {self.name!r} returned {type(out).__name__}; a tensor of real floating numbers is needed"
+                f"denoiser {self.name!r} returned {type(out).__name__}; a tensor of real floating numbers is needed{hint}"
             )
         if not out.is_floating_point():
             raise DenoiserError(f"denoiser {self.name!r} returned {out.dtype}; real floating numbers are needed")
@@ -181,7 +191,8 @@ class GaussianDenoiser(Denoiser):
         if not callable(fn):
             raise OptionError(f"GaussianDenoiser.wrap takes a callable fn(x, t), not {type(fn).__name__}")
         if prediction not in PREDICTIONS:
-            hint = did_you_mean(str(prediction), PREDICTIONS)
+            meant = OTHERS.get(str(prediction).lower())
+            hint = f": here it is {meant!r}." if meant else did_you_mean(str(prediction), PREDICTIONS)
             raise OptionError(f"unknown prediction {shown(prediction)}{hint} Known: {', '.join(PREDICTIONS)}")
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise OptionError(f"dtype must be a floating torch.dtype such as torch.float32, not {shown(dtype)}")
@@ -221,7 +232,8 @@ class _WrappedGaussian(GaussianDenoiser):
 
     def guided(self, x: Tensor, at: At, scale: float, rescale: float = 0.0) -> tuple[Tensor, Tensor]:
         if callable(self.without):
-            plain, without = self._call(self.fn, x, at), self._call(self.without, x, at)
+            plain = self._call(self.fn, x, at).to(x.dtype, copy=True)
+            without = self._call(self.without, x, at)
         else:
             pairs = (self._given(c, len(x)) for c in (self.condition, self.without))
             both = [_joined(*pair) for pair in zip(*pairs)]
@@ -246,16 +258,20 @@ class _WrappedGaussian(GaussianDenoiser):
     def _x0(self, x: Tensor, z: Tensor, at: At) -> Tensor:
         """The denoised x_0 of the model's answer z, in the dtype of x."""
         if self.prediction == "x0":
-            return z.to(x.dtype)
+            return z.to(x.dtype, copy=True)
         z = z.to(x.dtype)
+        no_data = at.alpha == 0
+        if self.prediction in ("epsilon", "score") and (
+            bool(no_data.any()) if isinstance(no_data, Tensor) else no_data
+        ):
+            t = float(at.t.max()) if isinstance(at.t, Tensor) else at.t
+            raise OptionError(
+                f"denoiser {self.name!r} predicts {self.prediction!r}, which says nothing of x_0 at t={t:g}, where alpha is "
+                "0: start at a lower t_start, or use a model that predicts v, flow or x0"
+            )
         if isinstance(at.alpha, Tensor):
             of_x, of_z = self._factors(*at.scales(x))
             return of_x * x + of_z * z
-        if at.alpha == 0 and self.prediction in ("epsilon", "score"):
-            raise OptionError(
-                f"denoiser {self.name!r} predicts {self.prediction!r}, which says nothing of x_0 at t={at.t:g}, where alpha is "
-                "0: start at a lower t_start, or use a model that predicts v, flow or x0"
-            )
         of_x, of_z = self._factors(at.alpha, at.sigma)
         return combine(x, of_x, z, of_z)
 
@@ -315,9 +331,13 @@ def guide(plain: Tensor, without: Tensor, scale: float, rescale: float) -> Tenso
     out = plain + scale * (plain - without)
     if not rescale:
         return out
-    axes = tuple(range(1, out.dim()))
-    like = plain.std(axes, keepdim=True, correction=0) / out.std(axes, keepdim=True, correction=0).clamp_min(1e-12)
+    like = _spreads(plain) / _spreads(out).clamp_min(1e-12)
     return out * (rescale * like + (1 - rescale))
+
+
+def _spreads(z: Tensor) -> Tensor:
+    """(B, 1, ...): the standard deviation of each row, one by one: torch's sum of a row can differ in a batch of one."""
+    return torch.stack([row.std(correction=0) for row in z]).view(-1, *(1,) * (z.dim() - 1))
 
 
 def _conditions(condition: Any, without: Any, device: torch.device) -> tuple[dict[str, Tensor] | None, Any]:

@@ -23,6 +23,8 @@ from .grids import GRIDS, spaced
 __all__ = ["GaussianSampler", "GridState", "Point", "over_times"]
 
 G = TypeVar("G", bound="GridState")
+# A list of times may begin without data where the noise is ten times the data's scale: lambda = -log 10.
+LAM_LATE = -2.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,10 +127,14 @@ class GaussianSampler(Sampler[G]):
                 f"{who}: strength={canvas.strength:g} and t_start={start:g} both say where to start: give one"
             )
         begins = any(given is not None for given in (canvas.start, canvas.moments, canvas.first_noise))
-        if start < schedule.t_max and not begins:
+        # A list may start a little below: published ones are rounded, and made for models with another largest sigma.
+        late = canvas.times is None or float(schedule.lam(start)) > LAM_LATE
+        if start < schedule.t_max and late and not begins:
+            what = f"t_start={start:g}" if canvas.times is None else f"the first of the times, {start:g},"
             raise OptionError(
-                f"{who}: t_start={start:g} is below t_max={schedule.t_max:g}, where x still has a part of the data: give start= "
-                "(x_0 to start from), or start_moments= (its mean and variance), or start_noise= (x there, divided by sigma)"
+                f"{who}: {what} is below t_max={schedule.t_max:g}, where x still has a part of the data: give start= "
+                "(x_0 to start from), or start_moments= (its mean and variance), or start_noise= (x there, divided by sigma). "
+                "If the model knows no more noise, wrap it with a schedule that says so, such as samplers.schedule.EDM(t_max=...)"
             )
 
     def solver_steps(self, canvas: NoiseCanvas) -> int:
@@ -174,7 +180,8 @@ def over_times(sampler: Any, canvas: NoiseCanvas, closing: bool) -> tuple[Any, N
         closing: whether the x_0 of the last evaluation is returned.
 
     Raises:
-        OptionError: the sampler follows no grid, or is told of another one as well.
+        OptionError: the sampler follows no grid, or is told of another one as well; a start below t_max without anything to
+            start from; times that rise, for a sampler that draws noise.
     """
     assert canvas.times is not None
     if not isinstance(sampler, GaussianSampler):
@@ -185,6 +192,8 @@ def over_times(sampler: Any, canvas: NoiseCanvas, closing: bool) -> tuple[Any, N
                 f"sampler {sampler.name!r}: {name}={getattr(sampler, name)!r} and a list of times: give one"
             )
     sampler = dataclasses.replace(sampler, end="zero" if closing else "t_end")
+    if len(canvas.times) > 1:
+        sampler._check_range(canvas, canvas.times[0], canvas.times[-1])
     intervals = len(canvas.times) - 1
     # The most evaluations that make this many steps: all of them of full order.
     counts = range(intervals + closing, 8 * intervals + 9)

@@ -377,11 +377,11 @@ def test_variance_is_that_of_runs_whose_model_is_random():
         )
 
     generator = torch.Generator()
-    times = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    times, zero = [0.6, 0.5, 0.4, 0.3, 0.2, 0.1], {"start_moments": (0.0, 0.0)}  # x begins as noise alone
     noisy = samplers.GaussianDenoiser.wrap(random, shape=(2,), prediction="x0", dtype=torch.float64)
-    many = samplers.sample(noisy, "ddim", batch=4000, seed=[5] * 4000, times=times)  # one x_T
+    many = samplers.sample(noisy, "ddim", batch=4000, seed=[5] * 4000, times=times, **zero)  # one x_T
     ours = samplers.sample(
-        denoiser, "bayes_ddim", seed=[5], times=times, info=True, model_variance=variance, variance_of="epsilon"
+        denoiser, "bayes_ddim", seed=[5], times=times, **zero, info=True, model_variance=variance, variance_of="epsilon"
     )
     assert len(ours.info["variance"]) == 6
     ratio = ours.info["variance"][-1][0] / many.x.var(0)
@@ -391,6 +391,7 @@ def test_variance_is_that_of_runs_whose_model_is_random():
         "bayes_ddim",
         seed=[5],
         times=times,
+        **zero,
         info=True,
         model_variance=variance,
         variance_of="epsilon",

@@ -1,5 +1,6 @@
 """Continuous runs: what the driver, the predictor and the base of the solvers do for every solver."""
 
+import argparse
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import samplers
 from samplers import GaussianDenoiser, OptionError, registry
+from samplers.gaussian.denoiser import guide
 from samplers.noise_schedules import Flow, Point
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -139,6 +141,34 @@ def test_a_model_that_writes_into_x_changes_nothing():
     assert torch.equal(samplers.sample(Gauss(), "ddim").x, samplers.sample(Writes(), "ddim").x)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_may_answer_in_the_same_tensor_every_time(name):
+    """As a CUDA graph does: what an earlier call said is overwritten by the next one."""
+    memory = torch.zeros(2, 3)
+
+    def answers(factor, keep):
+        def model(x, t):
+            return memory.copy_(factor * x) if keep else factor * x
+
+        return model
+
+    outs = []
+    for keep in (False, True):
+        denoiser = GaussianDenoiser.wrap(
+            answers(0.1, keep), shape=(3,), prediction="x0", unconditional=answers(0.2, keep)
+        )
+        outs += [samplers.sample(denoiser, name, steps=6, batch=2, cfg_scale=w).x for w in (0.0, 1.5)]
+    assert torch.equal(outs[0], outs[2]) and torch.equal(outs[1], outs[3])
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [((1, 2), "its first entry"), (argparse.Namespace(sample=1), r"its \.sample")]
+)
+def test_a_model_that_answers_in_a_wrapper_is_told_what_to_return(answer, says):
+    with pytest.raises(samplers.DenoiserError, match=says):
+        samplers.sample(GaussianDenoiser.wrap(lambda x, t: answer, shape=(3,)), "ddim")
+
+
 def test_one_trajectory_under_every_prediction():
     """The same network, said in five ways."""
     schedule, outs = samplers.noise_schedule("vp_linear"), []
@@ -255,6 +285,14 @@ def test_sigmas_and_times_are_followed():
     torch.testing.assert_close(torch.stack([t[0] for _, t in ratio.calls]), torch.tensor([1.0, 0.5, 0.2]).double())
 
 
+def test_times_that_rise_are_an_inversion():
+    image = torch.tensor([0.3, 0.9, 1.1])
+    by_list = samplers.sample(Gauss(), "dpmpp_2m", start=image, times=[0.1, 0.4, 0.7, 1.0])
+    assert by_list.options["end"] == "t_end" and by_list.nfe == 3
+    grid = {"t_start": 0.1, "t_end": 1.0, "end": "t_end", "grid": "time_uniform", "steps": 3}
+    torch.testing.assert_close(by_list.x, samplers.sample(Gauss(), "dpmpp_2m", start=image, **grid).x)
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [
@@ -265,6 +303,11 @@ def test_sigmas_and_times_are_followed():
         ({"times": [1.0, 0.5], "steps": 3}, "steps=3 and a list of 2 times"),
         ({"times": [1.0, 0.5], "grid": "karras"}, "grid='karras' and a list of times"),
         ({"times": [1.0, math.nan]}, "finite numbers"),
+        ({"times": [1.0, 0.5, -0.1]}, "-0.1 is no time of .* from 1 to 0"),
+        ({"times": [1.2, 0.5]}, "1.2 is no time of"),
+        ({"times": [0.3, 0.1]}, "the first of the times, 0.3, is below t_max=1"),
+        ({"times": [0.1, 0.5]}, "needs start=, the x at t_start"),
+        ({"sigmas": [0.1, 2.0], "start": torch.ones(3), "eta": 1.0}, "draws noise"),
         ({"strength": 0.5}, "give start= as well"),
         ({"known": torch.ones(3, dtype=torch.bool)}, "give start= as well"),
         ({"start": torch.ones(2)}, r"start has shape \(2,\); finite real numbers of shape \(1, 3\)"),
@@ -300,6 +343,8 @@ def test_wrong_arguments_are_named(how, says):
         ({"schedule": ["edm"]}, "a noise schedule is a name"),
         ({"dtype": "float32"}, "floating torch.dtype"),
         ({"dtype": torch.int64}, "floating torch.dtype"),
+        ({"schedule": torch.tensor([0.9, 0.1])}, "VPTable"),
+        ({"prediction": "v_prediction"}, "here it is 'v'"),
         ({"unconditional": 3}, "it is a callable of x and t"),
         ({"condition": 3}, "condition must be a tensor"),
         ({"condition": torch.ones(1, 2), "unconditional": torch.ones(1, 3)}, "they must be equal"),
@@ -356,6 +401,8 @@ def test_a_hook_between_steps():
     assert seen == [0, 1, 2, 3]
     plain = list(samplers.stream(Gauss(), "ddim", steps=4))
     assert torch.equal(states[2].x, plain[2].x) and not torch.equal(states[3].x, plain[3].x)
+    with pytest.raises(OptionError, match=r"constrain returned a value that is not finite \(before step 1\)"):
+        samplers.sample(Gauss(), "ddim", constrain=lambda state: state.x * math.nan)
     with pytest.raises(OptionError, match=r"constrain returned float; x of shape \(1, 3\)"):
         samplers.sample(Gauss(), "ddim", constrain=lambda state: 1.0)
 
@@ -427,6 +474,13 @@ def test_rescaled_guidance_has_the_conditional_spread():
     torch.testing.assert_close(half, (0.5 + 0.5 * 5) * z, rtol=1e-5, atol=1e-5)
 
 
+def test_rescaled_guidance_of_a_row_does_not_depend_on_its_batch():
+    """torch's standard deviation of a row whose mean is large differs if the row is alone."""
+    z, u = 0.01 * torch.randn(2, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 1000
+    rows = [guide(z[i : i + 1], u[i : i + 1], 2.0, 0.7) for i in range(8)]
+    assert torch.equal(guide(z, u, 2.0, 0.7), torch.cat(rows))
+
+
 def test_static_and_dynamic_thresholding():
     z = torch.linspace(-4, 4, 101)
     denoiser = GaussianDenoiser.wrap(lambda x, t: z.expand_as(x), shape=(101,), prediction="x0")
@@ -487,5 +541,6 @@ def test_a_flow_that_starts_at_t_1(name, steps):
 
 def test_a_model_of_the_noise_says_nothing_at_alpha_0():
     denoiser = GaussianDenoiser.wrap(net, shape=(3,), schedule=Flow(t_max=1.0))
-    with pytest.raises(OptionError, match="predicts 'epsilon', which says nothing of x_0 at t=1"):
-        samplers.sample(denoiser, "ddim")
+    for name in ALL:
+        with pytest.raises(OptionError, match="predicts 'epsilon', which says nothing of x_0 at t=1"):
+            samplers.sample(denoiser, name, steps=5)
