@@ -351,7 +351,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             raise OptionError(f"schedule {schedule!r} is unknown; known: 'table', 'flow', 'edm'")
         self._schedule = schedule_of(self.config)
         self.num_inference_steps: int | None = None
-        self.timesteps = self.sigmas = torch.empty(0)
+        self.timesteps = self.sigmas = torch.empty(0, dtype=torch.float32, device="cpu")
         self._plan: _Plan | None = None
         self._restart()
 
