@@ -12,7 +12,7 @@ from ..noise_schedules import NoiseSchedule
 from ..prediction import GaussianPredict
 from .churn import ChurningSampler
 from .grid import GridState, Point
-from .steps import Staged, blend, first_order, noise_in
+from .steps import Staged, blend, first_order, growth_option, noise_in
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Dpm2(Staged, ChurningSampler):
 
     y_t = y_s + (r_t - r_s) e_m, where y = x / alpha, r = sigma / alpha, and e_m is the predicted noise at the middle of
     the step in lambda, to which an Euler step leads. Two evaluations per step; an odd one left over makes an Euler step
-    at the end.
+    at the end. A step in which sigma / alpha falls to less than a quarter averages x_0 at both its ends instead (`growth`).
     """
 
     name = "dpm_2"
@@ -29,13 +29,20 @@ class Dpm2(Staged, ChurningSampler):
     summary = "second-order midpoint solver with two evaluations per step; s_churn > 0 adds noise"
     order: ClassVar[int] = 2
 
+    growth: float | None = growth_option()
+
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         x, s = self.churned(state, s)
         x0 = predict(x, s)
         evaluations = self.evaluations(state)
-        if evaluations == 1 or math.isinf(s.lam):
+        if evaluations == 1 or too_long(t.lam - s.lam, self.growth):
             return self.advance(state, blend(predict, x0, t, lambda D: first_order(x, D, s, t), evaluations))
         return self.advance(state, midpoint_step(predict, state.canvas.denoiser.schedule, x, x0, s, t))
+
+
+def too_long(h: float, growth: float | None) -> bool:
+    """Whether the midpoint rule is not for a step: an infinite one, or one that enlarges errors too much, by 2 e^{h/2} - 1."""
+    return math.isinf(h) or (growth is not None and h > 2 * math.log(1 + growth / 2))
 
 
 def midpoint_step(

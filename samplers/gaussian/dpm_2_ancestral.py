@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from ..prediction import GaussianPredict
-from .dpm_2 import midpoint_step
+from .dpm_2 import midpoint_step, too_long
 from .grid import Point
-from .steps import Staged, blend, first_order
+from .steps import Staged, blend, first_order, growth_option
 from .stochastic import AncestralSampler, PathState
 
 
@@ -28,6 +27,8 @@ class Dpm2Ancestral(Staged, AncestralSampler):
     summary = "midpoint solver with noise put back in every step"
     order: ClassVar[int] = 2
 
+    growth: float | None = growth_option()
+
     def update(self, predict: GaussianPredict, state: PathState, s: Point, t: Point) -> PathState:
         down, up = self.down_and_up(s, t)
         added = up * self.normal(state, s, t) if up else 0.0
@@ -36,6 +37,6 @@ class Dpm2Ancestral(Staged, AncestralSampler):
         def step(D: Tensor) -> Tensor:
             return first_order(x, D, s, down) + added
 
-        if evaluations == 1 or math.isinf(down.lam - s.lam):
+        if evaluations == 1 or too_long(down.lam - s.lam, self.growth):
             return self.advance(state, blend(predict, x0, t, step, evaluations))
         return self.advance(state, midpoint_step(predict, state.canvas.denoiser.schedule, x, x0, s, down) + added)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..prediction import GaussianPredict
 from .churn import ChurningSampler
 from .grid import GridState, Point
-from .steps import Staged, blend, first_order, noise_in
+from .steps import Staged, blend, first_order, growth_option, noise_in
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Heun(Staged, ChurningSampler):
 
     y_t = y_s + (r_t - r_s) (e_s + e_t) / 2, with y = x / alpha, r = sigma / alpha and e the predicted noise. Two
     evaluations per step; an odd one left over makes an Euler step at the end. The closing step to sigma = 0 is Euler's,
-    as in the paper.
+    as in the paper. A step in which sigma / alpha falls to less than a quarter averages x_0 in place of e (`growth`).
     """
 
     name = "heun"
@@ -28,15 +28,19 @@ class Heun(Staged, ChurningSampler):
     summary = "second-order solver with two evaluations per step; s_churn > 0 adds noise"
     order: ClassVar[int] = 2
 
+    growth: float | None = growth_option()
+
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         x, s = self.churned(state, s)
-        return self.advance(state, heun_step(predict, x, s, t, self.evaluations(state)))
+        return self.advance(state, heun_step(predict, x, s, t, self.evaluations(state), self.growth))
 
 
-def heun_step(predict: GaussianPredict, x: Tensor, s: Point, t: Point, evaluations: int = 2) -> Tensor:
+def heun_step(
+    predict: GaussianPredict, x: Tensor, s: Point, t: Point, evaluations: int, growth: float | None
+) -> Tensor:
     """x at t: by Heun's step with two evaluations, by Euler's with one."""
-    x0 = predict(x, s)
-    if evaluations == 1 or math.isinf(s.lam):
+    x0, bound = predict(x, s), math.inf if growth is None else math.log(2 + growth)
+    if evaluations == 1 or math.isinf(s.lam) or t.lam - s.lam > bound:  # it enlarges errors by max(1, e^h - 1)
         return blend(predict, x0, t, lambda D: first_order(x, D, s, t), evaluations)
     euler = first_order(x, x0, s, t)
     change = noise_in(euler, predict(euler, t), t) - noise_in(x, x0, s)

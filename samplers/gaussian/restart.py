@@ -12,7 +12,7 @@ from ..sampler import Conformance, Facts, option
 from .grid import GaussianSampler, GridState, Point
 from .grids import spaced
 from .heun import heun_step
-from .steps import spread, weighted
+from .steps import growth_option, spread, weighted
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,7 @@ class Restart(GaussianSampler[RestartState]):
     s_tmin: float = option(0.1, "sigma / alpha at the lower end of the interval", gt=0)
     s_tmax: float = option(2.0, "sigma / alpha at its upper end", gt=0)
     s_noise: float = option(1.0, "factor of the noise that is added", ge=0)
+    growth: float | None = growth_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -95,4 +96,4 @@ class Restart(GaussianSampler[RestartState]):
             z = state.canvas.noise(state.i + 1)  # draw 0 made the first x
             x = weighted([x, z], [top.alpha / s.alpha, self.s_noise * top.sigma * spread(s.lam - top.lam)])
             s = top
-        return self.advance(state, heun_step(predict, x, s, t, state.evaluations[state.i]))
+        return self.advance(state, heun_step(predict, x, s, t, state.evaluations[state.i], self.growth))

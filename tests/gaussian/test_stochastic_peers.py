@@ -61,17 +61,18 @@ def k_diffusion(function, points, x, first, monkeypatch, normals=1, r=0.5, **opt
     return getattr(sampling, function)(denoiser.predict, x, sigmas, disable=True, **options)
 
 
+CHURN = {"s_churn": 3.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.007}
 RUNS = {
     "euler": ("sample_euler", {}, {}),
-    "euler, churn": ("sample_euler", {"s_churn": 3.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.007}, {}),
-    "heun": ("sample_heun", {}, {}),
-    "heun, churn": ("sample_heun", {"s_churn": 3.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.007}, {}),
-    "dpm_2": ("sample_dpm_2", {}, {}),
-    "dpm_2, churn": ("sample_dpm_2", {"s_churn": 3.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.007}, {}),
+    "euler, churn": ("sample_euler", CHURN, {}),
+    "heun": ("sample_heun", {}, {"growth": None}),
+    "heun, churn": ("sample_heun", CHURN, {"growth": None}),
+    "dpm_2": ("sample_dpm_2", {}, {"growth": None}),
+    "dpm_2, churn": ("sample_dpm_2", CHURN, {"growth": None}),
     "euler_ancestral": ("sample_euler_ancestral", {}, {}),
     "euler_ancestral, eta": ("sample_euler_ancestral", {"eta": 0.6, "s_noise": 0.9}, {}),
-    "dpm_2_ancestral": ("sample_dpm_2_ancestral", {}, {}),
-    "dpm_2_ancestral, eta": ("sample_dpm_2_ancestral", {"eta": 0.5}, {}),
+    "dpm_2_ancestral": ("sample_dpm_2_ancestral", {}, {"growth": None}),
+    "dpm_2_ancestral, eta": ("sample_dpm_2_ancestral", {"eta": 0.5}, {"growth": None}),
     "dpmpp_2s_ancestral": ("sample_dpmpp_2s_ancestral", {}, {}),
     "dpmpp_2s_ancestral, eta": ("sample_dpmpp_2s_ancestral", {"eta": 0.5, "s_noise": 1.1}, {}),
     "dpmpp_sde": ("sample_dpmpp_sde", {}, {}),
