@@ -4,9 +4,7 @@
     denoiser = samplers.models.diffusers.from_diffusers(pipe.unet, pipe.scheduler, condition=..., unconditional=...)
 
 A pipeline asks its model itself and hands each answer to the scheduler's `step`; our samplers ask the model from within a
-step. The two meet by replay: a step of a sampler is a pure function of an immutable state, so it is run again with all the
-answers that have come in since it began, until it asks for one that is missing. That question, x and its time, is what the
-scheduler gives back to the pipeline. So every sampler works whatever the number of evaluations in its steps.
+step. The two meet by replay (samplers/models/replay.py).
 """
 
 from __future__ import annotations
@@ -21,14 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..canvas import NoiseCanvas
 from ..checks import integer, shown
 from ..errors import OptionError, SamplersError
 from ..gaussian.denoiser import At, GaussianDenoiser, _WrappedGaussian
-from ..gaussian.grid import GaussianSampler, GridState, over_times
+from ..gaussian.grid import GaussianSampler, over_times
 from ..noise_schedules import EDM, Flow, NoiseSchedule, Point, VPTable
-from ..random import Rng
 from ..registry import create
+from .replay import Plan, not_here, until_asked
 
 try:
     from diffusers import ConfigMixin, SchedulerMixin
@@ -160,102 +157,6 @@ def _edm_output(z: Tensor, x: Tensor, sigma: Any, data: float, prediction: str) 
     return data**2 / total * x + out * z
 
 
-# ---------------------------------------------------------------------------------------------- replay
-
-
-class _Question(Exception):
-    """A step asks the model for what is not answered yet: the denoised x_0 of x at a point."""
-
-    def __init__(self, x: Tensor, at: Point):
-        super().__init__("this exception is caught by Scheduler")
-        self.x, self.at = x, at
-
-
-class _Replay:
-    """The `predict` of a step: it gives the answers that there are, in order, and then raises _Question."""
-
-    def __init__(self, answers: tuple[Tensor, ...], schedule: NoiseSchedule, who: str):
-        self.answers, self.schedule, self.who = iter(answers), schedule, who
-
-    def __call__(self, x: Tensor, at: Point | float | Tensor) -> Tensor:
-        if isinstance(at, Tensor):
-            raise OptionError(
-                f"sampler {self.who!r} asks for a time of its own for each row, and a pipeline has one for all"
-            )
-        for answer in self.answers:
-            return answer
-        raise _Question(x, at if isinstance(at, Point) else Point.at(self.schedule, t=at))
-
-    def pair(self, x: Tensor, at: Point | float | Tensor) -> tuple[Tensor, Tensor]:
-        raise OptionError(
-            f"sampler {self.who!r} needs the prediction without the condition beside the guided one, and a pipeline hands "
-            "over the guided one alone: use samplers.sample(samplers.models.diffusers.from_diffusers(...), cfg_scale=...)"
-        )
-
-
-def _until_asked(
-    sampler: GaussianSampler[Any], state: Any, answers: tuple[Tensor, ...]
-) -> tuple[Any, tuple[Tensor, ...], _Question | None]:
-    """The state of the step that asks next, the answers that it has, and the question; None if the run is finished."""
-    while not state.finished:
-        try:
-            out = sampler.step(_Replay(answers, state.canvas.denoiser.schedule, sampler.name), state)
-        except _Question as asked:
-            return state, answers, asked
-        state, answers = out[0] if isinstance(out, tuple) else out, ()
-    return state, (), None
-
-
-@dataclass(frozen=True)
-class _Query:
-    """An evaluation of a run: where, in which step of the solver, and whether it is that step's first."""
-
-    at: Point
-    step: int
-    opens: bool
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What `set_timesteps` worked out."""
-
-    sampler: GaussianSampler[Any]
-    schedule: NoiseSchedule
-    steps: int
-    times: tuple[float, ...] | None
-    queries: tuple[_Query, ...] = ()
-    last: Point | None = None  # where a run that does not close with x_0 ends
-
-    def canvas(self, x: Tensor, seed: Any = 0, first_row: int = 0) -> NoiseCanvas:
-        denoiser = GaussianDenoiser.wrap(
-            _not_here,
-            shape=x.shape[1:],
-            schedule=self.schedule,
-            dtype=x.dtype,
-            device=x.device,
-            name="a pipeline's model",
-        )
-        rng = Rng.of(seed, len(x), first_row, x.device)
-        return NoiseCanvas(denoiser, self.steps, rng, first_noise=x, times=self.times)
-
-    def planned(self) -> _Plan:
-        """With the queries of a dry run, in which the model always answers 0."""
-        state: GridState = self.sampler.init(self.canvas(torch.zeros(1, 1, dtype=torch.float64, device="cpu")))
-        last, queries = state.points[-1], []
-        answers: tuple[Tensor, ...] = ()
-        while True:
-            state, answers, asked = _until_asked(self.sampler, state, answers)
-            if asked is None:
-                break
-            queries.append(_Query(asked.at, state.i, not answers))
-            answers = (*answers, torch.zeros_like(asked.x))
-        return dataclasses.replace(self, queries=tuple(queries), last=last)
-
-
-def _not_here(x: Tensor, t: Tensor) -> Tensor:
-    raise SamplersError("the model of a pipeline is asked by the pipeline")
-
-
 # ---------------------------------------------------------------------------------------------- the scheduler
 
 
@@ -352,7 +253,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self._schedule = schedule_of(self.config)
         self.num_inference_steps: int | None = None
         self.timesteps = self.sigmas = torch.empty(0, dtype=torch.float32, device="cpu")
-        self._plan: _Plan | None = None
+        self._plan: Plan | None = None
         self._restart()
 
     def _restart(self) -> None:
@@ -416,12 +317,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 sampler = dataclasses.replace(sampler, grid=grid)
             if c.shift_terminal and sampler.t_end is None:
                 sampler = dataclasses.replace(sampler, t_end=float(c.shift_terminal))
-            plan = _Plan(sampler, self._schedule, steps, None)
+            plan = Plan(sampler, self._schedule, steps, None)
         else:
             closing = sampler.end == "zero"
             if not closing:
                 times = torch.cat([times, times.new_tensor([self._schedule.t_min])])
-            blank = _Plan(sampler, self._schedule, 1, tuple(times.tolist()))
+            blank = Plan(sampler, self._schedule, 1, tuple(times.tolist()))
             sampler, canvas = over_times(
                 sampler, blank.canvas(torch.zeros(1, 1, dtype=torch.float32, device="cpu")), closing
             )
@@ -611,7 +512,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             return x
         if not self._answers:
             self._state = dataclasses.replace(self._state, x=x)
-        self._state, self._answers, asked = _until_asked(plan.sampler, self._state, (*self._answers, x0))
+        self._state, self._answers, asked = until_asked(plan.sampler, self._state, (*self._answers, x0))
         if (None if asked is None else asked.at) != (None if following is None else following.at):
             raise SamplersError(
                 f"sampler {plan.sampler.name!r} asks the model at times that depend on its answers, so it cannot drive a pipeline"
@@ -629,7 +530,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if c.schedule == "edm":
             x0 = _edm_output(z.to(x.dtype), x, at.sigma, c.sigma_data, c.prediction_type)
         else:
-            reader = _WrappedGaussian(_not_here, PREDICTIONS[c.prediction_type])
+            reader = _WrappedGaussian(not_here, PREDICTIONS[c.prediction_type])
             reader.name = "the pipeline's model"
             x0 = reader._x0(x, z, At(at.t, at.alpha, at.sigma))
         if c.thresholding:
@@ -735,6 +636,10 @@ def from_diffusers(
     config = scheduler if isinstance(scheduler, Mapping) else getattr(scheduler, "config", None)
     if not isinstance(config, Mapping):
         raise OptionError(f"scheduler is {shown(scheduler)}; a scheduler of diffusers or its configuration is needed")
+    if not callable(getattr(model, "forward", None)):
+        raise OptionError(
+            f"model is {type(model).__name__}; a torch module is needed, such as pipe.unet or pipe.transformer"
+        )
     own = Scheduler.from_config(config)
     c, schedule = own.config, schedule_of(own.config, None if mu is None else own._shift(mu))
     if isinstance(schedule, Flow):
@@ -747,6 +652,14 @@ def from_diffusers(
         raise OptionError(
             f"{type(model).__name__} takes neither encoder_hidden_states nor class_labels: name the condition"
         )
+    given = {str(key).partition(".")[0] for key in (condition if isinstance(condition, Mapping) else ())} | {
+        *(arguments or ())
+    }
+    given |= {bare} if isinstance(condition, Tensor) else set()
+    missing = [name for name, p in takes.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    missing = [name for name in missing[1:] if name not in given and name != "timestep"]
+    if missing:
+        raise OptionError(f"{type(model).__name__} needs {', '.join(missing)}: give condition= or arguments=")
     edm = (float(c.sigma_data), str(c.prediction_type)) if c.schedule == "edm" else None
     return GaussianDenoiser.wrap(
         _Model(model.eval(), bare, arguments or {}, edm),

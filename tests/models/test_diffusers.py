@@ -924,6 +924,14 @@ def test_a_model_keeps_its_dtype_and_time_loses_nothing():
     assert [t.tolist() for _, t in seen] == [[997.0], [500.0], [3.0]] and denoiser.shape == (3, 8, 8)
 
 
+def test_what_a_model_cannot_do_without_is_asked_for():
+    scheduler = diffusers.DDIMScheduler(**SD)
+    with pytest.raises(samplers.OptionError, match="UNet2DConditionModel needs encoder_hidden_states: give condition="):
+        from_diffusers(unet_text(), scheduler)
+    with pytest.raises(samplers.OptionError, match=r"model is StableDiffusionPipeline; .* pipe\.unet"):
+        from_diffusers(stable(diffusers.StableDiffusionPipeline), scheduler)
+
+
 def test_conditions_by_name_reach_dictionaries():
     model = unet_text(
         addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=40
