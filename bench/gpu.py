@@ -120,6 +120,20 @@ def bench_uniforms(_):
         yield f"row_uniforms [{rows}, {length}]", ms, peer / ms
 
 
+def bench_normals(_):
+    """Against torch's own generator, which draws other numbers."""
+    for rows, length in ((8, 16384), (size(256, 4), 16384)):
+        who = [torch.arange(rows, device=GPU) for _ in range(3)]
+        for dtype in (torch.float32, torch.float64):
+            title = f"[{rows}, {length}] {str(dtype)[6:]}"
+            peer = median_ms(lambda shape=(rows, length), dtype=dtype: torch.randn(shape, dtype=dtype, device=GPU))
+            yield f"torch randn {title}", peer, None
+            ms = median_ms(
+                lambda who=who, length=length, dtype=dtype: ops.row_normals(*who, length=length, dtype=dtype)
+            )
+            yield f"row_normals {title}", ms, peer / ms
+
+
 def bench_combine(_):
     """Against the same sum in torch's own operations."""
     for shape in ((8, 4, 64, 64), (size(64, 2), 4, 128, 128)):
@@ -239,6 +253,7 @@ SUITES = {
     "softmax": bench_softmax,
     "driver": bench_driver,
     "uniforms": bench_uniforms,
+    "normals": bench_normals,
     "combine": bench_combine,
     "remask": bench_remask,
     "kv": bench_kv,

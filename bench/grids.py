@@ -1,6 +1,7 @@
 """Which grid is best at which number of evaluations: rms distance to the ODE's solution, by schedule and solver.
 
-    python bench/grids.py [--rows 512] [--problem two] [--no-save]      a minute of one core
+    python bench/grids.py [--rows 512] [--no-save]                      a minute of one core
+    python bench/grids.py --problem eight | small | digits              other data; shown and not saved
     python bench/grids.py --show                                        the tables of what is saved; nothing is run
 
 Runs that close, on the exact denoiser of `mixture`: from each x_T the solver's x_0 against the probability-flow ODE solved to
@@ -12,9 +13,9 @@ Saved as bench/results/MACHINE/grids.json; docs/continuous_grids.md is the concl
 import argparse
 import json
 import math
-from pathlib import Path
 
 import torch
+from kernels import RESULTS, facts, slug
 
 import samplers
 from samplers import problems
@@ -27,6 +28,15 @@ from samplers.random import Rng
 SCHEDULES = ("vp_linear", "vp_cosine", "edm", "flow", "scaled_linear")
 SOLVERS = ("dpmpp_2m", "ddim")
 STEPS = (1, 2, 3, 5, 8, 10, 20, 50)
+# "small" is the mixture "two" at a quarter of its size. "digits" are real pictures; their ODE is solved by 300 evaluations.
+PROBLEMS = {
+    "two": lambda: problems.create("mixture"),
+    "eight": lambda: problems.create("mixture", preset="eight"),
+    "small": lambda: problems.create(
+        "mixture", weights=[0.4, 0.6], means=[[-0.25, -0.25], [0.2, 0.2]], stds=[0.075, 0.125]
+    ),
+    "digits": lambda: problems.create("digits"),
+}
 EXACT = 1e-6  # sigma / alpha at which the ODE's solution is taken
 
 
@@ -35,38 +45,38 @@ class Case:
 
     def __init__(self, problem: problems.Problem, schedule: NoiseSchedule, rows: int):
         self.problem, self.schedule = problem, schedule
-        self.denoiser = problem.denoiser(schedule=schedule)
+        self.denoiser = problem.denoiser("gaussian", schedule=schedule, dtype=torch.float64)
         self.rng = Rng.of(0, rows)
         self.z = self.rng.normal(self.denoiser.shape, 0, torch.float64)
-        at = torch.tensor(schedule.t_max, dtype=torch.float64)
-        alpha, sigma = float(schedule.alpha(at)), float(schedule.sigma(at))
+        alpha, sigma = (float(f(schedule.t_max)) for f in (schedule.alpha, schedule.sigma))
         x = sigma * self.z
+        if not hasattr(problem, "truth"):
+            self.truth = self.run("dpmpp_2m", "logsnr", 300)
+            return
         if alpha:
             self.truth = problem.truth(x / alpha, EXACT, t_start=sigma / alpha, schedule=EDM())
         else:
             # sigma / alpha = EXACT lies below t_min, where the formulas of the schedule hold as well.
             self.truth = problem.truth(x, EXACT / (1 + EXACT), schedule=Flow()) * (1 + EXACT)
 
-    def denoised(self, y: torch.Tensor, ratio: float) -> torch.Tensor:
-        """E[x_0 | x_0 + ratio e = y]."""
-        one = torch.ones(len(y), 1, dtype=torch.float64)
-        return self.denoiser.posterior_mean(y.double(), one, ratio * one)
-
     def rms(self, x: torch.Tensor) -> float:
         return float((x.double() - self.truth).pow(2).mean().sqrt())
 
     def ours(self, solver: str, grid: str, n: int) -> float:
+        return self.rms(self.run(solver, grid, n))
+
+    def run(self, solver: str, grid: str, n: int) -> torch.Tensor:
         sampler = samplers.create(solver, end="zero")
         canvas = NoiseCanvas(self.denoiser, n, self.rng)
         points = spaced(grid, self.schedule, self.schedule.t_max, self.schedule.t_min, n - 1, closing=True)
         state = GridState.begin(canvas, points=points, x=self.schedule.sigma(self.schedule.t_max) * self.z)
 
         def predict(x, at):
-            return self.denoiser.predict(x, torch.full((len(x),), at if isinstance(at, float) else at.t))
+            return self.denoiser.predict(x, torch.full((len(x),), getattr(at, "t", at), dtype=torch.float64))
 
         while not state.last:
             state = sampler.step(predict, state)
-        return self.rms(state.x)
+        return state.x
 
 
 # ------------------------------------------------------------------------------------------- diffusers
@@ -153,17 +163,23 @@ def theirs(case: Case, scheduler, n: int) -> float:
 # ------------------------------------------------------------------------------------------------ main
 
 
-def run(problem: problems.Problem, rows: int) -> dict:
-    out: dict = {"rows": rows, "problem": f"mixture/{problem.preset}", "ours": {}, "peers": {}}
+def rounded(value: float) -> float | None:
+    return None if math.isnan(value) else float(f"{value:.4g}")
+
+
+def measure(name: str, rows: int) -> dict:
+    problem = PROBLEMS[name]()
+    out: dict = {"rows": rows, "problem": name, "ours": {}, "peers": {}}
     for name in SCHEDULES:
         case = Case(problem, noise_schedule(name), rows)
-        schedulers = peers(case.schedule)
+        schedulers = peers(case.schedule) if hasattr(problem, "truth") else {}
         for solver in SOLVERS:
             out["ours"].setdefault(name, {})[solver] = {
-                grid: [case.ours(solver, grid, n) for n in STEPS] for grid in GRIDS
+                grid: [rounded(case.ours(solver, grid, n)) for n in STEPS] for grid in GRIDS
             }
             out["peers"].setdefault(name, {})[solver] = {
-                spacing: [theirs(case, s, n) for n in STEPS] for spacing, s in schedulers.get(solver, {}).items()
+                spacing: [rounded(theirs(case, s, n)) for n in STEPS]
+                for spacing, s in schedulers.get(solver, {}).items()
             }
     return out
 
@@ -175,29 +191,25 @@ def show(found: dict) -> None:
             print(f"\n{name}, {solver}" + "".join(f"{n:>10}" for n in STEPS))
             for kind, rows in (("", grids), ("diffusers ", found["peers"].get(name, {}).get(solver, {}))):
                 for grid, values in rows.items():
-                    print(f"{kind + grid:<28}" + "".join(f"{v:>10.2e}" for v in values))
-
-
-def folder() -> Path:
-    return Path(__file__).parent / "results" / "xeon-2core-avx512"
+                    print(f"{kind + grid:<28}" + "".join(f"{math.nan if v is None else v:>10.2e}" for v in values))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--problem", default="two", help="preset of the mixture")
+    parser.add_argument("--problem", default="two", choices=PROBLEMS)
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
-    path = folder() / "grids.json"
+    path = RESULTS / slug() / "grids.json"
     if args.show:
         show(json.loads(path.read_text()))
         return
-    found = run(problems.create("mixture", preset=args.problem), args.rows)
+    found = measure(args.problem, args.rows)
     show(found)
-    if not args.no_save:
+    if not args.no_save and args.problem == "two":
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.write_text(json.dumps({"machine": facts()} | found) + "\n")
 
 
 if __name__ == "__main__":

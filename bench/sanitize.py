@@ -114,6 +114,12 @@ def uniforms():
     ops.row_uniforms(*who, which=where, position=where)
 
 
+def normals():
+    who = [torch.arange(5).to(GPU) for _ in range(3)]
+    for dtype in (torch.float32, torch.float64):
+        ops.row_normals(*who, length=77, dtype=dtype)
+
+
 def combinations():
     for dtype in (torch.float32, torch.float64):
         t = torch.randn(3, 701).to(dtype).to(GPU)
@@ -135,6 +141,7 @@ def every_kernel():
     for dtype in (torch.float32, torch.float64):
         selections(dtype)
     uniforms()
+    normals()
     combinations()
     if not REHEARSAL:
         torch.cuda.synchronize()

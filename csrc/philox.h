@@ -30,15 +30,21 @@ SAMPLERS_HD Philox4 philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c
   return {c0, c1, c2, c3};
 }
 
-// 53 random bits in [0, 1): never 1, and 0 once in 2^53 draws.
-SAMPLERS_HD double unit_interval(uint32_t r0, uint32_t r1) {
-  return (static_cast<double>(r0 >> 5) * 67108864.0 + static_cast<double>(r1 >> 6)) * 1.1102230246251565404e-16;
+// The library's contract for a draw: the key says whose it is, the counter says which.
+SAMPLERS_HD Philox4 philox_of(uint64_t seed, uint64_t row, uint32_t position, uint32_t step, uint32_t draw) {
+  const uint32_t high = static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(row >> 32);
+  return philox4x32(position, step, draw, high, static_cast<uint32_t>(seed), static_cast<uint32_t>(row));
 }
 
-// The library's contract for a draw: the key says whose it is, the counter says which.
+// 53 random bits in [0, 1): never 1, and 0 once in 2^53 draws. (Signed words, since fewer machines convert unsigned
+// ones.)
+SAMPLERS_HD double unit_interval(uint32_t r0, uint32_t r1) {
+  const double high = static_cast<int32_t>(r0 >> 5), low = static_cast<int32_t>(r1 >> 6);
+  return (high * 67108864.0 + low) * 1.1102230246251565404e-16;
+}
+
 SAMPLERS_HD double uniform(uint64_t seed, uint64_t row, uint32_t position, uint32_t step, uint32_t draw) {
-  const uint32_t high = static_cast<uint32_t>(seed >> 32) ^ static_cast<uint32_t>(row >> 32);
-  const Philox4 r = philox4x32(position, step, draw, high, static_cast<uint32_t>(seed), static_cast<uint32_t>(row));
+  const Philox4 r = philox_of(seed, row, position, step, draw);
   return unit_interval(r.r0, r.r1);
 }
 

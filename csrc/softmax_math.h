@@ -41,6 +41,12 @@ SAMPLERS_HD float float_from_bits(uint32_t bits) {
   return x;
 }
 
+SAMPLERS_HD uint32_t bits_from_float(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
 SAMPLERS_HD double double_from_bits(uint64_t bits) {
   double x;
   memcpy(&x, &bits, sizeof x);

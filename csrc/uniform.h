@@ -1,4 +1,4 @@
-// Uniform numbers of a run: which of them are wanted, and the i-th; shared by the CPU loop and the CUDA kernel.
+// Uniform numbers of a run: which of them are wanted, and for the CUDA kernel the i-th.
 #pragma once
 
 #include <stdint.h>

@@ -319,7 +319,7 @@ class Constraint:
 
 def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: dict[str, Any]) -> Stream:
     if isinstance(sampler, str):
-        sampler = registry.load(sampler).make(**options)
+        sampler = registry.create(sampler, **options)
     elif not isinstance(sampler, Sampler):
         raise OptionError(f"sampler must be a name or a Sampler made by samplers.create(), not {shown(sampler)}")
     elif options:

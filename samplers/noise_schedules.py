@@ -240,6 +240,12 @@ class EDM(NoiseSchedule):
     def t_of(self, lam: Tensor) -> Tensor:
         return torch.exp(-lam)
 
+    def sigma_of_time(self, t: Tensor) -> Tensor:
+        return float64(t)
+
+    def _time_of_sigma(self, sigmas: Tensor) -> Tensor:
+        return sigmas
+
     def model_time(self, t: Tensor) -> Tensor:
         """t, (B,) float64, or ln(t) / 4. The same shape."""
         return t if self.time == "sigma" else torch.log(t) / 4
@@ -512,7 +518,7 @@ def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
         return spec
     if not isinstance(spec, str):
         raise OptionError(
-            f"a noise schedule is a name such as 'vp_linear', or a NoiseSchedule such as samplers.schedule.EDM(), not {spec!r}"
+            f"a noise schedule is a name such as 'vp_linear', or a NoiseSchedule such as schedule.EDM(), not {shown(spec)}"
         )
     return _by_name(spec)
 

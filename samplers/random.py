@@ -46,7 +46,7 @@ __all__ = [
 # with one number are the same number. Samplers of other packages count their own from DRAW_FIRST_FREE.
 DRAW_TOKEN = 0  # which token
 DRAW_POSITION = 1  # whether, or in which order, a position is committed: drawn once for the whole run
-DRAW_NOISE = 2  # Gaussian noise (2 and 3 make one normal)
+DRAW_NOISE = 2  # Gaussian noise: Rng.normal
 DRAW_START = 4  # the noise that a canvas of uniform noise starts with
 DRAW_BLIND = 5  # the prompt that guidance does not see, under uniform noise
 DRAW_RANK = 8  # the chance in an order of positions that is drawn anew in every step; gumbel()
@@ -91,6 +91,13 @@ def uniform(
 def _row_uniforms(*arguments: Tensor | int | None) -> Tensor:
     """samplers.ops.row_uniforms without its checks. (The op is made of `uniform`, so it cannot be imported earlier.)"""
     from .ops.uniform import OP
+
+    return OP(*arguments)
+
+
+def _row_normals(*arguments: Tensor | int | torch.dtype) -> Tensor:
+    """samplers.ops.row_normals without its checks."""
+    from .ops.normals import OP
 
     return OP(*arguments)
 
@@ -142,11 +149,11 @@ class Rng:
         return _row_uniforms(self.seed, self.row, step, rows, position, 0, draw)
 
     def normal(self, shape: Sequence[int], step: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Standard normals, (B, *shape), by Box-Muller in float64 on two uniforms an element."""
+        """Standard normals, (B, *shape): samplers.ops.row_normals, in float32 and then rounded if `dtype` is smaller."""
         steps = torch.full_like(self.row, step)
-        u, v = (self.positions(math.prod(shape), steps, DRAW_NOISE + i) for i in range(2))
-        # 1 - u is in (0, 1]: its log is finite.
-        z = torch.sqrt(-2 * torch.log(1 - u)) * torch.cos(2 * math.pi * v)
+        z = _row_normals(
+            self.seed, self.row, steps, math.prod(shape), DRAW_NOISE, torch.promote_types(dtype, torch.float32)
+        )
         return z.to(dtype).reshape(len(self.row), *shape)
 
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from . import hookspecs
+from .aliases import alias
 from .entries import DISTRIBUTION, FAMILIES, Entry, Report, guarded, one_line, printable, resolve, version
 from .errors import PluginError, UnknownNameError, did_you_mean
 
@@ -261,6 +262,8 @@ def entry(name: str) -> Entry:
     zoo = _get()
     dist, _, bare = name.rpartition(":")
     own = zoo.own.get(bare)
+    if own is None and (meant := alias(name, zoo.own)) is not None:
+        return zoo.own[meant[0]]
     if own is not None and (not dist or _canonical(dist) == DISTRIBUTION):
         return own  # without looking at any plug-in: none can take this name, slow it down, or break it
     group = [e for e in zoo.by_name.get(bare, []) if not dist or _canonical(e.distribution) == _canonical(dist)]
@@ -307,14 +310,17 @@ def create(name: str, **options: Any) -> Sampler:
     """The sampler called `name` with these options.
 
     Args:
-        name: such as 'radd'; or 'dist:name', for a plug-in whose name another package or the zoo has as well.
+        name: such as 'radd'; or 'dist:name', for a plug-in whose name another package or the zoo has as well; or what
+            another library calls one of ours (samplers.aliases), such as 'DPM++ 2M Karras', whose options come first.
 
     Raises:
         UnknownNameError: nobody registered it; the message has the nearest names.
         OptionError: an option is unknown, or its value is out of bounds.
         PluginError: it comes from a plug-in that is broken.
     """
-    return load(name).make(**options)
+    cls = load(name)
+    meant = alias(name, _get().own) if name not in _get().own else None
+    return cls.make(**{**(meant[1] if meant else {}), **options})
 
 
 def list_samplers(pattern: str | Iterable[str] = "*", family: str | None = None, *, imports: bool = True) -> list[str]:

@@ -2,6 +2,7 @@
 
 Blocks of a page run in order, in one namespace. Two marks, on the line before a block, are for readers of the source:
 `<!-- given: a, b -->` says which names the test puts there (STAND_INS), `<!-- not run: why -->` that a block cannot run here.
+A page that begins with `<!-- needs: module -->` is run where that module is installed.
 """
 
 from __future__ import annotations
@@ -102,10 +103,35 @@ def noise_net(x: Tensor, t: Tensor) -> Tensor:
     return noise_schedule("vp_linear").sigma(t).view(-1, *[1] * (x.dim() - 1)).to(x) * x
 
 
+def pipe() -> Any:
+    """A Stable Diffusion pipeline with tiny random models, for texts that are given as `prompt_embeds`."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    few: dict[str, Any] = {"norm_num_groups": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kinds = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+        unet = UNet2DConditionModel(
+            sample_size=8, block_out_channels=(8,), cross_attention_dim=16, attention_head_dim=4, **kinds, **few
+        )
+        vae = AutoencoderKL(block_out_channels=(8,), **few)
+    parts = dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    return StableDiffusionPipeline(
+        vae=vae,
+        unet=unet,
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        requires_safety_checker=False,
+        **parts,
+    )
+
+
 STAND_INS: dict[str, Callable[[], Any]] = {
     "network": Network,
     "noise_net": lambda: noise_net,
     "denoiser": lambda: samplers.problems.create("sudoku4").denoiser("masked"),
+    "pipe": pipe,
+    "prompt_embeds": lambda: torch.ones(1, 5, 16),
+    "negative_prompt_embeds": lambda: torch.zeros(1, 5, 16),
 }
 
 
@@ -114,6 +140,8 @@ STAND_INS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in BLOCKS[p])])
 def test_python_blocks_run(page: str) -> None:
+    for needed in re.findall(r"\A<!-- needs: (\w+) -->$", (ROOT / page).read_text(encoding="utf-8"), re.M):
+        pytest.importorskip(needed)
     module = type(sys)("page")
     sys.modules["page"] = module  # dataclasses look up their module
     try:

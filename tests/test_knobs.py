@@ -209,7 +209,7 @@ def test_bad_knobs(wrong, says):
 
 def test_knobs_are_for_tokens():
     denoiser = samplers.GaussianDenoiser.wrap(lambda x, t: x, shape=(2,))
-    for knob in ({"forbid": 1}, {"demote": 1}, {"constrain": print}, {"cfg_interval": (0.1, 0.5)}):
+    for knob in ({"forbid": 1}, {"demote": 1}, {"top_k": 3}, {"stop": 1}):
         with pytest.raises(OptionError, match="token samplers"):
             samplers.sample(denoiser, "ddim", **knob)
 

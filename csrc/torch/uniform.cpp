@@ -1,5 +1,5 @@
 // row_uniforms: the counter-based uniform numbers of a run.
-#include "../uniform.h"
+#include "../cpu/random.h"
 
 #include "args.h"
 
@@ -33,7 +33,7 @@ Tensor row_uniforms(const Tensor& seed, const Tensor& row, const Tensor& step, c
   job.out = static_cast<double*>(out.mutable_data_ptr());
   if (seed.is_cpu()) {
     if (job.which) check_ids(kOp, job.which, job.n, job.rows, "which");
-    for (int64_t i = 0; i < job.n; ++i) job.out[i] = uniform_at(job, i);
+    cpu::uniforms(job);
   } else {
 #if defined(SAMPLERS_CUDA)
     STD_TORCH_CHECK(job.n < int64_t{1} << 38, kOp, ": the CUDA kernel makes fewer than 2^38 numbers in a call");

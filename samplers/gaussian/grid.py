@@ -75,9 +75,7 @@ class GaussianSampler(Sampler[G]):
     t_start: float | None = option(None, "time at which to start; none: the schedule's t_max", gt=0)
     t_end: float | None = option(None, "time at which to end; none: the schedule's t_min", ge=0)
     end: str = option("zero", "what is returned: x_0 of the last evaluation, or x at t_end", choices=("zero", "t_end"))
-    rho: float | None = option(
-        None, "exponent of the grids karras, edm_flow, polyexponential and logistic; none: the grid's", gt=0
-    )
+    rho: float | None = option(None, "exponent of the grids that have one; none: the grid's own, 7 for 'karras'", gt=0)
 
     def times(self, canvas: NoiseCanvas, intervals: int) -> tuple[Point, ...]:
         """The `intervals` + 1 points of a run, the first at t_start (or where `strength` says).
@@ -130,7 +128,7 @@ class GaussianSampler(Sampler[G]):
         if start < schedule.t_max and not begins:
             raise OptionError(
                 f"{who}: t_start={start:g} is below t_max={schedule.t_max:g}, where x still has a part of the data: give start= "
-                "(x_0 to start from), or start_moments= (its mean and variance), or start_noise= (x there, divided by sigma)"
+                "(x_0 to start from), or start_moments= (its mean and variance), or noise= (x there, divided by sigma)"
             )
 
     def solver_steps(self, canvas: NoiseCanvas) -> int:

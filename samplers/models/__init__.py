@@ -7,7 +7,11 @@ load, save                        safetensors: Llama, Qwen2, Qwen3, LLaDA, ours 
 Tokenizer                         byte-pair encoding of the zoo's text models                (tokenizer.py)
 zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
                                   digits-gauss, digits-mdm, text-mdm, text-refusion
+diffusers                         samplers as its schedulers, its models as denoisers; needs diffusers (diffusers.py)
 """
+
+import importlib
+from typing import Any
 
 from .cache import Cache
 from .denoiser import TransformerDenoiser, pretrained
@@ -29,3 +33,9 @@ __all__ = [
 ]
 
 from . import zoo
+
+
+def __getattr__(name: str) -> Any:  # imported when it is used: diffusers is an extra, and slow to import
+    if name == "diffusers":
+        return importlib.import_module(f"{__name__}.diffusers")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,6 +22,7 @@ from samplers.ops.combine import combine
 from samplers.ops.divergence import kl_divergence
 from samplers.ops.headless import headless_softmax
 from samplers.ops.masked_softmax import MaskedSoftmax, masked_softmax
+from samplers.ops.normals import row_normals
 from samplers.ops.remask import Accepted, Selection, accept_slots_, commit_, remask_, select, select_slots
 from samplers.ops.uniform import row_uniforms
 
@@ -45,6 +46,7 @@ __all__ = [
     "masked_softmax",
     "reference",
     "remask_",
+    "row_normals",
     "row_uniforms",
     "select",
     "select_slots",

@@ -31,6 +31,7 @@ from samplers.ops.headless import _twin_finish as headless_finish
 from samplers.ops.headless import _twin_fold as headless_fold_
 from samplers.ops.masked_softmax import SoftmaxCall
 from samplers.ops.masked_softmax import _twin as masked_softmax
+from samplers.ops.normals import _twin as row_normals
 from samplers.ops.remask import AcceptSlotsCall, SelectCall, SelectSlotsCall, select_call
 from samplers.ops.remask import _twin_accept_slots as accept_slots_
 from samplers.ops.remask import _twin_commit as commit_
@@ -64,6 +65,7 @@ __all__ = [
     "kv_scatter_",
     "kv_select_rows_",
     "masked_softmax",
+    "row_normals",
     "row_uniforms",
     "select",
     "select_call",

@@ -654,7 +654,7 @@ def test_logits_are_asked_for_only_if_declared(zoo_tokens: str, promise: Promise
 def test_draw_numbers(zoo_tokens: str, promise: Promise) -> None:
     """No random number of a step is used twice, and the numbers that are reserved are left to the library.
 
-    A use is one call of state.rng.positions or state.rng.at, made by the step itself, by gumbel(state), by canvas.noise or
+    A use is one call of state.rng.positions, .at or .normal, made by the step itself, by gumbel(state), by canvas.noise or
     by a draw of tokens in predict(...) and predict.read. Two uses in one step must not share a draw number at the same
     row, position and step counter, unless the sampler declares the number in Conformance(redraws=...). A step of another
     package uses numbers from DRAW_FIRST_FREE up, and those that the library's helpers use for it.

@@ -13,8 +13,9 @@ An example, which prints what each step asks:
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..random import Rng
+from ..random import DRAW_NOISE, Rng
 from ..sampler import Sampler
 
 __all__ = ["RecordedRng", "Use", "Watched", "watched"]
@@ -127,6 +128,12 @@ class RecordedRng(Rng):
     def at(self, rows: Tensor, position: Tensor, step: Tensor, draw: int) -> Tensor:
         self._record(draw, rows, position, step[rows])
         return super().at(rows, position, step, draw)
+
+    def normal(self, shape: Sequence[int], step: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        length, batch = math.prod(shape), len(self.row)
+        rows, position = torch.arange(batch).repeat_interleave(length), torch.arange(length).repeat(batch)
+        self._record(DRAW_NOISE, rows, position, torch.full_like(rows, step))
+        return super().normal(shape, step, dtype)
 
     def _record(self, draw: int, rows: Tensor, position: Tensor, step: Tensor) -> None:
         place, by_library = _caller()

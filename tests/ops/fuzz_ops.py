@@ -364,6 +364,20 @@ def check_combine(rng, kw, out):
     assert torch.equal(out, sum(kw[f"c{name}"] * kw[name] for name in "abcde" if name in kw))
 
 
+def make_row_normals(rng):
+    batch = rng.randrange(4)
+    kw = {name: randint(rng, -(2**40), 2**40, batch) for name in ("seed", "row", "step")}
+    if rng.random() < 0.3:
+        kw["step"] = rng.randrange(99)
+    length, draw = rng.choice((1, 3, 64, 257)), rng.choice((0, 5, 2**32 - 1))
+    return {**kw, "length": length, "draw": draw, "dtype": rng.choice((torch.float32, torch.float64))}
+
+
+def check_row_normals(rng, kw, out):
+    assert out.shape == (len(kw["seed"]), kw["length"]) and out.dtype == kw["dtype"]
+    assert ((out.abs() < 9.5) & (out != 0)).all()
+
+
 def check_nothing(rng, kw, out):
     pass
 

@@ -261,6 +261,37 @@ class TestUniforms:
             assert out.isnan().tolist() == [False, True, True]
 
 
+# ---------------------------------------------------------------------------------------------- row_normals
+
+
+class TestNormals:
+    @MANNERS
+    @pytest.mark.parametrize("rows", [1, 7, 256])
+    def test_manners(self, manner, rows):
+        def make(seed):
+            g = generator(seed)
+            who = {
+                k: torch.randint(-(2**63), 2**63 - 1, (rows,), generator=g, dtype=torch.int64) for k in ("seed", "row")
+            }
+            return {**who, "step": torch.randint(1000, (rows,), generator=g)}
+
+        def run(a):
+            dtypes = torch.float32, torch.float64
+            return [ops.row_normals(**a, length=n, draw=3, dtype=dtype) for n in (1, 1022) for dtype in dtypes]
+
+        manner(make, run, exactly)
+
+    def test_the_twin_on_the_device(self):
+        who = [torch.arange(3, device=GPU) for _ in range(3)]
+        for dtype in (torch.float32, torch.float64):
+            twin = ops.reference.row_normals(*who, 100_001, 3, dtype)
+            assert torch.equal(ops.row_normals(*who, length=100_001, draw=3, dtype=dtype), twin)
+
+    def test_no_rows(self):
+        none = torch.zeros(0, dtype=torch.int64, device=GPU)
+        assert ops.row_normals(none, none, none, length=5).shape == (0, 5)
+
+
 # ---------------------------------------------------------------------------------------------- combine
 
 
