@@ -17,6 +17,7 @@ first state and `step` the next one. All the state there is lives in the State, 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import numbers
 import types
@@ -123,6 +124,7 @@ class Option:
         return value
 
 
+@functools.cache
 def _kinds(hint: Any) -> tuple[type, ...]:
     """The plain types in a field's annotation; () where there is something that isinstance cannot test."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)

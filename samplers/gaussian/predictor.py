@@ -29,8 +29,12 @@ class GaussianPredictor(ErrorTracker):
     def __init__(self, counter: Counter, canvas: NoiseCanvas, config: GaussianConfig, *, sampler: str = ""):
         super().__init__(counter, sampler)
         self.canvas, self.config, self.denoiser = canvas, config, canvas.denoiser
-        self.nfe_rows = torch.zeros(len(canvas.rng.row), dtype=torch.int64, device=counter.denoiser.device)
         self._rows = torch.arange(len(canvas.rng.row), device=counter.denoiser.device)
+
+    @property
+    def nfe_rows(self) -> Tensor:
+        """(B,) int64: forward passes that each row took part in, which are all."""
+        return torch.full_like(self._rows, self.counter.nfe)
 
     def __call__(self, x: Tensor, at: Point | float | Tensor) -> Tensor:
         """The denoised x_0 of every row at a point of the schedule, at its time, or at (B,) times, one for each row."""
@@ -42,7 +46,6 @@ class GaussianPredictor(ErrorTracker):
         if self.canvas.known is not None:
             x = self.canvas.with_known(x, *where.scales(x))
         outs = self._asked(x, where)
-        self.nfe_rows += 1
         self._check_finite(outs[0])
         outs = tuple(self._bounded(out) for out in outs)
         if self.canvas.known is not None:
