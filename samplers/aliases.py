@@ -16,6 +16,7 @@ __all__ = ["ALIASES", "alias", "of_scheduler"]
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     # k-diffusion and ComfyUI
     "sample_dpmpp_2m": ("dpmpp_2m", {}),
+    "sample_dpm_adaptive": ("dpm_adaptive", {"prediction": "noise"}),
     "dpm_fast": ("dpm_solver", {"order": 3, "method": "singlestep", "prediction": "noise", "grid": "logsnr"}),
     "dpm_2_a": ("dpm_2_ancestral", {}),
     "dpmpp_2m_cfg_pp": ("dpmpp_2m", {"cfg_pp": True}),
@@ -103,7 +104,7 @@ def alias(name: str, own: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | Non
     Args:
         own: our own names, which may be written in another library's way, such as "Euler Karras".
     """
-    known = {_plain(n): (n, {}) for n in own} | _BY_PLAIN
+    known: dict[str, tuple[str, dict[str, Any]]] = {_plain(n): (n, {}) for n in own} | _BY_PLAIN
     plain = _plain(name)
     if plain in known:
         ours, options = known[plain]

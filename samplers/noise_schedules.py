@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .checks import shown
 from .errors import OptionError, did_you_mean
 
 __all__ = ["EDM", "Flow", "NoiseSchedule", "Point", "VPCosine", "VPLinear", "VPTable", "float64", "noise_schedule"]

@@ -6,7 +6,20 @@ from typing import Any
 
 from ..hookspecs import hookimpl
 
-_CLASSES = {"ddim": "Ddim", "dpm_solver": "DpmSolver", "dpmpp_2m": "DpmPp2M"}
+_CLASSES = {
+    "analytic_ddim": "AnalyticDdim",
+    "analytic_ddpm": "AnalyticDdpm",
+    "bayes_ddim": "BayesDdim",
+    "ddim": "Ddim",
+    "dpm_adaptive": "DpmAdaptive",
+    "dpm_solver": "DpmSolver",
+    "dpm_solver_v3": "DpmSolverV3",
+    "dpmpp_2m": "DpmPp2M",
+    "flow_euler": "FlowEuler",
+    "flow_heun": "FlowHeun",
+    "lcm": "Lcm",
+    "tcd": "Tcd",
+}
 
 
 @hookimpl

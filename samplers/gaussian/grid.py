@@ -129,7 +129,7 @@ class GaussianSampler(Sampler[G]):
         if start < schedule.t_max and not begins:
             raise OptionError(
                 f"{who}: t_start={start:g} is below t_max={schedule.t_max:g}, where x still has a part of the data: give start= "
-                "(x_0 to start from), or start_moments= (its mean and variance), or noise= (x there, divided by sigma)"
+                "(x_0 to start from), or start_moments= (its mean and variance), or start_noise= (x there, divided by sigma)"
             )
 
     def solver_steps(self, canvas: NoiseCanvas) -> int:

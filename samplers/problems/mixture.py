@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +93,55 @@ class MixtureDenoiser(GaussianDenoiser):
         r = torch.softmax(log_joint, -1)[..., None]  # (B, blocks, K, 1)
         gain = (alpha[..., None] * self.stds**2 / variance)[..., None]  # (B, 1, K, 1)
         return (r * (self.means + gain * off)).sum(2).flatten(1)  # (B, D) float64
+
+    # exact guidance by an energy: Lu et al. 2023, arXiv 2304.12824 (contrastive energy prediction)
+
+    def tilted(self, c: Tensor | Sequence[float]) -> MixtureDenoiser:
+        """The denoiser of p(x_0) exp(c . x_0), each block by the same c, (d,): what exact guidance by it must give.
+
+        A Gaussian times exp(c . x) is a Gaussian: w_k exp(c . m_k + |c|^2 s_k^2 / 2) are the new weights, up to their sum, and
+        m_k + s_k^2 c the means.
+
+        Raises:
+            OptionError: c has another shape.
+        """
+        c = self._tilt(c)
+        log_w = self.weights.log() + self.means @ c + (c @ c) * self.stds**2 / 2
+        means = self.means + self.stds[:, None] ** 2 * c
+        how: dict[str, Any] = {"schedule": self.schedule, "dtype": self.dtype, "device": self.device}
+        return MixtureDenoiser(
+            torch.softmax(log_w, 0), means, self.stds, self.blocks, **how, name=f"{self.name} tilted"
+        )
+
+    def log_tilt(self, x: Tensor, t: Tensor | float, c: Tensor | Sequence[float]) -> Tensor:
+        """log E[exp(c . x_0) | x_t], c . x_0 summed over blocks: -E_t of the energy E(x_0) = -c . x_0 (theorem 3.1).
+
+        Given the component, x_0 is a Gaussian of variance s_k^2 sigma^2 / v_k around its mean, so the expectation is closed.
+        Differentiable in x: the score plus its gradient is the score of `tilted(c)`.
+
+        Args:
+            x: (B, D). t: (B,) or a number. c: (d,), the same for all blocks.
+
+        Returns:
+            (B,) float64.
+
+        Raises:
+            OptionError: c has another shape.
+        """
+        c = self._tilt(c)
+        alpha, sigma = gaussian_times(self.schedule, t, x)  # (B, 1)
+        log_joint, off, variance = self._log_joint(x, alpha, sigma)
+        gain = (alpha[..., None] * self.stds**2 / variance)[..., None]  # (B, 1, K, 1)
+        left = self.stds**2 * sigma[..., None] ** 2 / variance  # (B, 1, K), of x_0 given x_t and k
+        log_e = ((self.means + gain * off) * c).sum(-1) + (c @ c) * left / 2  # (B, blocks, K)
+        return (torch.logsumexp(log_joint + log_e, -1) - torch.logsumexp(log_joint, -1)).sum(-1)
+
+    def _tilt(self, c: Tensor | Sequence[float]) -> Tensor:
+        """`c` as (d,) float64 on the device."""
+        c = torch.as_tensor(c, dtype=torch.float64, device=self.device)
+        if c.shape != self.means.shape[1:]:
+            raise OptionError(f"denoiser {self.name!r}: c is {tuple(c.shape)}; ({self.means.shape[1]},) is needed")
+        return c
 
 
 class Mixture(Problem):
