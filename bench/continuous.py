@@ -72,7 +72,8 @@ def ours_at(case: Case, name: str, options: dict[str, Any], n: int) -> tuple[Ten
     """The samples of one of our samplers, and the evaluations that it spent; None where it cannot."""
     try:
         out = samplers.sample(case.denoiser, name, batch=case.rows, steps=n, start_noise=case.z, **options)
-    except (SamplersError, ZeroDivisionError):
+    except (SamplersError, ZeroDivisionError) as wrong:
+        print(f"{name} at {n} on {case.schedule!r}: {wrong}", file=sys.stderr)
         return None, n
     return (out.x if bool(torch.isfinite(out.x).all()) else None), out.nfe
 
@@ -443,6 +444,26 @@ def fronts(part: Found) -> str:
     return table(["schedule", "best of", *(str(n) for n in part["steps"])], rows)
 
 
+def in_short(part: Found, noisy: Found) -> str:
+    """At each number of evaluations the sampler of ours that is best over all schedules: by the mean of its log ratio to the front."""
+
+    def overall(part: Found, i: int) -> tuple[float, str]:
+        least = {schedule: front(part, schedule, i, "ours")[0] for schedule in part["ours"]}
+        made = []
+        for name in next(iter(part["ours"].values())):
+            values = [made[name]["value"][i] if name in made else None for made in part["ours"].values()]
+            if all(values):
+                logs = [math.log(v / least[schedule]) for v, schedule in zip(values, least) if v and least[schedule]]
+                made.append((math.exp(statistics.mean(logs)), name))
+        return min(made, default=(math.nan, ""))
+
+    rows = []
+    for i, n in enumerate(part["steps"]):
+        (a, name), (b, with_noise) = overall(part, i), overall(noisy, i)
+        rows.append([str(n), f"`{name}`" if name else "", _number(a), f"`{with_noise}`" if with_noise else "", _number(b)])
+    return table(["evaluations", "best overall", "over the front", "best that draws noise", "over the front of those"], rows)
+
+
 def solvers(part: Found, schedule: str, slopes: Found) -> str:
     """Every sampler of ours on one schedule, the best at 10 evaluations first."""
     at = part["steps"].index(10)
@@ -515,6 +536,7 @@ def page(found: Found) -> None:
     parts = {
         "measured": f"Measured on {about['cpu']}, {about['cores']} cores, one thread, torch {about['torch']}, beside {peer}: "
         f"{e['rows']} runs for errors, {w['rows'] * w['dim']:,} numbers for laws, {found['speed']['rounds']} rounds for times.",
+        "short": in_short(e, w),
         "fronts": fronts(e),
         "law fronts": fronts(w) + f"\n\nExact samples as many as these are {_number(w['floor'])} off.",
         "misses": "\n".join(behind) or "None.",
