@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from kernels import RESULTS, facts, slug
-from peers import Case, Peer, k_sampling, peers, versions
+from peers import Case, k_sampling, peers, versions
 from torch import Tensor
 from zoo import fill_in
 
@@ -42,7 +42,6 @@ from samplers.denoiser import Counter
 from samplers.errors import SamplersError
 from samplers.gaussian.arguments import GaussianConfig
 from samplers.gaussian.predictor import GaussianPredictor
-from samplers.noise_schedules import Flow
 
 ROOT = Path(__file__).parent.parent
 PAGE, PICTURE = ROOT / "docs/which_solver.md", ROOT / "docs/continuous.png"
@@ -61,7 +60,9 @@ def ours(stochastic: bool | None = None, patterns: Iterable[str] = ("*",)) -> It
             continue
         cls = registry.load(name)
         orders = next((o for o in cls.options() if o.name == "order"), None)
-        others = [p for p in orders.metadata.get("choices", (1, 2, 3)) if p not in (1, orders.default)] if orders else []
+        others = (
+            [p for p in orders.metadata.get("choices", (1, 2, 3)) if p not in (1, orders.default)] if orders else []
+        )
         for p in (None, *others):
             options = {} if p is None else {"order": p}
             if stochastic in (None, samplers.create(name, **options).effective_facts.stochastic):
@@ -103,7 +104,10 @@ def _sweep(
         mine = found["ours"][schedule] = {}
         for label, name, options in ours(stochastic, patterns):
             runs = [ours_at(case, name, options, n) for n in STEPS]
-            mine[label] = {"nfe": [n for _, n in runs], "value": [None if x is None else score(case, x) for x, _ in runs]}
+            mine[label] = {
+                "nfe": [n for _, n in runs],
+                "value": [None if x is None else score(case, x) for x, _ in runs],
+            }
             _say(schedule, label, mine[label]["value"])
         theirs = found["peers"][schedule] = {}
         for peer in peers(case.schedule):
@@ -275,7 +279,7 @@ def speed(rounds: int) -> Found:
             if not calls:
                 continue
             taken: dict[str, list[float]] = {who: [] for who in calls}
-            for who, call in calls.items():
+            for call in calls.values():
                 call()
             for _ in range(rounds):
                 for who, call in calls.items():
@@ -283,7 +287,9 @@ def speed(rounds: int) -> Found:
                     call()
                     taken[who].append(time.process_time() - begun)
             table[solver] = {who: 1e6 * statistics.median(t) / LOOPS for who, t in taken.items()}
-            print(f"batch {batch}  {solver:<20}" + "".join(f"  {w} {v:.0f}" for w, v in table[solver].items()), flush=True)
+            print(
+                f"batch {batch}  {solver:<20}" + "".join(f"  {w} {v:.0f}" for w, v in table[solver].items()), flush=True
+            )
     return found
 
 
@@ -376,11 +382,11 @@ def best(entry: Found, i: int) -> tuple[float | None, str]:
 def front(part: Found, schedule: str, i: int, who: str) -> tuple[float, str]:
     """(the best value at STEPS[i], whose it is): of "ours", "diffusers" or "k_diffusion"."""
     if who == "ours":
-        made = [(e["value"][i], label) for label, e in part["ours"][schedule].items() if e["nfe"][i] <= part["steps"][i]]
-    else:
         made = [
-            (best(e, i)[0], e["made"]) for name, e in part["peers"][schedule].items() if name.split()[0] == who
+            (e["value"][i], label) for label, e in part["ours"][schedule].items() if e["nfe"][i] <= part["steps"][i]
         ]
+    else:
+        made = [(best(e, i)[0], e["made"]) for name, e in part["peers"][schedule].items() if name.split()[0] == who]
     return min(((v, name) for v, name in made if v is not None), default=(math.nan, ""))
 
 
@@ -408,12 +414,16 @@ def misses(part: Found) -> list[str]:
     for schedule in part["ours"]:
         for i, n in enumerate(part["steps"]):
             (a, mine), (b, theirs) = (front(part, schedule, i, who) for who in ("ours", "diffusers"))
-            if n >= 3 and not math.isnan(b) and not a <= b:
+            if n >= 3 and math.isnan(a) and not math.isnan(b):
+                out.append(f"{schedule}, {n}: none of ours, and `{theirs}` has {b:.3g}")
+            elif n >= 3 and a > b:
                 out.append(f"{schedule}, {n}: the best of ours, `{mine}` {a:.3g}, is behind `{theirs}` {b:.3g}")
     for schedule, solver, library, ratios in compare(part):
         for n, ratio in zip(part["steps"], ratios):
             if n >= 3 and ratio is not None and ratio > BAR:
-                out.append(f"{schedule}, {n}: `{solver}` as it comes is {ratio:.2f} times {library}'s at its best setting")
+                out.append(
+                    f"{schedule}, {n}: `{solver}` as it comes is {ratio:.2f} times that of {library} at its best setting"
+                )
     return out
 
 
@@ -445,7 +455,7 @@ def fronts(part: Found) -> str:
 
 
 def in_short(part: Found, noisy: Found) -> str:
-    """At each number of evaluations the sampler of ours that is best over all schedules: by the mean of its log ratio to the front."""
+    """At each number of evaluations the sampler of ours that is best over all schedules: by the mean log ratio to the front."""
 
     def overall(part: Found, i: int) -> tuple[float, str]:
         least = {schedule: front(part, schedule, i, "ours")[0] for schedule in part["ours"]}
@@ -460,8 +470,12 @@ def in_short(part: Found, noisy: Found) -> str:
     rows = []
     for i, n in enumerate(part["steps"]):
         (a, name), (b, with_noise) = overall(part, i), overall(noisy, i)
-        rows.append([str(n), f"`{name}`" if name else "", _number(a), f"`{with_noise}`" if with_noise else "", _number(b)])
-    return table(["evaluations", "best overall", "over the front", "best that draws noise", "over the front of those"], rows)
+        rows.append(
+            [str(n), f"`{name}`" if name else "", _number(a), f"`{with_noise}`" if with_noise else "", _number(b)]
+        )
+    return table(
+        ["evaluations", "best overall", "over the front", "best that draws noise", "over the front of those"], rows
+    )
 
 
 def solvers(part: Found, schedule: str, slopes: Found) -> str:
@@ -512,14 +526,18 @@ def on_digits(part: Found) -> str:
     labels = sorted(next(iter(part["models"].values())))
     for label in labels:
         rows.append(
-            [f"`{label}`", *(_number(v) for table in part["models"].values() for v in table.get(label, {}).get("value", []))]
+            [
+                f"`{label}`",
+                *(_number(v) for table in part["models"].values() for v in table.get(label, {}).get("value", [])),
+            ]
         )
     return table(["sampler", *(f"{model}, {n}" for model in part["models"] for n in part["steps"])], rows)
 
 
 def orders(part: Found) -> str:
     rows = (
-        [f"`{label}`", str(e.get("declared") or ""), *(_slope(e, g) for g in (*GRIDS, "weak"))] for label, e in part.items()
+        [f"`{label}`", str(e.get("declared") or ""), *(_slope(e, g) for g in (*GRIDS, "weak"))]
+        for label, e in part.items()
     )
     return table(["sampler", "declared", *(f"measured, {g}" for g in GRIDS), "weak"], rows)
 
@@ -569,8 +587,12 @@ def show(found: Found) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, "show", "page", []], help="nothing: all parts and the page")
-    parser.add_argument("--only", action="append", metavar="PATTERN", help="these of our samplers only; may be repeated")
+    parser.add_argument(
+        "parts", nargs="*", choices=[*PARTS, "show", "page", []], help="nothing: all parts and the page"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="PATTERN", help="these of our samplers only; may be repeated"
+    )
     parser.add_argument("--rows", type=int, help="samples (256 for error, 4096 for law, 512 for digits)")
     parser.add_argument("--rounds", type=int, default=25, help="rounds of speed (25)")
     parser.add_argument("--no-save", action="store_true", help="keep no results")

@@ -22,7 +22,9 @@ FRONTS = (("diffusers", (0, (5, 2))), ("k_diffusion", (0, (1, 1.5))))
 def draw(found: dict[str, Any], path: Path) -> None:
     from continuous import SCHEDULES
 
-    panels = [("error", schedule) for schedule in SCHEDULES] + [("law", schedule) for schedule in ("ddpm_linear", "flow")]
+    panels = [("error", schedule) for schedule in SCHEDULES] + [
+        ("law", schedule) for schedule in ("ddpm_linear", "flow")
+    ]
     named = {part: _named(found[part], MAIN if part == "error" else MAIN_LAW) for part in ("error", "law")}
     styles = {part: {name: look(i) for i, name in enumerate(names)} for part, names in named.items()}
     rows = -(-len(panels) // 2)
@@ -55,7 +57,9 @@ def _named(part: dict[str, Any], main: tuple[str, ...]) -> list[str]:
     return (there + sorted(wins.keys() - set(there) - {""}, key=lambda name: -wins[name]))[:NAMED]
 
 
-def _panel(axes: Any, part: dict[str, Any], schedule: str, style: dict[str, Any], slopes: dict[str, Any], kind: str) -> None:
+def _panel(
+    axes: Any, part: dict[str, Any], schedule: str, style: dict[str, Any], slopes: dict[str, Any], kind: str
+) -> None:
     from continuous import front
 
     made, steps = part["ours"][schedule], part["steps"]
@@ -87,11 +91,15 @@ def _panel(axes: Any, part: dict[str, Any], schedule: str, style: dict[str, Any]
     if kind == "law":
         axes.axhline(part["floor"], color=SOFT, lw=0.8, ls=(0, (1, 2)))
         at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axes.annotate("exact samples", (0.01, part["floor"]), xytext=(0, 3), fontsize=8, color=SOFT, style="italic", **at)
+        axes.annotate(
+            "exact samples", (0.01, part["floor"]), xytext=(0, 3), fontsize=8, color=SOFT, style="italic", **at
+        )
     _names(axes, ends, slopes, "weak" if kind == "law" else "logsnr")
     what = "rms distance to the ODE's solution" if kind == "error" else "energy distance (square root) to the exact law"
     axes.set_title(f"{schedule}: {what}", loc="left", fontsize=10.5, color=INK)
-    axes.set_xlabel("function evaluations; behind a name its measured order; grey: other samplers", fontsize=8.5, color=SOFT)
+    axes.set_xlabel(
+        "function evaluations; behind a name its measured order; grey: other samplers", fontsize=8.5, color=SOFT
+    )
     axes.set_xticks(steps)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
