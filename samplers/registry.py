@@ -358,6 +358,9 @@ def list_samplers(pattern: str | Iterable[str] = "*", family: str | None = None,
                 and (family is None or is_of(item, family))
             ):
                 found.add(shown)
+    for one in patterns:
+        if (meant := alias(one, zoo.own)) and (family is None or zoo.own[meant[0]].said("family") == family):
+            found.add(meant[0])
     return sorted(found)
 
 

@@ -131,7 +131,6 @@ def wrap(fn=None, **kw):
             OptionError,
             "top_p must be a number above 0",
         ),
-        (lambda: samplers.sample(TinyMixture(), "dpm_solver", method="fixed", steps=5), OptionError, "multiple of 3"),
         (lambda: samplers.sample(TinyMixture(), "ddim", t_end=2.0), OptionError, "t_end=2 must be below t_start=1"),
         (lambda: samplers.sample(lambda ids: ids, "radd", gen_length=3), OptionError, "TokenDenoiser.wrap"),
         (

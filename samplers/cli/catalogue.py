@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import registry
+from ..aliases import ALIASES
 from ..errors import PluginError, SamplersError
 from ..registry import FAMILIES, Entry
 from .arguments import AS_JSON, FAMILY, Commands, command
@@ -52,7 +53,25 @@ def print_troubles(console: Console, troubles: list[dict[str, str]]) -> None:
         console.print(line, soft_wrap=True)
 
 
+def _aliases(as_json: bool) -> int:
+    """What other libraries call our samplers."""
+    rows = [{"name": other, "sampler": ours, "options": options} for other, (ours, options) in ALIASES.items()]
+    if as_json:
+        return print_json({"aliases": rows})
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for header in ("name elsewhere", "sampler", "options"):
+        table.add_column(header)
+    for other, (ours, options) in ALIASES.items():
+        table.add_row(Text(other), Text(ours, style="bold"), Text(", ".join(f"{k}={v}" for k, v in options.items())))
+    console = make_console()
+    console.print(table)
+    console.print("\n[dim]A name may end in that of a grid: 'DPM++ 2M Karras'[/]", highlight=False)
+    return 0
+
+
 def _list(args: argparse.Namespace) -> int:
+    if args.aliases:
+        return _aliases(args.json)
     patterns = args.pattern or ["*"]
     found = registry.names(patterns, args.family, imports=args.check)
     rows, troubles = [], []
@@ -116,4 +135,5 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--check", action="store_true", help="import every sampler: adds cost and bias, and shows what is broken"
     )
+    p.add_argument("--aliases", action="store_true", help="what ComfyUI, A1111 and diffusers call our samplers")
     p.add_argument("--json", **AS_JSON)
