@@ -1,12 +1,12 @@
 """The continuous samplers beside diffusers and k-diffusion: error, order, speed; the numbers of docs/which_solver.md.
 
     python bench/continuous.py                     # everything, then the page: half an hour of one core
-    python bench/continuous.py error law           # parts: error, law, slopes, speed, digits
+    python bench/continuous.py error noise         # parts: error, noise, slopes, speed, digits
     python bench/continuous.py show                # tables of what is saved; nothing is run
     python bench/continuous.py page                # docs/which_solver.md and docs/continuous.png from what is saved
 
     error    deterministic solvers: rms distance to the ODE's solution from the same x_T, on the exact model of a mixture
-    law      solvers that draw noise: energy distance to the exact distribution, with the errors of mean and deviation
+    noise    solvers that draw noise: energy distance to the exact distribution, by all numbers of the samples
     slopes   convergence orders, on an even and on an uneven grid; of solvers that draw noise the weak orders
     speed    processor time per step at 4 x 64 x 64 with a model that costs nothing, set-up and first noise included
     digits   scikit-learn's digits, exact and by the trained model digits-gauss
@@ -48,8 +48,8 @@ PAGE, PICTURE = ROOT / "docs/which_solver.md", ROOT / "docs/continuous.png"
 SCHEDULES = ("ddpm_linear", "scaled_linear", "edm", "flow")
 STEPS = (1, 2, 3, 5, 8, 10, 20, 50)
 BAR = 1.05  # ours may be this many times theirs, at 3 evaluations or more
-GRIDS = ("logsnr", "karras")  # of the slopes: even, and uneven
-PARTS = ("error", "law", "slopes", "speed", "digits")
+GRIDS = ("logsnr", "karras")  # slopes are measured on an even and on an uneven one
+PARTS = ("error", "noise", "slopes", "speed", "digits")
 Found = dict[str, Any]
 
 
@@ -70,7 +70,7 @@ def ours(stochastic: bool | None = None, patterns: Iterable[str] = ("*",)) -> It
 
 
 def ours_at(case: Case, name: str, options: dict[str, Any], n: int) -> tuple[Tensor | None, int]:
-    """The samples of one of our samplers, and the evaluations that it spent; None where it cannot."""
+    """The samples of one of our samplers, and the evaluations that it spent; None if it cannot."""
     try:
         out = samplers.sample(case.denoiser, name, batch=case.rows, steps=n, start_noise=case.z, **options)
     except (SamplersError, ZeroDivisionError) as wrong:
@@ -79,7 +79,7 @@ def ours_at(case: Case, name: str, options: dict[str, Any], n: int) -> tuple[Ten
     return (out.x if bool(torch.isfinite(out.x).all()) else None), out.nfe
 
 
-# ------------------------------------------------------------------------------------------- error and law
+# ------------------------------------------------------------------------------------------- error and noise
 
 
 def error(rows: int, patterns: Iterable[str]) -> Found:
@@ -87,7 +87,7 @@ def error(rows: int, patterns: Iterable[str]) -> Found:
     return _sweep(rows, 2, patterns, stochastic=False, score=lambda case, x: case.rms(x))
 
 
-def law(rows: int, patterns: Iterable[str]) -> Found:
+def noise(rows: int, patterns: Iterable[str]) -> Found:
     """The energy distance of the solvers that draw noise: see `energy`. The coordinates of the mixture are alike."""
     found = _sweep(rows, 16, patterns, stochastic=True, score=lambda case, x: energy(x))
     exact = [energy(problems.create("mixture", dim=16).sample_truth(rows, seed, "gaussian")) for seed in range(20)]
@@ -127,8 +127,8 @@ def _say(schedule: str, name: str, values: list[float | None]) -> None:
 def energy(x: Tensor) -> float:
     """The square root of the energy distance of all coordinates of x to a coordinate of the mixture "two".
 
-    Its square, 2 E|x - Y| - E|x - x'| - E|Y - Y'|, is 2 int (F_x - F_Y)^2. The terms with Y have closed forms; the pairs of
-    x are summed by sorting. The estimate of the square is unbiased, so that it may be negative: then 0 is returned.
+    Its square, 2 E|x - Y| - E|x - x'| - E|Y - Y'|, is 2 int (F_x - F_Y)^2, F_x the steps of the samples. The terms with Y have
+    closed forms; the pairs of x are summed by sorting. Exact samples are off by chance, and any others by that as well.
     """
     one = problems.create("mixture", dim=1)
     w, m, s = one.weights, one.means[:, 0], one.stds
@@ -141,7 +141,7 @@ def energy(x: Tensor) -> float:
     v = x.double().flatten().sort().values
     n = len(v)
     rank = torch.arange(n, dtype=torch.float64)
-    pairs = float((2 * (2 * rank - n + 1) * v).sum()) / (n * (n - 1))
+    pairs = float((2 * (2 * rank - n + 1) * v).sum()) / n**2
     both = (w[:, None] * w).flatten(), (m[:, None] - m).flatten(), (s[:, None] ** 2 + s**2).sqrt().flatten()
     exact = float(mean_distance(torch.zeros(1, dtype=torch.float64), *both))
     return math.sqrt(max(2 * float(mean_distance(v, w, m, s).mean()) - pairs - exact, 0.0))
@@ -217,7 +217,7 @@ def weak_error(sampler: Any, steps: int, mean: float = 0.7, std: float = 0.5) ->
     """(error of mean and deviation at the end, evaluations) for the data N(mean, std^2), without any chance.
 
     The denoiser of a Gaussian is linear in x, so x at the end is c + A x_T + sum B_k z_k, and the run with one z_k = 1 at a
-    time gives all coefficients; x_T is given its exact law. Mean and deviation of x follow without samples.
+    time gives all coefficients; x_T is given its exact mean and deviation. Mean and deviation of x follow without samples.
     """
     problem = problems.create("mixture", weights=[1.0], means=[[mean]], stds=[std])
     denoiser = problem.denoiser(schedule="vp_linear")
@@ -417,7 +417,7 @@ def misses(part: Found) -> list[str]:
             if n >= 3 and math.isnan(a) and not math.isnan(b):
                 out.append(f"{schedule}, {n}: none of ours, and `{theirs}` has {b:.3g}")
             elif n >= 3 and a > b:
-                out.append(f"{schedule}, {n}: the best of ours, `{mine}` {a:.3g}, is behind `{theirs}` {b:.3g}")
+                out.append(f"{schedule}, {n}: the best of ours, `{mine}` {a:.3g}, is worse than `{theirs}` {b:.3g}")
     for schedule, solver, library, ratios in compare(part):
         for n, ratio in zip(part["steps"], ratios):
             if n >= 3 and ratio is not None and ratio > BAR:
@@ -547,26 +547,27 @@ def orders(part: Found) -> str:
 
 def page(found: Found) -> None:
     """Write the tables of docs/which_solver.md, and the picture."""
-    e, w, s = found["error"], found["law"], found["slopes"]
+    e, w, s = found["error"], found["noise"], found["slopes"]
     about = found["machine"]
     peer = " and ".join(f"{name.replace('_', '-')} {v}" for name, v in found["peers"].items() if v) or "no peer"
-    behind = [f"- {line}" for part in (e, w) for line in misses(part)]
+    worse = [f"- {line}" for part in (e, w) for line in misses(part)]
     parts = {
-        "measured": f"Measured on {about['cpu']}, {about['cores']} cores, one thread, torch {about['torch']}, beside {peer}: "
-        f"{e['rows']} runs for errors, {w['rows'] * w['dim']:,} numbers for laws, {found['speed']['rounds']} rounds for times.",
+        "measured": f"Measured on {about['cpu']}, {about['cores']} cores, one thread, torch {about['torch']}, beside {peer}. Errors are "
+        f"those of {e['rows']} runs, energy distances those of {w['rows'] * w['dim']:,} numbers, times medians of "
+        f"{found['speed']['rounds']} rounds.",
         "short": in_short(e, w),
         "fronts": fronts(e),
-        "law fronts": fronts(w) + f"\n\nExact samples as many as these are {_number(w['floor'])} off.",
-        "misses": "\n".join(behind) or "None.",
+        "noise fronts": fronts(w) + f"\n\nExact samples as many as these are {_number(w['floor'])} off.",
+        "misses": "\n".join(worse) or "None.",
         "ratios": ratios(e),
-        "law ratios": ratios(w),
+        "noise ratios": ratios(w),
         "orders": orders(s),
         "speed": times(found["speed"]),
         "digits": on_digits(found["digits"]) + f"\n\nExact samples: {_number(found['digits']['floor'])}.",
     }
     for schedule in SCHEDULES:
         parts[f"solvers {schedule}"] = solvers(e, schedule, s)
-    parts["law solvers"] = solvers(w, SCHEDULES[0], s)
+    parts["noise solvers"] = solvers(w, SCHEDULES[0], s)
     fill_in(PAGE, parts)
     from continuous_picture import draw
 
@@ -574,7 +575,7 @@ def page(found: Found) -> None:
 
 
 def show(found: Found) -> None:
-    for name in ("error", "law"):
+    for name in ("error", "noise"):
         if part := found.get(name):
             print(f"\n{name}\n{fronts(part)}\n\n{ratios(part)}\n\nmisses:", *misses(part), sep="\n")
     if "slopes" in found:
@@ -593,7 +594,7 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", metavar="PATTERN", help="these of our samplers only; may be repeated"
     )
-    parser.add_argument("--rows", type=int, help="samples (256 for error, 4096 for law, 512 for digits)")
+    parser.add_argument("--rows", type=int, help="samples (256 for error, 2048 for noise, 512 for digits)")
     parser.add_argument("--rounds", type=int, default=25, help="rounds of speed (25)")
     parser.add_argument("--no-save", action="store_true", help="keep no results")
     args = parser.parse_args()
@@ -604,7 +605,7 @@ def main() -> None:
     only = args.only or ["*"]
     run: dict[str, Callable[[], Found]] = {
         "error": lambda: error(args.rows or 256, only),
-        "law": lambda: law(args.rows or 4096, only),
+        "noise": lambda: noise(args.rows or 2048, only),
         "slopes": lambda: slopes(only),
         "speed": lambda: speed(args.rounds),
         "digits": lambda: digits(args.rows or 512, only),

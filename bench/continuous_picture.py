@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from samplers.bench.plot import FAINT, INK, SOFT, _spread, look
 
 NAMED = 11  # samplers of a panel that are in colour
-MAIN = ("dpmpp_2m", "unipc", "ddim", "deis", "heun", "dpm_solver")  # of those, if they are there
-MAIN_LAW = ("dpmpp_2m_sde", "euler_ancestral", "ddpm", "dpmpp_sde")
+MAIN = ("dpmpp_2m", "unipc", "ddim", "deis", "heun", "dpm_solver")  # named first
+MAIN_NOISE = ("dpmpp_2m_sde", "euler_ancestral", "ddpm", "dpmpp_sde")
 WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 6.6, 4.4, 0.6, 2.0, 0.55, 0.6
 FRONTS = (("diffusers", (0, (5, 2))), ("k_diffusion", (0, (1, 1.5))))
 
@@ -23,9 +23,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
     from continuous import SCHEDULES
 
     panels = [("error", schedule) for schedule in SCHEDULES] + [
-        ("law", schedule) for schedule in ("ddpm_linear", "flow")
+        ("noise", schedule) for schedule in ("ddpm_linear", "flow")
     ]
-    named = {part: _named(found[part], MAIN if part == "error" else MAIN_LAW) for part in ("error", "law")}
+    named = {part: _named(found[part], MAIN if part == "error" else MAIN_NOISE) for part in ("error", "noise")}
     styles = {part: {name: look(i) for i, name in enumerate(names)} for part, names in named.items()}
     rows = -(-len(panels) // 2)
     w, h = 2 * WIDTH, rows * HEIGHT
@@ -88,17 +88,21 @@ def _panel(
     axes.set_yscale("log")
     axes.set_xlim(0.95, 56)
     axes.set_ylim(lowest / 1.6, 2.0 if kind == "error" else 1.2)
-    if kind == "law":
+    if kind == "noise":
         axes.axhline(part["floor"], color=SOFT, lw=0.8, ls=(0, (1, 2)))
         at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
         axes.annotate(
             "exact samples", (0.01, part["floor"]), xytext=(0, 3), fontsize=8, color=SOFT, style="italic", **at
         )
-    _names(axes, ends, slopes, "weak" if kind == "law" else "logsnr")
-    what = "rms distance to the ODE's solution" if kind == "error" else "energy distance (square root) to the exact law"
+    _names(axes, ends, slopes, "weak" if kind == "noise" else "logsnr")
+    what = (
+        "rms distance to the ODE's solution"
+        if kind == "error"
+        else "energy distance (square root) to the exact distribution"
+    )
     axes.set_title(f"{schedule}: {what}", loc="left", fontsize=10.5, color=INK)
     axes.set_xlabel(
-        "function evaluations; behind a name its measured order; grey: other samplers", fontsize=8.5, color=SOFT
+        "function evaluations; in brackets the measured order; grey: other samplers", fontsize=8.5, color=SOFT
     )
     axes.set_xticks(steps)
     axes.xaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""The solvers of diffusers and of k-diffusion beside ours: on the same exact model, the same normals and the same law.
+"""The solvers of diffusers and of k-diffusion beside ours: on the same exact model, the same normals.
 
 A Case is a mixture under one noise schedule. `peers(schedule)` lists what other libraries have for it, each solver at each of
 its settings; `run` gives its samples at a number of evaluations. Where a library is not installed it has no peers.
@@ -35,12 +35,12 @@ class Case:
     """The exact model of one schedule: normals, the denoised x_0 by alpha and sigma, and the truth.
 
     Args:
-        problem: a `mixture`. rows: samples. seed: of the normals of x_T.
+        problem: a `mixture`; peers cannot run on others. rows: samples. seed: of the normals of x_T.
     """
 
     def __init__(self, problem: problems.Problem, schedule: str | NoiseSchedule, rows: int, seed: int = 0):
         self.problem, self.schedule, self.rows = problem, noise_schedule(schedule), rows
-        self.denoiser = problem.denoiser(schedule=self.schedule)
+        self.denoiser = problem.denoiser("gaussian", schedule=self.schedule, dtype=torch.float64)
         self.z = Rng.of(seed, rows).normal(self.denoiser.shape, 0, torch.float64)
         top = torch.tensor([self.schedule.t_max], dtype=torch.float64)
         self.alpha, self.sigma = float(self.schedule.alpha(top)), float(self.schedule.sigma(top))
@@ -92,7 +92,7 @@ class Peer:
         return self.made.__name__.removesuffix("Scheduler").removeprefix("sample_")
 
     def run(self, case: Case, nfe: int) -> Tensor | None:
-        """Samples (rows, dim) by at most `nfe` evaluations, the most that it can use; None where it fails."""
+        """Samples (rows, dim) by at most `nfe` evaluations, the most that it can use; None if it fails."""
         run = _run_diffusers if self.library == "diffusers" else _run_k_diffusion
         try:
             with torch.random.fork_rng(devices=[]):
