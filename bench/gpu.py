@@ -144,6 +144,24 @@ def bench_combine(_):
         yield f"combine 3 terms {list(shape)}", ms, peer / ms
 
 
+def bench_continuous(_):
+    """A whole run of 20 steps over a model that costs nothing, against the normals and the sums in torch's own operations."""
+    answer = torch.zeros(8, 4, 64, 64, device=GPU)
+    model = samplers.GaussianDenoiser.wrap(lambda x, t: answer, shape=(4, 64, 64), device=GPU)
+
+    def plain():
+        x = torch.randn_like(answer)
+        for _ in range(20):
+            x0 = (x - 0.5 * answer) / 0.9
+            x = 0.9 * x + 0.5 * x0 - 0.1 * x0
+
+    peer = median_ms(plain)
+    yield "20 steps of 2M in plain torch [8, 4, 64, 64]", peer, None
+    for name in ("ddim", "dpmpp_2m", "unipc", "dpmpp_2m_sde"):
+        ms = median_ms(lambda name=name: samplers.sample(model, name, steps=20, batch=8))
+        yield f"20 steps of {name} [8, 4, 64, 64]", ms, peer / ms
+
+
 def bench_remask(_):
     """Against the row loop of LLaDA's generate, which waits for the device at every row."""
     for rows, length, most in ((8, 256, 16), (32, 1024, 64), (32, 4096, 256)):
@@ -255,6 +273,7 @@ SUITES = {
     "uniforms": bench_uniforms,
     "normals": bench_normals,
     "combine": bench_combine,
+    "continuous": bench_continuous,
     "remask": bench_remask,
     "kv": bench_kv,
     "headless": bench_headless,

@@ -24,7 +24,7 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmpp_2m_sde_heun": ("dpmpp_2m_sde", {"solver_type": "heun"}),
     "dpmpp_2m_sde_heun_gpu": ("dpmpp_2m_sde", {"solver_type": "heun"}),
     "dpmpp_2s_ancestral_cfg_pp": ("dpmpp_2s_ancestral", {"cfg_pp": True}),
-    "dpmpp_3m_sde_gpu": ("dpmpp_3m_sde", {}),
+    "dpmpp_3m_sde_gpu": ("dpmpp_3m_sde", {"published": True}),
     "dpmpp_sde_gpu": ("dpmpp_sde", {}),
     "euler_a": ("euler_ancestral", {}),
     "euler_ancestral_cfg_pp": ("euler_ancestral", {"cfg_pp": True}),
@@ -38,7 +38,7 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM++ 2M SDE": ("dpmpp_2m_sde", {}),
     "DPM++ 2M SDE Heun": ("dpmpp_2m_sde", {"solver_type": "heun"}),
     "DPM++ 2S a": ("dpmpp_2s_ancestral", {}),
-    "DPM++ 3M SDE": ("dpmpp_3m_sde", {}),
+    "DPM++ 3M SDE": ("dpmpp_3m_sde", {"published": True}),
     "DPM++ SDE": ("dpmpp_sde", {}),
     "DPM2": ("dpm_2", {}),
     "DPM2 a": ("dpm_2_ancestral", {}),
@@ -63,7 +63,7 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "KDPM2DiscreteScheduler": ("dpm_2", {}),
     "LCMScheduler": ("lcm", {}),
     "LMSDiscreteScheduler": ("lms", {}),
-    "SASolverScheduler": ("sa_solver", {}),
+    "SASolverScheduler": ("sa_solver", {"simple_order_2": True}),
     "TCDScheduler": ("tcd", {}),
     "UniPCMultistepScheduler": ("unipc", {}),
 }
@@ -139,8 +139,8 @@ def of_scheduler(config: Mapping[str, Any], name: str | None = None) -> tuple[st
         order = 2 if order is None else order
         second = {"midpoint": "midpoint", "heun": "heun" if "sde" in algorithm else "taylor"}
         if "sde" in algorithm:
-            ours = "dpmpp_3m_sde" if order == 3 else "dpmpp_2m_sde"
-            if order < 3:
+            ours = {1: "ddpm", 2: "dpmpp_2m_sde", 3: "dpmpp_3m_sde"}[order]
+            if order == 2:
                 options["solver_type"] = second[str(config.get("solver_type", "midpoint"))]
         elif order == 3 and not noise_form:
             ours = "dpmpp_3m"
@@ -157,6 +157,8 @@ def of_scheduler(config: Mapping[str, Any], name: str | None = None) -> tuple[st
         options["prediction"] = "noise" if noise_form else "x0"
     elif name == "DEISMultistepScheduler" and order is not None:
         options["order"] = order
+    elif name == "FlowMatchEulerDiscreteScheduler" and config.get("stochastic_sampling"):
+        options["stochastic"] = True
     for key, grid in _SIGMA_GRIDS.items():
         if config.get(key):
             options["grid"] = grid

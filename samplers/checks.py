@@ -97,23 +97,23 @@ def integer(name: str, value: Any, low: int = 1, high: int = MOST) -> int:
     return out
 
 
-def guidance(scale: Any, interval: Any) -> tuple[float, tuple[float, float]]:
-    """cfg_scale and cfg_interval as numbers.
+def guidance(scale: Any, interval: Any, low: float = 0.0) -> tuple[float, tuple[float, float]]:
+    """cfg_scale, `low` or more, and cfg_interval as numbers.
 
     Raises:
-        OptionError: the scale is below 0 or so large that guided logits would not be finite in float32; the interval is not
-            (low, high) with 0 <= low < high <= 1.
+        OptionError: the scale is below its bound, or so large that guided logits would not be finite in float32; the
+            interval is not (low, high) with 0 <= low < high <= 1.
     """
-    strength = number("cfg_scale", scale, 0.0, STRONGEST)
+    strength = number("cfg_scale", scale, low, STRONGEST)
     try:
-        low, high = (number("cfg_interval", v, 0.0) for v in interval)
+        above, most = (number("cfg_interval", v, 0.0) for v in interval)
     except (TypeError, ValueError):
-        low, high = 1.0, 0.0
-    if not 0 <= low < high <= 1:
+        above, most = 1.0, 0.0
+    if not 0 <= above < most <= 1:
         raise OptionError(
             f"cfg_interval is {shown(interval)}; two noise levels (low, high), 0 <= low < high <= 1, are needed"
         )
-    return strength, (low, high)
+    return strength, (above, most)
 
 
 def hook(name: str, value: Any) -> Any:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "option"]
 
 S = TypeVar("S", bound="State")
-_OPTIONS: dict[type, tuple[Option, ...]] = {}  # of each class
+_OPTIONS: dict[type, tuple[Option, ...]] = {}  # by class
 
 
 def option(

@@ -365,7 +365,18 @@ def test_names_of_other_libraries_lead_to_arguments_that_exist():
 
 def test_a_continuous_run_refuses_every_argument_that_it_does_not_read():
     """Which those are is worked out from what is read: each is refused if it is not its default, and only then."""
-    taken = {"batch", "seed", "first_row", "steps", "trace", "info", "progress", "constrain", "cfg_scale", "cfg_interval"}
+    taken = {
+        "batch",
+        "seed",
+        "first_row",
+        "steps",
+        "trace",
+        "info",
+        "progress",
+        "constrain",
+        "cfg_scale",
+        "cfg_interval",
+    }
     taken |= {"start", "strength", "known", "start_moments", "start_noise", "times", "timesteps", "sigmas"}
     taken |= {"cfg_rescale", "x0_bound", "x0_quantile"}
     import inspect

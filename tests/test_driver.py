@@ -109,7 +109,11 @@ def wrap(fn=None, **kw):
             FamilyError,
             "'ddim' is of the gaussian family.*masked",
         ),
-        (lambda: samplers.sample(TinyMixture(), "radd"), FamilyError, "samplers of that family: ddim"),
+        (
+            lambda: samplers.sample(TinyMixture(), "radd"),
+            FamilyError,
+            "samplers of that family: analytic_ddim, analytic_ddpm",
+        ),
         (
             lambda: samplers.sample(TinyMixture(), "ddim", block_length=3),
             OptionError,

@@ -107,7 +107,7 @@ def facts_of(cls: Any) -> Iterator[str]:
         yield f"- Bias: {cls.facts.bias or 'not stated'}"
         yield f"- Temperature, unless you give one: {cls.default_temperature:g}"
     else:
-        order = next((o.default for o in cls.options() if o.name == "order"), getattr(cls, "order", None))
+        order = getattr(cls(), "order", None)
         yield f"- Order of convergence: {order if order is not None else 'not stated'}"
     if cls.facts.revises and cls.family == "masked":
         yield "- It may mask or change tokens again that it has committed."

@@ -21,9 +21,7 @@ LENGTH, STEPS = 64, (8, 16, 32, 64)  # at which expected forward passes are show
 
 def facts_of(cls: Any) -> dict[str, Any]:
     """The order, the bias and the walked option of a class, for list and show."""
-    order = getattr(cls, "order", None)
-    if not isinstance(order, int):  # an option of that name says it per instance
-        order = next((o.default for o in cls.options() if o.name == "order"), None)
+    order = getattr(cls(), "order", None) if cls.family == "gaussian" else None  # it may depend on the options
     bias = cls.facts.bias if cls.family in ("masked", "uniform") else None
     return {"order": order, "bias": bias, "sweep": cls.facts.sweep[0] if cls.facts.sweep else None}
 
@@ -135,5 +133,5 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--check", action="store_true", help="import every sampler: adds cost and bias, and shows what is broken"
     )
-    p.add_argument("--aliases", action="store_true", help="what ComfyUI, A1111 and diffusers call our samplers")
+    p.add_argument("--aliases", action="store_true", help="names that ComfyUI, A1111 and diffusers give our samplers")
     p.add_argument("--json", **AS_JSON)

@@ -36,7 +36,7 @@ class GaussianConfig:
             and at most high.
         cfg_rescale: see GaussianDenoiser.guided.
         x0_bound: the bound of x_0; None: none.
-        x0_quantile: of dynamic thresholding; None: x_0 is clipped at the bound.
+        x0_quantile: the quantile for dynamic thresholding; None: x_0 is clipped at the bound.
     """
 
     cfg_scale: float = 0.0
@@ -121,7 +121,7 @@ def read_gaussian(
 
 
 def _read_gaussian_config(denoiser: GaussianDenoiser, given: _Given) -> GaussianConfig:
-    scale, interval = guidance(given("cfg_scale"), given("cfg_interval"))
+    scale, interval = guidance(given("cfg_scale"), given("cfg_interval"), low=-1.0)  # CFG++ takes w from -1 to 0
     rescale = number("cfg_rescale", given("cfg_rescale"), 0.0, 1.0)
     if scale and not denoiser.can_guide:
         raise OptionError(

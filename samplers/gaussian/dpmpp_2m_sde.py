@@ -9,11 +9,11 @@ from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import Point
 from .steps import decay, fitted, history_nodes, moments
-from .stochastic import EtaSampler, MultistepSampler, PathState
+from .stochastic import EtaSampler, MultistepSdeSampler, PathState
 
 
 @dataclass(frozen=True)
-class DpmPp2MSde(MultistepSampler[PathState], EtaSampler[PathState]):
+class DpmPp2MSde(MultistepSdeSampler[PathState], EtaSampler[PathState]):
     """Lu et al. 2022, DPM-Solver++, arXiv 2211.01095, SDE-DPM-Solver++ (2M), with k-diffusion's eta (`dpmpp_2m_sde`).
 
     x_t = (s_t / s_s) e^{-eta h} x_s + a_t (m_0 x0_s + c (x0_s - x0_{s-1}) / r) + s_t sqrt(1 - e^{-2 eta h}) z, with r =

@@ -8,11 +8,11 @@ from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import Point
 from .steps import decay, fitted, history_nodes, moments
-from .stochastic import EtaSampler, MultistepSampler, PathState
+from .stochastic import EtaSampler, MultistepSdeSampler, PathState
 
 
 @dataclass(frozen=True)
-class DpmPp3MSde(MultistepSampler[PathState], EtaSampler[PathState]):
+class DpmPp3MSde(MultistepSdeSampler[PathState], EtaSampler[PathState]):
     """k-diffusion's `dpmpp_3m_sde` (Crowson 2023), corrected: dpmpp_2m_sde with the parabola through three predictions.
 
     x_t = (s_t / s_s) e^{-eta h} x_s + a_t I + s_t sqrt(1 - e^{-2 eta h}) z, where I is the integral of the polynomial

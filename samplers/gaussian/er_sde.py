@@ -11,13 +11,13 @@ from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import Point
 from .steps import fitted, weighted
-from .stochastic import EtaSampler, MultistepSampler, PathState
+from .stochastic import EtaSampler, MultistepSdeSampler, PathState
 
 _X, _W = (a.tolist() for a in np.polynomial.legendre.leggauss(32))
 
 
 @dataclass(frozen=True)
-class ErSde(MultistepSampler[PathState], EtaSampler[PathState]):
+class ErSde(MultistepSdeSampler[PathState], EtaSampler[PathState]):
     """Cui et al. 2023, arXiv 2309.06169, algorithms 1 to 3 (Taylor form), data prediction, for any alpha and sigma.
 
     With r = sigma / alpha, phi(r) = r g(r) and q = g(r_t) / g(r_s),

@@ -73,7 +73,7 @@ class GaussianSampler(Sampler[G]):
     grid: str = option(
         "auto", "spacing of the times; auto: by the schedule and the number of steps", choices=tuple(GRIDS)
     )
-    t_start: float | None = option(None, "time at which to start; none: the schedule's t_max", gt=0)
+    t_start: float | None = option(None, "time at which to start; none: the schedule's t_max", ge=0)
     t_end: float | None = option(None, "time at which to end; none: the schedule's t_min", ge=0)
     end: str = option("zero", "what is returned: x_0 of the last evaluation, or x at t_end", choices=("zero", "t_end"))
     rho: float | None = option(None, "exponent of the grids that have one; none: the grid's own, 7 for 'karras'", gt=0)

@@ -9,7 +9,6 @@ from ..canvas import NoiseCanvas
 from ..denoiser import Counter
 from ..errors import OptionError
 from ..noise_schedules import Point
-from ..prediction import Logits
 from ..predictor import ErrorTracker
 from ..sampler import State
 from .arguments import GaussianConfig
@@ -29,12 +28,7 @@ class GaussianPredictor(ErrorTracker):
     def __init__(self, counter: Counter, canvas: NoiseCanvas, config: GaussianConfig, *, sampler: str = ""):
         super().__init__(counter, sampler)
         self.canvas, self.config, self.denoiser = canvas, config, canvas.denoiser
-        self._rows = torch.arange(len(canvas.rng.row), device=counter.denoiser.device)
-
-    @property
-    def nfe_rows(self) -> Tensor:
-        """(B,) int64: forward passes that each row took part in, which are all."""
-        return torch.full_like(self._rows, self.counter.nfe)
+        self._fine: list[Tensor] = []  # (B,) bool of each forward pass, on a device: whether the rows were finite
 
     def __call__(self, x: Tensor, at: Point | float | Tensor) -> Tensor:
         """The denoised x_0 of every row at a point of the schedule, at its time, or at (B,) times, one for each row."""
@@ -82,14 +76,31 @@ class GaussianPredictor(ErrorTracker):
 
         return self.counter.gaussian(call, len(x), 2 * rows)
 
+    @property
+    def nfe_rows(self) -> Tensor:
+        """(B,) int64: every row takes part in every forward pass."""
+        return torch.full_like(self.canvas.rng.row, self.counter.nfe)
+
     def _check_finite(self, out: Tensor) -> None:
+        """On a CPU at once. On a device what was found is kept, a byte per row, and looked at when the run ends."""
         if self.sync_eagerly:
             total = float(
                 out.sum()
             )  # one pass; a sum of finite numbers that is not finite is rare, and looked at below
             if total - total == 0:
                 return
-        self.record(~torch.isfinite(out).flatten(1).all(1), Logits(self._rows, self._rows, out))
+        self._fine.append(torch.isfinite(out).flatten(1).all(1))
+        if self.sync_eagerly:
+            self.check()
+
+    def check(self) -> None:
+        if not self._fine:
+            return
+        bad = ~torch.stack(self._fine)  # (forward passes, B)
+        before = 1 + self.counter.nfe - len(self._fine)
+        self._fine = []
+        for forward, row in bad.nonzero()[:1].tolist():
+            self.raise_if_bad(1, row, 0, forward + before)
 
     def _bounded(self, x0: Tensor) -> Tensor:
         """x_0 within the threshold.

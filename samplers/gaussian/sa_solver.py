@@ -13,7 +13,7 @@ from ..prediction import GaussianPredict
 from ..sampler import Conformance, Facts, option
 from .grid import GaussianSampler, Point
 from .steps import decay, fitted, history_nodes, moments, spread, weighted
-from .stochastic import MultistepSampler, PathState
+from .stochastic import MultistepSdeSampler, PathState
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class SaState(PathState):
 
 
 @dataclass(frozen=True)
-class SaSolver(MultistepSampler[SaState]):
+class SaSolver(MultistepSdeSampler[SaState]):
     """Xue et al. 2023, arXiv 2309.05019, algorithm 1 (data prediction): a step of order p predicts x_t; x_0 there corrects it.
 
     x_t = (s_t / s_s) e^{-tau^2 h} x_s + a_t I + s_t sqrt(1 - e^{-2 tau^2 h}) z, where I is the integral of the

@@ -18,7 +18,7 @@ from .steps import decay, spread, weighted
 if TYPE_CHECKING:
     from ..canvas import NoiseCanvas
 
-__all__ = ["AncestralSampler", "EtaSampler", "MultistepSampler", "PathState", "StochasticSampler", "joined"]
+__all__ = ["AncestralSampler", "EtaSampler", "MultistepSdeSampler", "PathState", "StochasticSampler", "joined"]
 
 P = TypeVar("P", bound="PathState")
 
@@ -109,7 +109,7 @@ class EtaSampler(StochasticSampler[P]):
 
 
 @dataclass(frozen=True)
-class MultistepSampler(StochasticSampler[P]):
+class MultistepSdeSampler(StochasticSampler[P]):
     """Base of the samplers of the reverse SDE that put a polynomial through past predictions."""
 
     growth: float | None = option(

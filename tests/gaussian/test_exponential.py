@@ -423,7 +423,7 @@ def test_the_default_of_dpm_solver_is_safe_with_few_steps():
             for options in ({}, {"method": "singlestep"}, {"solver_type": "taylor"}):
                 out = samplers.sample(denoiser, "dpm_solver", batch=500, steps=steps, grid="logsnr", **options)
                 assert float(out.x.std()) < 1.5 * exact, (schedule, steps, options)
-        noise = {"prediction": "noise", "method": "singlestep", "order": 3}
+        noise = {"prediction": "noise", "method": "singlestep", "order": 3, "grid": "logsnr"}
         spread[schedule] = float(samplers.sample(denoiser, "dpm_solver", batch=500, steps=3, **noise).x.std())
     assert max(spread.values()) > 5, spread
 

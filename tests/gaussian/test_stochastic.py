@@ -254,6 +254,9 @@ def test_two_mode_samples_come_close_with_twice_the_steps():
     (("dpmpp_sde", {"eta": 0.0}), ("seeds_2", {"eta": 0.0})),
     (("dpmpp_sde", {}), ("seeds_2", {})),
     (("dpmpp_2m_sde", {"eta": 0.0}), ("dpmpp_2m", {})),
+    (("dpmpp_2m_sde", {"eta": 0.0, "solver_type": "heun"}), ("dpmpp_2m", {"solver_type": "taylor"})),
+    (("dpmpp_3m_sde", {"eta": 0.0}), ("dpmpp_3m", {})),
+    (("dpmpp_3m_sde", {"eta": 0.0, "published": True}), ("dpmpp_3m", {"published": True})),
     (("er_sde", {"eta": 0.0, "order": 1}), ("euler", {})),
     (("er_sde", {"order": 1, "scale": "power"}), ("ddpm", {})),
     (("restart", {"restarts": 0}), ("heun", {})),
@@ -267,6 +270,13 @@ def test_two_mode_samples_come_close_with_twice_the_steps():
 def test_identities(a, b, schedule):
     denoiser = TinyMixture(schedule=schedule)
     x, y = (end(denoiser, name, 11, grid="logsnr", **options) for name, options in (a, b))
+    torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("schedule", ["vp_linear", "edm"])  # from alpha = 0 the two begin otherwise
+def test_dpmpp_2s_ancestral_without_noise_is_dpmpp_2s(schedule):
+    denoiser = TinyMixture(schedule=schedule)
+    x, y = end(denoiser, "dpmpp_2s", 11), end(denoiser, "dpmpp_2s_ancestral", 11, eta=0.0)
     torch.testing.assert_close(x, y, rtol=0, atol=1e-10)
 
 
