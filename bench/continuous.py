@@ -151,23 +151,25 @@ def energy(x: Tensor) -> float:
 
 
 def slopes(patterns: Iterable[str]) -> Found:
-    """The measured convergence orders: {label: {declared, grid: slope}}, and of solvers that draw noise {weak}."""
+    """The measured convergence orders, {label: {grid: slope}}, and of solvers that draw noise {weak}, as they come."""
     problem = problems.create("mixture")
     denoiser = problem.denoiser(schedule="vp_linear")
     found: Found = {}
     for label, name, options in ours(None, patterns):
-        cls = registry.load(name)
-        sampler = samplers.create(name, **(dict(cls.conformance.order) | options))
-        entry: Found = {"declared": getattr(sampler, "order", None)}
-        if entry["declared"] is not None and not sampler.effective_facts.stochastic:
-            for grid in GRIDS:
-                try:
-                    entry[grid] = slope(problem, denoiser, samplers.create(name, **(sampler.values() | {"grid": grid})))
-                except SamplersError:
-                    entry[grid] = None
         usual = samplers.create(name, **options)
+        entry: Found = {}
+        settings = options | {"end": "t_end"}
         if usual.effective_facts.stochastic:
-            entry["weak"] = weak_slope(samplers.create(name, **(options | {"grid": "logsnr", "end": "t_end"})))
+            entry["weak"] = weak_slope(samplers.create(name, **(settings | {"grid": "logsnr"})))
+            # What makes it a solver of the ODE is among what its order is tested with.
+            settings = {k: v for k, v in registry.load(name).conformance.order.items() if k != "order"} | settings
+        for grid in GRIDS if getattr(usual, "order", None) is not None else ():
+            try:
+                sampler = samplers.create(name, **(settings | {"grid": grid}))
+            except SamplersError:
+                continue
+            if not sampler.effective_facts.stochastic:
+                entry[grid] = slope(problem, denoiser, sampler)
         found[label] = entry
         print(f"{label:<32}" + "".join(f"  {k} {_number(v)}" for k, v in entry.items()), flush=True)
     return found
@@ -253,16 +255,18 @@ def weak_slope(sampler: Any, steps: tuple[int, ...] = (48, 96, 192)) -> float | 
 # ------------------------------------------------------------------------------------------- speed
 
 SHAPE, LOOPS = (4, 64, 64), 20
-# What we call it, the scheduler of diffusers, the function of k-diffusion.
-SAME = (
-    ("ddim", "DDIMScheduler", None),
-    ("euler", "EulerDiscreteScheduler", "euler"),
-    ("heun", "HeunDiscreteScheduler", "heun"),
-    ("dpmpp_2m", "DPMSolverMultistepScheduler", "dpmpp_2m"),
-    ("unipc", "UniPCMultistepScheduler", None),
-    ("deis", "DEISMultistepScheduler", None),
-    ("euler_ancestral", "EulerAncestralDiscreteScheduler", "euler_ancestral"),
-    ("dpmpp_2m_sde", None, "dpmpp_2m_sde"),
+# What we call it, its options, the scheduler of diffusers, the function of k-diffusion.
+FRESH = {"noise": "fresh"}  # as diffusers draws them; ours come from a Brownian path, as k-diffusion's do
+SAME: tuple[tuple[str, dict[str, Any], str | None, str | None], ...] = (
+    ("ddim", {}, "DDIMScheduler", None),
+    ("euler", {}, "EulerDiscreteScheduler", "euler"),
+    ("heun", {}, "HeunDiscreteScheduler", "heun"),
+    ("dpmpp_2m", {}, "DPMSolverMultistepScheduler", "dpmpp_2m"),
+    ("unipc", {}, "UniPCMultistepScheduler", None),
+    ("deis", {}, "DEISMultistepScheduler", None),
+    ("euler_ancestral", FRESH, "EulerAncestralDiscreteScheduler", "euler_ancestral"),
+    ("euler_ancestral", {}, "EulerAncestralDiscreteScheduler", "euler_ancestral"),
+    ("dpmpp_2m_sde", {}, None, "dpmpp_2m_sde"),
 )
 
 
@@ -274,10 +278,9 @@ def speed(rounds: int) -> Found:
     found: Found = {"shape": SHAPE, "steps": LOOPS, "rounds": rounds, "batches": {}}
     for batch in (1, 8):
         table = found["batches"][str(batch)] = {}
-        for solver, scheduler, function in SAME:
-            calls = _calls(batch, solver, scheduler, function)
-            if not calls:
-                continue
+        for solver, options, scheduler, function in SAME:
+            calls = _calls(batch, solver, options, scheduler, function)
+            label = " ".join([solver, *(f"{k}={v}" for k, v in options.items())])
             taken: dict[str, list[float]] = {who: [] for who in calls}
             for call in calls.values():
                 call()
@@ -286,32 +289,31 @@ def speed(rounds: int) -> Found:
                     begun = time.process_time()
                     call()
                     taken[who].append(time.process_time() - begun)
-            table[solver] = {who: 1e6 * statistics.median(t) / LOOPS for who, t in taken.items()}
-            print(
-                f"batch {batch}  {solver:<20}" + "".join(f"  {w} {v:.0f}" for w, v in table[solver].items()), flush=True
-            )
+            table[label] = {who: 1e6 * statistics.median(t) / LOOPS for who, t in taken.items()}
+            said = "".join(f"  {w} {v:.0f}" for w, v in table[label].items())
+            print(f"batch {batch}  {label:<32}{said}", flush=True)
     return found
 
 
-def _calls(batch: int, solver: str, scheduler: str | None, function: str | None) -> dict[str, Callable[[], Any]]:
+def _calls(
+    batch: int, solver: str, options: dict[str, Any], scheduler: str | None, function: str | None
+) -> dict[str, Callable[[], Any]]:
     """Who -> a whole run of LOOPS evaluations: set-up, first noise, steps. The model returns one and the same tensor."""
     answer = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(0))
-    calls: dict[str, Callable[[], Any]] = {}
-    if solver in registry.names("*", "gaussian"):
-        denoiser = samplers.GaussianDenoiser.wrap(lambda x, t: answer, shape=SHAPE, schedule="scaled_linear")
-        calls["ours"] = lambda: samplers.sample(denoiser, solver, batch=batch, steps=LOOPS, seed=1)
+    denoiser = samplers.GaussianDenoiser.wrap(lambda x, t: answer, shape=SHAPE, schedule="scaled_linear")
+    calls: dict[str, Callable[[], Any]] = {
+        "ours": lambda: samplers.sample(denoiser, solver, batch=batch, steps=LOOPS, seed=1, **options)
+    }
     if versions()["diffusers"]:
         import diffusers
 
+        from samplers.models.diffusers import Scheduler
+
         diffusers.utils.logging.set_verbosity_error()
         betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-        if calls:
-            from samplers.models.diffusers import Scheduler
-
-            plain = diffusers.DDIMScheduler(**betas)
-            calls["ours as scheduler"] = functools.partial(
-                _loop, Scheduler.from_config(plain.config, sampler=solver), answer
-            )
+        plain = diffusers.DDIMScheduler(**betas).config
+        mine = Scheduler.from_config(plain, sampler=solver, sampler_options=options)
+        calls["ours as scheduler"] = functools.partial(_loop, mine, answer)
         if scheduler:
             calls["diffusers"] = functools.partial(_loop, getattr(diffusers, scheduler)(**betas), answer)
     if function and (k := k_sampling()):
@@ -539,7 +541,7 @@ def orders(part: Found) -> str:
         [f"`{label}`", str(e.get("declared") or ""), *(_slope(e, g) for g in (*GRIDS, "weak"))]
         for label, e in part.items()
     )
-    return table(["sampler", "declared", *(f"measured, {g}" for g in GRIDS), "weak"], rows)
+    return table(["sampler", *GRIDS, "weak order"], rows)
 
 
 # ------------------------------------------------------------------------------------------- the page
@@ -548,13 +550,15 @@ def orders(part: Found) -> str:
 def page(found: Found) -> None:
     """Write the tables of docs/which_solver.md, and the picture."""
     e, w, s = found["error"], found["noise"], found["slopes"]
-    about = found["machine"]
+    about, timed = found["machine"], found["speed"]["rounds"]
     peer = " and ".join(f"{name.replace('_', '-')} {v}" for name, v in found["peers"].items() if v) or "no peer"
     worse = [f"- {line}" for part in (e, w) for line in misses(part)]
     parts = {
-        "measured": f"Measured on {about['cpu']}, {about['cores']} cores, one thread, torch {about['torch']}, beside {peer}. Errors are "
-        f"those of {e['rows']} runs, energy distances those of {w['rows'] * w['dim']:,} numbers, times medians of "
-        f"{found['speed']['rounds']} rounds.",
+        "measured": (
+            f"Measured on {about['cpu']}, {about['cores']} cores, one thread, torch {about['torch']}, beside {peer}. "
+            f"Errors are those of {e['rows']} runs, energy distances those of {w['rows'] * w['dim']:,} numbers, times the "
+            f"medians of {timed} rounds."
+        ),
         "short": in_short(e, w),
         "fronts": fronts(e),
         "noise fronts": fronts(w) + f"\n\nExact samples as many as these are {_number(w['floor'])} off.",

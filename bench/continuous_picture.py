@@ -12,10 +12,10 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from samplers.bench.plot import FAINT, INK, SOFT, _spread, look
 
-NAMED = 11  # samplers of a panel that are in colour
-MAIN = ("dpmpp_2m", "unipc", "ddim", "deis", "heun", "dpm_solver")  # named first
+NAMED = 10  # samplers of a panel that are in colour
+MAIN = ("dpmpp_2m", "dpmpp_3m", "unipc", "deis", "ddim", "heun")  # named first
 MAIN_NOISE = ("dpmpp_2m_sde", "euler_ancestral", "ddpm", "dpmpp_sde")
-WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 6.6, 4.4, 0.6, 2.0, 0.55, 0.6
+WIDTH, HEIGHT, LEFT, RIGHT, BELOW, ABOVE = 6.6, 4.4, 0.6, 2.2, 0.55, 0.6
 FRONTS = (("diffusers", (0, (5, 2))), ("k_diffusion", (0, (1, 1.5))))
 
 
@@ -63,7 +63,7 @@ def _panel(
     from continuous import front
 
     made, steps = part["ours"][schedule], part["steps"]
-    best = [front(part, schedule, i, "ours")[0] for i in range(len(steps))]
+    best = [front(part, schedule, i, who)[0] for i in range(len(steps)) for who in ("ours", "diffusers", "k_diffusion")]
     lowest = min(v for v in best if not math.isnan(v) and v > 0)
     ends: list[tuple[str, float, float, Any]] = []
     for name, entry in sorted(made.items(), key=lambda item: item[0] in style):

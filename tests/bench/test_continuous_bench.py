@@ -172,7 +172,7 @@ def test_the_page_and_the_picture(tmp_path, monkeypatch):
         {
             "error": part,
             "noise": part,
-            "slopes": {"ddim": {"declared": 1, "logsnr": 0.99, "karras": None}},
+            "slopes": {"ddim": {"logsnr": 0.99, "karras": None}, "dpm_adaptive": {}},
             "speed": {"rounds": 1, "batches": {"1": {"ddim": {"ours": 50.0, "diffusers": 100.0}}}},
             "digits": {"steps": [5], "floor": 0.1, "models": {"exact": {"ddim": {"nfe": [5], "value": [0.5]}}}},
             "machine": {"cpu": "a processor", "cores": 2, "torch": "2"},
@@ -182,12 +182,12 @@ def test_the_page_and_the_picture(tmp_path, monkeypatch):
     text = page.read_text()
     assert "a processor, 2 cores" in text
     assert "| 1 | `ddim` | 50 |  | 100 |  | 0.50 |" in text
-    assert "| `ddim` | 1 | 0.99 |  |  |" in text
+    assert "| `ddim` | 0.99 |  |  |" in text
     assert (tmp_path / "continuous.png").stat().st_size > 10_000
 
 
 def test_speed_runs(monkeypatch):
-    monkeypatch.setattr(continuous, "SAME", (("ddim", "DDIMScheduler", None),))
+    monkeypatch.setattr(continuous, "SAME", (("ddim", {}, "DDIMScheduler", None),))
     monkeypatch.setattr(continuous, "LOOPS", 3)
     found = continuous.speed(1)
     assert all(made["ddim"]["ours"] > 0 for made in found["batches"].values())
