@@ -43,7 +43,7 @@ class BayesState(GridState):
         probes: the number of probes at each point where the model is asked.
     """
 
-    variance: Tensor = field(default_factory=lambda: torch.zeros(()))
+    variance: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32, device="cpu"))
     probes: tuple[int, ...] = ()
 
 

@@ -351,7 +351,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             raise OptionError(f"schedule {schedule!r} is unknown; known: 'table', 'flow', 'edm'")
         self._schedule = schedule_of(self.config)
         self.num_inference_steps: int | None = None
-        self.timesteps = self.sigmas = torch.empty(0)
+        self.timesteps = self.sigmas = torch.empty(0, dtype=torch.float32, device="cpu")
         self._plan: _Plan | None = None
         self._restart()
 
@@ -422,7 +422,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             if not closing:
                 times = torch.cat([times, times.new_tensor([self._schedule.t_min])])
             blank = _Plan(sampler, self._schedule, 1, tuple(times.tolist()))
-            sampler, canvas = over_times(sampler, blank.canvas(torch.zeros(1, 1, device="cpu")), closing)
+            sampler, canvas = over_times(
+                sampler, blank.canvas(torch.zeros(1, 1, dtype=torch.float32, device="cpu")), closing
+            )
             plan = dataclasses.replace(blank, sampler=sampler, steps=canvas.steps)
         self._plan = plan = plan.planned()
         t = torch.tensor([q.at.t for q in plan.queries], dtype=torch.float64, device="cpu")
