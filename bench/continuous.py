@@ -88,10 +88,26 @@ def error(rows: int, patterns: Iterable[str]) -> Found:
 
 
 def noise(rows: int, patterns: Iterable[str]) -> Found:
-    """The energy distance of the solvers that draw noise: see `energy`. The coordinates of the mixture are alike."""
-    found = _sweep(rows, 16, patterns, stochastic=True, score=lambda case, x: energy(x))
-    exact = [energy(problems.create("mixture", dim=16).sample_truth(rows, seed, "gaussian")) for seed in range(20)]
+    """The energy distance of the solvers that draw noise, see `energy`; and of ours that draw none, as they come."""
+
+    def score(_: Case, x: Tensor) -> float:
+        return energy(x)  # the coordinates of the mixture are alike, and independent
+
+    problem = problems.create("mixture", dim=16)
+    found = _sweep(rows, 16, patterns, stochastic=True, score=score)
+    found["without"] = {}
+    for schedule in SCHEDULES:
+        case = Case(problem, schedule, rows)
+        plain = [(label, name) for label, name, options in ours(False, patterns) if not options]
+        found["without"][schedule] = {label: _values(case, name, {}, score) for label, name in plain}
+    exact = [energy(problem.sample_truth(rows, seed, "gaussian")) for seed in range(20)]
     return found | {"floor": statistics.median(exact)}
+
+
+def _values(case: Case, name: str, options: dict[str, Any], score: Callable[[Case, Tensor], float]) -> Found:
+    """The evaluations and the score of one of our samplers at each of STEPS."""
+    runs = [ours_at(case, name, options, n) for n in STEPS]
+    return {"nfe": [n for _, n in runs], "value": [None if x is None else score(case, x) for x, _ in runs]}
 
 
 def _sweep(
@@ -103,11 +119,7 @@ def _sweep(
         case = Case(problem, schedule, rows)
         mine = found["ours"][schedule] = {}
         for label, name, options in ours(stochastic, patterns):
-            runs = [ours_at(case, name, options, n) for n in STEPS]
-            mine[label] = {
-                "nfe": [n for _, n in runs],
-                "value": [None if x is None else score(case, x) for x, _ in runs],
-            }
+            mine[label] = _values(case, name, options, score)
             _say(schedule, label, mine[label]["value"])
         theirs = found["peers"][schedule] = {}
         for peer in peers(case.schedule):
@@ -382,14 +394,19 @@ def best(entry: Found, i: int) -> tuple[float | None, str]:
 
 
 def front(part: Found, schedule: str, i: int, who: str) -> tuple[float, str]:
-    """(the best value at STEPS[i], whose it is): of "ours", "diffusers" or "k_diffusion"."""
-    if who == "ours":
-        made = [
-            (e["value"][i], label) for label, e in part["ours"][schedule].items() if e["nfe"][i] <= part["steps"][i]
-        ]
+    """(the best value at STEPS[i], whose it is): of "ours", "without" (ours that draw no noise), "diffusers" or "k_diffusion".
+
+    "any" of ours if most of them do the same, as they do with one evaluation.
+    """
+    if who in ("ours", "without"):
+        entries = part.get(who, {}).get(schedule, {})
+        made = [(e["value"][i], label) for label, e in entries.items() if e["nfe"][i] <= part["steps"][i]]
     else:
         made = [(best(e, i)[0], e["made"]) for name, e in part["peers"][schedule].items() if name.split()[0] == who]
-    return min(((v, name) for v, name in made if v is not None), default=(math.nan, ""))
+    there = [(v, name) for v, name in made if v is not None]
+    value, name = min(there, default=(math.nan, ""))
+    alike = sum(v <= value * 1.001 for v, _ in there)
+    return value, "any" if 2 * alike > len(there) > 2 else name
 
 
 def compare(part: Found) -> Iterator[tuple[str, str, str, list[float | None]]]:
@@ -410,23 +427,38 @@ def compare(part: Found) -> Iterator[tuple[str, str, str, list[float | None]]]:
                 )
 
 
-def misses(part: Found) -> list[str]:
-    """Every place at 3 evaluations or more where ours is worse than BAR times theirs, as sentences."""
+def fronts_lost(part: Found) -> list[str]:
+    """Every place at 3 evaluations or more where the best of ours is worse than the best of diffusers, as sentences."""
     out = []
     for schedule in part["ours"]:
         for i, n in enumerate(part["steps"]):
             (a, mine), (b, theirs) = (front(part, schedule, i, who) for who in ("ours", "diffusers"))
             if n >= 3 and math.isnan(a) and not math.isnan(b):
-                out.append(f"{schedule}, {n}: none of ours, and `{theirs}` has {b:.3g}")
+                out.append(f"{schedule}, {n}: none of ours, and {theirs} has {b:.3g}")
             elif n >= 3 and a > b:
-                out.append(f"{schedule}, {n}: the best of ours, `{mine}` {a:.3g}, is worse than `{theirs}` {b:.3g}")
+                out.append(f"{schedule}, {n}: {mine} {a:.3g}, {theirs} {b:.3g}")
+    return out
+
+
+def solvers_lost(part: Found) -> dict[str, list[tuple[float, str]]]:
+    """Solver -> (ratio, where) of every place at 3 evaluations or more."""
+    out: dict[str, list[tuple[float, str]]] = {}
     for schedule, solver, library, ratios in compare(part):
         for n, ratio in zip(part["steps"], ratios):
-            if n >= 3 and ratio is not None and ratio > BAR:
-                out.append(
-                    f"{schedule}, {n}: `{solver}` as it comes is {ratio:.2f} times that of {library} at its best setting"
-                )
+            if n >= 3 and ratio is not None:
+                out.setdefault(solver, []).append((ratio, f"{schedule}, {n}, {library.replace('_', '-')}"))
     return out
+
+
+def lost(part: Found) -> str:
+    """Solvers that both have: in how many places ours, as it comes, is worse than BAR times theirs at its best."""
+    rows = []
+    for solver, places in sorted(solvers_lost(part).items()):
+        many = sum(r > BAR for r, _ in places)
+        middle = statistics.median(r for r, _ in places)
+        worst, where = max(places)
+        rows.append([f"`{solver}`", f"{many} of {len(places)}", f"{middle:.2f}", f"{worst:.2f}", where])
+    return table(["sampler", "worse by more than 5 %", "median ratio", "largest", "where"], rows)
 
 
 def _number(v: float | None) -> str:
@@ -438,18 +470,18 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
+WHO = {"ours": "ours", "without": "ours without noise", "diffusers": "diffusers", "k_diffusion": "k-diffusion"}
+
+
 def fronts(part: Found) -> str:
     """For each schedule: the best of ours, of diffusers and of k-diffusion at each number of evaluations."""
     rows = []
     for schedule in part["ours"]:
-        values = {
-            who: [front(part, schedule, i, who) for i in range(len(part["steps"]))]
-            for who in ("ours", "diffusers", "k_diffusion")
-        }
+        values = {who: [front(part, schedule, i, who) for i in range(len(part["steps"]))] for who in WHO}
         for who, made in values.items():
             if any(not math.isnan(v) for v, _ in made):
                 cells = [f"{_number(v)} <sub>{name}</sub>" if name else "" for v, name in made]
-                rows.append([schedule if who == "ours" else "", who.replace("_", "-"), *cells])
+                rows.append([schedule if who == "ours" else "", WHO[who], *cells])
         if any(not math.isnan(v) for v, _ in values["diffusers"]):
             ratio = [a / b if b else math.nan for (a, _), (b, _) in zip(values["ours"], values["diffusers"])]
             rows.append(["", "ours / diffusers", *(_number(r) for r in ratio)])
@@ -464,10 +496,10 @@ def in_short(part: Found, noisy: Found) -> str:
         made = []
         for name in next(iter(part["ours"].values())):
             values = [made[name]["value"][i] if name in made else None for made in part["ours"].values()]
-            if all(values):
+            if all(values) and front(part, next(iter(least)), i, "ours")[1] != "any":
                 logs = [math.log(v / least[schedule]) for v, schedule in zip(values, least) if v and least[schedule]]
                 made.append((math.exp(statistics.mean(logs)), name))
-        return min(made, default=(math.nan, ""))
+        return min(made, default=(math.nan, "any"))
 
     rows = []
     for i, n in enumerate(part["steps"]):
@@ -537,10 +569,7 @@ def on_digits(part: Found) -> str:
 
 
 def orders(part: Found) -> str:
-    rows = (
-        [f"`{label}`", str(e.get("declared") or ""), *(_slope(e, g) for g in (*GRIDS, "weak"))]
-        for label, e in part.items()
-    )
+    rows = ([f"`{label}`", *(_slope(e, g) for g in (*GRIDS, "weak"))] for label, e in part.items() if e)
     return table(["sampler", *GRIDS, "weak order"], rows)
 
 
@@ -552,7 +581,6 @@ def page(found: Found) -> None:
     e, w, s = found["error"], found["noise"], found["slopes"]
     about, timed = found["machine"], found["speed"]["rounds"]
     peer = " and ".join(f"{name.replace('_', '-')} {v}" for name, v in found["peers"].items() if v) or "no peer"
-    worse = [f"- {line}" for part in (e, w) for line in misses(part)]
     parts = {
         "measured": (
             f"Measured on {about['cpu']}, {about['cores']} cores, one thread, torch {about['torch']}, beside {peer}. "
@@ -562,7 +590,9 @@ def page(found: Found) -> None:
         "short": in_short(e, w),
         "fronts": fronts(e),
         "noise fronts": fronts(w) + f"\n\nExact samples as many as these are {_number(w['floor'])} off.",
-        "misses": "\n".join(worse) or "None.",
+        "lost": "\n".join(f"- {line}" for part in (e, w) for line in fronts_lost(part)) or "Nowhere.",
+        "lost by solver": lost(e),
+        "noise lost by solver": lost(w),
         "ratios": ratios(e),
         "noise ratios": ratios(w),
         "orders": orders(s),
@@ -581,7 +611,7 @@ def page(found: Found) -> None:
 def show(found: Found) -> None:
     for name in ("error", "noise"):
         if part := found.get(name):
-            print(f"\n{name}\n{fronts(part)}\n\n{ratios(part)}\n\nmisses:", *misses(part), sep="\n")
+            print(f"\n{name}\n{fronts(part)}\n\n{ratios(part)}\n\n{lost(part)}\n\nworse:", *fronts_lost(part), sep="\n")
     if "slopes" in found:
         print(f"\n{orders(found['slopes'])}")
     if "speed" in found:

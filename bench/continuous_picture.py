@@ -54,7 +54,7 @@ def _named(part: dict[str, Any], main: tuple[str, ...]) -> list[str]:
                 winner = front(part, schedule, i, "ours")[1]
                 wins[winner] = wins.get(winner, 0) + 1
     there = [name for name in main if any(name in made for made in part["ours"].values())]
-    return (there + sorted(wins.keys() - set(there) - {""}, key=lambda name: -wins[name]))[:NAMED]
+    return (there + sorted(wins.keys() - set(there) - {"", "any"}, key=lambda name: -wins[name]))[:NAMED]
 
 
 def _panel(

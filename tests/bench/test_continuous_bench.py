@@ -143,19 +143,31 @@ def made_up(ours, theirs):
     }
 
 
-def test_misses_name_every_place_where_ours_is_worse():
+def test_every_place_where_ours_is_worse_is_named():
     part = made_up([0.6, 0.5, 0.3], [0.3, 0.4, 0.2])
     assert continuous.best(part["peers"]["edm"]["diffusers ddim"], 1) == (0.4, "DDIM trailing")
     # dpmpp_2m spent 12 evaluations where 10 were allowed, so ddim is the front there.
     assert continuous.front(part, "edm", 1, "ours") == (0.1, "dpmpp_2m")
     assert continuous.front(part, "edm", 2, "ours") == (0.3, "ddim")
-    worse = continuous.misses(part)
-    assert len(worse) == 3
-    assert worse[0].startswith("edm, 10: the best of ours")
-    assert "`ddim` as it comes is 1.25 times that of diffusers" in worse[1]
-    assert not continuous.misses(made_up([0.6, 0.4, 0.2], [0.3, 0.4, 0.2]))
-    (nothing,) = continuous.misses(made_up([0.6, 0.4, None], [0.3, None, None]))
-    assert nothing == "edm, 10: none of ours, and `DDIM` has 1"
+    assert continuous.fronts_lost(part) == ["edm, 10: ddim 0.3, DDIM 0.2"]
+    assert continuous.solvers_lost(part) == {
+        "ddim": [(pytest.approx(1.25), "edm, 3, diffusers"), (pytest.approx(1.5), "edm, 10, diffusers")]
+    }
+    assert "| `ddim` | 2 of 2 | 1.38 | 1.50 | edm, 10, diffusers |" in continuous.lost(part)
+    good = made_up([0.6, 0.4, 0.2], [0.3, 0.4, 0.2])
+    assert not continuous.fronts_lost(good)
+    assert "| `ddim` | 0 of 2 | 1.00 | 1.00 |" in continuous.lost(good)
+    assert continuous.fronts_lost(made_up([0.6, 0.4, None], [0.3, None, None])) == [
+        "edm, 10: none of ours, and DDIM has 1"
+    ]
+
+
+def test_a_front_that_most_share_is_no_ones():
+    part = made_up([0.1, 0.5, 0.3], [0.3, 0.4, 0.2])
+    part["ours"]["edm"]["euler"] = {"nfe": [2, 3, 10], "value": [0.1, 0.7, 0.1]}
+    assert continuous.front(part, "edm", 0, "ours") == (0.1, "any")
+    assert continuous.front(part, "edm", 1, "ours") == (0.1, "dpmpp_2m")
+    assert continuous.front(part, "edm", 2, "ours") == (0.1, "euler")
 
 
 def test_the_page_and_the_picture(tmp_path, monkeypatch):
