@@ -147,6 +147,8 @@ class _Zoo:
         self.own: dict[str, Entry] = {}
         for family in FAMILIES:
             for item in _registered(importlib.import_module(f"samplers.{family}"), DISTRIBUTION, version()):
+                if item.name in self.own:
+                    raise PluginError(f"the zoo has two samplers called {item.name!r}")
                 self.own[item.name] = item
         self._by_name: dict[str, list[Entry]] = {}
         self._reports: list[Report] = []

@@ -625,7 +625,7 @@ def test_cite(site, cli):
 """
     )
     assert out.endswith(cli("cite")[1])
-    assert "author = {Lou and Meng and Ermon}" in cli("cite", "euler")[1]
+    assert "author = {Lou and Meng and Ermon}" in cli("cite", "euler_masked")[1]
     assert "note = {the chain rule; slots as in Li et al. 2025" in cli("cite", "autoregressive")[1]
     assert "2026" in cli("cite", "llada2")[1] and "eprint" not in cli("cite", "llada2")[1]
     for item in registry.entries():

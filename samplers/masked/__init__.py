@@ -12,7 +12,7 @@ _CLASSES = {
     "beta_energy": "BetaEnergy",
     "credit": "Credit",
     "entropy_bound": "EntropyBound",
-    "euler": "Euler",
+    "euler_masked": "EulerMasked",
     "factor": "Factor",
     "first_hitting": "FirstHitting",
     "hierarchy": "Hierarchy",

@@ -114,8 +114,8 @@ FORMULAS = {
     "tau_leaping": lambda c, n: (frozen(c, LINEAR, n, lambda m: 1 - math.exp(-m)), n),
     "tau_leaping(one)": lambda c, n: (frozen(c, LINEAR, n, lambda m: m * math.exp(-m)), n),
     "tau_leaping(sin^2)": lambda c, n: (frozen(c, SIN2, n, lambda m: 1 - math.exp(-m)), n),
-    "euler": lambda c, n: (frozen(c, LINEAR, n, lambda m: min(m, 1.0)), n),
-    "euler(sin^2)": lambda c, n: (frozen(c, SIN2, n, lambda m: min(m, 1.0)), n),
+    "euler_masked": lambda c, n: (frozen(c, LINEAR, n, lambda m: min(m, 1.0)), n),
+    "euler_masked(sin^2)": lambda c, n: (frozen(c, SIN2, n, lambda m: min(m, 1.0)), n),
     "theta_trapezoidal": lambda c, n: (trapezoidal(c, LINEAR, 0.5, n), -(-n // 2)),
     "theta_trapezoidal(0.3)": lambda c, n: (trapezoidal(c, SIN2, 0.3, n), -(-n // 2)),
     "theta_rk2": lambda c, n: (rk2(c, LINEAR, 0.5, n), -(-n // 2)),
@@ -125,7 +125,7 @@ OPTIONS = {
     "radd(sin^2)": {"schedule": "sin^2"},
     "tau_leaping(one)": {"jumps": "one"},
     "tau_leaping(sin^2)": {"schedule": "sin^2"},
-    "euler(sin^2)": {"schedule": "sin^2"},
+    "euler_masked(sin^2)": {"schedule": "sin^2"},
     "theta_trapezoidal(0.3)": {"schedule": "sin^2", "theta": 0.3},
     "theta_rk2(0.3)": {"schedule": "sin^2", "theta": 0.3},
 }
@@ -166,10 +166,10 @@ def test_blocks_are_processes_of_their_own(formula):
 
 
 def test_one_seed_one_order():
-    """Where the probabilities of appearing are the same, so are the tokens: euler is radd under the linear schedule."""
+    """Where the probabilities of appearing are the same, so are the tokens: euler_masked is radd under the linear schedule."""
     run = {"gen_length": 24, "batch": 6, "steps": 10, "seed": 4}
     radd = samplers.sample(TinyNet(), "radd", **run)
-    euler = samplers.sample(TinyNet(), "euler", **run)
+    euler = samplers.sample(TinyNet(), "euler_masked", **run)
     assert (euler.x == radd.x).all() and euler.nfe == radd.nfe
     assert (samplers.sample(TinyNet(), "tau_leaping", **run).x != radd.x).any()
 
@@ -271,7 +271,7 @@ def test_times_of_the_stages():
     ("name", "options"),
     [
         ("tau_leaping", {"jumps": "one", "schedule": "sin^2"}),
-        ("euler", {"schedule": "1-cos"}),
+        ("euler_masked", {"schedule": "1-cos"}),
         ("theta_trapezoidal", {"theta": 0.3, "schedule": "1-cos"}),
         ("theta_rk2", {"theta": 0.2, "schedule": "sin^2"}),
     ],
@@ -447,7 +447,7 @@ def test_the_corrector_draws_the_last_group_again_from_the_line():
 
 OTHERS = [
     ("tau_leaping", {"jumps": "one"}),
-    ("euler", {"schedule": "1-cos"}),
+    ("euler_masked", {"schedule": "1-cos"}),
     ("theta_trapezoidal", {"theta": 0.3, "schedule": "beta(0.9,0.3)"}),
     ("theta_rk2", {"theta": 0.25, "schedule": "1-cos"}),
     ("first_hitting", {"method": "extrapolation"}),

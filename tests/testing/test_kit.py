@@ -132,7 +132,7 @@ def test_recorded_randomness_is_the_same_randomness():
     assert all(u.cells == {(i, j, 0) for i in range(2) for j in range(5)} for u in rank)
     assert all(u.by_library and "masked" in Path(u.place).parts for u in uses)
 
-    ddim = samplers.create("ddim", eta=1.0)
+    ddim = samplers.create("ddim", eta=1.0, noise="fresh")
     out = samplers.sample(TinyMixture(), testing.watched(ddim, canvas=canvas), batch=2, steps=4)
     assert torch.equal(out.x, samplers.sample(TinyMixture(), ddim, batch=2, steps=4).x)
     steps = [{step for _, _, step in u.cells} for u in recorded[-1].uses]

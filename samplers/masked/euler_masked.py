@@ -10,7 +10,7 @@ from .frozen_rates import FrozenRates
 
 
 @dataclass(frozen=True)
-class Euler(FrozenRates):
+class EulerMasked(FrozenRates):
     """Lou et al. 2023 (SEDD), arXiv 2310.16834, section 4.1: x_{t-h} ~ delta(x_t) + h Q, where Q are the reverse rates.
 
     A masked token appears with probability min(1, h beta(u_k)) and is drawn from p_i. With the linear schedule this gives the
@@ -23,7 +23,7 @@ class Euler(FrozenRates):
     `remdm` is that idea in a form that does.
     """
 
-    name = "euler"
+    name = "euler_masked"
     cite = "Lou, Meng, Ermon 2023, Discrete Diffusion Modeling by Estimating the Ratios (SEDD), arXiv 2310.16834"
     summary = "reveal with probability min(1, step x rate), with the rate at the step's beginning"
 
