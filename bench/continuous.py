@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from kernels import RESULTS, facts, slug
-from peers import Case, k_sampling, peers, versions
+from peers import Case, Peer, k_sampling, peers, versions
 from torch import Tensor
 from zoo import fill_in
 
@@ -121,14 +121,25 @@ def _sweep(
         for label, name, options in ours(stochastic, patterns):
             mine[label] = _values(case, name, options, score)
             _say(schedule, label, mine[label]["value"])
-        theirs = found["peers"][schedule] = {}
+        made: dict[str, list[tuple[Peer, list[float | None]]]] = {}
         for peer in peers(case.schedule):
             if peer.stochastic is stochastic:
                 values = [None if (x := peer.run(case, n)) is None else score(case, x) for n in STEPS]
-                entry = theirs.setdefault(f"{peer.library} {peer.solver}", {"made": peer.name, "settings": {}})
-                entry["settings"][f"{peer.name} {peer.setting}".strip()] = values
-        for name, entry in theirs.items():
-            _say(schedule, name, [best(entry, i)[0] for i in range(len(STEPS))])
+                made.setdefault(f"{peer.library} {peer.solver}", []).append((peer, values))
+        found["peers"][schedule] = {name: _best(runs) for name, runs in made.items()}
+        for name, entry in found["peers"][schedule].items():
+            _say(schedule, name, entry["value"])
+    return found
+
+
+def _best(runs: list[tuple[Peer, list[float | None]]]) -> Found:
+    """The best setting of one peer at each of STEPS."""
+    found: Found = {"made": runs[0][0].name, "settings": len(runs), "value": [], "setting": []}
+    for i in range(len(STEPS)):
+        there = [(values[i], peer.setting) for peer, values in runs if values[i] is not None]
+        value, setting = min(there, default=(None, ""))
+        found["value"].append(value)
+        found["setting"].append(setting)
     return found
 
 
@@ -387,12 +398,6 @@ def digits(rows: int, patterns: Iterable[str]) -> Found:
 # ------------------------------------------------------------------------------------------- what follows from it
 
 
-def best(entry: Found, i: int) -> tuple[float | None, str]:
-    """The best setting of a peer at STEPS[i]."""
-    made = [(values[i], setting) for setting, values in entry["settings"].items() if values[i] is not None]
-    return min(made, default=(None, ""))
-
-
 def front(part: Found, schedule: str, i: int, who: str) -> tuple[float, str]:
     """(the best value at STEPS[i], whose it is): of "ours", "without" (ours that draw no noise), "diffusers" or "k_diffusion".
 
@@ -402,7 +407,7 @@ def front(part: Found, schedule: str, i: int, who: str) -> tuple[float, str]:
         entries = part.get(who, {}).get(schedule, {})
         made = [(e["value"][i], label) for label, e in entries.items() if e["nfe"][i] <= part["steps"][i]]
     else:
-        made = [(best(e, i)[0], e["made"]) for name, e in part["peers"][schedule].items() if name.split()[0] == who]
+        made = [(e["value"][i], e["made"]) for name, e in part["peers"][schedule].items() if name.split()[0] == who]
     there = [(v, name) for v, name in made if v is not None]
     value, name = min(there, default=(math.nan, ""))
     alike = sum(v <= value * 1.001 for v, _ in there)
@@ -420,10 +425,7 @@ def compare(part: Found) -> Iterator[tuple[str, str, str, list[float | None]]]:
                     schedule,
                     solver,
                     library,
-                    [
-                        a / b if a is not None and (b := best(entry, i)[0]) else None
-                        for i, a in enumerate(mine["value"])
-                    ],
+                    [a / b if a is not None and b else None for a, b in zip(mine["value"], entry["value"])],
                 )
 
 
@@ -581,6 +583,7 @@ def page(found: Found) -> None:
     e, w, s = found["error"], found["noise"], found["slopes"]
     about, timed = found["machine"], found["speed"]["rounds"]
     peer = " and ".join(f"{name.replace('_', '-')} {v}" for name, v in found["peers"].items() if v) or "no peer"
+    lines = [*fronts_lost(e), *(f"with noise, {line}" for line in fronts_lost(w))]
     parts = {
         "measured": (
             f"Measured on {about['cpu']}, {about['cores']} cores, one thread, torch {about['torch']}, beside {peer}. "
@@ -590,7 +593,7 @@ def page(found: Found) -> None:
         "short": in_short(e, w),
         "fronts": fronts(e),
         "noise fronts": fronts(w) + f"\n\nExact samples as many as these are {_number(w['floor'])} off.",
-        "lost": "\n".join(f"- {line}" for part in (e, w) for line in fronts_lost(part)) or "Nowhere.",
+        "lost": "\n".join(f"- {line}" for line in lines) or "Nowhere.",
         "lost by solver": lost(e),
         "noise lost by solver": lost(w),
         "ratios": ratios(e),
@@ -656,7 +659,7 @@ def main() -> None:
             found |= {"machine": facts(), "peers": versions()}
             if not args.no_save:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(_plain(found), indent=1) + "\n")
+                path.write_text(json.dumps(_plain(found)) + "\n")
 
 
 def _plain(value: Any) -> Any:
