@@ -11,18 +11,20 @@ Saved as bench/results/MACHINE/grids.json; docs/continuous_grids.md is the concl
 """
 
 import argparse
+import functools
 import json
 import math
 
 import torch
 from kernels import RESULTS, facts, slug
+from peers import Case, Peer, peers
 
 import samplers
 from samplers import problems
 from samplers.canvas import NoiseCanvas
 from samplers.gaussian.grid import GridState
 from samplers.gaussian.grids import GRIDS, spaced
-from samplers.noise_schedules import EDM, Flow, NoiseSchedule, noise_schedule
+from samplers.noise_schedules import NoiseSchedule, noise_schedule
 from samplers.random import Rng
 
 SCHEDULES = ("vp_linear", "vp_cosine", "edm", "flow", "scaled_linear")
@@ -37,127 +39,41 @@ PROBLEMS = {
     ),
     "digits": lambda: problems.create("digits"),
 }
-EXACT = 1e-6  # sigma / alpha at which the ODE's solution is taken
 
 
-class Case:
-    """The exact model of one schedule: normals, the denoised x_0 by sigma / alpha, and the distance to the truth."""
+class Pictures(Case):
+    """A case of a problem without a solved ODE."""
 
-    def __init__(self, problem: problems.Problem, schedule: NoiseSchedule, rows: int):
-        self.problem, self.schedule = problem, schedule
-        self.denoiser = problem.denoiser("gaussian", schedule=schedule, dtype=torch.float64)
-        self.rng = Rng.of(0, rows)
-        self.z = self.rng.normal(self.denoiser.shape, 0, torch.float64)
-        alpha, sigma = (float(f(schedule.t_max)) for f in (schedule.alpha, schedule.sigma))
-        x = sigma * self.z
-        if not hasattr(problem, "truth"):
-            self.truth = self.run("dpmpp_2m", "logsnr", 300)
-            return
-        if alpha:
-            self.truth = problem.truth(x / alpha, EXACT, t_start=sigma / alpha, schedule=EDM())
-        else:
-            # sigma / alpha = EXACT lies below t_min, where the formulas of the schedule hold as well.
-            self.truth = problem.truth(x, EXACT / (1 + EXACT), schedule=Flow()) * (1 + EXACT)
-
-    def rms(self, x: torch.Tensor) -> float:
-        return float((x.double() - self.truth).pow(2).mean().sqrt())
-
-    def ours(self, solver: str, grid: str, n: int) -> float:
-        return self.rms(self.run(solver, grid, n))
-
-    def run(self, solver: str, grid: str, n: int) -> torch.Tensor:
-        sampler = samplers.create(solver, end="zero")
-        canvas = NoiseCanvas(self.denoiser, n, self.rng)
-        points = spaced(grid, self.schedule, self.schedule.t_max, self.schedule.t_min, n - 1, closing=True)
-        state = GridState.begin(canvas, points=points, x=self.schedule.sigma(self.schedule.t_max) * self.z)
-
-        def predict(x, at):
-            return self.denoiser.predict(x, torch.full((len(x),), getattr(at, "t", at), dtype=torch.float64))
-
-        while not state.last:
-            state = sampler.step(predict, state)
-        return state.x
+    @functools.cached_property
+    def truth(self) -> torch.Tensor:
+        return ours(self, "dpmpp_2m", "logsnr", 300)
 
 
-# ------------------------------------------------------------------------------------------- diffusers
+def ours(case: Case, solver: str, grid: str, n: int) -> torch.Tensor:
+    """The result of one run on one grid. The points are made here, so that no check of sample() keeps a grid out."""
+    sampler = samplers.create(solver, end="zero")
+    canvas = NoiseCanvas(case.denoiser, n, Rng.of(0, case.rows))
+    points = spaced(grid, case.schedule, case.schedule.t_max, case.schedule.t_min, n - 1, closing=True)
+    state = GridState.begin(canvas, points=points, x=case.x)
+
+    def predict(x, at):
+        return case.denoiser.predict(x, torch.full((len(x),), getattr(at, "t", at), dtype=torch.float64))
+
+    while not state.last:
+        state = sampler.step(predict, state)
+    return state.x
 
 
-def peers(schedule: NoiseSchedule) -> dict[str, dict[str, object]]:
-    """Solver -> spacing -> a scheduler of diffusers; {} without diffusers."""
-    try:
-        import diffusers
-    except ImportError:
-        return {}
-    switches = {s: {f"use_{s}_sigmas": True} for s in ("karras", "exponential", "beta")}
-    multistep = diffusers.DPMSolverMultistepScheduler
-    if isinstance(schedule, EDM):
-        return {
-            "dpmpp_2m": {
-                s: diffusers.EDMDPMSolverMultistepScheduler(sigma_schedule=s) for s in ("karras", "exponential")
-            },
-            "ddim": {s: diffusers.EDMEulerScheduler(sigma_schedule=s) for s in ("karras", "exponential")},
-        }
-    if isinstance(schedule, Flow):
-        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-        return {
-            "dpmpp_2m": {"flow": multistep(**flow)},
-            "ddim": {
-                "linspace": diffusers.FlowMatchEulerDiscreteScheduler(),
-                **{s: diffusers.FlowMatchEulerDiscreteScheduler(**on) for s, on in switches.items()},
-            },
-        }
-    if schedule.entries:
-        abar = schedule.alphas_cumprod
-    else:  # the table of a continuous schedule, as DPM-Solver reads one: entry i at (i + 1) / N
-        t = torch.arange(1, 1001, dtype=torch.float64) / 1000 * schedule.t_max
-        abar = schedule.alpha(t) ** 2
-    betas = (1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])).numpy()
-    spacings = {s: {"timestep_spacing": s} for s in ("linspace", "trailing", "leading")}
-    two_m = spacings | switches | {"lu": {"use_lu_lambdas": True}}
-    return {
-        "dpmpp_2m": {s: multistep(trained_betas=betas, **on) for s, on in two_m.items()},
-        "ddim": {
-            **{f"DDIM {s}": diffusers.DDIMScheduler(trained_betas=betas, clip_sample=False, **on) for s, on in spacings.items()},
-            **{s: diffusers.EulerDiscreteScheduler(trained_betas=betas, **on) for s, on in (spacings | switches).items()},
-        },
-    }  # fmt: skip
-
-
-def theirs(case: Case, scheduler, n: int) -> float:
-    """The rms of one run of a scheduler; NaN if it fails at this number of steps."""
-    name, flow = type(scheduler).__name__, isinstance(case.schedule, Flow)
-    try:
-        scheduler.set_timesteps(n)
-        # DDIM starts from unit noise; what begins at sigma / alpha = r has the same normals times its scale.
-        x = case.z.clone() * float(scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else 1.0)
-        for i, t in enumerate(scheduler.timesteps):
-            if name == "DDIMScheduler":
-                abar = float(scheduler.alphas_cumprod[int(t)])
-                alpha, sigma = math.sqrt(abar), math.sqrt(1 - abar)
-            else:
-                r = float(scheduler.sigmas[i])
-                euler = "Euler" in name or "EDM" in name
-                if flow:
-                    alpha, sigma = 1 - r, r
-                else:
-                    alpha, sigma = (1.0, r) if euler else (1 / math.sqrt(1 + r * r), r / math.sqrt(1 + r * r))
-            a, s = (torch.full((len(x), 1), v, dtype=torch.float64) for v in (alpha, sigma))
-            x0 = case.denoiser.posterior_mean(x.double(), a, s)
-            noise = (x - alpha * x0) / sigma
-            if isinstance(
-                case.schedule, EDM
-            ):  # the scheduler scales what the network says: F of Karras et al., sigma_data .5
-                d = scheduler.config.sigma_data
-                out = (x0 - d * d / (s * s + d * d) * x) / (s * d / (s * s + d * d).sqrt())
-                scheduler.scale_model_input(x, t)
-            else:
-                out = noise - x0 if flow else noise
-                if "Euler" in name and not flow:
-                    scheduler.scale_model_input(x, t)
-            x = scheduler.step(out, t, x).prev_sample
-    except (IndexError, ValueError, ZeroDivisionError, AssertionError):
-        return math.nan
-    return case.rms(x)
+def theirs(schedule: NoiseSchedule, solver: str) -> dict[str, Peer]:
+    """Spacing -> a scheduler of diffusers that has nothing else changed."""
+    found: dict[str, Peer] = {}
+    for peer in peers(schedule):
+        if peer.library == "diffusers" and "," not in peer.setting and peer.setting != "to sigma_min":
+            if peer.solver == solver:
+                found[f"DDIM {peer.setting}" if peer.name == "DDIM" else peer.setting] = peer
+            elif (solver, peer.solver) == ("ddim", "euler"):
+                found[peer.setting] = peer
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ main
@@ -171,15 +87,15 @@ def measure(name: str, rows: int) -> dict:
     problem = PROBLEMS[name]()
     out: dict = {"rows": rows, "problem": name, "ours": {}, "peers": {}}
     for name in SCHEDULES:
-        case = Case(problem, noise_schedule(name), rows)
-        schedulers = peers(case.schedule) if hasattr(problem, "truth") else {}
+        solved = hasattr(problem, "truth")
+        case = (Case if solved else Pictures)(problem, noise_schedule(name), rows)
         for solver in SOLVERS:
             out["ours"].setdefault(name, {})[solver] = {
-                grid: [rounded(case.ours(solver, grid, n)) for n in STEPS] for grid in GRIDS
+                grid: [rounded(case.rms(ours(case, solver, grid, n))) for n in STEPS] for grid in GRIDS
             }
             out["peers"].setdefault(name, {})[solver] = {
-                spacing: [rounded(theirs(case, s, n)) for n in STEPS]
-                for spacing, s in schedulers.get(solver, {}).items()
+                spacing: [None if (x := peer.run(case, n)) is None else rounded(case.rms(x)) for n in STEPS]
+                for spacing, peer in (theirs(case.schedule, solver) if solved else {}).items()
             }
     return out
 

@@ -526,7 +526,7 @@ def sample(
         SamplersError: the sampler or the constrain hook broke a rule of the driver.
     """
     args = locals()
-    run = stream(**args.pop("options"), **args)
+    run = _opened(args)
     kept: list[State] | None = [] if trace else None
     try:
         for state in run:
@@ -563,6 +563,11 @@ def stream(args: dict[str, Any]) -> Stream:
     open. `trace` is accepted for the sake of one signature: the states that it would keep are those that are yielded.
     `stream(...).result()` is the Sample.
     """
+    return _opened(args)
+
+
+def _opened(args: dict[str, Any]) -> Stream:
+    """The run of sample()'s arguments, each by its name, and those that are left over as "options"."""
     denoiser, sampler, options = (args.pop(name) for name in ("denoiser", "sampler", "options"))
     return _start_run(denoiser, sampler, options, args)
 

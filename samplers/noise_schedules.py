@@ -102,7 +102,7 @@ class NoiseSchedule:
 
     def model_time(self, t: Tensor) -> Tensor:
         """What the model is given as its time: t, (B,) float64, times `time_scale`. The same shape."""
-        return t * self.time_scale
+        return t if self.time_scale == 1 else t * self.time_scale
 
     def time_of_model(self, timesteps: Tensor | Sequence[float]) -> Tensor:
         """The inverse of `model_time`: the times, float64, of what a model or another library calls timesteps."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,7 +116,7 @@ def read_gaussian(
     settings |= {"times": None if times is None else list(times)}
     settings |= {name: None if value is None else "given" for name, value in rows.items()}
     settings |= {"start_moments": None if moments is None else "given"}
-    settings |= {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    settings |= {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
     return GaussianArguments(canvas, config, closing, constrain, progress, settings)
 
 

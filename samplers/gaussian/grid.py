@@ -7,6 +7,7 @@ small steps, and a float costs no device sync.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ import torch
 
 from ..canvas import NoiseCanvas
 from ..errors import OptionError, SamplersError
-from ..noise_schedules import Point
+from ..noise_schedules import NoiseSchedule, Point
 from ..prediction import GaussianPredict
 from ..sampler import Conformance, Sampler, option
 from ..state import NoiseState
@@ -98,7 +99,7 @@ class GaussianSampler(Sampler[G]):
         closing = self.end == "zero"
         # A run of a share of the noise levels is the end of a longer one.
         more = intervals if canvas.strength == 1 else int((intervals + closing) / canvas.strength + 1e-9) - closing
-        points = spaced(self.grid, schedule, start, end, more, closing=closing, rho=self.rho)
+        points = _spaced(self.grid, schedule, start, end, more, closing=closing, rho=self.rho)
         return points[more - intervals :]
 
     def _check_range(self, canvas: NoiseCanvas, start: float, end: float) -> None:
@@ -171,6 +172,17 @@ class GaussianSampler(Sampler[G]):
 
     def expected_nfe(self, length: int, steps: int) -> float:
         return steps
+
+
+# Making a grid takes as long as four steps of a solver on a small image.
+_remembered = functools.lru_cache(maxsize=32)(spaced)
+
+
+def _spaced(grid: str, schedule: NoiseSchedule, *args: Any, **keywords: Any) -> tuple[Point, ...]:
+    """As `spaced`; it remembers the grids of schedules that cannot change."""
+    parameters = getattr(type(schedule), "__dataclass_params__", None)
+    make = _remembered if parameters is not None and parameters.frozen else spaced
+    return make(grid, schedule, *args, **keywords)
 
 
 def over_times(sampler: Any, canvas: NoiseCanvas, closing: bool) -> tuple[Any, NoiseCanvas]:

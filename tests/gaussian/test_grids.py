@@ -312,3 +312,33 @@ def test_auto_is_good(schedule, solver):
 
     for n in (8, 20):
         assert error("auto", n) < 0.97 * min(error(grid, n) for grid in ("logsnr", "karras", "time_uniform"))
+
+
+class Growing(samplers.noise_schedules.NoiseSchedule):
+    """vp_linear up to a time that may change, as no schedule of ours does."""
+
+    name, t_min, t_max = "growing", 0.001, 0.5
+
+    def __init__(self):
+        self.inner = noise_schedule("vp_linear")
+
+    def log_alpha(self, t):
+        return self.inner.log_alpha(t)
+
+    def log_sigma(self, t):
+        return self.inner.log_sigma(t)
+
+    def t_of(self, lam):
+        return self.inner.t_of(lam)
+
+
+def test_grids_are_remembered_only_of_schedules_that_cannot_change():
+    sampler = samplers.create("ddim", grid="logsnr")
+    canvas = NoiseCanvas(problems.create("mixture").denoiser(schedule="edm"), 5, Rng.of(0, 1))
+    assert sampler.times(canvas, 4) is not sampler.times(canvas, 3)
+    assert sampler.times(canvas, 4)[0] is sampler.times(canvas, 4)[0]
+    schedule = Growing()
+    canvas = NoiseCanvas(problems.create("mixture").denoiser(schedule=schedule), 5, Rng.of(0, 1))
+    assert sampler.times(canvas, 4)[0].t == 0.5
+    schedule.t_max = 1.0
+    assert sampler.times(canvas, 4)[0].t == 1.0
