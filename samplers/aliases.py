@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from .errors import OptionError, UnknownNameError, did_you_mean
+
 __all__ = ["ALIASES", "alias", "of_scheduler"]
 
 # other name -> (ours, options)
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     # k-diffusion and ComfyUI
-    "sample_dpmpp_2m": ("dpmpp_2m", {}),
     "sample_dpm_adaptive": ("dpm_adaptive", {"prediction": "noise"}),
     "dpm_fast": ("dpm_solver", {"order": 3, "method": "singlestep", "prediction": "noise", "grid": "logsnr"}),
     "dpm_2_a": ("dpm_2_ancestral", {}),
@@ -29,6 +30,9 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "euler_a": ("euler_ancestral", {}),
     "euler_ancestral_cfg_pp": ("euler_ancestral", {"cfg_pp": True}),
     "euler_cfg_pp": ("euler", {"cfg_pp": True}),
+    "exp_heun_2_x0": ("seeds_2", {"r": 1.0, "solver_type": "phi_2", "eta": 0.0}),
+    "exp_heun_2_x0_sde": ("seeds_2", {"r": 1.0, "solver_type": "phi_2"}),
+    "gradient_estimation_cfg_pp": ("gradient_estimation", {"cfg_pp": True}),
     "ipndm_v": ("ipndm", {"variable": True}),
     "res_multistep_cfg_pp": ("res_multistep", {"cfg_pp": True}),
     "uni_pc": ("unipc", {"order": 3, "variant": "bh1"}),
@@ -43,9 +47,14 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM2": ("dpm_2", {}),
     "DPM2 a": ("dpm_2_ancestral", {}),
     "Euler a": ("euler_ancestral", {}),
-    "UniPC": ("unipc", {}),
+    "DDIM CFG++": ("euler", {"cfg_pp": True}),
+    "PLMS": ("ipndm", {}),  # they begin with two evaluations of one step
+    "UniPC": ("unipc", {"order": 3, "variant": "bh1"}),
     # diffusers
+    "CosineDPMSolverMultistepScheduler": ("dpmpp_2m_sde", {"grid": "exponential"}),
+    "DDIMParallelScheduler": ("ddim", {}),
     "DDIMScheduler": ("ddim", {}),
+    "DDPMParallelScheduler": ("ddpm", {}),
     "DDPMScheduler": ("ddpm", {}),
     "DEISMultistepScheduler": ("deis", {"order": 2}),
     "DPMSolverMultistepScheduler": ("dpmpp_2m", {}),
@@ -57,12 +66,15 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "EulerDiscreteScheduler": ("euler", {}),
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {}),
     "FlowMatchHeunDiscreteScheduler": ("flow_heun", {}),
+    "FlowMatchLCMScheduler": ("lcm", {}),
     "HeunDiscreteScheduler": ("heun", {}),
     "IPNDMScheduler": ("ipndm", {}),
     "KDPM2AncestralDiscreteScheduler": ("dpm_2_ancestral", {}),
     "KDPM2DiscreteScheduler": ("dpm_2", {}),
     "LCMScheduler": ("lcm", {}),
     "LMSDiscreteScheduler": ("lms", {}),
+    "LTXEulerAncestralRFScheduler": ("euler_ancestral", {"split": "sigma"}),
+    "PNDMScheduler": ("ipndm", {}),
     "SASolverScheduler": ("sa_solver", {"simple_order_2": True}),
     "TCDScheduler": ("tcd", {}),
     "UniPCMultistepScheduler": ("unipc", {}),
@@ -77,6 +89,7 @@ _GRIDS = {
     "linear quadratic": "linear_quadratic",
     "simple": "simple",
     "normal": "normal",
+    "uniform": "time_uniform",
     "beta": "beta",
     "align your steps": "ays:sd15",
 }
@@ -106,6 +119,8 @@ def alias(name: str, own: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | Non
     """
     known: dict[str, tuple[str, dict[str, Any]]] = {_plain(n): (n, {}) for n in own} | _BY_PLAIN
     plain = _plain(name)
+    if plain not in known and plain.startswith("sample"):  # k-diffusion's functions
+        plain = plain.removeprefix("sample")
     if plain in known:
         ours, options = known[plain]
         return (ours, dict(options)) if ours in own else None
@@ -119,17 +134,20 @@ def alias(name: str, own: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | Non
 def of_scheduler(config: Mapping[str, Any], name: str | None = None) -> tuple[str, dict[str, Any]]:
     """(our name, options) of a diffusers scheduler's class and config.
 
-    What is read: algorithm_type, solver_order, solver_type, predict_x0, use_karras_sigmas and its kin, timestep_spacing,
-    final_sigmas_type, rho, thresholding is for sample() and is not among the options. Keys that say nothing of the solver or
-    its grid are ignored.
+    What is read: algorithm_type, solver_order, solver_type, predict_x0, stochastic_sampling, use_karras_sigmas and its kin, rho,
+    timestep_spacing, final_sigmas_type. Thresholding and clipping are arguments of sample(), not options of a sampler.
 
     Args:
         name: the class, if config["_class_name"] does not say it.
 
     Raises:
-        KeyError: no scheduler of that name is known here.
+        UnknownNameError: no scheduler of that name is known here.
+        OptionError: an order or a type that it does not have.
     """
     name = name or str(config.get("_class_name"))
+    if name not in ALIASES or not name.endswith("Scheduler"):
+        known = [n for n in ALIASES if n.endswith("Scheduler")]
+        raise UnknownNameError(f"no sampler is known for {name!r}{did_you_mean(name, known)} Known: {', '.join(known)}")
     ours, options = ALIASES[name]
     options = dict(options)
     order = config.get("solver_order")
@@ -137,16 +155,19 @@ def of_scheduler(config: Mapping[str, Any], name: str | None = None) -> tuple[st
     noise_form = algorithm in ("dpmsolver", "sde-dpmsolver") or config.get("predict_x0") is False
     if name == "DPMSolverMultistepScheduler" or name == "EDMDPMSolverMultistepScheduler":
         order = 2 if order is None else order
-        second = {"midpoint": "midpoint", "heun": "heun" if "sde" in algorithm else "taylor"}
+        kind = str(config.get("solver_type", "midpoint"))
+        if order not in (1, 2, 3) or kind not in ("midpoint", "heun"):
+            raise OptionError(
+                f"{name}: solver_order is {order!r} and solver_type {kind!r}; 1 to 3, and 'midpoint' or 'heun'"
+            )
         if "sde" in algorithm:
             ours = {1: "ddpm", 2: "dpmpp_2m_sde", 3: "dpmpp_3m_sde"}[order]
-            if order == 2:
-                options["solver_type"] = second[str(config.get("solver_type", "midpoint"))]
+            options |= {"solver_type": kind} if order == 2 else {"published": True} if order == 3 else {}
         elif order == 3 and not noise_form:
             ours = "dpmpp_3m"
             options["published"] = True
         elif order == 2 and not noise_form:
-            options["solver_type"] = second[str(config.get("solver_type", "midpoint"))]
+            options["solver_type"] = "taylor" if kind == "heun" else kind
         else:
             ours = "dpm_solver"
             options |= {"order": order, "method": "multistep", "prediction": "noise" if noise_form else "x0"}
@@ -166,4 +187,8 @@ def of_scheduler(config: Mapping[str, Any], name: str | None = None) -> tuple[st
     else:
         if "timestep_spacing" in config and "grid" not in options:
             options["grid"] = str(config["timestep_spacing"])
+    if options.get("grid") == "karras" and config.get("rho") is not None:
+        options["rho"] = float(config["rho"])
+    if config.get("final_sigmas_type") == "sigma_min":
+        options["end"] = "t_end"
     return ours, options

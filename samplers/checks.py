@@ -333,6 +333,8 @@ def check_room(name: str, lengths: list[int], denoiser: TokenDenoiser) -> None:
 def reals(name: str, value: Any, shape: tuple[int, ...], rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`value` as (rows, *shape) of `dtype` on `device`: of that shape, or of `shape` for all rows.
 
+    Bools may have the size 1 in place of any other, such as a mask (1, H, W) for all channels.
+
     Args:
         dtype: a floating dtype, or torch.bool, for which bools are needed.
 
@@ -350,7 +352,9 @@ def reals(name: str, value: Any, shape: tuple[int, ...], rows: int, dtype: torch
         raise OptionError(f"{name} is {shown(made)}; {needed}")
     if (made.dtype == torch.bool) != (dtype == torch.bool):
         raise OptionError(f"{name} is of {made.dtype}; {needed}")
-    if tuple(made.shape) not in (full, shape, (1, *shape)):
+    wide = made.dim() in (len(shape), len(full)) and dtype == torch.bool
+    ones = wide and all(n in (1, want) for n, want in zip(reversed(made.shape), reversed(full)))
+    if not ones and tuple(made.shape) not in (full, shape, (1, *shape)):
         more = ""
         if tuple(made.shape[1:]) == shape:
             more = f": give batch={len(made)}, or {rows} row{'s' if rows != 1 else ''}"

@@ -500,6 +500,7 @@ def sample(
         strength: the share of the noise levels that a run from `start` goes through: the run takes the last `steps` evaluations
             of a grid of steps / strength.
         known: (B, *shape) or (*shape) bool, the part of `start` that is kept: inpainting. The result is exactly `start` there.
+            A size may be 1, as in a mask (1, H, W) for all channels.
         start_moments: (mean of x_0, its variance per coordinate), a tensor (*shape) or a number, and a number: the first x is
             drawn with the first two moments of the true distribution at t_start, which may then be below t_max (Analytic-Init).
         start_noise: (B, *shape) or (*shape), the standard normals of the first x, in place of those of the seed.

@@ -485,7 +485,7 @@ def test_more_orders_than_steps_and_a_long_history(start_and_truth):
 # ---------------------------------------------------------------------------------------------- CFG++
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "res_multistep"])
+@pytest.mark.parametrize("name", ["dpmpp_2m", "res_multistep", "gradient_estimation"])
 def test_cfg_pp(name):
     points, x, predict = points_of([9.0, 4.0, 1.5], variance_preserving=True), 9 * normal(4), Guided()
     s, t, last = points
@@ -499,6 +499,9 @@ def test_cfg_pp(name):
     base = last.alpha * guided_2 + last.sigma * (one - t.alpha * u_2) / t.sigma
     if name == "dpmpp_2m":
         expected = base - last.alpha * math.expm1(-h) * h / (2 * before) * (guided_2 - u)
+    elif name == "gradient_estimation":
+        turn = (one - t.alpha * u_2) / t.sigma - (x - s.alpha * u) / s.sigma
+        expected = base + last.alpha * (last.sigma / last.alpha - t.sigma / t.alpha) * turn
     else:
         expected = base + last.alpha * (math.expm1(-h) + h) / before * (u_2 - u)
     torch.testing.assert_close(two, expected, rtol=0, atol=1e-12)
@@ -515,7 +518,7 @@ def test_cfg_pp_in_a_guided_run():
         dtype=torch.float64,
         unconditional=lambda x, t: 0.2 * x,
     )
-    for name in ("dpmpp_2m", "res_multistep"):
+    for name in ("dpmpp_2m", "res_multistep", "gradient_estimation"):
         run = {"steps": 6, "batch": 2, "cfg_scale": 0.5}
         a, b = (samplers.sample(wrapped, name, cfg_pp=on, **run) for on in (False, True))
         assert a.nfe == b.nfe == 6

@@ -387,6 +387,16 @@ def test_inpainting_is_exact_in_the_known_part(name):
     assert not torch.equal(out.x[:, ~known], image[:, ~known])
 
 
+def test_a_mask_may_be_one_for_all_channels():
+    image, mask = torch.arange(24.0).view(2, 3, 4), torch.tensor([[[True, False, False, True]]]).expand(1, 3, 4)
+    denoiser = GaussianDenoiser.wrap(net, shape=(2, 3, 4))
+    every = samplers.sample(denoiser, "ddim", steps=3, start=image, known=mask.expand(2, 3, 4), batch=2).x
+    for known in (mask, mask[None], mask.expand(2, 1, 3, 4), mask[:, :1]):
+        assert torch.equal(samplers.sample(denoiser, "ddim", steps=3, start=image, known=known, batch=2).x, every)
+    with pytest.raises(OptionError, match=r"known has shape \(3, 4\)"):
+        samplers.sample(denoiser, "ddim", start=image, known=mask[0])
+
+
 def test_inpainting_shows_the_model_the_known_part_at_its_noise_level():
     image, known = torch.tensor([2.0, 0.0, 0.0], dtype=torch.float64), torch.tensor([True, False, False])
     denoiser = Gauss()
