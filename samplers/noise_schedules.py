@@ -159,7 +159,7 @@ def _numbers(what: str, values: Tensor | Sequence[float]) -> Tensor:
     try:
         out = torch.atleast_1d(torch.as_tensor(values, dtype=torch.float64, device="cpu"))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise OptionError(f"{what} must be a list of numbers, not {values!r}") from error
+        raise OptionError(f"{what} must be a list of numbers, not {shown(values)}") from error
     if bool(torch.isnan(out).any()):
         raise OptionError(f"{what} must be numbers, and one of them is NaN")
     return out
@@ -386,7 +386,9 @@ class VPTable(NoiseSchedule):
             options: beta_0 and beta_1 of the two linear ones; VPTable's own: time, time_scale.
         """
         if name not in _BETAS:
-            raise OptionError(f"unknown table {name!r}{did_you_mean(str(name), _BETAS)} Known: {', '.join(_BETAS)}")
+            raise OptionError(
+                f"unknown table {shown(name)}{did_you_mean(str(name), _BETAS)} Known: {', '.join(_BETAS)}"
+            )
         ends = {key: options.pop(key) for key in ("beta_0", "beta_1") if key in options}
         betas = _BETAS[name](n, **ends)
         return cls.of_betas(betas, zero_snr=zero_snr, **({"name": name + "(zero_snr)" * zero_snr} | options))
@@ -538,9 +540,9 @@ def _by_name(spec: str) -> NoiseSchedule:
         except ValueError:
             numbers = []
         if len(numbers) != count:
-            raise OptionError(f"noise schedule {spec!r}: {form} takes {count} number{'s' * (count > 1)}")
+            raise OptionError(f"noise schedule {shown(spec)}: {form} takes {count} number{'s' * (count > 1)}")
         return make(*numbers)
     if word in _ELSEWHERE:
-        raise OptionError(f"unknown noise schedule {spec!r}: here it is {_ELSEWHERE[word]}")
+        raise OptionError(f"unknown noise schedule {shown(spec)}: here it is {_ELSEWHERE[word]}")
     known = [*_NOISE, *(form for form, _, _ in _WITH_NUMBERS.values())]
-    raise OptionError(f"unknown noise schedule {spec!r}{did_you_mean(text, known)} Known: {', '.join(known)}")
+    raise OptionError(f"unknown noise schedule {shown(spec)}{did_you_mean(text, known)} Known: {', '.join(known)}")

@@ -281,7 +281,7 @@ def entry(name: str) -> Entry:
         note += f" ({len(broken) - 1} more are broken: see 'samplers plugins')"
     known = [zoo.shown(e) for e in entries()]
     raise UnknownNameError(
-        f"unknown sampler {name!r}{did_you_mean(bare, known)} There are {len(known)}; 'samplers list' shows them{note}"
+        f"unknown sampler {name[:80]!r}{did_you_mean(bare, known)} There are {len(known)}; 'samplers list' shows them{note}"
     )
 
 

@@ -107,7 +107,7 @@ class Option:
                 value = float(value)
         wrong_bool = isinstance(value, bool) and bool not in kinds
         if kinds and (wrong_bool or not isinstance(value, kinds)):
-            raise OptionError(f"option {self.name!r} of {owner} must be {self.type_name}, not {value!r}")
+            raise OptionError(f"option {self.name!r} of {owner} must be {self.type_name}, not {_shown(value)}")
         if isinstance(value, float) and math.isnan(value):
             raise OptionError(f"option {self.name!r} of {owner} is NaN")
         if value is not None:
@@ -115,13 +115,19 @@ class Option:
             tests |= {"lt": lambda b: value < b, "choices": lambda b: value in b}
             if any(key in self.metadata and not test(self.metadata[key]) for key, test in tests.items()):
                 hint = did_you_mean(str(value), map(str, self.metadata.get("choices", ())))
-                raise OptionError(f"option {self.name!r} of {owner} is {value!r}; it must be {self.bounds}{hint}")
+                raise OptionError(f"option {self.name!r} of {owner} is {_shown(value)}; it must be {self.bounds}{hint}")
             if check := self.metadata.get("check"):
                 try:
                     check(value)
                 except ValueError as error:
-                    raise OptionError(f"option {self.name!r} of {owner} is {value!r}: {error}") from error
+                    raise OptionError(f"option {self.name!r} of {owner} is {_shown(value)}: {error}") from error
         return value
+
+
+def _shown(value: Any) -> str:
+    from .checks import shown  # it imports torch, for which `samplers list` does not wait
+
+    return shown(value)
 
 
 @functools.cache

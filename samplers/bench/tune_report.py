@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import registry
 from . import plot
@@ -27,11 +28,14 @@ def paste(what: Search, one: Found) -> tuple[str, str]:
     """The found pair ready to use: a line of Python and a command."""
     request, named = what.request, ((what.x.option, one.pair[0]), (what.y.option, one.pair[1]))
     options = dict(o.partition("=")[::2] for o in request.options)
-    known = {o.name: o for o in registry.load(what.sampler).options()}
+    sampler = registry.load(what.sampler)
+    known = {o.name: o for o in sampler.options()}
     given = {k.rpartition(".")[2]: known[k.rpartition(".")[2]].parse(v) for k, v in options.items()} | dict(named)
-    driver = {"steps": one.steps, "block_length": request.block_length, "temperature": request.temperature}
-    if request.temperature is None and not is_user_model(request.problems[0]):
-        driver["temperature"] = 1.0
+    driver: dict[str, Any] = {"steps": one.steps}
+    if sampler.family != "gaussian":
+        driver |= {"block_length": request.block_length, "temperature": request.temperature}
+        if request.temperature is None and not is_user_model(request.problems[0]):
+            driver["temperature"] = 1.0
     driver = {k: v for k, v in driver.items() if v is not None}
     arguments = ", ".join(f"{k}={v!r}" for k, v in (driver | given).items())
     python = f"samplers.sample(denoiser, {what.sampler!r}, {arguments})"

@@ -287,6 +287,19 @@ def test_tune_beta_energy(cli, tmp_path):
     assert cli("bench", "--report", tmp_path)[0] == 0  # a search's folder is a sweep's
 
 
+def test_the_lines_to_paste_run_for_a_continuous_sampler(cli, tmp_path):
+    base = ("tune", "er_sde", "--problem", "mixture", "--x", "eta=0:1:2", "--y", "growth=1:2:2", "--refine", 0)
+    code, _, err = cli(*base, "--metric", "energy", "--steps", 4, "--rows", 32, "--seeds", 2, "--out", tmp_path)
+    assert code == 0, err
+    table = (tmp_path / "table.md").read_text()
+    python, command = re.search(r"# 4 steps\n +(.*)\n +(.*)\n", table).groups()
+    sample = eval(python, {"samplers": samplers, "denoiser": problems.create("mixture").denoiser("gaussian")})
+    assert sample.nfe == 4
+    direct = json.loads(cli(*command.split()[1:], "--batch", 1, "--json")[1])
+    assert direct["options"] == sample.options
+    assert direct["x"] == sample.x.tolist()
+
+
 def test_expected_forwards_are_those_of_the_schedule(tmp_path):
     request = Request(("sudoku4",), ("beta_energy",), nfe=(16,), seeds=2, rows=16, options=("rank=random",))
     what = tune.Search(request, "beta_energy", tune.axis("a=1,2"), tune.axis("b=0.2"), {}, refine=0)

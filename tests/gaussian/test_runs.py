@@ -564,3 +564,23 @@ def test_a_model_of_the_noise_says_nothing_at_alpha_0():
     for name in ALL:
         with pytest.raises(OptionError, match="predicts 'epsilon', which says nothing of x_0 at t=1"):
             samplers.sample(denoiser, name, steps=5)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: samplers.create("x" * 20_000),
+        lambda: samplers.create("ddim", grid="x" * 20_000),
+        lambda: samplers.create("analytic_ddpm", norms=[["a"] * 3] * 5000),
+        lambda: samplers.noise_schedule("x" * 20_000),
+        lambda: samplers.schedule.VPTable("x" * 20_000),
+        lambda: samplers.noise_schedule("edm").time_of_sigma(["a"] * 5000),
+        lambda: samplers.sample(Gauss(), "ddim", sigmas=["a"] * 5000),
+        lambda: samplers.sample(Gauss(), "ddim", start=torch.zeros(5000)),
+        lambda: samplers.sample(Gauss(), "ddim", start_moments=["a"] * 5000),
+    ],
+)
+def test_an_error_is_not_longer_than_a_screen(call):
+    with pytest.raises(samplers.SamplersError) as error:
+        call()
+    assert len(str(error.value)) < 700
