@@ -472,7 +472,8 @@ def sample(
             `sample(..., batch=1, first_row=i)` gives.
         first_row: the number of the batch's first row under its seed.
         steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones; None: one
-            step per position. For continuous samplers it is the number of function evaluations; None: 20.
+            step per position. For continuous samplers it is the number of function evaluations; None: 20, or 1000 at
+            most if a tolerance decides.
         block_length: positions per block. Blocks are filled from left to right. None: one block.
         cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one.
             samplers.feeds.cached says which of them change nothing but the cost. None: no cache.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GaussianArguments", "GaussianConfig", "read_gaussian"]
 
+ADAPTIVE_STEPS = 1000  # of one whose tolerance decides: to stop it early would return the mean of what x could be
 GAUSSIAN_STEPS = 20  # function evaluations of a continuous sampler that is told no number
 POINT_BYTES = 320  # a point of a continuous grid: a Python object of four floats
 
@@ -99,7 +100,8 @@ def read_gaussian(
         if strength != 1.0:
             raise OptionError("strength and a list of times: the list says where to start, so leave out strength=")
         steps = len(times)
-    steps = GAUSSIAN_STEPS if steps is None else steps
+    if steps is None:
+        steps = GAUSSIAN_STEPS if sampler.expected_nfe(0, GAUSSIAN_STEPS) is not None else ADAPTIVE_STEPS
     check_plan(f"steps={steps}", steps * POINT_BYTES)
     rng = Rng.of(seed, batch, first_row, denoiser.device)
     noise = rows["start_noise"]

@@ -58,6 +58,10 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
     A row that has reached t_end waits; the forward passes go on with all rows and count for all, and
     Sample.info["accepted"] and ["lam"], (steps, B), tell what each row did.
 
+    Where x is noise alone both methods agree, so steps grow without a bound and one jumps over all of the data: with
+    `h_max` None samples of a Gaussian had a deviation of .37 for a true .5 (flow), and rms on `mixture` was .106 (edm, 40
+    evaluations) where it is .004 (46).
+
     `steps` is the most evaluations that are spent. If they do not suffice, the last one closes the run from where each row
     is: it returns the denoised x_0, or for end = "t_end" x at t_end by one step of order 1. Tolerances decide, so no order
     of convergence in `steps` is declared.
@@ -76,6 +80,7 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
     rtol: float = option(0.05, "error that is allowed, relative to x", ge=0)
     atol: float = option(0.0078, "error that is allowed, absolute", gt=0)
     h_init: float = option(0.05, "first step, in half log-SNR", gt=0)
+    h_max: float | None = option(1.0, "longest step, in half log-SNR; none: any, as in other libraries", gt=0)
     accept_safety: float = option(0.81, "f from which on a trial is accepted; lower accepts more", gt=0, le=1)
 
     def init(self, canvas: NoiseCanvas) -> AdaptiveState:
@@ -160,7 +165,8 @@ class DpmAdaptive(GaussianSampler[AdaptiveState]):
             ratio = (1 / (error + 1e-8)) ** (1 / q) if math.isfinite(error) else 0.0
             factor = 1 + math.atan(ratio - 1)
             taken.append(goes and factor >= self.accept_safety)
-            rows.append(Row(point if taken[-1] else row.at, row.h * factor) if goes else row)
+            h = min(row.h * factor, self.h_max or math.inf)
+            rows.append(Row(point if taken[-1] else row.at, h) if goes else row)
         where = _column(taken, x) > 0
         after = dataclasses.replace(
             state,

@@ -551,8 +551,8 @@ RUNS = {
     "FlowMatchHeunDiscreteScheduler": ("flow_heun", Flow(t_max=1.0), {"times": SHIFTED}),
     "LCMScheduler": ("lcm", Table(), {"times": [999.0, 759.0, 499.0, 259.0], "time_scale": 10.0}),
     "TCDScheduler": ("tcd", Table(), {"times": [999.0, 749.0, 499.0, 249.0], "gamma": 0.5}),
-    "dpm_adaptive 2": ("dpm_adaptive", "edm", {"pair": "12"}),
-    "dpm_adaptive 3": ("dpm_adaptive", "edm", {"pair": "23"}),
+    "dpm_adaptive 2": ("dpm_adaptive", "edm", {"pair": "12", "h_max": None}),
+    "dpm_adaptive 3": ("dpm_adaptive", "edm", {"pair": "23", "h_max": None}),
 }
 # What diffusers 0.42.0 and k-diffusion 0.1.1.post1 gave, in float64: the two coordinates of the last row (TCD: of its last x
 # before the closing step, since diffusers ends at index 0); and of the adaptive solvers trials and accepted ones.
