@@ -21,9 +21,9 @@ Tensor run(const Tensor& first, const Maybe* tensors, const double* c) {
     if (k > 0 && !tensors[k]) continue;
     const Tensor& t = k == 0 ? first : *tensors[k];
     STD_TORCH_CHECK(job.terms == k, kOp, ": the tensors are given one after another");
-    STD_TORCH_CHECK(same_device(t, first) && t.scalar_type() == first.scalar_type() && t.is_contiguous() &&
-                        t.numel() == job.n,
-                    kOp, ": the tensors must be contiguous, of one shape, dtype and device");
+    STD_TORCH_CHECK(
+        same_device(t, first) && t.scalar_type() == first.scalar_type() && t.is_contiguous() && t.numel() == job.n, kOp,
+        ": the tensors must be contiguous, of one shape, dtype and device");
     job.in[k] = static_cast<const F*>(t.const_data_ptr());
     job.c[k] = static_cast<F>(c[k]);
     job.terms = k + 1;
