@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GaussianArguments", "GaussianConfig", "read_gaussian"]
 
-ADAPTIVE_STEPS = 1000  # of a solver whose tolerance decides: to stop it early would return the mean of what x could be
+ADAPTIVE_STEPS = 1000  # the most, if a tolerance decides: a run that stops early returns the mean of what x could be
 GAUSSIAN_STEPS = 20  # function evaluations of a continuous sampler that is told no number
 POINT_BYTES = 320  # a point of a continuous grid: a Python object of four floats
 

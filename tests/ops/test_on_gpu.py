@@ -793,6 +793,8 @@ class TestNoReadBack:
         assert not recorder.syncs, sorted(set(recorder.syncs))
 
     def test_a_step_of_reals(self, zoo_gaussian):
+        if zoo_gaussian == "dpm_adaptive":
+            pytest.skip("each row's error decides on its next step, which is worked out on the CPU")
         recorder = syncs()
 
         def step(run, predict, state):
