@@ -1,6 +1,7 @@
 // The Python module itself: what was built, what was chosen, and golden vectors of the shared maths. Ops are not here:
 // they reach Python through torch (csrc/torch), so this file needs no torch header.
-#undef TORCH_TARGET_VERSION  // some versions of torch bring pybind11 headers that refuse to be included beside it (2.11)
+#undef TORCH_TARGET_VERSION  // some versions of torch bring pybind11 headers that refuse to be included beside it
+                             // (2.11)
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
