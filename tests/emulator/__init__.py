@@ -1,9 +1,7 @@
-""
-    "Kernel bodies of csrc/cuda on the CPU: `emulated(" masked_softmax
-    ")` is tests/emulator/masked_softmax.cpp as a module.
+"""Kernel bodies of csrc/cuda on the CPU: `emulated("masked_softmax")` is tests/emulator/masked_softmax.cpp as a module.
 
-    Such a file includes the unmodified `.cuh`,
-    and offers its launcher to Python through pybind11(`PYBIND11_MODULE(SAMPLERS_EMULATED, m)`); pointers travel as integers, `tensor.data_ptr()`. The module is built by the system's compiler
+Such a file includes the unmodified `.cuh`, and offers its launcher to Python through pybind11 (`PYBIND11_MODULE(
+SAMPLERS_EMULATED, m)`); pointers travel as integers, `tensor.data_ptr()`. The module is built by the system's compiler
 into the temporary folder, once for each state of its sources.
 """
 
