@@ -135,7 +135,7 @@ def _noised(
 
 def _denoised(denoiser: GaussianDenoiser, x: Tensor, at: Point) -> Tensor:
     with torch.no_grad():
-        return denoiser.denoised(x, At(at.t, at.alpha, at.sigma))
+        return denoiser.denoised(x, At.of(denoiser.schedule, at))
 
 
 # ---------------------------------------------------------------------------------------------- for DPM-Solver-v3

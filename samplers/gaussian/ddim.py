@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from ..prediction import GaussianPredict
 from ..sampler import option
+from .exponential import weighted_step
 from .grid import Point
-from .steps import first_order, weighted
+from .steps import weighted
 from .stochastic import AncestralSampler, PathState
 
 
@@ -30,7 +31,7 @@ class Ddim(AncestralSampler):
 
     def update(self, predict: GaussianPredict, state: PathState, s: Point, t: Point) -> PathState:
         down, up = self.down_and_up(s, t)
-        x = first_order(state.x, predict(state.x, s), s, down)
+        x = weighted_step(state.x, predict(state.x, s), s, down)
         if up:
             x = weighted([x, self.normal(state, s, t)], [1.0, up])
         return self.advance(state, x)

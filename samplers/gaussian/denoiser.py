@@ -18,7 +18,7 @@ from torch import Tensor
 from ..checks import device_of, integer, shown
 from ..denoiser import Denoiser
 from ..errors import DenoiserError, OptionError, did_you_mean
-from ..noise_schedules import NoiseSchedule, noise_schedule
+from ..noise_schedules import NoiseSchedule, Point, noise_schedule
 from ..ops import combine
 
 __all__ = ["At", "GaussianDenoiser"]
@@ -40,6 +40,15 @@ class At:
 
     def __init__(self, t: float | Tensor, alpha: float | Tensor, sigma: float | Tensor):
         self.t, self.alpha, self.sigma = t, alpha, sigma
+
+    @classmethod
+    def of(cls, schedule: NoiseSchedule, at: Point | float | Tensor) -> At:
+        """A point of the schedule; its time; or (B,) times, one for each row."""
+        if isinstance(at, Tensor):
+            t = at.to("cpu", torch.float64)
+            return cls(t.to(at.device), schedule.alpha(t), schedule.sigma(t))
+        point = at if isinstance(at, Point) else Point.at(schedule, t=at)
+        return cls(point.t, point.alpha, point.sigma)
 
     def times(self, rows: int, device: torch.device) -> Tensor:
         """(rows,) float64 on `device`."""
@@ -224,8 +233,7 @@ class _WrappedGaussian(GaussianDenoiser):
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
         """The denoised x_0 at the schedule's times t, (B,), in the dtype of x."""
-        t = t.to("cpu", torch.float64)
-        return self.denoised(x, At(t.to(x.device), self.schedule.alpha(t), self.schedule.sigma(t)))
+        return self.denoised(x, At.of(self.schedule, t))
 
     def denoised(self, x: Tensor, at: At) -> Tensor:
         return self._x0(x, self._call(self.fn, x, at, *self._given(self.condition, len(x))), at)
@@ -299,9 +307,7 @@ class _EnergyGuided(GaussianDenoiser):
         return self.inner.can_guide
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
-        t64 = t.to("cpu", torch.float64)
-        at = At(t64.to(x.device), self.schedule.alpha(t64), self.schedule.sigma(t64))
-        return self.inner.predict(x, t) + self._shift(x, at)
+        return self.inner.predict(x, t) + self._shift(x, At.of(self.schedule, t))
 
     def denoised(self, x: Tensor, at: At) -> Tensor:
         return self.inner.denoised(x, at) + self._shift(x, at)

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..noise_schedules import NoiseSchedule
 from ..prediction import GaussianPredict
 from .churn import ChurningSampler
+from .exponential import noise_of, weighted_step
 from .grid import GridState, Point
-from .steps import Staged, blend, first_order, growth_option, noise_in
+from .steps import Staged, blend, growth_option
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Dpm2(Staged, ChurningSampler):
         x0 = predict(x, s)
         evaluations = self.evaluations(state)
         if evaluations == 1 or too_long(t.lam - s.lam, self.growth):
-            return self.advance(state, blend(predict, x0, t, lambda D: first_order(x, D, s, t), evaluations))
+            return self.advance(state, blend(predict, x0, t, lambda D: weighted_step(x, D, s, t), evaluations))
         return self.advance(state, midpoint_step(predict, state.canvas.denoiser.schedule, x, x0, s, t))
 
 
@@ -50,6 +51,6 @@ def midpoint_step(
 ) -> Tensor:
     """x at t, which may be a point without a time, by the midpoint rule from s, where the prediction is x0."""
     middle = Point.at(schedule, lam=(s.lam + t.lam) / 2)
-    half = first_order(x, x0, s, middle)
-    change = noise_in(half, predict(half, middle), middle) - noise_in(x, x0, s)
-    return first_order(x, x0, s, t) - t.sigma * math.expm1(t.lam - s.lam) * change
+    half = weighted_step(x, x0, s, middle)
+    change = noise_of(half, predict(half, middle), middle) - noise_of(x, x0, s)
+    return weighted_step(x, x0, s, t) - t.sigma * math.expm1(t.lam - s.lam) * change

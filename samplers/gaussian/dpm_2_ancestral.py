@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..prediction import GaussianPredict
 from .dpm_2 import midpoint_step, too_long
+from .exponential import weighted_step
 from .grid import Point
-from .steps import Staged, blend, first_order, growth_option
+from .steps import Staged, blend, growth_option
 from .stochastic import AncestralSampler, PathState
 
 
@@ -35,7 +36,7 @@ class Dpm2Ancestral(Staged, AncestralSampler):
         x, x0, evaluations = state.x, predict(state.x, s), self.evaluations(state)
 
         def step(D: Tensor) -> Tensor:
-            return first_order(x, D, s, down) + added
+            return weighted_step(x, D, s, down) + added
 
         if evaluations == 1 or too_long(down.lam - s.lam, self.growth):
             return self.advance(state, blend(predict, x0, t, step, evaluations))

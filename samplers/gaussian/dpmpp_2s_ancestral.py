@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..prediction import GaussianPredict
 from ..sampler import option
+from .exponential import weighted_step
 from .grid import Point
-from .steps import Staged, blend, first_order
+from .steps import Staged, blend
 from .stochastic import AncestralSampler, PathState
 
 
@@ -46,9 +47,9 @@ class DpmPp2SAncestral(Staged, AncestralSampler):
             x0 = predict(x, s)
 
         def step(D: Tensor) -> Tensor:
-            return first_order(x, D, s, down) + added
+            return weighted_step(x, D, s, down) + added
 
         if evaluations == 1 or math.isinf(down.lam - s.lam):
             return self.advance(state, blend(predict, x0, t, step, evaluations))
         middle = Point.at(state.canvas.denoiser.schedule, lam=(s.lam + down.lam) / 2)
-        return self.advance(state, step(predict(first_order(x, x0, s, middle), middle)))
+        return self.advance(state, step(predict(weighted_step(x, x0, s, middle), middle)))

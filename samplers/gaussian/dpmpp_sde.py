@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..prediction import GaussianPredict
 from ..sampler import option
+from .exponential import weighted_step
 from .grid import Point
-from .steps import Staged, blend, first_order
+from .steps import Staged, blend
 from .stochastic import AncestralSampler, PathState, joined
 
 
@@ -45,16 +46,16 @@ class DpmPpSde(Staged, AncestralSampler):
             added = up * self.normal(state, s, t) if up else 0.0
 
             def step(D: Tensor) -> Tensor:
-                return first_order(x, D, s, down) + added
+                return weighted_step(x, D, s, down) + added
 
             return self.advance(state, blend(predict, x0, t, step, evaluations))
         middle = Point.at(state.canvas.denoiser.schedule, lam=s.lam + self.r * (t.lam - s.lam))
         half_down, half_up = self.down_and_up(s, middle)
-        half = first_order(x, x0, s, half_down)
+        half = weighted_step(x, x0, s, half_down)
         if up:
             z = self.normal(state, s, middle)
             half = half + half_up * z
             z = joined(z, self.normal(state, middle, t, 1), s, middle, t)
         D = (1 - 1 / (2 * self.r)) * x0 + 1 / (2 * self.r) * predict(half, middle)
-        x = first_order(x, D, s, down)
+        x = weighted_step(x, D, s, down)
         return self.advance(state, x + up * z if up else x)

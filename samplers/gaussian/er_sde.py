@@ -10,6 +10,7 @@ import numpy as np
 from ..prediction import GaussianPredict
 from ..sampler import option
 from .grid import Point
+from .multistep import recent
 from .steps import fitted, weighted
 from .stochastic import EtaSampler, MultistepSdeSampler, PathState
 
@@ -51,7 +52,7 @@ class ErSde(MultistepSdeSampler[PathState], EtaSampler[PathState]):
         q = self.g(math.exp(-t.lam)) / self.g(math.exp(-s.lam))
         integrals, nodes, past = [1 - q * math.exp(-h)], [], []
         if math.isfinite(h):
-            usable = [(lam, x) for lam, x in reversed(state.history) if math.isfinite(lam)][: self.order - 1]
+            usable = recent(state.history, self.order - 1)
             nodes = [math.expm1(s.lam - lam) / math.expm1(-h) for lam, _ in usable]  # (r - r_s) / (r_t - r_s)
             past = [x for _, x in usable]
             integrals += self._higher(s, h, 1 + len(nodes))

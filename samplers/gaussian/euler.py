@@ -8,8 +8,9 @@ from typing import ClassVar
 from ..prediction import GaussianPredict
 from ..sampler import option
 from .churn import ChurningSampler
+from .exponential import noise_of, weighted_step
 from .grid import GridState, Point
-from .steps import first_order, noise_in, weighted
+from .steps import weighted
 
 
 @dataclass(frozen=True)
@@ -34,5 +35,5 @@ class Euler(ChurningSampler):
         x, s = self.churned(state, s)
         if self.cfg_pp:
             x0, unguided = predict.pair(x, s)
-            return self.advance(state, weighted([x0, noise_in(x, unguided, s)], [t.alpha, t.sigma]))
-        return self.advance(state, first_order(x, predict(x, s), s, t))
+            return self.advance(state, weighted([x0, noise_of(x, unguided, s)], [t.alpha, t.sigma]))
+        return self.advance(state, weighted_step(x, predict(x, s), s, t))

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from ..prediction import GaussianPredict
 from ..sampler import option
+from .exponential import noise_of, weighted_step
 from .grid import Point
-from .steps import first_order, noise_in, weighted
+from .steps import weighted
 from .stochastic import AncestralSampler, PathState
 
 
@@ -34,9 +35,9 @@ class EulerAncestral(AncestralSampler):
         down, up = self.down_and_up(s, t)
         if self.cfg_pp:
             x0, unguided = predict.pair(state.x, s)
-            x = weighted([x0, noise_in(state.x, unguided, s)], [down.alpha, down.sigma])
+            x = weighted([x0, noise_of(state.x, unguided, s)], [down.alpha, down.sigma])
         else:
-            x = first_order(state.x, predict(state.x, s), s, down)
+            x = weighted_step(state.x, predict(state.x, s), s, down)
         if up:
             x = weighted([x, self.normal(state, s, t)], [1.0, up])
         return self.advance(state, x)

@@ -12,6 +12,7 @@ the weights of such integrals, in float64, and without cancellation if h is smal
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,10 @@ from ..ops import combine
 
 __all__ = [
     "exponential_weights",
+    "growth_of",
+    "growth_of_equal_steps",
     "integral_weights",
+    "lagrange_weights",
     "noise_of",
     "polynomial_weights",
     "scaled_phi",
@@ -102,7 +106,8 @@ def integral_weights(h: float, offsets: Sequence[float], rule: str = "exact") ->
     """
     if rule in ("midpoint", "linear") and len(offsets) == 1:
         return [(h if rule == "linear" else -math.expm1(-h)) / 2 * h / offsets[0]]
-    weights = _lagrange(offsets, [h ** (k + 1) / (k + 1) * scaled_phi(k + 1, -h) for k in range(len(offsets) + 1)])
+    moments = [h ** (k + 1) / (k + 1) * scaled_phi(k + 1, -h) for k in range(len(offsets) + 1)]
+    weights = lagrange_weights([0.0, *offsets], moments)[1:]
     if rule == "half" and len(offsets) == 2:
         a, b = offsets
         half = (
@@ -114,7 +119,8 @@ def integral_weights(h: float, offsets: Sequence[float], rule: str = "exact") ->
 
 def polynomial_weights(h: float, offsets: Sequence[float]) -> list[float]:
     """The weights w_j in int_0^h m(u) du = h m_0 + sum_j w_j (m_j - m_0): Adams-Bashforth on any steps."""
-    return _lagrange(offsets, [h ** (k + 1) / (k + 1) for k in range(len(offsets) + 1)])
+    moments = [h ** (k + 1) / (k + 1) for k in range(len(offsets) + 1)]
+    return lagrange_weights([0.0, *offsets], moments)[1:]
 
 
 def scaled_phi(k: int, z: float) -> float:
@@ -136,16 +142,33 @@ def scaled_phi(k: int, z: float) -> float:
     return total if z > 0 else math.exp(z) * total
 
 
-def _lagrange(offsets: Sequence[float], moments: Sequence[float]) -> list[float]:
-    """The integrals of the Lagrange polynomials that are 1 at an offset, and 0 at the others and at 0.
+def lagrange_weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """The weights of values at `nodes` in the integral of the polynomial through them.
 
     Args:
         moments: the integrals of 1, u, u^2, ...
     """
     weights = []
-    for j, own in enumerate(offsets):
-        c = [0.0, 1 / own]  # the coefficients of u / own, which is then multiplied by (u - other) / (own - other)
-        for other in (o for i, o in enumerate(offsets) if i != j):
-            c = [(up - other * same) / (own - other) for up, same in zip([0.0, *c], [*c, 0.0])]
+    for j, node in enumerate(nodes):
+        c = [1.0]  # the coefficients of the polynomial that is 1 at this node and 0 at the others
+        for other in (*nodes[:j], *nodes[j + 1 :]):
+            scaled = [value / (node - other) for value in c]
+            c = [up - other * same for up, same in zip([0.0, *scaled], [*scaled, 0.0])]
         weights.append(math.fsum(a * b for a, b in zip(c, moments)))
     return weights
+
+
+def growth_of(weights: Sequence[float]) -> float:
+    """How much a weighted sum of predictions enlarges errors in them: sum |w| / |sum w|."""
+    return math.fsum(map(abs, weights)) / abs(math.fsum(weights))
+
+
+@functools.cache
+def growth_of_equal_steps(count: int, first: float = 0.0) -> float:
+    """The same of the polynomial through `count` values, one step apart, in the limit of short steps: Adams' weights.
+
+    Args:
+        first: where the latest value is, in steps: 0 at the step's beginning, 1 at its end.
+    """
+    nodes = [first - k for k in range(count)]
+    return growth_of(lagrange_weights(nodes, [1 / (k + 1) for k in range(count)]))

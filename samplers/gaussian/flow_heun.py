@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..canvas import NoiseCanvas
 from ..ops import combine
 from ..prediction import GaussianPredict
 from .grid import GaussianSampler, GridState, Point
+from .steps import Staged
 
 
 @dataclass(frozen=True)
-class FlowHeun(GaussianSampler[GridState]):
+class FlowHeun(Staged, GaussianSampler[GridState]):
     """Heun's rule for dx/dt = u, u = e - x_0 (Liu et al. 2022, arXiv 2209.03003), on the path x_t = (1 - t) x_0 + t e.
 
     x_t = x_s + (t - s) (u(x_s, s) + u(x', t)) / 2, where x' is Euler's x_t. As in flow_euler, every schedule is brought to
@@ -30,15 +30,11 @@ class FlowHeun(GaussianSampler[GridState]):
     summary = "Heun's method for flow models, two evaluations per step"
     order: ClassVar[int] = 2
 
-    def solver_steps(self, canvas: NoiseCanvas) -> int:
-        return (super().solver_steps(canvas) + 1) // 2
-
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
         x0 = predict(state.x, s)
         keep = t.sigma / s.sigma
         x = combine(x0, t.alpha - keep * s.alpha, state.x, keep)
-        odd = super().solver_steps(state.canvas) % 2
-        if not (odd and state.i + 2 == len(state.points)):
+        if self.evaluations(state) == 2:
             half = (t.alpha + t.sigma) / 2 * (t.sigma / (t.alpha + t.sigma) - s.sigma / (s.alpha + s.sigma))
             # half (u(x, t) - u(x_s, s)), where u = e - x_0 = x / sigma - (alpha / sigma + 1) x_0
             end, begin = half / t.sigma, half / s.sigma

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..prediction import GaussianPredict
 from .churn import ChurningSampler
+from .exponential import noise_of, weighted_step
 from .grid import GridState, Point
-from .steps import Staged, blend, first_order, growth_option, noise_in
+from .steps import Staged, blend, growth_option
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def heun_step(
     """x at t: by Heun's step with two evaluations, by Euler's with one."""
     x0, bound = predict(x, s), math.inf if growth is None else math.log(2 + growth)
     if evaluations == 1 or math.isinf(s.lam) or t.lam - s.lam > bound:  # it enlarges errors by max(1, e^h - 1)
-        return blend(predict, x0, t, lambda D: first_order(x, D, s, t), evaluations)
-    euler = first_order(x, x0, s, t)
-    change = noise_in(euler, predict(euler, t), t) - noise_in(x, x0, s)
+        return blend(predict, x0, t, lambda D: weighted_step(x, D, s, t), evaluations)
+    euler = weighted_step(x, x0, s, t)
+    change = noise_of(euler, predict(euler, t), t) - noise_of(x, x0, s)
     return euler - t.sigma * math.expm1(t.lam - s.lam) / 2 * change

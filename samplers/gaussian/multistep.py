@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ..sampler import option
-from .exponential import polynomial_weights, weighted_step
+from .exponential import growth_of, growth_of_equal_steps, weighted_step
 from .grid import GaussianSampler, GridState, Point
 
-__all__ = ["History", "MultistepSampler"]
+__all__ = ["History", "MultistepSampler", "recent"]
 
 History = tuple[tuple[float, Any], ...]
 G = TypeVar("G", bound=GridState)
@@ -54,15 +53,16 @@ class MultistepSampler(GaussianSampler[G]):
 
         There is none if the step is infinitely long (alpha = 0 at one end), nor one that is infinitely far away.
         """
-        past = [entry for entry in reversed(history) if math.isfinite(entry[0])][:most]
         if not math.isfinite(t.lam - s.lam):
             return ()
+        past = recent(history, most)
         while past and self.growth is not None:
             total, weights = self.weigh(s, t, [lam for lam, _ in past])
-            if _growth(total, weights) <= _growth_of_equal_steps(len(past)) + self.growth + 1e-9:
+            growth = growth_of([total - math.fsum(weights), *weights])
+            if growth <= growth_of_equal_steps(len(past) + 1) + self.growth + 1e-9:
                 break
-            past.pop()
-        return tuple(past)
+            past = past[:-1]
+        return past
 
     def extrapolate(self, x: Tensor, x0: Tensor, s: Point, t: Point, latest: Tensor, others: History) -> Tensor:
         """x at t. x, x0, latest: (B, *shape) at s, latest being the prediction; others: what `usable` gives."""
@@ -74,10 +74,6 @@ class MultistepSampler(GaussianSampler[G]):
         return (*history, (s.lam, latest))[-most:] if most else ()
 
 
-def _growth(total: float, weights: Sequence[float]) -> float:
-    return (abs(total - math.fsum(weights)) + sum(map(abs, weights))) / abs(total)
-
-
-@functools.cache
-def _growth_of_equal_steps(past: int) -> float:
-    return _growth(1.0, polynomial_weights(1.0, [-1.0 - k for k in range(past)]))
+def recent(history: History, most: int) -> History:
+    """The latest `most` entries, the latest first, without those from a point without data: its lambda is infinite."""
+    return tuple(entry for entry in reversed(history) if math.isfinite(entry[0]))[:most]

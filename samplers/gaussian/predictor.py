@@ -36,7 +36,7 @@ class GaussianPredictor(ErrorTracker):
 
     def pair(self, x: Tensor, at: Point | float | Tensor) -> tuple[Tensor, Tensor]:
         """The denoised x_0 as a call gives it, and the one without the condition; without guidance they are the same."""
-        where = self._at(at)
+        where = At.of(self.denoiser.schedule, at)
         if self.canvas.known is not None:
             x = self.canvas.with_known(x, *where.scales(x))
         outs = self._asked(x, where)
@@ -47,34 +47,28 @@ class GaussianPredictor(ErrorTracker):
             outs = tuple(torch.where(self.canvas.known, self.canvas.start, out) for out in outs)
         return outs[0], outs[-1]
 
-    def _at(self, at: Point | float | Tensor) -> At:
-        if isinstance(at, Point):
-            return At(at.t, at.alpha, at.sigma)
-        schedule = self.denoiser.schedule
-        if isinstance(at, Tensor):
-            t = at.to("cpu", torch.float64)
-            return At(at, schedule.alpha(t), schedule.sigma(t))
-        point = Point.at(schedule, t=at)
-        return At(at, point.alpha, point.sigma)
-
     def _asked(self, x: Tensor, at: At) -> tuple[Tensor, ...]:
         """(x_0,), or (guided x_0, unconditional x_0): one forward pass."""
         config, denoiser, rows = self.config, self.denoiser, len(x) * self.denoiser.rows_per_eval
-        if not config.cfg_scale:
-            return (self.counter.gaussian(lambda: denoiser.denoised(x, at), len(x), rows),)
-        low, high = config.cfg_interval
-        if isinstance(at.alpha, Tensor) and config.cfg_interval != (0.0, 1.0):
-            raise OptionError(
-                f"cfg_interval: sampler {self.sampler!r} has a noise level for each row, and guides all rows or none"
-            )
-        level = 0.5 if isinstance(at.alpha, Tensor) else at.sigma**2 / (at.alpha**2 + at.sigma**2)
-        if not (low < level <= high or (level == 0 and low == 0)):
+        if not self._guides(at):
             return (self.counter.gaussian(lambda: denoiser.denoised(x, at), len(x), rows),)
 
         def call() -> tuple[Tensor, Tensor]:
             return denoiser.guided(x, at, config.cfg_scale, config.cfg_rescale)
 
         return self.counter.gaussian(call, len(x), 2 * rows)
+
+    def _guides(self, at: At) -> bool:
+        """Whether rows are guided at this noise level."""
+        low, high = self.config.cfg_interval
+        if not self.config.cfg_scale or (low, high) == (0.0, 1.0):
+            return bool(self.config.cfg_scale)
+        if isinstance(at.alpha, Tensor):
+            raise OptionError(
+                f"cfg_interval: sampler {self.sampler!r} has a noise level for each row, and guides all rows or none"
+            )
+        level = at.sigma**2 / (at.alpha**2 + at.sigma**2)
+        return bool(low < level <= high or (level == 0 and low == 0))
 
     @property
     def nfe_rows(self) -> Tensor:
@@ -84,9 +78,8 @@ class GaussianPredictor(ErrorTracker):
     def _check_finite(self, out: Tensor) -> None:
         """On a CPU at once. On a device what was found is kept, a byte per row, and looked at when the run ends."""
         if self.sync_eagerly:
-            total = float(
-                out.sum()
-            )  # one pass; a sum of finite numbers that is not finite is rare, and looked at below
+            # One pass; a sum of finite numbers that is not finite is rare, and looked at below.
+            total = float(out.sum())
             if total - total == 0:
                 return
         self._fine.append(torch.isfinite(out).flatten(1).all(1))

@@ -1,4 +1,4 @@
-"""Steps that solvers share, in Python floats for the coefficients: first-order steps, integrals of polynomials, stages.
+"""What solvers with noise or with several stages share, in Python floats: decays, integrals of polynomials, stages.
 
 Everything depends on alpha and sigma through sigma / alpha and the scale of x alone, so one formula serves every
 schedule. All of it is finite from a point without data (alpha = 0, lambda = -infinity), where h = +infinity; steps of
@@ -16,7 +16,9 @@ from torch import Tensor
 from ..ops import combine
 from ..prediction import GaussianPredict
 from ..sampler import option
+from .exponential import growth_of, growth_of_equal_steps, lagrange_weights
 from .grid import GridState, Point
+from .multistep import recent
 
 if TYPE_CHECKING:
     from ..canvas import NoiseCanvas
@@ -25,26 +27,13 @@ __all__ = [
     "Staged",
     "blend",
     "decay",
-    "first_order",
     "fitted",
     "growth_option",
     "history_nodes",
     "moments",
-    "noise_in",
     "spread",
     "weighted",
-    "weights",
 ]
-
-
-def first_order(x: Tensor, x0: Tensor, s: Point, t: Point) -> Tensor:
-    """The ODE's step of order 1 from s to t: (s_t / s_s) x - a_t (e^{-h} - 1) x_0; Euler in sigma / alpha, and DDIM."""
-    return weighted([x, x0], [t.sigma / s.sigma, -t.alpha * math.expm1(s.lam - t.lam)])
-
-
-def noise_in(x: Tensor, x0: Tensor, at: Point) -> Tensor:
-    """The noise e of x = alpha x_0 + sigma e."""
-    return weighted([x, x0], [1 / at.sigma, -at.alpha / at.sigma])
 
 
 def decay(h: float, rate: float = 1.0) -> float:
@@ -79,18 +68,6 @@ def moments(x: float, count: int) -> list[float]:
     return out
 
 
-def weights(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
-    """The weights of values at `nodes` in the integral of the polynomial through them, given the integrals of its powers."""
-    out = []
-    for j, node in enumerate(nodes):
-        basis = [1.0]  # the coefficients of the polynomial that is 1 at this node and 0 at the others
-        for other in (*nodes[:j], *nodes[j + 1 :]):
-            scaled = [c / (node - other) for c in basis]
-            basis = [a - other * b for a, b in zip([0.0, *scaled], [*scaled, 0.0])]
-        out.append(sum(c * m for c, m in zip(basis, moments)))
-    return out
-
-
 def fitted(nodes: Sequence[float], integrals: Callable[[int], list[float]], growth: float | None) -> list[float]:
     """The weights of the first `nodes`: of as many as a step may use.
 
@@ -103,15 +80,10 @@ def fitted(nodes: Sequence[float], integrals: Callable[[int], list[float]], grow
         growth: None: all nodes.
     """
     for count in range(len(nodes), 1, -1):
-        out = weights(nodes[:count], integrals(count))
-        equal = weights([nodes[0] - k for k in range(count)], [1 / (k + 1) for k in range(count)])
-        if growth is None or _growth(out) <= growth * _growth(equal) * (1 + 1e-9):
+        out = lagrange_weights(nodes[:count], integrals(count))
+        if growth is None or growth_of(out) <= growth * growth_of_equal_steps(count, nodes[0]) * (1 + 1e-9):
             return out
-    return weights(nodes[:1], integrals(1))
-
-
-def _growth(by: Sequence[float]) -> float:
-    return math.fsum(map(abs, by)) / abs(math.fsum(by))
+    return lagrange_weights(nodes[:1], integrals(1))
 
 
 def weighted(values: Sequence[Tensor], by: Sequence[float]) -> Tensor:
@@ -181,5 +153,5 @@ def history_nodes(state: GridState, s: Point, h: float, count: int) -> tuple[lis
     """
     if math.isinf(h):
         return [], []
-    usable = [(lam, value) for lam, value in reversed(state.history) if math.isfinite(lam)][:count]
+    usable = recent(state.history, count)
     return [(lam - s.lam) / h for lam, _ in usable], [value for _, value in usable]

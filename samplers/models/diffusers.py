@@ -532,7 +532,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         else:
             reader = _WrappedGaussian(not_here, PREDICTIONS[c.prediction_type])
             reader.name = "the pipeline's model"
-            x0 = reader._x0(x, z, At(at.t, at.alpha, at.sigma))
+            x0 = reader._x0(x, z, At.of(self._schedule, at))
         if c.thresholding:
             high = torch.stack([row.quantile(c.dynamic_thresholding_ratio) for row in x0.abs().flatten(1)])
             high = high.clamp(1, c.sample_max_value).view(-1, *(1,) * (x0.dim() - 1))

@@ -12,7 +12,8 @@ import samplers
 from samplers import problems, registry
 from samplers.canvas import NoiseCanvas
 from samplers.errors import OptionError
-from samplers.gaussian.steps import moments, weights
+from samplers.gaussian.exponential import lagrange_weights
+from samplers.gaussian.steps import moments
 from samplers.noise_schedules import Point, noise_schedule
 from samplers.random import Rng
 from samplers.testing.tiny import TinyMixture
@@ -325,7 +326,7 @@ def test_moments_of_an_infinite_step_are_the_value_at_its_end():
 
 def test_weights_integrate_polynomials():
     nodes, integrals = [0.0, -0.7, -2.0, 1.0], moments(0.8, 4)
-    by = weights(nodes, integrals)
+    by = lagrange_weights(nodes, integrals)
     for k in range(4):
         assert abs(sum(w * v**k for w, v in zip(by, nodes)) - integrals[k]) < 1e-13
 
