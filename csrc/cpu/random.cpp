@@ -38,36 +38,10 @@ struct Passes {
   void (*doubles)(const Blocks& x, double* out);
 };
 
-namespace portable {
-#include "random_pass.h"
-}
+#define SAMPLERS_PASS "random_pass.h"
+#include "each_isa.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-
-#pragma GCC push_options
-#pragma GCC target("avx2")
-namespace avx2 {
-#include "random_pass.h"
-}
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
-namespace avx512 {
-#include "random_pass.h"
-}
-#pragma GCC pop_options
-
-const Passes& passes() {
-  const Kernels* chosen = &kernels();  // one instruction set for all kernels
-  return chosen == &kAvx512 ? avx512::kPasses : chosen == &kAvx2 ? avx2::kPasses : portable::kPasses;
-}
-
-#else
-
-const Passes& passes() { return portable::kPasses; }
-
-#endif
+const Passes& passes() { return SAMPLERS_OF_ISA(kPasses); }
 
 // Calls body(begin, end, blocks) for the tiles of n blocks, by several threads if that pays.
 template <typename Body>
