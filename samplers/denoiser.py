@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,7 +23,45 @@ from .errors import DenoiserError, OptionError
 if TYPE_CHECKING:
     from .gaussian.denoiser import GaussianDenoiser
 
-__all__ = ["CacheUse", "Counter", "Denoiser", "Head", "Previous", "TokenDenoiser"]
+__all__ = ["CacheUse", "Counter", "Denoiser", "Head", "Previous", "TextTokenizer", "TokenDenoiser"]
+
+
+class TextTokenizer(Protocol):
+    """Text to ids and back: what TokenDenoiser.tokenizer is.
+
+    Attributes:
+        vocab_size: ids from here on have no text.
+        mask_id: the mask token, or None.
+        eos_ids: the tokens that end a text.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def mask_id(self) -> int | None: ...
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]: ...
+
+    def encode(self, text: str, *, begin: bool = True) -> Tensor:
+        """(n,) int64 on the CPU. begin: with the tokens that begin a text, if the tokenizer has any; none is put after it."""
+        ...
+
+    def decode(self, ids: Tensor, *, mask: str = "", eos: str = "") -> str:
+        """The text of (n,) ids; masks, padding (negative) and the end of a text are shown as told."""
+        ...
+
+    def chat(self, messages: str | Sequence[Mapping[str, str]]) -> Tensor:
+        """(n,) int64: a conversation by the model's chat template, up to where the answer begins.
+
+        Args:
+            messages: {"role": ..., "content": ...} each, or the text of one user message.
+
+        Raises:
+            OptionError: there is no chat template.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +179,8 @@ class TokenDenoiser(Denoiser):
         self_conditioned: True: `predict` takes `previous`, what it answered for these rows the time before.
         time_per_position: True: `t` comes as (B, L): 0 at given and decided positions, the sampler's level at open ones, 1
             in later blocks. Exact denoisers of uniform noise need it: a prompt is clean and the rest is not.
+        tokenizer: text to ids and back, as samplers.models.Tokenizer has it; None: the model knows ids only.
+        stop_ids: the tokens that end a text; where sample() ends rows if it is not told.
     """
 
     vocab_size: int
@@ -154,6 +194,8 @@ class TokenDenoiser(Denoiser):
     head: Head | None = None
     self_conditioned: bool = False
     time_per_position: bool = False
+    tokenizer: TextTokenizer | None = None
+    stop_ids: tuple[int, ...] = ()
 
     @property
     def family(self) -> str:  # type: ignore[override]
@@ -184,6 +226,23 @@ class TokenDenoiser(Denoiser):
             raise NotImplementedError(f"denoiser {self.name!r} has neither predict() nor a head")
         out = self.head.logits(self.hidden(x, t, rows=rows, cache=cache))
         return out if rows is not None else out.view(*x.shape, -1)
+
+    def _text(self) -> TextTokenizer:
+        if self.tokenizer is None:
+            raise OptionError(f"denoiser {self.name!r} has no tokenizer, so it takes and gives token ids only")
+        return self.tokenizer
+
+    def encode(self, text: str) -> Tensor:
+        """Text to ids, (n,) int64; OptionError if there is no tokenizer."""
+        return self._text().encode(text)
+
+    def decode(self, ids: Tensor) -> str:
+        """Ids (n,) to text; masks and the end of a text leave nothing. OptionError if there is no tokenizer."""
+        return self._text().decode(ids)
+
+    def render(self, x_row: Tensor) -> str:
+        """A row as one looks at it: '·' at masks, '¶' where a text ends. OptionError if there is no tokenizer."""
+        return self._text().decode(x_row.detach().cpu(), mask="·", eos="¶\n")
 
     def new_cache(self, batch: int, length: int) -> Any:
         """An empty cache for `batch` rows of `length` positions, with `lengths` (batch,) int64, the rows that are filled,

@@ -15,7 +15,7 @@ from . import arguments as a
 from .arguments import AS_JSON, FAMILY, OPTION, Commands, command
 from .output import make_console, print_json
 from .sample_output import as_json, print_costs, print_rows, save, writable
-from .tokens import check_room, token_ids
+from .tokens import check_room, method_of, token_ids
 
 if TYPE_CHECKING:
     from ..denoiser import Denoiser
@@ -111,7 +111,7 @@ def _sample(args: argparse.Namespace) -> int:
         demote=token_ids(args.demote, "--demote", speaker, denoiser),
         **options,
     )
-    render = getattr(speaker, "render", None)
+    render = method_of(speaker, "render")
     watched = (args.watch or args.frames) and not args.json
     if watched:
         title = f"{escape(sampler_name)}[/] on {escape(denoiser.name if problem is None else problem.name)}[bold]"

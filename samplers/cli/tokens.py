@@ -10,6 +10,15 @@ if TYPE_CHECKING:
     from ..denoiser import Denoiser
 
 
+def method_of(speaker: Any, name: str) -> Any:
+    """A problem's or denoiser's method "encode" or "render"; None if it knows no text."""
+    from ..denoiser import TokenDenoiser
+
+    method = getattr(speaker, name, None)
+    silent = isinstance(speaker, TokenDenoiser) and speaker.tokenizer is None
+    return None if silent and getattr(method, "__func__", None) is getattr(TokenDenoiser, name) else method
+
+
 def token_ids(text: str | None, flag: str, speaker: Any, denoiser: Denoiser) -> list[int] | None:
     """Token ids of '3 1 4' or '3,1,4'; otherwise of text, if the problem or denoiser can encode it."""
     if text is None:
@@ -17,7 +26,7 @@ def token_ids(text: str | None, flag: str, speaker: Any, denoiser: Denoiser) -> 
     try:
         ids = [int(w) for w in text.replace(",", " ").split()]
     except ValueError:
-        encode = getattr(speaker, "encode", None)
+        encode = method_of(speaker, "encode")
         if encode is None:
             raise OptionError(f"{flag} {text!r}: token ids such as '3 1 4' are needed") from None
         ids = encode(text).tolist()

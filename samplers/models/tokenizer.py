@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ class Tokenizer:
         for a, b in self.merges:
             self.texts.append(self.texts[a] + self.texts[b])
         self.eos_id = len(self.texts)
+        self.eos_ids = (self.eos_id,)
         self.mask_id = self.vocab_size = self.eos_id + 1
         self._rank = {pair: i for i, pair in enumerate(self.merges)}
         self._known: dict[str, list[int]] = {}
@@ -74,8 +75,8 @@ class Tokenizer:
                 count(word, 1)
         return cls(merges)
 
-    def encode(self, text: str) -> Tensor:
-        """(n,) int64; characters that no token has are left out. An end of text is not added."""
+    def encode(self, text: str, *, begin: bool = True) -> Tensor:
+        """(n,) int64; characters that no token has are left out. An end of text is not added, and nothing begins a text."""
         ids: list[int] = []
         for piece in _PIECE.findall(self.clean(text)):
             if piece not in self._known:
@@ -96,6 +97,12 @@ class Tokenizer:
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         special = {self.eos_id: eos, self.mask_id: mask}
         return "".join("" if i < 0 else special[i] if i in special else self.texts[i] for i in numbers)
+
+    def chat(self, messages: str | Sequence[Mapping[str, str]]) -> Tensor:
+        raise OptionError(
+            "this tokenizer has no chat template: the models in the box continue texts and were never taught to answer; "
+            "give the text itself as the prompt"
+        )
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(json.dumps({"merges": self.merges}) + "\n")

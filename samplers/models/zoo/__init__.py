@@ -95,18 +95,6 @@ class TextDenoiser(TransformerDenoiser):
         super().__init__(model, mask_id=tokenizer.mask_id, name=name, predicts_next=causal)
         self.tokenizer, self.eos_id = tokenizer, tokenizer.eos_id
 
-    def encode(self, text: str) -> Tensor:
-        """Text to ids, (n,) int64."""
-        return self.tokenizer.encode(text)
-
-    def decode(self, ids: Tensor) -> str:
-        """Ids (n,) to text; masks and the end of a text leave nothing."""
-        return self.tokenizer.decode(ids)
-
-    def render(self, x_row: Tensor) -> str:
-        """A row as one looks at it: '·' at masks, '¶' where a text ends."""
-        return self.tokenizer.decode(x_row.detach().cpu(), mask="·", eos="¶\n")
-
 
 class DigitsDenoiser(TokenDenoiser):
     """An MLP over the 64 pixels of a picture: to each its grey level and whether it is masked, from each 17 logits."""
