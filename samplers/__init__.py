@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
     from .gaussian.denoiser import GaussianDenoiser
     from .likelihood import Likelihood, nll
+    from .pool import Pool
     from .prediction import Prediction
     from .registry import create, list_samplers
     from .result import Sample
@@ -35,6 +36,7 @@ _WHERE = {
     "GaussianDenoiser": "gaussian.denoiser",
     "Head": "denoiser",
     "TokenDenoiser": "denoiser",
+    "Pool": "pool",
     "Prediction": "prediction",
     "Constraint": "driver",
     "Sample": "result",
