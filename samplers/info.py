@@ -21,8 +21,8 @@ class InfoRecorder:
         keep: whether the notes of all steps are kept, for `stacked`.
 
     Attributes:
-        last: token and confidence of the last step's predictions, (B, L) each, confidence -inf at positions that were not asked about; None
-            if the model was not asked.
+        last: token and confidence of the last step's predictions, (B, L) each, confidence -inf at positions that were not asked
+            about; None if the model was not asked.
     """
 
     def __init__(self, keep: bool = True) -> None:
