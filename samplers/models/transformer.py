@@ -312,7 +312,7 @@ class Transformer(nn.Module):
         angle = positions[:, None, :, None] * rope_frequencies(c, ids.device)  # (B, 1, n, d / 2) float32
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         new: list[tuple[Tensor, Tensor]] = []
-        told = () if condition is None else (condition,)
+        told: tuple[Tensor, ...] = () if condition is None else (condition,)
         for i, block in enumerate(self.blocks):
             q, k, v = block.qkv(x, cos, sin, *told)
             seen = attend(i, q, k, v).transpose(1, 2)  # (B, n, Hq, d)
