@@ -45,7 +45,7 @@ from .transformer import Config, Transformer, _turned
 
 __all__ = ["DiT", "DiTDenoiser", "family", "load"]
 
-FEATURES, PERIOD = 256, 10_000.0  # of the noise level's embedding
+FEATURES, PERIOD = 256, 10_000.0  # numbers that embed the noise level, and the longest wave among them over 2 pi
 EPSILON = 1e-3  # the least share of tokens that is left clean, in all published noise schedules
 
 
@@ -177,8 +177,9 @@ class DiTDenoiser(TransformerDenoiser):
         model: with weights; they say dtype and device.
         mask_id: the mask token, an id that the embedding has.
         name: how reports call it.
-        sigma: of a model that is told the noise level, what it is told for t: (B,) -> (B,). t is the share of the positions to
-            fill that is still masked, and that is what sigma means as well: a token is masked with the chance 1 - e^(-sigma).
+        sigma: what a model that is told the noise level is told for t, (B,) -> (B,); None: it is not told. t is the share of
+            the positions to fill that is still masked, and sigma says the same: a token is masked with the chance
+            1 - e^(-sigma).
 
     A model that is told the noise level has no cache. Keys and values depend on sigma there, so kept ones would be those of
     an earlier sigma; BD3-LM's own cache keeps a block as it is at the sigma of its last step, which is exact only for models
@@ -228,7 +229,7 @@ class _Shape:
 
     config: Config
     told: int | None  # width of the condition in the checkpoint; None: it has none
-    prefix: str = ""  # of its tensors' names
+    prefix: str = ""  # what the names of its tensors begin with
     sigma: Callable[[Tensor], Tensor] | None = None  # None: the noise level is 0 at all times
 
 
@@ -261,8 +262,7 @@ def load(
         folder: where the weights are.
         config: the content of its config.json.
         mask_id: the mask token; None: what the configuration says (mask_token_id, mask_id or mask_index), else the last id.
-        dtype: of the parameters; None: as they are stored (the embedding's, if they differ).
-        device: where they go.
+        dtype, device: as for samplers.models.load.
 
     Returns:
         A denoiser of as many ids as the model embeds, less the mask if that is the last. It is time-free, unless the
@@ -321,6 +321,8 @@ def _published(name: str) -> str:
 
 
 def _config(mask_id: int | None, *, ids: int, width: int, layers: int, heads: int, length: int, **more: Any) -> Config:
+    if width % heads:
+        raise ModelError(f"config.json has {heads} heads for a width of {width}, which they cannot share evenly")
     return Config(
         vocab_size=ids - 1 if mask_id in (None, ids - 1) else ids,
         embeddings=ids,

@@ -53,7 +53,7 @@ def load(
         heads: how many; None: as the published models of this width have.
         mask_id: the mask token; None: the last id that the model embeds, 32000 in the published models, which the head does not
             have.
-        dtype: of the parameters; None: as they are stored. device: where they go.
+        dtype, device: as for samplers.models.load.
 
     Raises:
         ModelError: the file cannot be read or is a pickle; a tensor that is missing, of another shape, or not part of such a
@@ -63,7 +63,7 @@ def load(
     path = Path(path)
     if path.suffix in (".pth", ".pt", ".bin"):
         raise ModelError(
-            f"{path} is a pickle, which may run code and is never loaded; SMDM's are there as safetensors, too"
+            f"{path} is a pickle, which may run code and is never loaded; every SMDM model is also published as safetensors"
         )
     with _File(path) as file:
         shapes = {name: about[1] for name, about in file.tensors.items()}

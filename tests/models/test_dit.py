@@ -354,6 +354,7 @@ def narrow(state):
         (MDLM, narrow, r"sigma_map\.mlp\.0\.weight' has shape \(12, 255\), expected \(12, 256\)"),
         (MDLM | {"architectures": ["MDLMX"], "model_type": "x"}, None, r"none of MDLM, BD3-LM, RADD and SEDD .*MDLMX"),
         ({k: v for k, v in MDLM.items() if k != "hidden_dim"}, None, r"config\.json of a mdlm model .*'hidden_dim'"),
+        (MDLM | {"n_heads": 5}, None, "5 heads for a width of 32"),
         (BD3LM | {"causal": True}, None, "causal=True; this decoder does False"),
         (BD3LM | {"adaln": False}, None, "adaln=False; this decoder does True"),
         (SEDD | {"graph": {"type": "uniform"}}, None, r"graph\.type='uniform'; .*'absorb'"),
