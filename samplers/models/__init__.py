@@ -36,7 +36,7 @@ __all__ = [
 from . import zoo
 
 
-def __getattr__(name: str) -> Any:  # imported when it is used: diffusers is an extra, and slow to import
-    if name == "diffusers":
+def __getattr__(name: str) -> Any:  # imported when used: diffusers is an extra, and slow to import
+    if name in ("diffusers", "dit", "smdm"):
         return importlib.import_module(f"{__name__}.diffusers")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
