@@ -38,5 +38,5 @@ from . import zoo
 
 def __getattr__(name: str) -> Any:  # imported when used: diffusers is an extra, and slow to import
     if name in ("diffusers", "dit", "smdm"):
-        return importlib.import_module(f"{__name__}.diffusers")
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
