@@ -128,7 +128,7 @@ class DiT(Transformer):
             biases.
     """
 
-    def __init__(self, config: Config, told: int | None = None, *, dtype: torch.dtype = torch.float32):
+    def __init__(self, config: Config, told: int | None = None):
         nn.Module.__init__(self)
         self.config, self.told = config, told
         with torch.device("meta"):
@@ -138,7 +138,6 @@ class DiT(Transformer):
             self.unembed = nn.Linear(config.width, config.embeddings)
             if told is not None:
                 self.sigma_map = nn.Sequential(nn.Linear(FEATURES, told), nn.SiLU(), nn.Linear(told, told))
-        self.to(dtype)
 
     @property
     def head(self) -> Head:
