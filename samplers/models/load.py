@@ -130,6 +130,43 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
             file.write(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
+def read_tensors(
+    folder: Path, where: Mapping[str, Path], expected: Mapping[str, tuple[int, ...]], who: str, spare: tuple[str, ...]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model, one by one, on the CPU and in the dtype that they are stored in.
+
+    Args:
+        folder: what errors name.
+        where: tensor names to the files that hold them.
+        expected: names to shapes, in the order in which they come.
+        who: how errors call the model.
+        spare: endings of names that may be there and are not read.
+
+    Raises:
+        ModelError: a tensor is missing, not part of the model, of another shape, or cannot be read.
+    """
+    extra = sorted(n for n in where if n not in expected and not n.endswith(spare))
+    if missing := sorted(n for n in expected if n not in where):
+        raise ModelError(f"{folder}: tensor {missing[0]!r} is missing{_and_others(missing)}")
+    if extra:
+        raise ModelError(f"{folder}: tensor {extra[0]!r} is not part of {who}{_and_others(extra)}")
+    files: dict[Path, _File] = {}
+    try:
+        for name, shape in expected.items():
+            path = where[name]
+            if path not in files:
+                files[path] = _File(path)
+            if name not in files[path].tensors:
+                raise ModelError(f"{path} has no tensor {name!r}, which {INDEX} says it has")
+            x = files[path].read(name)
+            if tuple(x.shape) != shape:
+                raise ModelError(f"{folder}: tensor {name!r} has shape {tuple(x.shape)}, expected {shape}")
+            yield name, x
+    finally:
+        for file in files.values():
+            file.__exit__()
+
+
 # ---------------------------------------------------------------------------------------------- whose names
 
 
@@ -341,59 +378,39 @@ def load(
     model = Transformer(Config(**shape), seed=None)
 
     where = _files(folder)
-    ours = {names.of(parameter): parameter for parameter, _ in model.named_parameters()}
-    expected = {names.of(parameter): tuple(p.shape) for parameter, p in model.named_parameters()}
+    expected = {names.of(ours): (ours, p) for ours, p in model.named_parameters()}
     spare = names.of("unembed.weight") if model.config.tied else None  # some files have the tied head once more
-    if spare in where:
-        expected[spare] = expected[names.of("embed.weight")]
-
-    state: dict[str, Tensor] = {}
-    for theirs, x in read_tensors(folder, where, expected, name, ("rotary_emb.inv_freq",)):
-        dtype = dtype or x.dtype
-        x = x.to(device, dtype)
-        if theirs != spare:
-            state[ours[theirs]] = x
-        elif not torch.equal(x, state["embed.weight"]):
-            raise ModelError(f"{folder}: {spare!r} differs from the embedding, but config.json says that they are tied")
-    model.load_state_dict(state, assign=True)
-    return model.eval().requires_grad_(False), raw
-
-
-def read_tensors(
-    folder: Path, where: Mapping[str, Path], expected: Mapping[str, tuple[int, ...]], who: str, spare: tuple[str, ...]
-) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a model, one by one, on the CPU and in the dtype that they are stored in.
-
-    Args:
-        folder: what errors name.
-        where: tensor names to the files that hold them.
-        expected: names to shapes, in the order in which they come.
-        who: how errors call the model.
-        spare: endings of names that may be there and are not read.
-
-    Raises:
-        ModelError: a tensor is missing, not part of the model, of another shape, or cannot be read.
-    """
-    extra = sorted(n for n in where if n not in expected and not n.endswith(spare))
+    extra = sorted(n for n in where if n not in expected and n != spare and not n.endswith("rotary_emb.inv_freq"))
     if missing := sorted(n for n in expected if n not in where):
         raise ModelError(f"{folder}: tensor {missing[0]!r} is missing{_and_others(missing)}")
     if extra:
-        raise ModelError(f"{folder}: tensor {extra[0]!r} is not part of {who}{_and_others(extra)}")
+        raise ModelError(f"{folder}: tensor {extra[0]!r} is not part of {name}{_and_others(extra)}")
+
+    state: dict[str, Tensor] = {}
     files: dict[Path, _File] = {}
     try:
-        for name, shape in expected.items():
-            path = where[name]
-            if path not in files:
-                files[path] = _File(path)
-            if name not in files[path].tensors:
-                raise ModelError(f"{path} has no tensor {name!r}, which {INDEX} says it has")
-            x = files[path].read(name)
-            if tuple(x.shape) != shape:
-                raise ModelError(f"{folder}: tensor {name!r} has shape {tuple(x.shape)}, expected {shape}")
-            yield name, x
+
+        def read(theirs: str) -> Tensor:
+            file = where[theirs]
+            if file not in files:
+                files[file] = _File(file)
+            if theirs not in files[file].tensors:
+                raise ModelError(f"{file} has no tensor {theirs!r}, which {INDEX} says it has")
+            return files[file].read(theirs)
+
+        for theirs, (ours, p) in expected.items():
+            x = read(theirs)
+            if x.shape != p.shape:
+                raise ModelError(f"{folder}: tensor {theirs!r} has shape {tuple(x.shape)}, expected {tuple(p.shape)}")
+            dtype = dtype or x.dtype
+            state[ours] = x.to(device, dtype)
+        if spare in where and not torch.equal(read(spare).to(device, dtype), state["embed.weight"]):
+            raise ModelError(f"{folder}: {spare!r} differs from the embedding, but config.json says that they are tied")
     finally:
         for file in files.values():
             file.__exit__()
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False), raw
 
 
 def _and_others(names: list[str]) -> str:
