@@ -4,10 +4,10 @@ Transformer, Config, Llama3Rope   the decoder and its shape                     
 Cache                             keys and values of all layers, moved in place, counted     (cache.py)
 TransformerDenoiser, pretrained   the decoder as the driver sees it; of a folder or a hub's name (denoiser.py)
 load, save                        safetensors: Llama, Qwen2, Qwen3, LLaDA, ours              (load.py)
-dit.load, smdm.load               of MDLM, BD3-LM, RADD and SEDD (dit.py), and of SMDM (smdm.py)
 Tokenizer                         byte-pair encoding of the zoo's text models                (tokenizer.py)
 zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
                                   digits-gauss, digits-mdm, text-mdm, text-refusion
+dit.load, smdm.load               checkpoints of MDLM, BD3-LM, RADD and SEDD (dit.py), of SMDM (smdm.py)
 diffusers                         samplers as its schedulers, its models as denoisers; needs diffusers (diffusers.py)
 """
 
