@@ -7,6 +7,7 @@ load, save                        safetensors: Llama, Qwen2, Qwen3, LLaDA, ours 
 Tokenizer                         byte-pair encoding of the zoo's text models                (tokenizer.py)
 zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
                                   digits-gauss, digits-mdm, text-mdm, text-refusion
+dit.load, smdm.load               checkpoints of MDLM, BD3-LM, RADD and SEDD (dit.py), of SMDM (smdm.py)
 diffusers                         samplers as its schedulers, its models as denoisers; needs diffusers (diffusers.py)
 """
 
@@ -35,7 +36,7 @@ __all__ = [
 from . import zoo
 
 
-def __getattr__(name: str) -> Any:  # imported when it is used: diffusers is an extra, and slow to import
-    if name == "diffusers":
-        return importlib.import_module(f"{__name__}.diffusers")
+def __getattr__(name: str) -> Any:  # imported when used: diffusers is an extra, and slow to import
+    if name in ("diffusers", "dit", "smdm"):
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

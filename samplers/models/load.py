@@ -18,7 +18,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,43 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for x in tensors.values():
             file.write(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+
+def read_tensors(
+    folder: Path, where: Mapping[str, Path], expected: Mapping[str, tuple[int, ...]], who: str, spare: tuple[str, ...]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model, one by one, on the CPU and in the dtype that they are stored in.
+
+    Args:
+        folder: what errors name.
+        where: tensor names to the files that hold them.
+        expected: names to shapes, in the order in which they come.
+        who: how errors call the model.
+        spare: endings of names that may be there and are not read.
+
+    Raises:
+        ModelError: a tensor is missing, not part of the model, of another shape, or cannot be read.
+    """
+    extra = sorted(n for n in where if n not in expected and not n.endswith(spare))
+    if missing := sorted(n for n in expected if n not in where):
+        raise ModelError(f"{folder}: tensor {missing[0]!r} is missing{_and_others(missing)}")
+    if extra:
+        raise ModelError(f"{folder}: tensor {extra[0]!r} is not part of {who}{_and_others(extra)}")
+    files: dict[Path, _File] = {}
+    try:
+        for name, shape in expected.items():
+            path = where[name]
+            if path not in files:
+                files[path] = _File(path)
+            if name not in files[path].tensors:
+                raise ModelError(f"{path} has no tensor {name!r}, which {INDEX} says it has")
+            x = files[path].read(name)
+            if tuple(x.shape) != shape:
+                raise ModelError(f"{folder}: tensor {name!r} has shape {tuple(x.shape)}, expected {shape}")
+            yield name, x
+    finally:
+        for file in files.values():
+            file.__exit__()
 
 
 # ---------------------------------------------------------------------------------------------- whose names
