@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .likelihood import Likelihood, nll
     from .pool import Pool
     from .prediction import Prediction
+    from .real_tokens import RealTokens, sample_reals
     from .registry import create, list_samplers
     from .result import Sample
     from .sampler import Sampler, State, option
@@ -38,6 +39,8 @@ _WHERE = {
     "TokenDenoiser": "denoiser",
     "Pool": "pool",
     "Prediction": "prediction",
+    "RealTokens": "real_tokens",
+    "sample_reals": "real_tokens",
     "Constraint": "driver",
     "Sample": "result",
     "sample": "driver",
