@@ -90,8 +90,11 @@ class Store:
         self.lengths = self.lengths[source]
 
 
-def simulate(model, scheme, prompt, gen_length, block_length, refresh=8):
-    """low_confidence at temperature 0, one position a step, under a caching scheme: plain Python, one row."""
+def simulate(model, scheme, prompt, gen_length, block_length, refresh=8, align=False):
+    """low_confidence at temperature 0, one position a step, under a caching scheme: plain Python, one row.
+
+    Blocks are counted from the end of the prompt, or with `align` from position 0.
+    """
     length = len(prompt) + gen_length
     x = prompt + [MASK] * gen_length
     kept, forwards, written = {}, 0, 0
@@ -99,8 +102,10 @@ def simulate(model, scheme, prompt, gen_length, block_length, refresh=8):
     def tokens(positions):
         return {q: x[q] for q in positions}
 
-    for begin in range(len(prompt), length, block_length):
-        block = range(begin, min(begin + block_length, length))
+    origin = len(prompt) // block_length * block_length if align else len(prompt)
+    for corner in range(origin, length, block_length):
+        begin = max(corner, len(prompt))
+        block = range(begin, min(corner + block_length, length))
         if scheme == "block" and (final := begin // model.attention_block * model.attention_block) > len(kept):
             new = model.feed(tokens(range(len(kept), final)), kept)
             kept, forwards, written = kept | new, forwards + 1, written + len(new)
@@ -141,18 +146,21 @@ CASES = [
 
 @pytest.mark.parametrize(("attention", "size", "scheme"), CASES, ids=str)
 @pytest.mark.parametrize("block_length", [4, 5, 11])
-def test_a_scheme_is_what_it_says(attention, size, scheme, block_length):
+@pytest.mark.parametrize("align", [None, "the other"])
+def test_a_scheme_is_what_it_says(attention, size, scheme, block_length, align):
     """Ragged rows in one batch, against the plain simulation of each: tokens, forwards, and what was written."""
     prompts = [[1, 2, 3], [4], [5, 6, 7]]
     model = Glass(attention, size)
+    from_0 = (attention == "block_causal") == (align is None)
     out = samplers.sample(
-        model, "low_confidence", prompt=prompts, gen_length=11, block_length=block_length, cache=scheme
-    )
+        model, "low_confidence", prompt=prompts, gen_length=11, block_length=block_length, cache=scheme,
+        align=align and from_0,
+    )  # fmt: skip
     name, _, refresh = (scheme or "").partition("(")
     written = 0
     for i, prompt in enumerate(prompts):
         x, forwards, wrote = simulate(
-            Glass(attention, size), name or None, prompt, 11, block_length, int(refresh[:-1]) if refresh else 8
+            Glass(attention, size), name or None, prompt, 11, block_length, int(refresh[:-1]) if refresh else 8, from_0
         )
         assert out.x[i, : len(x)].tolist() == x
         assert int(out.nfe_rows[i]) == forwards
