@@ -52,7 +52,9 @@ class BlockRefinement(Sampler[EditState]):
     edit_threshold: float | None = option(
         None, "least probability of a token that replaces another; none: no editing", ge=0
     )
-    max_post_steps: int = option(16, "most steps for editing only, after a block is committed; on top of its steps", ge=0)
+    max_post_steps: int = option(
+        16, "most steps for editing only, after a block is committed; on top of its steps", ge=0
+    )
 
     def init(self, canvas: Layout) -> EditState:
         return EditState.begin(canvas, post=torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device))

@@ -215,6 +215,29 @@ def test_exact_schemes_change_no_token(attention, size, scheme, name):
         assert (cached.nfe_rows >= plain.nfe_rows).all() and cached.cache_bytes > 0 == plain.cache_bytes
 
 
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("threshold", {"threshold": 0.3, "steps_per_block": 2}), ("llada2", {"threshold": 0.3, "edit_threshold": 0.2})],
+)
+def test_the_models_own_blocks_are_exact_and_cheaper(size, name, option):
+    """Every prompt length up to two blocks in one ragged batch; against no cache, and against blocks after the prompt."""
+    denoiser = transformer("block_causal", size)
+    prompts = [torch.arange(p) * 7 % 30 for p in range(1, 2 * size + 1)]
+    run = {"prompt": prompts, "gen_length": 11, **option}
+    plain = samplers.sample(denoiser, name, **run)
+    cached = samplers.sample(denoiser, name, cache="block", **run)
+    assert (plain.x == cached.x).all() and plain.settings["align"]
+    window = samplers.sample(denoiser, name, window="block", **run)
+    assert (plain.x == window.x).all() and cached.token_evals < window.token_evals < plain.token_evals
+    # One position per step, so that both take the same steps: a block of ours then lies in one block of the model's.
+    each = {"prompt": prompts, "gen_length": 11, "cache": "block"}
+    aligned, other = (
+        samplers.sample(denoiser, "low_confidence", block_length=size, align=a, **each) for a in (True, False)
+    )
+    assert aligned.token_evals < other.token_evals
+
+
 def test_full_attention_fed_in_full_is_exact():
     denoiser = transformer("full")
     run = {"gen_length": 14, "batch": 3, "temperature": 1.0, "seed": 2}
