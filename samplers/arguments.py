@@ -209,6 +209,11 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
         other_rule = given("stop_rule") != STOP_RULES[0]
         check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
     steps = optional_integer("steps", given("steps"))
+    if steps is not None and getattr(sampler, "steps_per_block", None) is not None:
+        raise OptionError(
+            f"steps={steps} and steps_per_block={sampler.steps_per_block}: the second says how many steps a block takes, and "  # type: ignore[attr-defined]
+            "so how many the run does; give one of the two"
+        )
     block_length, align = _read_blocks(denoiser, given)
     config = _read_config(denoiser, sampler, given)
     scheme = cache_scheme(given("cache"), denoiser)

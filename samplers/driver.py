@@ -482,7 +482,8 @@ def sample(
         seed: an integer, whose rows are numbered from `first_row`; or one integer per row. Row i of a batch is what
             `sample(..., batch=1, first_row=i)` gives.
         first_row: the number of the batch's first row under its seed.
-        steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones; None: one
+        steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones (steps of
+            llada2 and block_refinement that only edit come on top, and their max_post_steps is a cap on those); None: one
             step per position. For continuous samplers it is the number of function evaluations; None: 20, or 1000 at
             most if a tolerance decides.
         block_length: positions per block. Blocks are filled from left to right. None: the blocks of a model of block_causal

@@ -197,6 +197,8 @@ def test_what_does_not_go_with_a_window():
     for wrong in ({"window": "block"}, {"stop_rule": "block"}):
         with pytest.raises(OptionError, match=f"{next(iter(wrong))} does not go with sampler 'autoregressive'"):
             samplers.sample(causal, "autoregressive", gen_length=4, **wrong)
+    with pytest.raises(OptionError, match=r"steps=8 and steps_per_block=2: .* give one of the two"):
+        samplers.sample(TinyNet(), "threshold", gen_length=8, steps=8, steps_per_block=2)
     with pytest.raises(OptionError, match="steps_per_block is the even plan of a whole block"):
         samplers.create("low_confidence", plan="linear", steps_per_block=4)
     for wrong in ({"attention": "block_causal"}, {"attention_block": 3}):

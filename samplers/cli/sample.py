@@ -185,12 +185,13 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--align",
         action=argparse.BooleanOptionalAction,
-        help="count blocks from position 0, or from the end of the prompt (default: as the model's own blocks are)",
+        help="blocks are counted from position 0, or with --no-align from the end of the prompt (default: as the model's own are)",
     )
     p.add_argument(
         "--window",
         choices=("block",),
-        help="what the model is given: up to the end of the present block (default: all)",
+        metavar="block",
+        help="part of the canvas that the model is given: up to the end of the present block (default: all)",
     )
     p.add_argument(
         "--cache", metavar="SCHEME", help="KV cache, if the denoiser has one: prefix, dual, delayed, delayed(k), block"
@@ -236,7 +237,8 @@ def add(commands: Commands) -> None:
         "--stop-rule",
         choices=("decided", "block", "llada2"),
         default="decided",
-        help="when it ends: as soon as the stop is decided (default), after the block, or as LLaDA2's code does",
+        metavar="RULE",
+        help="when it ends: decided, as soon as the stop is decided (default); block, after its block; llada2, as in its code",
     )
     p.add_argument("--forbid", type=a.text, metavar="IDS", help="tokens that are never drawn")
     p.add_argument(
