@@ -185,7 +185,7 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--align",
         action=argparse.BooleanOptionalAction,
-        help="blocks are counted from position 0, or with --no-align from the end of the prompt (default: as the model's own are)",
+        help="blocks counted from position 0, or with --no-align from the end of the prompt (default: as the model's are)",
     )
     p.add_argument(
         "--window",

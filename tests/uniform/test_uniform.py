@@ -690,7 +690,10 @@ def test_forbidden_and_fixed_tokens(sampler, options):
     assert set(range(3)) & set(free.x.flatten().tolist())
 
 
-@pytest.mark.parametrize(("sampler", "options"), [*VARIANTS, ("llada2", {})], ids=str)
+STOPS = {"window": "block", "align": True, "stop": [[3], [1, 2]], "stop_rule": "llada2"}
+
+
+@pytest.mark.parametrize(("sampler", "options"), [*VARIANTS, ("llada2", {}), ("llada2", STOPS)], ids=str)
 def test_steps_never_look_at_the_device(sampler, options, monkeypatch):
     """No number is read back by a sampler's own code, nor by the states; the driver looks once a step."""
     net = TinyNet(visible_too=True) if sampler == "llada2" else TinyUniformNet()
