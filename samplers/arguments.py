@@ -281,8 +281,8 @@ def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) ->
         )
     if denoiser.self_conditioned:
         raise OptionError(
-            f"window='block': denoiser {denoiser.name!r} is self_conditioned: its last logits are of other positions when "
-            "the next block begins; use window=None"
+            f"window='block': denoiser {denoiser.name!r} is self_conditioned, and its last logits are kept "
+            "for whole rows; use window=None"
         )
     return True
 

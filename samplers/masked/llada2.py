@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..sampler import option
@@ -38,11 +39,11 @@ class LLaDA2(BlockRefinement):
     edit_threshold: float | None = option(
         0.5, "least probability of a token that replaces another; none: no editing", ge=0
     )
-
     steps_per_block: int | None = whole_block_option()
 
     def steps_of(self, state: EditState) -> Tensor:
-        return super().steps_of(state) if self.steps_per_block is None else state.block_steps * 0 + self.steps_per_block
+        n = self.steps_per_block
+        return super().steps_of(state) if n is None else torch.full_like(state.block_steps, n)
 
     def least(self, state: EditState, left: Tensor) -> Tensor:
         return even_count(state) if self.steps_per_block is None else whole_block_count(state, self.steps_per_block)
