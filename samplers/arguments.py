@@ -123,8 +123,12 @@ class TokenArguments:
     Attributes:
         canvas: what is given and what is to be filled.
         rng: the randomness of its rows.
-        steps, block_length: as given; None: one step per position, one block.
+        steps: as given; None: one per position.
+        block_length: as given, or the model's own; None: one block.
+        align: whether blocks are counted from position 0.
+        window: whether the model is given no more than what ends with the present block.
         stop: phrases, (m,) int64 each.
+        stop_rule: when one of them ends a row.
         config: how answers are read.
         scheme: of the KV cache; None: no cache.
         constrain: the hook, or None.
@@ -136,7 +140,10 @@ class TokenArguments:
     rng: Rng
     steps: int | None
     block_length: int | None
+    align: bool
+    window: bool
     stop: tuple[Tensor, ...]
+    stop_rule: str
     config: SamplingConfig
     scheme: Scheme | None
     constrain: Callable[[TokenState], Constraint | None] | None
@@ -198,14 +205,20 @@ def read_arguments(
 
 def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, progress: bool) -> TokenArguments:
     if sampler.effective_facts.sequential:
-        check_sequential(
-            denoiser, sampler, {name: given(name) for name in ("cache", "cfg_scale", "steps", "constrain")}
-        )
+        names = ("cache", "cfg_scale", "steps", "constrain", "window")
+        other_rule = given("stop_rule") != STOP_RULES[0]
+        check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
     steps = optional_integer("steps", given("steps"))
-    block_length = optional_integer("block_length", given("block_length"))
+    if steps is not None and getattr(sampler, "steps_per_block", None) is not None:
+        raise OptionError(
+            f"steps={steps} and steps_per_block={sampler.steps_per_block}: the second says how many steps a block takes, and "  # type: ignore[attr-defined]
+            "so how many the run does; give one of the two"
+        )
+    block_length, align = _read_blocks(denoiser, given)
     scheme = cache_scheme(given("cache"), denoiser)
     constrain = hook("constrain", given("constrain"))
-    stop = parse_stop(given("stop"), denoiser)
+    window = _read_window(denoiser, scheme, given("window"))
+    stop, stop_rule = parse_stop(given("stop"), denoiser), _read_stop_rule(denoiser, given("stop_rule"))
     canvas, gen_length = _read_canvas(denoiser, given)
     config = _read_config(denoiser, sampler, given, len(canvas.x))
     if config.cfg_scale and given("prompt") is None:
@@ -222,12 +235,71 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
         "first_row": first_row,
         "steps": steps,
         "block_length": block_length,
+        "align": align,
+        "window": "block" if window else None,
         "cache": None if scheme is None else str(scheme),
         "stop": [phrase.tolist() for phrase in stop] or None,
+        "stop_rule": stop_rule,
     } | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     rng = Rng.of(seed, batch, first_row, denoiser.device)
     given.refuse_the_rest(sampler)
-    return TokenArguments(canvas, rng, steps, block_length, stop, config, scheme, constrain, progress, settings)
+    return TokenArguments(
+        canvas, rng, steps, block_length, align, window, stop, stop_rule, config, scheme, constrain, progress, settings
+    )
+
+
+def _read_blocks(denoiser: TokenDenoiser, given: _Given) -> tuple[int | None, bool]:
+    """Positions per block, None for one block; and whether blocks are counted from position 0."""
+    own = denoiser.attention_block if denoiser.attention == "block_causal" else 1
+    length, align = optional_integer("block_length", given("block_length")), given("align")
+    length = own if length is None and own > 1 else length
+    align = own > 1 if align is None else flag("align", align)
+    if align and length is None:
+        raise OptionError(
+            f"align=True counts blocks from position 0, and denoiser {denoiser.name!r} has no blocks of its own: "
+            "give block_length=, or leave align out"
+        )
+    return length, align
+
+
+def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) -> bool:
+    """Whether the model is given no more than what ends with the present block."""
+    if window is None:
+        return False
+    if not isinstance(window, str) or window != "block":
+        raise OptionError(f'window must be "block" or None (the whole canvas), not {shown(window)}')
+    if scheme is not None:
+        raise OptionError(
+            f"window='block' does not go with cache={str(scheme)!r}: a cache decides itself what the model is given"
+            + (", and this one gives nothing after the block already" if scheme.name == "block" else "")
+            + "; use one of the two"
+        )
+    if denoiser.length is not None:
+        raise OptionError(
+            f"window='block' gives the model a part of the canvas, and denoiser {denoiser.name!r} takes exactly "
+            f"{denoiser.length} positions; use window=None"
+        )
+    if denoiser.self_conditioned:
+        raise OptionError(
+            f"window='block': denoiser {denoiser.name!r} is self_conditioned, and its last logits are kept "
+            "for whole rows; use window=None"
+        )
+    return True
+
+
+STOP_RULES = ("decided", "block", "llada2")
+
+
+def _read_stop_rule(denoiser: TokenDenoiser, rule: Any) -> str:
+    """When a stop phrase ends a row."""
+    if not isinstance(rule, str) or rule not in STOP_RULES:
+        raise OptionError(f"stop_rule must be one of {', '.join(map(repr, STOP_RULES))}, not {shown(rule)}")
+    if rule == "llada2" and denoiser.mask_id is None:
+        raise OptionError(
+            f"stop_rule='llada2' asks whether a mask stands before the stop, and denoiser {denoiser.name!r} has no mask; "
+            "use 'decided' or 'block'"
+        )
+    return rule
 
 
 def _read_canvas(denoiser: TokenDenoiser, given: _Given) -> tuple[Canvas, int | None]:

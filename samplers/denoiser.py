@@ -275,6 +275,7 @@ class TokenDenoiser(Denoiser):
         mask_id: int | None = None,
         time_conditioned: bool = False,
         attention: str = "full",
+        attention_block: int | None = None,
         length: int | None = None,
         max_length: int | None = None,
         device: torch.device | str = "cpu",
@@ -293,6 +294,7 @@ class TokenDenoiser(Denoiser):
             mask_id: the id of the mask token, which need not have a logit. None: the model is of uniform noise.
             time_conditioned: True: the callable is fn(ids, t), t (B,) float64 the noise level of each row.
             attention: full, causal or block_causal: what a position's prediction may depend on.
+            attention_block: positions per block of block_causal attention, counted from position 0.
             length: the only canvas length that the model takes. None: any.
             max_length: the most positions that a row may have. None: any number.
             device: where its ids must be.
@@ -312,6 +314,8 @@ class TokenDenoiser(Denoiser):
             raise OptionError(f"TokenDenoiser.wrap takes a callable fn(ids) -> logits, not {type(fn).__name__}")
         if attention not in ("full", "causal", "block_causal"):
             raise OptionError(f"attention must be full, causal or block_causal, not {shown(attention)}")
+        if (attention == "block_causal") != (attention_block is not None):
+            raise OptionError("attention='block_causal' and attention_block go together, one is missing")
         if head is not None and not isinstance(head, Head):
             raise OptionError(f"head must be a samplers.Head or None, not {shown(head)}")
         out = _WrappedTokens(fn)
@@ -323,6 +327,8 @@ class TokenDenoiser(Denoiser):
         out.time_conditioned = flag("time_conditioned", time_conditioned)
         out.self_conditioned = flag("self_conditioned", self_conditioned)
         out.attention, out.head = attention, head
+        if attention_block is not None:
+            out.attention_block = integer("attention_block", attention_block)
         out.name = str(name or getattr(fn, "__name__", type(fn).__name__))
         return out
 

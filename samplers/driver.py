@@ -453,7 +453,14 @@ def _other_family(denoiser: Denoiser, sampler: Sampler[Any]) -> FamilyError:
 def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArguments) -> Stream:
     assert isinstance(denoiser, TokenDenoiser)
     config, batch = read.config, len(read.canvas.x)
-    layout = read.canvas.layout(block_length=read.block_length, steps=read.steps, stop=read.stop, rng=read.rng)
+    layout = read.canvas.layout(
+        block_length=read.block_length,
+        steps=read.steps,
+        align=read.align,
+        stop=read.stop,
+        stop_rule=read.stop_rule,
+        rng=read.rng,
+    )
     counter = Counter(denoiser)
     feed: Feed
     if sampler.effective_facts.sequential:
@@ -461,14 +468,15 @@ def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArgument
     elif read.scheme is not None:
         feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme)
     else:
-        feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval)
+        feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval, window=read.window)
     predictor = Predictor(counter, feed, config, sampler=sampler.name)
     predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
     state = _first_state(sampler, layout)
     if _uses_dry_run(sampler, denoiser) and not layout.stop and read.constrain is None:
         predictor.dry_run = DryRun(sampler, layout, predictor)
     # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
-    limit = int(layout.block_steps.sum(1).max()) + layout.x.shape[1] + 16
+    extra = sampler.extra_steps * layout.block_size.shape[1]
+    limit = int(layout.block_steps.sum(1).max()) + layout.x.shape[1] + extra + 16
     return Stream(sampler, predictor, predict, state, limit, read.settings, read.constrain)
 
 
@@ -513,6 +521,8 @@ def sample(
     first_row: int = 0,
     steps: int | None = None,
     block_length: int | None = None,
+    align: bool | None = None,
+    window: str | None = None,
     cache: str | None = None,
     cfg_scale: float = 0.0,
     cfg_interval: tuple[float, float] = (0.0, 1.0),
@@ -522,6 +532,7 @@ def sample(
     forbid: int | Sequence[int] | None = None,
     demote: int | Sequence[int] | None = None,
     stop: Any = None,
+    stop_rule: str = "decided",
     constrain: Callable[[Any], Any] | None = None,
     start: Any = None,
     strength: float = 1.0,
@@ -554,10 +565,19 @@ def sample(
         seed: an integer, whose rows are numbered from `first_row`; or one integer per row. Row i of a batch is what
             `sample(..., batch=1, first_row=i)` gives.
         first_row: the number of the batch's first row under its seed.
-        steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones; None: one
+        steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones (steps of
+            llada2 and block_refinement that only edit come on top, and their max_post_steps is a cap on those); None: one
             step per position. For continuous samplers it is the number of function evaluations; None: 20, or 1000 at
             most if a tolerance decides.
-        block_length: positions per block. Blocks are filled from left to right. None: one block.
+        block_length: positions per block. Blocks are filled from left to right. None: the blocks of a model of block_causal
+            attention; one block for any other model.
+        align: where blocks are counted from. True: from position 0 of each row, so that the first block to fill is what is
+            left of the prompt's last one. False: from the first position to fill. None: True for models of block_causal
+            attention, whose own blocks are counted so (LLaDA2, SDAR, BD3-LM); else False.
+        window: "block": the model is given each row up to the end of its present block only. A model of causal or
+            block_causal attention answers the same for less; one of full attention no longer sees the masks of later
+            blocks, which changes its answers. Rows whose blocks end at different positions do not share a forward pass. None:
+            the whole canvas.
         cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one.
             samplers.feeds.cached says which of them change nothing but the cost. None: no cache.
         cfg_scale: w of the guided logits (1 + w) l(x | prompt) - w l(x | prompt masked). 0: no guidance. It needs
@@ -577,6 +597,11 @@ def sample(
             choose positions without the model's confidence.
         stop: where rows end. An integer, or a flat collection of integers, stops a row after any of these tokens:
             stop=[7, 8]. A list of lists stops it after any of these phrases: stop=[[13, 13], [7]].
+        stop_rule: when that is. "decided": as soon as a phrase is decided; nothing after it is filled in, and what is
+            undecided before it is. "block": when a phrase stands in a block that is filled and done, as in SDAR's code.
+            "llada2": as in LLaDA2's and diffusers' code: after a step that writes into a phrase, if no mask stands before
+            the first one's end; what could still be edited stays as it is. If that never happens, all blocks are filled,
+            and the row is cut after its first phrase.
         constrain: a function that is called before every step with the state. For tokens it returns a samplers.Constraint
             (tokens to decide at once, tokens not to draw in this step) or None; for continuous samplers another x, or None.
         start: x_0 to start from, (B, *shape) or (*shape): it is noised to the run's first noise level, exactly (SDEdit, image to

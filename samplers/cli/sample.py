@@ -100,6 +100,8 @@ def _sample(args: argparse.Namespace) -> int:
         seed=args.seed,
         steps=args.steps,
         block_length=args.block_length,
+        align=args.align,
+        window=args.window,
         cache=args.cache,
         cfg_scale=args.cfg_scale,
         cfg_interval=args.cfg_interval,
@@ -107,6 +109,7 @@ def _sample(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         temperature=temperature,
         stop=stop or None,
+        stop_rule=args.stop_rule,
         forbid=token_ids(args.forbid, "--forbid", speaker, denoiser),
         demote=token_ids(args.demote, "--demote", speaker, denoiser),
         **options,
@@ -180,6 +183,17 @@ def add(commands: Commands) -> None:
     )
     p.add_argument("--block-length", type=a.whole, metavar="N", help="positions per block, from left to right")
     p.add_argument(
+        "--align",
+        action=argparse.BooleanOptionalAction,
+        help="blocks counted from position 0, or with --no-align from the end of the prompt (default: as the model's are)",
+    )
+    p.add_argument(
+        "--window",
+        choices=("block",),
+        metavar="block",
+        help="part of the canvas that the model is given: up to the end of the present block (default: all)",
+    )
+    p.add_argument(
         "--cache", metavar="SCHEME", help="KV cache, if the denoiser has one: prefix, dual, delayed, delayed(k), block"
     )
     p.add_argument(
@@ -218,6 +232,13 @@ def add(commands: Commands) -> None:
         default=[],
         metavar="IDS",
         help="token, or phrase of several tokens, after which a row ends; repeat it for several",
+    )
+    p.add_argument(
+        "--stop-rule",
+        choices=("decided", "block", "llada2"),
+        default="decided",
+        metavar="RULE",
+        help="when it ends: decided, as soon as the stop is decided (default); block, after its block; llada2, as in its code",
     )
     p.add_argument("--forbid", type=a.text, metavar="IDS", help="tokens that are never drawn")
     p.add_argument(

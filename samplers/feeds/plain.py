@@ -1,4 +1,7 @@
-"""The plain feed: the model is given the whole canvas of the rows that are asked about. Guidance doubles the rows."""
+"""The plain feed: the model is given the rows that are asked about, whole or up to the end of their present block.
+
+Guidance doubles the rows.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..canvas import Layout
+from ..canvas import Layout, rows_of_each
 from ..denoiser import Counter, Previous, TokenDenoiser
 from ..random import DRAW_BLIND
 from ..state import TokenState
@@ -18,16 +21,25 @@ __all__ = ["PlainFeed"]
 
 
 class PlainFeed:
-    """Plans forward passes by row length, and gives the model whole rows.
+    """Plans forward passes by how far rows are given: those of one length share one.
 
     Args:
         cfg_scale, cfg_interval: the guidance of the run; see sample().
+        window: whether rows are given up to the end of their present block only.
     """
 
     cache_bytes = 0
 
-    def __init__(self, counter: Counter, batch: int, cfg_scale: float, cfg_interval: tuple[float, float]):
-        self.counter, self.cfg_scale, self.cfg_interval = counter, cfg_scale, cfg_interval
+    def __init__(
+        self,
+        counter: Counter,
+        batch: int,
+        cfg_scale: float,
+        cfg_interval: tuple[float, float],
+        *,
+        window: bool = False,
+    ):
+        self.counter, self.cfg_scale, self.cfg_interval, self.window = counter, cfg_scale, cfg_interval, window
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
         self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=self.denoiser.device)
         self.memory: SelfConditioning | None = None
@@ -47,33 +59,49 @@ class PlainFeed:
         level = state.noise_level
         return (level > low) & (level <= high)
 
+    def _ends(self, state: TokenState, rows: Tensor | None) -> Tensor | None:
+        """(B,) int64: how far each row is given; None: to its own end."""
+        if not self.window:
+            return None
+        canvas = state.canvas
+        present = state.block.clamp(max=canvas.block_end.shape[1] - 1)[:, None]
+        end = canvas.block_end.gather(1, present).squeeze(1)
+        if rows is not None:  # a sampler may ask beyond the block
+            after = torch.arange(1, rows.shape[1] + 1, device=rows.device)
+            end = torch.maximum(end, torch.where(rows & canvas.fill, after, 0).amax(1))
+        size = self.denoiser.attention_block  # the model's own block is given whole: its positions see each other
+        return torch.minimum(torch.div(end + size - 1, size, rounding_mode="floor") * size, canvas.length)
+
     def counts(self, state: TokenState, rows: Tensor | None) -> Tensor:
-        """(B,) int64, positions asked about in each row; then, if guidance depends on the level, (B,) whether it is on."""
+        """(B,) int64, positions asked about in each row; then, if guidance depends on the level, (B,) whether it is on; then,
+        if there is a window, (B,) where it ends.
+        """
         count = state.count if rows is None else (rows & state.canvas.fill).sum(1)
-        inside = self._inside(state)
-        return count if inside is None else torch.cat([count, inside])
+        more = (self._inside(state), self._ends(state, rows))
+        return torch.cat([count, *(m.to(torch.int64) for m in more if m is not None)])
 
     def idle(self, counts: list[int]) -> bool:
         return not any(counts[: len(self.nfe_rows)])
 
     def plan(self, state: TokenState, rows: Tensor | None, counts: list[int], t: Tensor | None) -> list[Query]:
         canvas, batch = state.canvas, len(state.x)
+        inside, ends = self._inside(state), self._ends(state, rows)
         rows = state.open if rows is None else rows & canvas.fill
-        always = self._guides(canvas) and len(counts) == batch
-        inside = self._inside(state) if len(counts) > batch else None
+        always = self._guides(canvas) and inside is None
+        groups = canvas.rows_by_length if ends is None else rows_of_each(counts[-batch:])
         active: Tensor | None = None
         queries = []
-        for guided in (False, True) if len(counts) > batch else (always,):
-            for length, members in canvas.rows_by_length.items():
-                here = [i for i in members if counts[i] and (len(counts) == batch or counts[batch + i] == guided)]
+        for guided in (False, True) if inside is not None else (always,):
+            for length, members in groups.items():
+                here = [i for i in members if counts[i] and (inside is None or counts[batch + i] == guided)]
                 if not here:
                     continue
                 which = None
                 if len(here) < batch:
                     active = rows.any(1) if active is None else active
                     member = active
-                    if len(canvas.rows_by_length) > 1:
-                        member = member & (canvas.length == length)
+                    if len(groups) > 1:
+                        member = member & ((canvas.length if ends is None else ends) == length)
                     if inside is not None:
                         member = member & (inside == guided)
                     which = torch.nonzero_static(member, size=len(here)).squeeze(1)  # (A,)

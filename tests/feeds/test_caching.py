@@ -90,8 +90,11 @@ class Store:
         self.lengths = self.lengths[source]
 
 
-def simulate(model, scheme, prompt, gen_length, block_length, refresh=8):
-    """low_confidence at temperature 0, one position a step, under a caching scheme: plain Python, one row."""
+def simulate(model, scheme, prompt, gen_length, block_length, refresh=8, align=False):
+    """low_confidence at temperature 0, one position a step, under a caching scheme: plain Python, one row.
+
+    Blocks are counted from the end of the prompt, or with `align` from position 0.
+    """
     length = len(prompt) + gen_length
     x = prompt + [MASK] * gen_length
     kept, forwards, written = {}, 0, 0
@@ -99,8 +102,10 @@ def simulate(model, scheme, prompt, gen_length, block_length, refresh=8):
     def tokens(positions):
         return {q: x[q] for q in positions}
 
-    for begin in range(len(prompt), length, block_length):
-        block = range(begin, min(begin + block_length, length))
+    origin = len(prompt) // block_length * block_length if align else len(prompt)
+    for corner in range(origin, length, block_length):
+        begin = max(corner, len(prompt))
+        block = range(begin, min(corner + block_length, length))
         if scheme == "block" and (final := begin // model.attention_block * model.attention_block) > len(kept):
             new = model.feed(tokens(range(len(kept), final)), kept)
             kept, forwards, written = kept | new, forwards + 1, written + len(new)
@@ -141,18 +146,21 @@ CASES = [
 
 @pytest.mark.parametrize(("attention", "size", "scheme"), CASES, ids=str)
 @pytest.mark.parametrize("block_length", [4, 5, 11])
-def test_a_scheme_is_what_it_says(attention, size, scheme, block_length):
+@pytest.mark.parametrize("align", [None, "the other"])
+def test_a_scheme_is_what_it_says(attention, size, scheme, block_length, align):
     """Ragged rows in one batch, against the plain simulation of each: tokens, forwards, and what was written."""
     prompts = [[1, 2, 3], [4], [5, 6, 7]]
     model = Glass(attention, size)
+    from_0 = (attention == "block_causal") == (align is None)
     out = samplers.sample(
-        model, "low_confidence", prompt=prompts, gen_length=11, block_length=block_length, cache=scheme
-    )
+        model, "low_confidence", prompt=prompts, gen_length=11, block_length=block_length, cache=scheme,
+        align=align and from_0,
+    )  # fmt: skip
     name, _, refresh = (scheme or "").partition("(")
     written = 0
     for i, prompt in enumerate(prompts):
         x, forwards, wrote = simulate(
-            Glass(attention, size), name or None, prompt, 11, block_length, int(refresh[:-1]) if refresh else 8
+            Glass(attention, size), name or None, prompt, 11, block_length, int(refresh[:-1]) if refresh else 8, from_0
         )
         assert out.x[i, : len(x)].tolist() == x
         assert int(out.nfe_rows[i]) == forwards
@@ -205,6 +213,29 @@ def test_exact_schemes_change_no_token(attention, size, scheme, name):
         assert (plain.x == cached.x).all()
         assert cached.token_evals < plain.token_evals
         assert (cached.nfe_rows >= plain.nfe_rows).all() and cached.cache_bytes > 0 == plain.cache_bytes
+
+
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("threshold", {"threshold": 0.3, "steps_per_block": 2}), ("llada2", {"threshold": 0.3, "edit_threshold": 0.2})],
+)
+def test_the_models_own_blocks_are_exact_and_cheaper(size, name, option):
+    """Every prompt length up to two blocks in one ragged batch; against no cache, and against blocks after the prompt."""
+    denoiser = transformer("block_causal", size)
+    prompts = [torch.arange(p) * 7 % 30 for p in range(1, 2 * size + 1)]
+    run = {"prompt": prompts, "gen_length": 11, **option}
+    plain = samplers.sample(denoiser, name, **run)
+    cached = samplers.sample(denoiser, name, cache="block", **run)
+    assert (plain.x == cached.x).all() and plain.settings["align"]
+    window = samplers.sample(denoiser, name, window="block", **run)
+    assert (plain.x == window.x).all() and cached.token_evals < window.token_evals < plain.token_evals
+    # One position per step, so that both take the same steps: a block of ours then lies in one block of the model's.
+    each = {"prompt": prompts, "gen_length": 11, "cache": "block"}
+    aligned, other = (
+        samplers.sample(denoiser, "low_confidence", block_length=size, align=a, **each) for a in (True, False)
+    )
+    assert aligned.token_evals < other.token_evals
 
 
 def test_full_attention_fed_in_full_is_exact():
