@@ -7,6 +7,7 @@ load, save                        safetensors: Llama, Qwen2, Qwen3, LLaDA, ours 
 Tokenizer                         byte-pair encoding of the zoo's text models                (tokenizer.py)
 zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
                                   digits-gauss, digits-mdm, text-mdm, text-refusion
+from_transformers                 any live model of transformers, with caches; needs transformers (hugging_face.py)
 diffusers                         samplers as its schedulers, its models as denoisers; needs diffusers (diffusers.py)
 """
 
@@ -35,7 +36,9 @@ __all__ = [
 from . import zoo
 
 
-def __getattr__(name: str) -> Any:  # imported when it is used: diffusers is an extra, and slow to import
+def __getattr__(name: str) -> Any:  # imported when they are used: both are extras, and slow to import
+    if name == "from_transformers":
+        return importlib.import_module(f"{__name__}.hugging_face").from_transformers
     if name == "diffusers":
         return importlib.import_module(f"{__name__}.diffusers")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
