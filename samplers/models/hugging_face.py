@@ -327,11 +327,11 @@ class HuggingFaceDenoiser(TokenDenoiser):
         try:
             with torch.no_grad():
                 logits = getattr(self.model(input_ids=ids, **self._told), "logits", None)
-        except Exception as error:  # of any kind: it is other people's code
+        except Exception as error:  # other people's code may raise anything
             raise ModelError(f"{type(self.model).__name__} fails on the ids {ids.tolist()}: {_said(error)}") from error
         if not isinstance(logits, Tensor) or logits.dim() != 3 or logits.shape[:2] != ids.shape:
             raise ModelError(
-                f"{type(self.model).__name__} gives no logits (B, L, V) for ids (B, L); load the model with its language head, as "
+                f"{type(self.model).__name__} gives no logits (B, L, V) for ids (B, L); load it with its language head, as "
                 "transformers.AutoModelForMaskedLM or AutoModelForCausalLM"
             )
         return logits
@@ -341,19 +341,16 @@ class HuggingFaceDenoiser(TokenDenoiser):
         self.device, self._logits_dtype = logits.device, logits.dtype
         if self._logits_dtype == torch.float64:
             self._logits_dtype = torch.float32
-        head, reason = self._head_of_the_class(), ""
-        if isinstance(head, str):
-            head, reason = None, head
-        if head is not None:
-            self.head, self.device = head, head.weight.device
+        found = self._head_of_the_class()
+        reason = found if isinstance(found, str) else ""
+        if isinstance(found, Head):
+            self.head, self.device = found, found.weight.device
             ids = self._probe(2)[:1].to(self.device)
-            expected = logits[..., : self.vocab_size].to(self.device)
             try:
-                made = self.predict(ids)
-                apart = _apart(made, expected)
-                if not apart < CLOSE.get(head.weight.dtype, CLOSE_IN_HALF):
+                apart = _apart(self.predict(ids), logits[..., : self.vocab_size].to(self.device))
+                if not apart < CLOSE.get(found.weight.dtype, CLOSE_IN_HALF):
                     reason = f"what lies before it gives other logits than the model: {apart:.1e} of the largest"
-            except Exception as error:  # of any kind: it is other people's code
+            except Exception as error:  # other people's code may raise anything
                 reason = f"the part of it that lies before the head cannot be called by itself: {_said(error)}"
         if reason:
             self.head, self.device, self._net, self._tail = None, logits.device, self.model, None
@@ -427,10 +424,13 @@ class HuggingFaceDenoiser(TokenDenoiser):
 
     def _attends(self) -> bool:
         """Whether a change of the last token, and of the one before, moves the lines that `attention` says, and no others."""
-        x = self._probe(self._probe_length()).to(self.device)
-        lines = self._forward(x, None, None)[0].float()
-        size = lines[0].square().mean().sqrt()
-        moved = (lines[1:] - lines[0]).square().mean(2).sqrt() > size * max(1e-5, 2 * torch.finfo(self._dtype).eps)
+        rows = self._probe(self._probe_length()).to(self.device)
+        # One by one: then nothing else is different, and a line that does not see the change is the same to the bit. Experts
+        # multiply other numbers of tokens together, and so add in another order.
+        line, *others = (self._forward(x[None], None, None)[0][0].float() for x in rows)
+        experts = any("experts" in fact for fact in self._config.to_dict())
+        noise = line.square().mean().sqrt() * max(1e-5, 2 * torch.finfo(self._dtype).eps) if experts else 0.0
+        moved = [(other - line).square().mean(1).sqrt() > noise for other in others]
         last, before = moved[0], moved[1]  # (n,) bool each
         if self.attention == "full":
             return bool(last[0])
@@ -464,16 +464,17 @@ class HuggingFaceDenoiser(TokenDenoiser):
                 return
         except SamplersError:
             raise
-        except Exception as error:  # of any kind: it is other people's code
+        except Exception as error:  # other people's code may raise anything
             why = f" It says: {_said(error)}"
+        how = getattr(self._config, "_attn_implementation", "code of its own")
         raise ModelError(
-            f"{type(self.model).__name__} does not attend as attention={attention!r} says, not even under a mask (B, 1, L, L) that "
-            f"makes it.{why} It attends by {getattr(self._config, '_attn_implementation', 'code of its own')!r}; a mask is taken "
-            "by models that are loaded with attn_implementation='sdpa' or 'eager'"
+            f"{type(self.model).__name__} does not attend as attention={attention!r} says, not even under a mask (B, 1, L, L) "
+            f"that makes it.{why} It attends by {how!r}; a mask is taken by models that "
+            "are loaded with attn_implementation='sdpa' or 'eager'"
         )
 
     def _limit_to_window(self) -> None:
-        """A mask of one's own takes the place of sliding windows too: up to a window's length that makes no difference."""
+        """The mask that is given takes the place of sliding windows as well: up to a window's length that makes no difference."""
         other, window = _windows(self._config)
         if other:
             raise ModelError(
@@ -491,7 +492,7 @@ class HuggingFaceDenoiser(TokenDenoiser):
         n = torch.full((2,), x.shape[1] - 1, dtype=torch.int64, device=self.device)
         try:
             padded, alone = self._forward(x, None, n)[0][:, :-1], self._forward(x[:, :-1], None, None)[0]
-        except Exception as error:  # of any kind: it is other people's code
+        except Exception as error:  # other people's code may raise anything
             self.why += (f"rows of different lengths do not share a forward pass: {_said(error)}",)
             return False
         if _apart(padded, alone) < CLOSE.get(self._dtype, CLOSE_IN_HALF):
@@ -510,7 +511,7 @@ class HuggingFaceDenoiser(TokenDenoiser):
         else:
             try:
                 reason = self._try_cache()
-            except Exception as error:  # of any kind: it is other people's code
+            except Exception as error:  # other people's code may raise anything
                 reason = _said(error)
         if reason:
             self.caches = ()
