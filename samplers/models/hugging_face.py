@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -86,15 +85,15 @@ def from_transformers(
             f"{type(model).__name__} is an encoder with a decoder; a model of one stack of layers is needed"
         )
     model.eval()
-    family = _family(model.config.to_dict())
+    family = _family(model)
+    # A plain family is one of models that predict the next token; how one of them came to fill masks, it does not know.
+    known = None if getattr(family, "plain", False) else family
 
     def default(given: Any, fact: str) -> Any:
-        return getattr(family, fact, None) if given is None else given
+        return getattr(known, fact, None) if given is None else given
 
     text = _text(tokenizer)
-    config = model.config.get_text_config()
-    mask_id = default(mask_id, "mask_id")
-    for source in (config, text):
+    for source in (model.config.get_text_config(), text, family):
         for key in ("mask_token_id", "mask_id"):
             mask_id = getattr(source, key, None) if mask_id is None else mask_id
     if mask_id is None:
@@ -102,16 +101,16 @@ def from_transformers(
             f"{type(model).__name__}: neither config.mask_token_id nor the tokenizer names a mask token; say which id it is: "
             "from_transformers(model, tokenizer, mask_id=...)"
         )
-    stop = default(None, "stop_ids") or _stop_ids(model, text)
+    usual = attention in (None, getattr(known, "attention", None))  # whether it is to attend as its family does
     return HuggingFaceDenoiser(
         model,
         tokenizer=text,
         mask_id=integer("mask_id", mask_id, 0),
-        shift=flag("shift", bool(default(shift, "shift")) if shift is None else shift),
+        shift=flag("shift", default(shift, "shift") or False),
         attention=default(attention, "attention"),
-        block_length=default(block_length, "block_length") if attention in (None, "block_causal") else block_length,
-        predicts_next=default(None, "predicts_next"),
-        stop_ids=tuple(stop),
+        block_length=default(block_length, "block_length") if usual else block_length,
+        predicts_next=default(None, "predicts_next") if usual and shift is None else None,
+        stop_ids=_stop_ids(model, text, family),
         name=str(name or getattr(model.config, "_name_or_path", "") or type(model).__name__),
     )
 
@@ -576,14 +575,15 @@ class _View(PastKeyValues):
             return
         key, value = (torch.stack([self.new[i][part].to(store.key) for i in range(len(self.new))]) for part in (0, 1))
         if use.write == "fill":
-            store.fill(key, value, ((0, store.batch),) if use.rows is None else use.rows)
+            there = {} if use.count is None else {"count": use.count}
+            store.fill(key, value, ((0, store.batch),) if use.rows is None else use.rows, **there)
         elif use.write == "append":
             store.append(key, value, use.count if use.stored is None else use.stored)
         else:
             index = use.positions
             if use.count is not None:
-                there = torch.arange(index.shape[1], device=index.device) < use.count[:, None]
-                index = torch.where(there, index, -1)
+                column = torch.arange(index.shape[1], device=index.device)
+                index = torch.where(column < use.count[:, None], index, -1)
             store.scatter(key, value, index)
 
 
@@ -605,13 +605,13 @@ def _with(module: Any, path: str, new: nn.Module) -> Any:
     return out
 
 
-def _family(config: Mapping[str, Any]) -> Any:
-    """What the zoo knows of the family that a config names (samplers.models.families.Family); None if it knows none."""
+def _family(model: Any) -> Any:
+    """What the zoo knows of the family that the model is of (samplers.models.families.Family); None if it knows none."""
     try:
         families = importlib.import_module(f"{__package__}.families")
-        return families.recognise(config)
-    except (ImportError, ModelError, OptionError):  # a question that the caller's arguments may answer
+    except ImportError:
         return None
+    return families.recognise({**model.config.to_dict(), "architectures": [type(model).__name__]})
 
 
 def _text(tokenizer: Any) -> TextTokenizer | None:
@@ -624,13 +624,13 @@ def _text(tokenizer: Any) -> TextTokenizer | None:
     return made
 
 
-def _stop_ids(model: Any, tokenizer: TextTokenizer | None) -> tuple[int, ...]:
-    """The ids that end a text: the tokenizer's, then those that the model's configs name."""
+def _stop_ids(model: Any, tokenizer: TextTokenizer | None, family: Any) -> tuple[int, ...]:
+    """The ids that end a text: the tokenizer's, those that the model's configs name, and those of its family."""
     ids = list(() if tokenizer is None else tokenizer.eos_ids)
     for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
         more = getattr(config, "eos_token_id", None)
         ids += [] if more is None else [more] if isinstance(more, int) else list(more)
-    return tuple(dict.fromkeys(ids))
+    return tuple(dict.fromkeys([*ids, *getattr(family, "stop_ids", ())]))
 
 
 def _position_limit(model: Any, config: Any) -> tuple[int, int | None]:

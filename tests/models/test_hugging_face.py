@@ -380,6 +380,38 @@ def test_facts_come_from_the_config_and_the_tokenizer():
     assert wrapped("Gemma2", "causal").max_length == LENGTH
 
 
+def test_facts_come_from_the_family():
+    """As samplers.models.families knows them by the name of the class, unless an argument says otherwise."""
+    pytest.importorskip("samplers.models.families")
+
+    def made(name, **facts):
+        model = type(name, (transformers.Qwen2ForCausalLM,), {})(live("Qwen2", mask_token_id=MASK).config)
+        out = from_transformers(model, **facts)
+        return out.attention, out.attention_block, out.shift, out.predicts_next
+
+    assert made("DreamModel") == ("full", 1, True, False)
+    assert made("DreamModel", shift=False) == ("full", 1, False, False)
+    assert made("SDARForCausalLM") == ("block_causal", 4, False, False)
+    assert made("SDARForCausalLM", block_length=8) == ("block_causal", 8, False, False)
+    assert made("SDARForCausalLM", attention="causal") == ("causal", 1, False, True)
+    with pytest.raises(OptionError, match="how it was trained to fill masks"):
+        made("Qwen2ForCausalLM")
+
+
+def test_text():
+    """A tokenizer of transformers, made here: text in, text out."""
+    pytest.importorskip("samplers.models.hf_tokenizer")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: i for i, word in enumerate(["[UNK]", "[PAD]", "[MASK]", "</s>", *"abcdefghij"])}
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]", "eos_token": "</s>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, **special)
+    denoiser = from_transformers(live("Bert"), tokenizer)
+    assert (denoiser.mask_id, denoiser.stop_ids, denoiser.vocab_size) == (2, (3,), 14)
+    assert denoiser.encode("b d").tolist() == [5, 7] and denoiser.decode(torch.tensor([5, 7])) == "b d"
+
+
 def test_a_head_that_cannot_be_taken_off():
     """Then logits are stored, and are still right, shifted and cut to the tokenizer."""
 
@@ -511,9 +543,15 @@ def test_bad_models_and_arguments(make, error, says):
         make()
 
 
-def test_a_cache_s_rows_are_read_by_its_lengths():
-    """What lies after them is not seen, nor is what `keep` leaves out; `count` says how many tokens are there."""
+@pytest.mark.parametrize("every", [False, True])
+def test_a_cache_s_rows_are_read_by_its_lengths(every):
+    """What lies after them is not seen, nor is what `keep` leaves out; `count` says how many tokens are there.
+
+    every: all rows of the cache are given to attention, as on a device, where their number is not looked at.
+    """
     denoiser = wrapped("Llama", "full")
+    if every:
+        denoiser._columns = lambda cache: 0 if cache.write == "fill" else cache.store.length
     store, at = denoiser.new_cache(2, 12), torch.arange(12).expand(2, -1)
     denoiser.predict(IDS[:2, :8], cache=CacheUse(store, at[:, :8], write="fill"))
     store.key[:, :, :, 8:], store.value[:, :, :, 8:] = 9.0, 9.0
