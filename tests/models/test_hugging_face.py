@@ -568,3 +568,7 @@ def test_a_cache_s_rows_are_read_by_its_lengths(every):
     made = denoiser.predict(x, cache=dataclasses.replace(use, keep=keep))
     expected = feed(denoiser.model, 0, "full", 1, {8: int(x[1, 0]), 9: int(x[1, 1])}, kept)
     close(made[1, :2], torch.stack([expected[8][0], expected[9][0]]))
+    before = store.key.clone()
+    denoiser.predict(x, cache=dataclasses.replace(use, write="scatter"))
+    changed = (store.key != before).any(-1).any(2).any(0)  # (B, length)
+    assert changed.tolist() == [[False] * 8 + [True] * 4, [False] * 8 + [True] * 2 + [False] * 2]
