@@ -73,7 +73,7 @@ def from_transformers(
     Raises:
         OptionError: model is no PreTrainedModel; an argument is wrong; attention is not said, and the model does not tell.
         ModelError: there is no mask token, or the model does not embed it; the tokenizer has more ids than the model; the
-            model has no logits, or cannot be made to attend as said.
+            model has no logits, or NaN, or cannot be made to attend as said.
     """
     if not isinstance(model, PreTrainedModel):
         raise OptionError(
@@ -333,6 +333,11 @@ class HuggingFaceDenoiser(TokenDenoiser):
                 f"{type(self.model).__name__} gives no logits (B, L, V) for ids (B, L); load it with its language head, as "
                 "transformers.AutoModelForMaskedLM or AutoModelForCausalLM"
             )
+        if bool(logits.isnan().any()):
+            raise ModelError(
+                f"{type(self.model).__name__} gives NaN for the ids {ids.tolist()}: its weights are not what they should be, or "
+                f"{self._dtype} is too narrow for them"
+            )
         return logits
 
     def _take_head_off(self, logits: Tensor) -> None:
@@ -424,11 +429,11 @@ class HuggingFaceDenoiser(TokenDenoiser):
     def _attends(self) -> bool:
         """Whether a change of the last token, and of the one before, moves the lines that `attention` says, and no others."""
         rows = self._probe(self._probe_length()).to(self.device)
-        # One by one: then nothing else is different, and a line that does not see the change is the same to the bit. Experts
-        # multiply other numbers of tokens together, and so add in another order.
+        # One by one: then nothing else is different, and a line that does not see the change is the same to the bit. But
+        # experts multiply as many tokens together as choose them, and 8-bit products may be scaled by all tokens.
         line, *others = (self._forward(x[None], None, None)[0][0].float() for x in rows)
-        experts = any("experts" in fact for fact in self._config.to_dict())
-        noise = line.square().mean().sqrt() * max(1e-5, 2 * torch.finfo(self._dtype).eps) if experts else 0.0
+        mixed = any("experts" in fact for fact in self._config.to_dict()) or getattr(self.model, "is_quantized", False)
+        noise = line.square().mean().sqrt() * max(1e-5, 2 * torch.finfo(self._dtype).eps) if mixed else 0.0
         moved = [(other - line).square().mean(1).sqrt() > noise for other in others]
         last, before = moved[0], moved[1]  # (n,) bool each
         if self.attention == "full":

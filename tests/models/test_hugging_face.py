@@ -506,6 +506,12 @@ def deaf():
     return model
 
 
+def broken():
+    model = transformers.BertForMaskedLM(live("Bert").config)
+    torch.nn.init.constant_(model.cls.predictions.decoder.weight, float("nan"))
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "error", "says"),
     [
@@ -515,6 +521,7 @@ def deaf():
         (lambda: from_transformers(live("Bert"), mask_id=-1), OptionError, "mask_id"),
         (lambda: from_transformers(live("Bert"), Words(41, 3)), ModelError, "tokenizer has 41 ids, but .* embeds 40; .*resize_"),
         (lambda: from_transformers(live("Bert").bert, mask_id=3), ModelError, r"BertModel gives no logits .*AutoModelForMaskedLM"),
+        (lambda: from_transformers(broken(), mask_id=3), ModelError, "BertForMaskedLM gives NaN .* its weights are not"),
         (lambda: from_transformers(live("Llama"), mask_id=3), OptionError, "give attention='full' .* block_length= .*'causal'"),
         (lambda: wrapped("Bert", "diagonal"), OptionError, "attention must be full, causal or block_causal, not 'diagonal'"),
         (lambda: from_transformers(live("Llama"), mask_id=3, block_length=4), OptionError, "go together"),
