@@ -250,7 +250,7 @@ def test_a_scheme_is_what_it_says(kind, attention, scheme):
     """Tokens and forward passes of ragged rows in a batch, against the plain simulation of each."""
     prompts, block = [[2, 3, 4, 5, 6], [7], [8, 9, 10, 11, 12]], {"block_causal": 4}.get(attention, 1)
     denoiser = wrapped(kind, None if kind in MASKS else attention)
-    run = {"prompt": prompts, "gen_length": 13, "steps": 13}
+    run = {"prompt": prompts, "gen_length": 13, "steps": 13, "align": False}
     for block_length in (4, 6):
         out = samplers.sample(denoiser, "low_confidence", block_length=block_length, cache=scheme, **run)
         name, _, refresh = scheme.partition("(")
