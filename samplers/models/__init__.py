@@ -7,6 +7,7 @@ load, save                        safetensors: Llama, Qwen2, Qwen3, LLaDA, ours 
 Tokenizer                         byte-pair encoding of the zoo's text models                (tokenizer.py)
 zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
                                   digits-gauss, digits-mdm, text-mdm, text-refusion
+diffusion_gemma                   transformers' DiffusionGemma, which denoises block by block (diffusion_gemma.py)
 diffusers                         samplers as its schedulers, its models as denoisers; needs diffusers (diffusers.py)
 """
 
@@ -36,6 +37,6 @@ from . import zoo
 
 
 def __getattr__(name: str) -> Any:  # imported when it is used: diffusers is an extra, and slow to import
-    if name == "diffusers":
-        return importlib.import_module(f"{__name__}.diffusers")
+    if name in ("diffusers", "diffusion_gemma"):
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

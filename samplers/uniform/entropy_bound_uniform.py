@@ -75,8 +75,9 @@ class EntropyBoundUniform(Sampler[StableState]):
         return StableState.begin(canvas, best=torch.full_like(canvas.x, -1), stable=stable)
 
     def step(self, predict: Predict, state: StableState) -> StableState:
-        left = 1 - state.block_step.float() / state.block_steps.clamp_min(1)  # (B,)
-        heat = (self.anneal + (1 - self.anneal) * left) * (predict.temperature or 1.0)
+        steps, first = state.block_steps.clamp_min(1), predict.temperature or 1.0
+        last = self.anneal * first
+        heat = last + (first - last) * ((steps - state.block_step) / steps)  # (B,) float32, rounded as the reference rounds
         logits = predict.logits(state, temperature=heat)
         draw = predict.read(state, logits, want="entropy", temperature=1.0 if predict.temperature else 0.0)
         # Entropies come from float32 sums: below 1e-7 is certain.
