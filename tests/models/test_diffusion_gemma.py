@@ -1,12 +1,11 @@
 """DiffusionGemma: tokens and passes of transformers' generate and of diffusers' pipeline, with the same random numbers."""
 
-import itertools
 
 import pytest
 import torch
 
 import samplers
-from samplers import BlockDenoiser, DenoiserError, OptionError
+from samplers import OptionError
 from samplers.errors import ModelError
 from samplers.models import diffusion_gemma
 from samplers.random import DRAW_NOISE_TOKEN, DRAW_ROUTE, DRAW_START, DRAW_TOKEN, Rng
@@ -254,3 +253,55 @@ def test_ddim_is_the_pipelines(model, piped, temperature):
     )
     assert torch.stack(out.generated).tolist() == tokens.tolist()
     assert out.nfe - out.encoder_passes == calls == 14
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def test_a_folder_in_one_line(model, tmp_path):
+    """What is read of config and generation config; the ids that a tokenizer does not have are never drawn."""
+    model.generation_config.max_denoising_steps, model.generation_config.eos_token_id = 5, [1, 44]
+    model.save_pretrained(tmp_path)
+    denoiser = diffusion_gemma.load(tmp_path, dtype=torch.float64)
+    denoiser.model.set_experts_implementation("eager")
+    assert (denoiser.canvas_length, denoiser.block_steps, denoiser.stop_ids) == (N, 5, (1, 44))
+    assert (denoiser.vocab_size, denoiser.max_length, denoiser.mask_id) == (V, 128, None)
+    run = {"prompt": PROMPTS[:2], "gen_length": 12, "bound": 8.0}
+    live = diffusion_gemma.from_model(model)
+    out = samplers.sample(denoiser, "entropy_bound_uniform", **run)
+    assert out.x.tolist() == samplers.sample(live, "entropy_bound_uniform", **run).x.tolist()
+    assert out.settings["steps"] == 10 and out.settings["block_length"] == N
+
+    class Few:
+        vocab_size, eos_ids, mask_id = 40, (3, 50), None
+
+    few = diffusion_gemma.from_model(model, Few())
+    assert few.vocab_size == 40 and few.stop_ids == (1, 3)
+    short = samplers.sample(few, "entropy_bound_uniform", prompt=[5, 6], gen_length=16, temperature=1.0, steps=10)
+    assert int(short.x.max()) < 40
+    with torch.no_grad():  # of the ids that are left the model's logits, and no others told
+        context = live.read(torch.tensor([[5, 6]]), None)
+        block, previous = torch.arange(N)[None], torch.zeros(1, N, 40, dtype=torch.float64)
+        told = few.denoise(block, context, previous=previous)
+        wide = torch.nn.functional.pad(previous, (0, V - 40), value=-1e9)
+        assert float((told - live.denoise(block, context, previous=wide)[..., :40]).abs().max()) < 1e-5
+
+
+def test_what_is_no_diffusion_gemma_is_said(model, tmp_path):
+    with pytest.raises(ModelError, match="Linear is no DiffusionGemmaForBlockDiffusion"):
+        diffusion_gemma.from_model(torch.nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="transformers cannot load"):
+        diffusion_gemma.load(tmp_path)
+    with pytest.raises(OptionError, match="needs a prompt"):
+        samplers.sample(diffusion_gemma.from_model(model), "d3pm_ancestral", gen_length=N, steps=2)
+    model.train()
+    assert not diffusion_gemma.from_model(model).model.training
+
+
+def test_bfloat16_is_near(model):
+    """The model in bfloat16, as it is published: logits in float32, and a run that ends."""
+    half = transformers.DiffusionGemmaForBlockDiffusion(model.config)
+    half.load_state_dict(model.state_dict())
+    half = diffusion_gemma.from_model(half.to(torch.bfloat16))
+    out = samplers.sample(half, "entropy_bound_uniform", prompt=PROMPTS, gen_length=2 * N, steps=6, batch=4)
+    assert out.nfe - out.encoder_passes == 6 and half.dtype == torch.bfloat16
