@@ -392,20 +392,24 @@ class BlockDenoiser(TokenDenoiser):
     When a block begins, `read` is given the tokens before it that it has not read yet; from then on each step gives the block
     to `denoise`. So a step costs the block and not the canvas, and logits are stored for the block alone. Subclasses write both.
 
-    A context is what `read` returns, whatever that is: of A rows, all of which have read the same number of tokens. When rows
-    part or meet the driver calls `rows_of` and `joined`, which know tensors whose first size is A, tuples, lists and mappings of
-    them, and None; a subclass with another kind of context writes them.
+    A context is whatever `read` returns: of A rows, which have read the same number of tokens. When rows part or meet the driver
+    calls `rows_of` and `joined`. They know tensors whose first size is A, and tuples, lists and mappings of them; a subclass
+    whose context is something else writes them.
 
     Attributes (besides those of a TokenDenoiser):
         canvas_length: the most positions that a block may have, and sample()'s block_length if none is given. Blocks are cut
             after the prompt.
         block_steps: steps for a block, if sample() is told no steps; None: one per position.
         counts_reads: whether `read` is a forward pass and counted as one.
+        mixes: whether `joined`, `rows_of` and `denoise` take rows that have read different numbers of tokens, so that rows
+            share forward passes wherever their blocks begin (those that have read nothing among themselves). `read` is called
+            for rows that have read as many.
     """
 
     canvas_length: int
     block_steps: int | None = None
     counts_reads: bool = True
+    mixes: bool = False
 
     def read(self, tokens: Tensor, context: Any) -> Any:
         """The context of A rows after more tokens.
@@ -442,7 +446,7 @@ class BlockDenoiser(TokenDenoiser):
         return _mapped(lambda part: part[rows], [context], self.name)
 
     def joined(self, contexts: list[Any]) -> Any:
-        """One context of the rows of several, in their order. All have read the same number of tokens."""
+        """One context of the rows of several, in their order. All have read the same number of tokens, unless it `mixes`."""
         return _mapped(lambda *parts: torch.cat(parts), contexts, self.name)
 
     def predict(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:

@@ -479,7 +479,7 @@ def sample(
         steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones; None: one
             step per position. For continuous samplers it is the number of function evaluations; None: 20, or 1000 at
             most if a tolerance decides.
-        block_length: positions per block. Blocks are filled from left to right. None: one block; of a BlockDenoiser its own.
+        block_length: positions per block. Blocks are filled from left to right. None: one block, or a BlockDenoiser's own length.
         cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one.
             samplers.feeds.cached says which of them change nothing but the cost. None: no cache.
         cfg_scale: w of the guided logits (1 + w) l(x | prompt) - w l(x | prompt masked). 0: no guidance. It needs

@@ -38,8 +38,8 @@ class Sample:
         head_rows: positions at which logits were asked for.
         cache_bytes: bytes of keys and values that were written to caches.
         nfe_rows: (B,) int64, forward passes that each row took part in; what the row would cost alone.
-        encoder_passes: of nfe, the forward passes in which a BlockDenoiser read decided tokens.
-        encoder_rows: (B,) int64, of nfe_rows those; None of any other denoiser. Tokens per decoder pass are
+        encoder_passes: forward passes, counted in nfe, in which a BlockDenoiser read decided tokens.
+        encoder_rows: (B,) int64, those of each row, counted in nfe_rows; None for any other denoiser. Tokens per decoder pass are
             generated / (nfe_rows - encoder_rows).
         steps: steps of the driver, including those that cost no forward pass.
         seconds: split into denoiser and sampler.

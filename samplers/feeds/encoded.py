@@ -1,9 +1,9 @@
 """The encoded feed: a BlockDenoiser reads what is decided once a block, and is given the open block alone.
 
-Rows whose open blocks begin at the same position and are of one length share a forward pass, whatever step they are at; a
-row that is a block ahead of another has forward passes of its own until the other follows. What the denoiser has read of the
-rows of a forward pass is one context; it is taken apart and put together as rows part and meet, and a row that is done is left
-out of it.
+Rows whose open blocks are of one length share a forward pass, whatever step they are at and wherever their blocks begin, if
+the denoiser `mixes`; else their blocks must begin at the same position, and a row that is a block ahead of another has forward
+passes of its own until the other follows. What the denoiser has read of the rows of a forward pass is one context; it is taken
+apart and put together as rows part and meet, and a row that is done is left out of it.
 
 Forward passes that read are counted in nfe and nfe_rows as the others are, and beside them in Sample.encoder_passes (of all)
 and Sample.encoder_rows (of each row).
@@ -11,8 +11,7 @@ and Sample.encoder_rows (of each row).
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +49,8 @@ def block_arguments(
     for i, end in enumerate(canvas.lengths):
         if bool((fill[i, : end - 1] & ~fill[i, 1:end]).any()):
             raise OptionError(
-                f"row {i} has given tokens after positions to fill, and denoiser {name!r} reads from left to right: give a prompt "
-                "and gen_length"
+                f"row {i} has given tokens after positions to fill, and denoiser {name!r} reads from left to right: give a "
+                "prompt and gen_length"
             )
     if steps is None and denoiser.block_steps is not None:
         blocks = {-(-n // length) for n in fill.sum(1).tolist()}
@@ -63,13 +62,22 @@ def block_arguments(
 
 @dataclass(frozen=True, eq=False)
 class BlockQuery(Query):
-    """A query about positions of one block. `length` is where the block ends.
+    """A query about positions of one block per row. `length` is where the last of them ends.
 
     Attributes:
-        start: where it begins.
+        starts: where the block of each row begins.
+        size: positions in each of them.
     """
 
-    start: int = 0
+    starts: tuple[int, ...] = ()
+    size: int = 0
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Of x, (A, L or more), the part that is the blocks: (A, size), a copy."""
+        if len(set(self.starts)) == 1:
+            return x[:, self.starts[0] : self.starts[0] + self.size].clone()
+        first = torch.tensor(self.starts, dtype=torch.int64, device=x.device)[:, None]
+        return x.gather(1, first + torch.arange(self.size, dtype=torch.int64, device=x.device))
 
 
 @dataclass(eq=False)
@@ -79,23 +87,30 @@ class Group:
     Attributes:
         rows: of the batch, ascending.
         read: how many tokens of each the denoiser has read.
-        context: what it made of them; None if it has read nothing.
-        start: where the block begins that they are in.
-        previous: (A, n, V) float32, the logits of the step before in this block; None: there was none, or nobody asks.
-        told: for each row, whether it had one.
+        starts: where the block of each begins.
+        told: whether each had a step before in this block.
+        previous: (A, n, V) float32, the logits of that step, 0 if there was none; None: no row had one, or nobody asks.
+        context: what the denoiser made of what it has read; None if that is nothing.
     """
 
     rows: tuple[int, ...]
-    read: int = 0
-    context: Any = None
-    start: int = -1
+    read: tuple[int, ...]
+    starts: tuple[int, ...]
+    told: tuple[bool, ...]
     previous: Tensor | None = None
-    told: tuple[bool, ...] = ()
+    context: Any = None
 
-    def enter(self, start: int) -> None:
-        """Forget the logits of another block."""
-        if self.start != start:
-            self.start, self.previous, self.told = start, None, (False,) * len(self.rows)
+    def enter(self, places: Mapping[int, int]) -> None:
+        """Forget the logits of other blocks. places: row -> where its block begins."""
+        starts = tuple(places[i] for i in self.rows)
+        same = [old == new for old, new in zip(self.starts, starts)]
+        self.starts, self.told = starts, tuple(t and s for t, s in zip(self.told, same))
+        if self.previous is not None and not all(same):
+            if any(self.told):
+                keep = torch.tensor(self.told, dtype=torch.bool, device=self.previous.device)
+                self.previous = torch.where(keep[:, None, None], self.previous, 0.0)
+            else:
+                self.previous = None
 
 
 class EncodedFeed:
@@ -136,18 +151,22 @@ class EncodedFeed:
         asked, here = _asked(state, rows)
         asked = asked & here
         places: dict[tuple[int, int], list[int]] = {}
+        begins = {}
         for i, (count, block) in enumerate(zip(counts[:batch], counts[batch : 2 * batch])):
             if count:
-                places.setdefault(self._place(state.canvas, i, block), []).append(i)
+                begins[i], size = self._place(state.canvas, i, block)
+                apart = min(begins[i], 1) if self.denoiser.mixes else begins[i]  # None is no context to be joined
+                places.setdefault((size, apart), []).append(i)
         done = {i for i, block in enumerate(counts[batch : 2 * batch]) if block == FAR}
         self._groups = [self._part(group, [i for i in group.rows if i not in done]) for group in self._groups]
         self._groups = [group for group in self._groups if group.rows]
         queries = []
-        for (start, size), members in places.items():
+        for (size, _), members in places.items():
             which = None if len(members) == batch else torch.tensor(members, dtype=torch.int64, device=state.x.device)
-            mask = (asked if which is None else asked[which])[:, : start + size]
+            starts = tuple(begins[i] for i in members)
+            mask = (asked if which is None else asked[which])[:, : max(starts) + size]
             count = sum(counts[i] for i in members)
-            queries.append(BlockQuery(batch, which, mask, count, False, t, tuple(members), start=start))
+            queries.append(BlockQuery(batch, which, mask, count, False, t, tuple(members), starts=starts, size=size))
         return queries
 
     def _place(self, canvas: Layout, row: int, block: int) -> tuple[int, int]:
@@ -163,8 +182,8 @@ class EncodedFeed:
 
     def feed(self, state: TokenState, query: Query) -> Answer:
         assert isinstance(query, BlockQuery)
-        group, denoiser = self._gathered(state, query.members, query.start), self.denoiser
-        block = query.of_rows(state.x)[:, query.start : query.length].clone()  # a model may write into it
+        group, denoiser = self._gathered(state, query), self.denoiser
+        block = query.cut(query.of_rows(state.x))  # (A, n)
         more = {}
         if denoiser.self_conditioned:
             told = None
@@ -179,8 +198,8 @@ class EncodedFeed:
                 group.previous = group.previous / query.of_rows(query.temperature)[:, None, None]
         if query.count == block.numel():
             return Answer(logits.flatten(0, 1))
-        asked = query.mask[:, query.start :].flatten()
-        return Answer(logits.flatten(0, 1), torch.nonzero_static(asked, size=query.count).squeeze(1))
+        asked = torch.nonzero_static(query.cut(query.mask).flatten(), size=query.count).squeeze(1)
+        return Answer(logits.flatten(0, 1), asked)
 
     def _count(self, passes: Tensor, rows: tuple[int, ...]) -> None:
         passes[slice(None) if len(rows) == len(passes) else list(rows)] += 1
@@ -192,12 +211,12 @@ class EncodedFeed:
         if query.t is not None and not self.denoiser.time_per_position:
             return query.of_rows(query.t)
         levels = state.levels if query.t is None else torch.where(state.open, query.t[:, None], state.levels)
-        levels = query.of_rows(levels)[:, query.start : query.length]  # (A, n)
+        levels = query.cut(query.of_rows(levels))  # (A, n)
         return levels if self.denoiser.time_per_position else levels.mean(1)
 
-    def _gathered(self, state: TokenState, members: tuple[int, ...], start: int) -> Group:
-        """The group of these rows, which has read all that is before `start`."""
-        wanted, pieces, others = set(members), [], []
+    def _gathered(self, state: TokenState, query: BlockQuery) -> Group:
+        """The group of the query's rows, which has read all that is before their blocks."""
+        wanted, pieces, others = dict(zip(query.members, query.starts)), [], []
         for group in self._groups:
             inside = [i for i in group.rows if i in wanted]
             if inside:
@@ -205,26 +224,34 @@ class EncodedFeed:
             if len(inside) < len(group.rows):
                 others.append(self._part(group, [i for i in group.rows if i not in wanted]))
         known = {i for piece in pieces for i in piece.rows}
-        if fresh := tuple(i for i in members if i not in known):
-            pieces.append(Group(fresh))
+        if fresh := tuple(i for i in query.members if i not in known):
+            none = (0,) * len(fresh)
+            pieces.append(Group(fresh, none, tuple(wanted[i] for i in fresh), (False,) * len(fresh)))
+        ready: list[Group] = []
+        behind: dict[tuple[int, int], list[Group]] = {}
         for piece in pieces:
-            piece.enter(start)
-        behind: dict[int, list[Group]] = {}
-        for piece in pieces:
-            behind.setdefault(piece.read, []).append(piece)
-        group = self._joined([self._read_on(state, self._joined(same), start) for same in behind.values()])
+            piece.enter(wanted)
+            rows: dict[tuple[int, int], list[int]] = {}
+            for i, read, start in zip(piece.rows, piece.read, piece.starts):
+                rows.setdefault((read, start) if read < start else (start, start), []).append(i)
+            late = {place: self._part(piece, which) for place, which in rows.items() if place[0] < place[1]}
+            if done := sorted(i for (read, start), which in rows.items() if read == start for i in which):
+                ready.append(self._part(piece, done))
+            for place, part in late.items():
+                behind.setdefault(place, []).append(part)
+        ready += [self._read_on(state, self._joined(same), *place) for place, same in behind.items()]
+        group = self._joined(ready)
         self._groups = [*others, group]
         return group
 
-    def _read_on(self, state: TokenState, group: Group, start: int) -> Group:
-        """Read what is between what a group has read and the beginning of its block."""
-        if group.read < start:
-            x = state.x if len(group.rows) == len(state.x) else state.x[list(group.rows)]
-            group.context = self.counter.read(x[:, group.read : start].clone(), group.context)
-            group.read = start
-            if self.denoiser.counts_reads:
-                self._count(self.nfe_rows, group.rows)
-                self._count(self.encoder_rows, group.rows)
+    def _read_on(self, state: TokenState, group: Group, read: int, start: int) -> Group:
+        """Read what is between what the rows of a group have read and the beginning of their blocks."""
+        x = state.x if len(group.rows) == len(state.x) else state.x[list(group.rows)]
+        group.context = self.counter.read(x[:, read:start].clone(), group.context)
+        group.read = group.starts
+        if self.denoiser.counts_reads:
+            self._count(self.nfe_rows, group.rows)
+            self._count(self.encoder_rows, group.rows)
         return group
 
     def _part(self, group: Group, rows: list[int]) -> Group:
@@ -233,19 +260,20 @@ class EncodedFeed:
             return group
         at = [group.rows.index(i) for i in rows]
         index = torch.tensor(at, dtype=torch.int64, device=self.nfe_rows.device)
-        return dataclasses.replace(
-            group,
-            rows=tuple(rows),
-            context=None if group.context is None or not rows else self.denoiser.rows_of(group.context, index),
+        return Group(
+            tuple(rows),
+            tuple(group.read[k] for k in at),
+            tuple(group.starts[k] for k in at),
+            tuple(group.told[k] for k in at),
             previous=None if group.previous is None else group.previous[index],
-            told=tuple(group.told[k] for k in at),
+            context=None if group.context is None or not rows else self.denoiser.rows_of(group.context, index),
         )
 
     def _joined(self, groups: list[Group]) -> Group:
-        """One group, in ascending order, of several that have read as much and are in the same block."""
+        """One group, in ascending order, of several in blocks of one length; without `mixes` they have read as much."""
         if len(groups) == 1:
             return groups[0]
-        first, previous = groups[0], None
+        previous = None
         if any(group.previous is not None for group in groups):
             like = next(group.previous for group in groups if group.previous is not None)
             previous = torch.cat(
@@ -254,20 +282,20 @@ class EncodedFeed:
                     for group in groups
                 ]
             )
-        rows = tuple(i for group in groups for i in group.rows)
         contexts = [group.context for group in groups]
-        whole = dataclasses.replace(
-            first,
-            rows=rows,
-            context=None if first.context is None else self.denoiser.joined(contexts),
+        whole = Group(
+            tuple(i for group in groups for i in group.rows),
+            tuple(n for group in groups for n in group.read),
+            tuple(start for group in groups for start in group.starts),
+            tuple(told for group in groups for told in group.told),
             previous=previous,
-            told=tuple(t for group in groups for t in group.told),
+            context=None if contexts[0] is None else self.denoiser.joined(contexts),
         )
-        return self._part(whole, sorted(rows))
+        return self._part(whole, sorted(whole.rows))
 
 
 def _asked(state: TokenState, rows: Tensor | None) -> tuple[Tensor, Tensor]:
     """(B, L) bool each: the positions asked about, and those of the rows' present blocks."""
     here = state.canvas.block == state.block[:, None]
-    here &= state.canvas.fill  # of a row that is done nothing is here: FAR stands at given positions as well
+    here &= state.canvas.fill  # a row that is done has none: FAR stands at given positions as well
     return (state.open if rows is None else rows & state.canvas.fill), here

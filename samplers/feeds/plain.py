@@ -202,4 +202,3 @@ class SelfConditioning:
     def _widened(self, state: TokenState, query: Query) -> Query:
         """The query about all that the denoiser was asked for."""
         return dataclasses.replace(query, mask=query.mask | query.of_canvas(_present(state)), count=query.wide)
-

@@ -11,6 +11,8 @@ block, and its own last logits as embeddings.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ STEPS = 48  # for a block, where generation_config.json does not say it
 class DiffusionGemmaDenoiser(BlockDenoiser):
     """A DiffusionGemmaForBlockDiffusion. Its logits are the model's own, soft cap included, in float32.
 
-    The context is a transformers DynamicCache. Rows whose contexts are of different lengths do not share a forward pass.
+    Rows share forward passes of the decoder wherever their blocks begin, if its attention takes a mask (sdpa and eager): what
+    was read of a shorter row is padded on the left, and the padding is not seen. Where all have read as much there is no mask,
+    and the forward pass is that of the model's generate.
 
     Args:
         model: the model, in evaluation mode from now on; its parameters say dtype and device.
@@ -54,20 +58,21 @@ class DiffusionGemmaDenoiser(BlockDenoiser):
         self.stop_ids = tuple(i for i in self.stop_ids if i < self.vocab_size)
         embedding = model.get_input_embeddings().weight
         self.device, self.dtype = embedding.device, embedding.dtype
+        self.mixes = text._attn_implementation in ("sdpa", "eager")
 
-    def read(self, tokens: Tensor, context: Any) -> Any:
+    def read(self, tokens: Tensor, context: WasRead | None) -> WasRead:
         from transformers import DynamicCache
 
         if context is None:
-            context = DynamicCache(config=self.model.config.get_text_config(decoder=True))
+            context = WasRead(DynamicCache(config=self.model.config.get_text_config(decoder=True)), (0,) * len(tokens))
         with torch.no_grad():
-            self.model.model.encoder(input_ids=tokens, past_key_values=context)
-        return context
+            self.model.model.encoder(input_ids=tokens, past_key_values=context.cache)
+        return WasRead(context.cache, tuple(n + tokens.shape[1] for n in context.lengths))
 
     def denoise(
         self,
         block: Tensor,
-        context: Any,
+        context: WasRead | None,
         t: Tensor | None = None,
         *,
         previous: Tensor | None = None,
@@ -75,38 +80,81 @@ class DiffusionGemmaDenoiser(BlockDenoiser):
     ) -> Tensor:
         if context is None:
             raise OptionError(
-                f"denoiser {self.name!r} needs a prompt: its decoder reads what the encoder made of at least one token, such as the "
-                "one that begins a text"
+                f"denoiser {self.name!r} needs a prompt: its decoder reads what the encoder made of at least one token, such as "
+                "the one that begins a text"
             )
         if previous is not None:
             previous = previous.to(self.dtype)  # as the model's generate does
             if (missing := self.model_vocab - self.vocab_size) > 0:  # ids that the tokenizer does not have
                 previous = torch.nn.functional.pad(previous, (0, missing), value=-torch.inf)
+        more: dict[str, Any] = {}
+        if len(set(context.lengths)) > 1:
+            more = self._apart(context, block.shape[1])
         with torch.no_grad():
             out = self.model(
                 decoder_input_ids=block,
-                past_key_values=context,
+                past_key_values=context.cache,
                 self_conditioning_logits=previous,
                 self_conditioning_mask=told,
+                **more,
             )
         return out.logits[..., : self.vocab_size]
 
-    def rows_of(self, context: Any, rows: Tensor) -> Any:
-        return _changed(context, lambda tensors: tensors[0][rows], [context])
+    def _apart(self, context: WasRead, size: int) -> dict[str, Any]:
+        """What the decoder is told of rows that have read different numbers of tokens: positions, a mask per kind of layer."""
+        read = torch.tensor(context.lengths, dtype=torch.int64, device=self.device)[:, None]  # (A, 1)
+        masks = {}
+        for kind, layer in zip(self.model.config.get_text_config().layer_types, context.cache.layers):
+            if kind not in masks:
+                kept = layer.keys.shape[2]  # by the row that has read most, within the layer's window
+                empty = torch.arange(kept, dtype=torch.int64, device=self.device) < kept - read  # (A, kept)
+                mask = torch.zeros(len(read), 1, 1, kept + size, dtype=self.dtype, device=self.device)
+                mask[:, 0, 0, :kept].masked_fill_(empty, torch.finfo(self.dtype).min)
+                masks[kind] = mask.expand(-1, -1, size, -1)
+        positions = read + torch.arange(size, dtype=torch.int64, device=self.device)
+        return {"decoder_attention_mask": masks, "decoder_position_ids": positions}
 
-    def joined(self, contexts: list[Any]) -> Any:
-        return _changed(contexts[0], torch.cat, contexts)
+    def rows_of(self, context: WasRead, rows: Tensor) -> WasRead:
+        which = rows.tolist()
+        lengths = tuple(context.lengths[i] for i in which)
+        longest = max(lengths)
+        # A slice on the left of what is padding for all rows that are left.
+        return _changed([context], lengths, lambda all: all[0][rows][:, :, max(all[0].shape[2] - longest, 0) :])
+
+    def joined(self, contexts: list[WasRead]) -> WasRead:
+        lengths = tuple(n for context in contexts for n in context.lengths)
+
+        def put(parts: list[Tensor]) -> Tensor:
+            longest = max(part.shape[2] for part in parts)
+            return torch.cat([torch.nn.functional.pad(p, (0, 0, longest - p.shape[2], 0)) for p in parts])
+
+        return _changed(contexts, lengths, put)
 
 
-def _changed(cache: Any, make: Any, caches: list[Any]) -> Any:
-    """A cache of other rows: `make` is given the keys, or the values, that each of `caches` has of a layer."""
-    out = copy.copy(cache)
-    out.layers = []
-    for same in zip(*(c.layers for c in caches)):
+@dataclass(frozen=True, eq=False)
+class WasRead:
+    """What the encoder has read of some rows.
+
+    Attributes:
+        cache: a transformers DynamicCache, rows that have read less padded on the left.
+        lengths: how many tokens of each.
+    """
+
+    cache: Any
+    lengths: tuple[int, ...]
+
+
+def _changed(contexts: list[WasRead], lengths: tuple[int, ...], make: Callable[[list[Tensor]], Tensor]) -> WasRead:
+    """What was read of other rows: `make` is given the keys, or the values, that each context has of a layer."""
+    cache = copy.copy(contexts[0].cache)
+    cache.layers = []
+    for same in zip(*(context.cache.layers for context in contexts)):
         layer = copy.copy(same[0])
         layer.keys, layer.values = make([one.keys for one in same]), make([one.values for one in same])
-        out.layers.append(layer)
-    return out
+        if hasattr(layer, "cumulative_length"):  # a sliding window's layer; read() needs it, when all have read as much
+            layer.cumulative_length = max(lengths)
+        cache.layers.append(layer)
+    return WasRead(cache, lengths)
 
 
 def from_model(model: Any, tokenizer: Any = None, *, name: str | None = None) -> DiffusionGemmaDenoiser:
@@ -122,7 +170,7 @@ def from_model(model: Any, tokenizer: Any = None, *, name: str | None = None) ->
     config = getattr(model, "config", None)
     if getattr(config, "model_type", None) != "diffusion_gemma" or not hasattr(model, "lm_head"):
         raise ModelError(
-            f"{type(model).__name__} is no DiffusionGemmaForBlockDiffusion; samplers.models.from_transformers knows other models, and "
+            f"{type(model).__name__} is no DiffusionGemmaForBlockDiffusion. samplers.models.from_transformers takes others, and "
             "samplers.BlockDenoiser.wrap takes any callable that denoises a block"
         )
     if tokenizer is not None and not hasattr(tokenizer, "eos_ids"):
@@ -160,7 +208,7 @@ def load(
             f"{str(folder)!r} is a DiffusionGemma, which needs transformers 5.11 or later: pip install 'transformers>=5.11'"
         ) from error
     try:
-        model = DiffusionGemmaForBlockDiffusion.from_pretrained(
+        model: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(
             str(folder), dtype="auto" if dtype is None else dtype, **more
         )
     except (OSError, ValueError, KeyError) as error:

@@ -53,7 +53,10 @@ class BlockRefinement(Sampler[EditState]):
         None, "least probability of a token that replaces another; none: no editing", ge=0
     )
     max_post_steps: int = option(16, "steps for editing only, after a block is committed", ge=0)
-    tempered: bool = option(False, "probabilities of what is drawn from, as diffusers has them: at its temperature, of what top_k and top_p leave")
+    tempered: bool = option(
+        False,
+        "probabilities of what is drawn from, as diffusers has them: at its temperature, of what top_k and top_p leave",
+    )
 
     def init(self, canvas: Layout) -> EditState:
         return EditState.begin(canvas, post=torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device))

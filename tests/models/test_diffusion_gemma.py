@@ -1,6 +1,5 @@
 """DiffusionGemma: tokens and passes of transformers' generate and of diffusers' pipeline, with the same random numbers."""
 
-
 import pytest
 import torch
 
@@ -95,7 +94,11 @@ def generated(model, prompts, canvases, **config):
         draws.patch(patch)
         patch.setattr(model, "_denoising_step", step, raising=False)
         out = model.generate(
-            torch.tensor(prompts), max_new_tokens=canvases * N, pad_token_id=pad, eos_token_id=config.pop("eos", None), **config
+            torch.tensor(prompts),
+            max_new_tokens=canvases * N,
+            pad_token_id=pad,
+            eos_token_id=config.pop("eos", None),
+            **config,
         )
     new = out.sequences[:, len(prompts[0]) :]
     return new, ((new != pad).sum(1) / out.tokens_per_forward).round().long()
@@ -131,6 +134,52 @@ def test_logits_are_the_models(model):
     expected = torch.where(told[:, None, None], later[order], first[order])
     assert float((mixed - expected).abs().max()) < 1e-4
     assert float((first - later).abs().max()) > 0.1
+    assert (context.lengths, context.cache.get_seq_length()) == ((21,) * 3, 21)
+
+
+@pytest.fixture
+def eager(model):
+    """Attention whose softmax is in float32, whatever the model's dtype."""
+    model.set_attn_implementation("eager")
+    yield
+    model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize(("attention", "near"), [(None, 1e-9), ("eager", 1e-4)])
+def test_rows_that_have_read_unlike_much_share_a_pass(model, attention, near, request):
+    """Of 3, 21, 6 and 7 tokens, at a window of 8: each row's logits are its own; and it reads on after they part."""
+    if attention:
+        request.getfixturevalue(attention)
+    denoiser, gen = diffusion_gemma.from_model(model), torch.Generator().manual_seed(1)
+    ids = [torch.randint(3, V, (1, n), generator=gen) for n in (3, 21, 6, 7)]
+    block = torch.randint(3, V, (4, N), generator=gen)
+    with torch.no_grad():
+        alone = torch.cat([model(input_ids=i, decoder_input_ids=b[None]).logits for i, b in zip(ids, block)])
+    mixed = denoiser.joined([denoiser.read(i, None) for i in ids])
+    assert float((denoiser.denoise(block, mixed) - alone).abs().max()) < near
+    some = denoiser.joined([denoiser.rows_of(mixed, torch.tensor([2, 0])), denoiser.rows_of(mixed, torch.tensor([3]))])
+    assert some.cache.layers[1].keys.shape[2] == 7 and some.lengths == (6, 3, 7)
+    assert float((denoiser.denoise(block[[2, 0, 3]], some) - alone[[2, 0, 3]]).abs().max()) < near
+    on = denoiser.read(block[:1], denoiser.rows_of(some, torch.tensor([1])))  # the row of 3 reads 8 more
+    with torch.no_grad():
+        expected = model(input_ids=torch.cat([ids[0], block[:1]], 1), decoder_input_ids=block[1:2]).logits
+    assert float((denoiser.denoise(block[1:2], on) - expected).abs().max()) < near
+
+
+def test_ragged_rows_are_what_they_are_alone(model):
+    """Prompts of four lengths, rows that stop early: passes are those of the slowest row, not of all rows together."""
+    denoiser = diffusion_gemma.from_model(model)
+    prompts = [PROMPTS[0][:2], PROMPTS[1], PROMPTS[2] * 3, PROMPTS[3][:3]]
+    run = {"gen_length": 20, "steps": 36, "bound": 8.0, "stop_entropy": 2.2, "pace": False, "stop": [7, 9]}
+    out = samplers.sample(denoiser, "entropy_bound_uniform", prompt=prompts, **run)
+    decoded = (out.nfe_rows - out.encoder_rows).tolist()
+    assert len(set(decoded)) > 1 and len(set(out.lengths.tolist())) > 1
+    for i, prompt in enumerate(prompts):
+        alone = samplers.sample(denoiser, "entropy_bound_uniform", prompt=[prompt], first_row=i, **run)
+        assert alone.rows()[0].tolist() == out.rows()[i].tolist()
+        assert int(out.nfe_rows[i]) == alone.nfe and int(out.encoder_rows[i]) == alone.encoder_passes
+    # Blocks of 4 at the end are passes of their own.
+    assert max(decoded) <= out.nfe - out.encoder_passes < sum(decoded) * 0.6
 
 
 @pytest.mark.parametrize(
@@ -157,6 +206,7 @@ def test_tokens_and_passes_are_those_of_generate(model, rows, canvases, steps, b
     )  # fmt: skip
     assert rows == 1 or len(set(passes.tolist())) > 1, "no row went its own way"
     assert (out.nfe_rows - out.encoder_rows).tolist() == passes.tolist()
+    assert rows == 1 or out.nfe - out.encoder_passes == max(passes), "rows of one batch share all passes"
     for mine, theirs in zip(out.generated, tokens):
         assert mine.tolist() == theirs[: len(mine)].tolist()
         assert (theirs[len(mine) :] == 63).all(), "they go on after our end"
@@ -177,7 +227,10 @@ def piped(model):
             return {"input_ids": torch.tensor([[int(i) for i in m[0]["content"].split()] for m in messages])}
 
     def run(scheduler, prompts, canvases, steps, **how):
-        draws, scheduler = Draws(len(prompts), len(prompts[0]), canvases * N), getattr(diffusers, scheduler[0])(**scheduler[1])
+        draws, scheduler = (
+            Draws(len(prompts), len(prompts[0]), canvases * N),
+            getattr(diffusers, scheduler[0])(**scheduler[1]),
+        )
         plain, calls = scheduler.step, 0
 
         def step(**more):
@@ -215,11 +268,22 @@ class Step:
 def test_entropy_bound_is_the_pipelines(model, piped, prompt):
     """A row that stops before the last step; and rows that do not, which end with noise."""
     denoiser = diffusion_gemma.from_model(model)
-    for prompts, canvases, confidence in ((PROMPTS[prompt : prompt + 1], 3, 2.2), (PROMPTS[prompt : prompt + 2], 2, None)):
+    for prompts, canvases, confidence in (
+        (PROMPTS[prompt : prompt + 1], 3, 2.2),
+        (PROMPTS[prompt : prompt + 2], 2, None),
+    ):
         setting = ("EntropyBoundScheduler", {"entropy_bound": 8.0})
         tokens, calls = piped(setting, prompts, canvases, 9, confidence_threshold=confidence)
         out = ours(
-            denoiser, prompts, canvases, 9, bound=8.0, pace=False, final="noise", stop_entropy=confidence, temperature=0.8
+            denoiser,
+            prompts,
+            canvases,
+            9,
+            bound=8.0,
+            pace=False,
+            final="noise",
+            stop_entropy=confidence,
+            temperature=0.8,
         )
         assert torch.stack(out.generated).tolist() == tokens.tolist()
         assert out.nfe - out.encoder_passes == calls
@@ -248,9 +312,7 @@ def test_ddim_is_the_pipelines(model, piped, temperature):
     tokens, calls = piped(
         ("DiscreteDDIMScheduler", {}), PROMPTS, 2, 7, temperature=temperature, confidence_threshold=None
     )
-    out = ours(
-        diffusion_gemma.from_model(model), PROMPTS, 2, 7, sampler="d3pm_ancestral", temperature=temperature
-    )
+    out = ours(diffusion_gemma.from_model(model), PROMPTS, 2, 7, sampler="d3pm_ancestral", temperature=temperature)
     assert torch.stack(out.generated).tolist() == tokens.tolist()
     assert out.nfe - out.encoder_passes == calls == 14
 
