@@ -77,9 +77,8 @@ class EntropyBoundUniform(Sampler[StableState]):
     def step(self, predict: Predict, state: StableState) -> StableState:
         steps, first = state.block_steps.clamp_min(1), predict.temperature or 1.0
         last = self.anneal * first
-        heat = last + (first - last) * (
-            (steps - state.block_step) / steps
-        )  # (B,) float32, rounded as the reference rounds
+        left = (steps - state.block_step).float() / steps
+        heat = last + (first - last) * left  # (B,) float32, rounded as in the reference
         logits = predict.logits(state, temperature=heat)
         draw = predict.read(state, logits, want="entropy", temperature=1.0 if predict.temperature else 0.0)
         # Entropies come from float32 sums: below 1e-7 is certain.

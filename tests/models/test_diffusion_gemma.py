@@ -5,6 +5,7 @@ import torch
 
 import samplers
 from samplers import OptionError
+from samplers.aliases import of_scheduler
 from samplers.errors import ModelError
 from samplers.models import diffusion_gemma
 from samplers.random import DRAW_NOISE_TOKEN, DRAW_ROUTE, DRAW_START, DRAW_TOKEN, Rng
@@ -201,7 +202,7 @@ def test_tokens_and_passes_are_those_of_generate(model, rows, canvases, steps, b
     )  # fmt: skip
     denoiser = diffusion_gemma.from_model(model)
     out = ours(
-        denoiser, prompts, canvases, steps, bound=bound, pace=False, final="best", stability=stability,
+        denoiser, prompts, canvases, steps, sampler="diffusion_gemma", bound=bound, stability=stability,
         stop_entropy=confidence, stop=eos,
     )  # fmt: skip
     assert rows == 1 or len(set(passes.tolist())) > 1, "no row went its own way"
@@ -217,7 +218,7 @@ def test_tokens_and_passes_are_those_of_generate(model, rows, canvases, steps, b
 
 @pytest.fixture(scope="module")
 def piped(model):
-    """What diffusers' pipeline makes with one of its schedulers: tokens (B, canvases * N), and the decoder passes."""
+    """What diffusers' pipeline makes with one of its schedulers: tokens (B, canvases * N), decoder passes, our name for it."""
     diffusers = pytest.importorskip("diffusers")
     if not hasattr(diffusers, "DiffusionGemmaPipeline"):
         pytest.skip("this diffusers has no DiffusionGemmaPipeline")
@@ -249,7 +250,8 @@ def piped(model):
                 prompt=[" ".join(map(str, p)) for p in prompts], gen_length=canvases * N, num_inference_steps=steps,
                 output_type="seq", **how,
             )  # fmt: skip
-        return out.sequences, calls
+        name, options = of_scheduler(scheduler.config, type(scheduler).__name__)
+        return out.sequences, calls, {"sampler": name, **options}
 
     return run
 
@@ -272,19 +274,9 @@ def test_entropy_bound_is_the_pipelines(model, piped, prompt):
         (PROMPTS[prompt : prompt + 1], 3, 2.2),
         (PROMPTS[prompt : prompt + 2], 2, None),
     ):
-        setting = ("EntropyBoundScheduler", {"entropy_bound": 8.0})
-        tokens, calls = piped(setting, prompts, canvases, 9, confidence_threshold=confidence)
-        out = ours(
-            denoiser,
-            prompts,
-            canvases,
-            9,
-            bound=8.0,
-            pace=False,
-            final="noise",
-            stop_entropy=confidence,
-            temperature=0.8,
-        )
+        setting = ("EntropyBoundScheduler", {"entropy_bound": 8.0, "t_min": 0.2, "t_max": 0.9})
+        tokens, calls, same = piped(setting, prompts, canvases, 9, confidence_threshold=confidence)
+        out = ours(denoiser, prompts, canvases, 9, **same, stop_entropy=confidence, temperature=0.9)
         assert torch.stack(out.generated).tolist() == tokens.tolist()
         assert out.nfe - out.encoder_passes == calls
         assert (confidence is None) == (calls == canvases * 9)
@@ -297,11 +289,8 @@ def test_entropy_bound_is_the_pipelines(model, piped, prompt):
 def test_block_refinement_is_the_pipelines(model, piped, canvases, steps, threshold, edit, temperature):
     """Committed tokens' logits are told as well as the others'. Above 1 the plan alone commits, to the last step."""
     setting = ("BlockRefinementScheduler", {"threshold": threshold, "editing_threshold": edit})
-    tokens, calls = piped(setting, PROMPTS, canvases, steps, temperature=temperature, confidence_threshold=None)
-    out = ours(
-        diffusion_gemma.from_model(model), PROMPTS, canvases, steps, sampler="block_refinement", threshold=threshold,
-        edit_threshold=edit, temperature=temperature, tempered=True,
-    )  # fmt: skip
+    tokens, calls, same = piped(setting, PROMPTS, canvases, steps, temperature=temperature, confidence_threshold=None)
+    out = ours(diffusion_gemma.from_model(model), PROMPTS, canvases, steps, **same, temperature=temperature)
     assert torch.stack(out.generated).tolist() == tokens.tolist()
     passes = (out.nfe_rows - out.encoder_rows).tolist()
     assert calls == canvases * steps and (set(passes) == {calls} if threshold > 1 else max(passes) <= calls)
@@ -309,10 +298,9 @@ def test_block_refinement_is_the_pipelines(model, piped, canvases, steps, thresh
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_ddim_is_the_pipelines(model, piped, temperature):
-    tokens, calls = piped(
-        ("DiscreteDDIMScheduler", {}), PROMPTS, 2, 7, temperature=temperature, confidence_threshold=None
-    )
-    out = ours(diffusion_gemma.from_model(model), PROMPTS, 2, 7, sampler="d3pm_ancestral", temperature=temperature)
+    how = {"temperature": temperature, "confidence_threshold": None}
+    tokens, calls, same = piped(("DiscreteDDIMScheduler", {}), PROMPTS, 2, 7, **how)
+    out = ours(diffusion_gemma.from_model(model), PROMPTS, 2, 7, **same, temperature=temperature)
     assert torch.stack(out.generated).tolist() == tokens.tolist()
     assert out.nfe - out.encoder_passes == calls == 14
 
