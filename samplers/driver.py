@@ -21,11 +21,12 @@ from . import registry
 from .arguments import GaussianArguments, TokenArguments, read_arguments, wrong_argument
 from .canvas import PAD
 from .checks import flag, shown
-from .denoiser import Counter, Denoiser, TokenDenoiser
+from .denoiser import BlockDenoiser, Counter, Denoiser, TokenDenoiser
 from .dry_run import DryRun
 from .errors import FamilyError, OptionError, SamplersError
 from .feeds import Feed
 from .feeds.cached import CachedFeed
+from .feeds.encoded import EncodedFeed
 from .feeds.plain import PlainFeed
 from .feeds.sequence import SequenceFeed
 from .gaussian.denoiser import GaussianDenoiser
@@ -288,6 +289,8 @@ class Stream(Iterator[State]):
             head_rows=counter.head_rows,
             cache_bytes=self.predictor.cache_bytes,
             nfe_rows=self.predictor.nfe_rows,
+            encoder_passes=counter.encoder_passes,
+            encoder_rows=self.predictor.encoder_rows if isinstance(self.predictor, Predictor) else None,
             steps=self.steps,
             seconds=Seconds(inside, max(self.wall - inside, 0.0)),
             lengths=lengths,
@@ -465,6 +468,8 @@ def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArgument
     feed: Feed
     if sampler.effective_facts.sequential:
         feed = SequenceFeed(counter, batch)
+    elif isinstance(denoiser, BlockDenoiser):
+        feed = EncodedFeed(counter, batch)
     elif read.scheme is not None:
         feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme)
     else:
@@ -570,7 +575,7 @@ def sample(
             step per position. For continuous samplers it is the number of function evaluations; None: 20, or 1000 at
             most if a tolerance decides.
         block_length: positions per block. Blocks are filled from left to right. None: the blocks of a model of block_causal
-            attention; one block for any other model.
+            attention, or a BlockDenoiser's own; one block for any other model.
         align: where blocks are counted from. True: from position 0 of each row, so that the first block to fill is what is
             left of the prompt's last one. False: from the first position to fill. None: True for models of block_causal
             attention, whose own blocks are counted so (LLaDA2, SDAR, BD3-LM); else False.

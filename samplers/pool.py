@@ -67,14 +67,12 @@ class SharedFeed:
         if self._given == len(self.answers) or self.memory is not None:  # the memory notes that the model is asked
             x, time, mask, more = self.plain._input(state, query)
         if self._given == len(self.answers):
-            raise Waiting(x, time, mask, (1 + query.guided) * query.count, more)
+            raise Waiting(x, time, mask, (1 + query.guided) * query.wide, more)
         if self._given == len(self.answers) - 1:  # the first time that this answer is read
             self.nfe_rows[slice(None) if query.rows is None else query.rows] += 1
         answer = self.answers[self._given]
         self._given += 1
-        if self.memory is not None:
-            self.memory.remember(state, query, answer)
-        return answer
+        return answer if self.memory is None else self.memory.remember(state, query, answer)
 
 
 @dataclass(eq=False)

@@ -73,12 +73,14 @@ class PlainFeed:
         return torch.minimum(torch.div(end + size - 1, size, rounding_mode="floor") * size, canvas.length)
 
     def counts(self, state: TokenState, rows: Tensor | None) -> Tensor:
-        """(B,) int64, positions asked about in each row; then, if guidance depends on the level, (B,) whether it is on; then,
-        if there is a window, (B,) where it ends.
+        """(B,) int64, positions asked about in each row. Then, (B,) each: of a self-conditioned model those of the row's block as
+        well; whether guidance is on, if that depends on the level; where the window ends, if there is one.
         """
-        count = state.count if rows is None else (rows & state.canvas.fill).sum(1)
+        parts = [state.count if rows is None else (rows & state.canvas.fill).sum(1)]
+        if self.memory is not None:
+            parts.append(self.memory.asked(state, rows).sum(1))
         more = (self._inside(state), self._ends(state, rows))
-        return torch.cat([count, *(m.to(torch.int64) for m in more if m is not None)])
+        return torch.cat([*parts, *(m.to(torch.int64) for m in more if m is not None)])
 
     def idle(self, counts: list[int]) -> bool:
         return not any(counts[: len(self.nfe_rows)])
@@ -87,13 +89,17 @@ class PlainFeed:
         canvas, batch = state.canvas, len(state.x)
         inside, ends = self._inside(state), self._ends(state, rows)
         rows = state.open if rows is None else rows & canvas.fill
-        always = self._guides(canvas) and inside is None
-        groups = canvas.rows_by_length if ends is None else rows_of_each(counts[-batch:])
+        parts = iter(counts[i : i + batch] for i in range(0, len(counts), batch))  # as `counts` has them
+        asked = next(parts)
+        wide = asked if self.memory is None else next(parts)
+        switch = None if inside is None else next(parts)
+        groups = canvas.rows_by_length if ends is None else rows_of_each(next(parts))
+        always = self._guides(canvas) and switch is None
         active: Tensor | None = None
         queries = []
-        for guided in (False, True) if inside is not None else (always,):
+        for guided in (False, True) if switch is not None else (always,):
             for length, members in groups.items():
-                here = [i for i in members if counts[i] and (inside is None or counts[batch + i] == guided)]
+                here = [i for i in members if asked[i] and (switch is None or switch[i] == guided)]
                 if not here:
                     continue
                 which = None
@@ -106,10 +112,11 @@ class PlainFeed:
                         member = member & (inside == guided)
                     which = torch.nonzero_static(member, size=len(here)).squeeze(1)  # (A,)
                 mask = rows if which is None else rows[which]
-                count = sum(counts[i] for i in here)
+                count = sum(asked[i] for i in here)
                 whole = which is None and length == mask.shape[1]
                 mask = mask if whole else mask[:, :length]
-                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole))
+                more = sum(wide[i] for i in here)
+                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole, wide=more))
         return queries
 
     # ------------------------------------------------------------------------------------------ one forward pass
@@ -120,13 +127,11 @@ class PlainFeed:
         else:
             self.nfe_rows[query.rows] += 1
         x, time, mask, more = self._input(state, query)
-        n = (1 + query.guided) * query.count
+        n = (1 + query.guided) * query.wide
         if self.denoiser.head is not None:
             return Answer(self.counter.hidden(x, time, mask, n))
         answer = Answer(*self.counter.tokens(x, time, mask, n, **more))
-        if self.memory is not None:
-            self.memory.remember(state, query, answer)
-        return answer
+        return answer if self.memory is None else self.memory.remember(state, query, answer)
 
     def _input(self, state: TokenState, query: Query) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]:
         """What the model is given: x, t, mask, more. Of a guided query the unconditional rows come after the others."""
@@ -140,10 +145,10 @@ class PlainFeed:
                 time = query.of_canvas(levels if query.t is None else torch.where(state.open, query.t[:, None], levels))
             else:
                 time = query.of_rows(state.noise_level if query.t is None else query.t)  # (A,)
-        more = {}
+        more, mask = {}, query.mask
         if self.memory is not None:
             more["previous"] = self.memory.seen_by(state, query)
-        mask = query.mask
+            mask = mask | query.of_canvas(_present(state))
         if query.guided:
             # Unsupervised guidance (Nie et al. 2024, SMDM): the unconditional rows are the same with the prompt masked.
             # Uniform noise has no mask; a prompt of noise says nothing there.
@@ -160,8 +165,17 @@ class PlainFeed:
         return x, time, mask, more
 
 
+def _present(state: TokenState) -> Tensor:
+    """(B, L) bool: the positions to fill of the rows' present blocks, decided ones included."""
+    return state.canvas.fill & (state.canvas.block == state.block[:, None])
+
+
 class SelfConditioning:
-    """The last logits of a self-conditioned denoiser, between the beginning and the end of a step: state.previous."""
+    """The last logits of a self-conditioned denoiser, between the beginning and the end of a step: state.previous.
+
+    Whatever a sampler asks about, the denoiser is asked about the whole present block: so no logits that it is told are older
+    than the others of the block.
+    """
 
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
@@ -176,6 +190,11 @@ class SelfConditioning:
             return state
         return dataclasses.replace(state, previous=self._previous)
 
+    def asked(self, state: TokenState, rows: Tensor | None) -> Tensor:
+        """(B, L) bool: what the denoiser is asked for if the sampler asks about `rows`."""
+        here = _present(state)
+        return here if rows is None else here | (rows & state.canvas.fill)
+
     def seen_by(self, state: TokenState, query: Query) -> Previous:
         """The last logits of the rows that take part, at the positions to fill."""
         canvas = state.canvas
@@ -189,10 +208,25 @@ class SelfConditioning:
         here = torch.nonzero_static(fill.flatten(), size=size).squeeze(1)
         return Previous(fill, self._previous[query.of_canvas(canvas.fill_number).flatten()[here]])
 
-    def remember(self, state: TokenState, query: Query, answer: Answer) -> None:
-        """Keep the (conditional) logits of the asked positions for the next forward pass."""
+    def remember(self, state: TokenState, query: Query, answer: Answer) -> Answer:
+        """Keep the (conditional) logits for the next forward pass; returns the answer at the positions of the query."""
         assert self._previous is not None
-        index = state.canvas.fill_number.flatten()[query.on_canvas(state.x.shape[1])]
+        whole = query if query.wide == query.count else self._widened(state, query)
+        index = state.canvas.fill_number.flatten()[whole.on_canvas(state.x.shape[1])]
         if not self._written:  # states are immutable: one copy per step
             self._previous, self._written = self._previous.clone(), True
-        self._previous.index_copy_(0, index, answer.packed()[: query.count].float())
+        rows = slice(None, query.wide) if answer.index is None else answer.index[: query.wide]
+        kept = answer.value[rows].float()
+        if query.temperature is not None:
+            kept = kept / query.temperature[whole.row][:, None]
+        self._previous.index_copy_(0, index, kept)
+        if whole is query:
+            return answer
+        asked = torch.nonzero_static(query.mask.flatten()[whole.flat], size=query.count).squeeze(1)
+        if query.guided:
+            asked = torch.cat([asked, asked + query.wide])
+        return Answer(answer.value, asked if answer.index is None else answer.index[asked])
+
+    def _widened(self, state: TokenState, query: Query) -> Query:
+        """The query about all that the denoiser was asked for."""
+        return dataclasses.replace(query, mask=query.mask | query.of_canvas(_present(state)), count=query.wide)

@@ -9,6 +9,7 @@ zoo                               trained models by name: zoo.load("text-mdm"), 
                                   digits-gauss, digits-mdm, text-mdm, text-refusion
 dit.load, smdm.load               checkpoints of MDLM, BD3-LM, RADD and SEDD (dit.py), of SMDM (smdm.py)
 from_transformers                 any live model of transformers, with caches; needs transformers (hugging_face.py)
+diffusion_gemma                   transformers' DiffusionGemma, which denoises block by block (diffusion_gemma.py)
 diffusers                         samplers as its schedulers, its models as denoisers; needs diffusers (diffusers.py)
 """
 
@@ -37,9 +38,11 @@ __all__ = [
 from . import zoo
 
 
-def __getattr__(name: str) -> Any:  # imported when they are used: diffusers and transformers are extras, and slow to import
+def __getattr__(
+    name: str,
+) -> Any:  # imported when they are used: diffusers and transformers are extras, and slow to import
     if name == "from_transformers":
         return importlib.import_module(f"{__name__}.hugging_face").from_transformers
-    if name in ("diffusers", "dit", "smdm"):
+    if name in ("diffusers", "diffusion_gemma", "dit", "smdm"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
