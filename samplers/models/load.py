@@ -603,6 +603,19 @@ def _files(folder: Path) -> dict[str, Path]:
     raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}")
 
 
+def headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Each tensor's dtype, as the file calls it, and its shape; only the headers of the files are read.
+
+    Raises:
+        ModelError: as `load`, for a folder without safetensors and for files that cannot be read.
+    """
+    where, found = _files(folder), {}
+    for path in sorted(set(where.values())):
+        with _File(path) as file:
+            found |= {name: about[:2] for name, about in file.tensors.items()}
+    return found
+
+
 def save(model: Transformer, path: str | Path, **facts: Any) -> None:
     """Write `model` as model.safetensors and config.json, in our names; `facts` go into config.json beside its shape.
 
