@@ -3,7 +3,8 @@
 Transformer, Config, Llama3Rope   the decoder and its shape                                  (transformer.py)
 Cache                             keys and values of all layers, moved in place, counted     (cache.py)
 TransformerDenoiser, pretrained   the decoder as the driver sees it; of a folder or a hub's name (denoiser.py)
-load, save                        safetensors: Llama, Qwen2, Qwen3, LLaDA, ours              (load.py)
+load, save                        safetensors: Llama, Qwen, LLaDA, Dream, SDAR and others, ours (load.py)
+recognise, Family                 what a config.json says of a model, with its family's defaults (families.py)
 Tokenizer                         byte-pair encoding of the zoo's text models                (tokenizer.py)
 zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
                                   digits-gauss, digits-mdm, text-mdm, text-refusion
@@ -15,19 +16,23 @@ from typing import Any
 
 from .cache import Cache
 from .denoiser import TransformerDenoiser, pretrained
+from .families import Family, recognise
 from .load import load, save
 from .tokenizer import Tokenizer
-from .transformer import Config, Llama3Rope, Transformer
+from .transformer import Config, Experts, Llama3Rope, Transformer
 
 __all__ = [
     "Cache",
     "Config",
+    "Experts",
+    "Family",
     "Llama3Rope",
     "Tokenizer",
     "Transformer",
     "TransformerDenoiser",
     "load",
     "pretrained",
+    "recognise",
     "save",
     "zoo",
 ]
