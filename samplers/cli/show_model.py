@@ -15,13 +15,13 @@ from .output import make_console, print_json
 
 def _facts(spec: str) -> dict[str, tuple[Any, str]]:
     """Each fact and where it comes from. Configurations, tokenizers and headers are read, no weights."""
-    from ..models.denoiser import CACHES, inspect, read_spec
+    from ..models.denoiser import CACHES, describe, read_spec
     from ..models.families import architecture_of
     from ..models.load import headers
 
     name, told = read_spec(spec.removeprefix("hf:"))
     dtype, device = told.pop("dtype", None), told.pop("device", None)
-    found = inspect(name, **told)
+    found = describe(name, **told)
     family, source, config = found.family, found.family.source, found.config
     tensors = headers(found.folder)
     text = found.tokenizer

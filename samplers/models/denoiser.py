@@ -20,12 +20,12 @@ from ..checks import device_of, integer, optional_integer
 from ..denoiser import CacheUse, TextTokenizer, TokenDenoiser
 from ..errors import ModelError, OptionError, did_you_mean
 from .cache import Cache
-from .families import Family, architecture_of, corrected, no_mask, recognise
+from .families import GENERATION, Family, architecture_of, corrected, no_mask, recognise
 from .load import ARCHITECTURES, _files, _read_json, load
 from .tokenizer import Tokenizer
 from .transformer import Transformer
 
-__all__ = ["Checkpoint", "TransformerDenoiser", "inspect", "pretrained", "read_spec"]
+__all__ = ["Checkpoint", "TransformerDenoiser", "describe", "pretrained", "read_spec"]
 
 CACHES = {"full": ("prefix", "dual", "delayed"), "causal": ("prefix", "block"), "block_causal": ("block",)}
 
@@ -141,7 +141,7 @@ class Checkpoint:
     remote: bool
 
 
-def inspect(
+def describe(
     name: str | Path,
     *,
     tokenizer: Any = None,
@@ -167,16 +167,14 @@ def inspect(
         facts["eos_token_id"] = ends
     family = recognise(facts)
     if ends is not None:
-        family = replace(family, source={**family.source, "stop_ids": "generation_config.json"})
+        family = replace(family, source={**family.source, "stop_ids": GENERATION})
     remote = bool(config.get("auto_map")) and family.loader == "transformers"
     if loader is not None:
         if loader not in ("ours", "transformers"):
             raise ModelError(f"loader={loader!r}: ours (samplers.models.Transformer) or transformers is needed")
         remote = bool(config.get("auto_map")) and loader == "transformers"
         if loader == "ours" and architecture_of(config) not in ARCHITECTURES:
-            raise ModelError(
-                f"{name}: loader='ours' loads {', '.join(ARCHITECTURES)}, not {architecture_of(config)!r}"
-            )
+            raise ModelError(f"{name}: loader='ours' loads {', '.join(ARCHITECTURES)}, not {architecture_of(config)!r}")
         family = replace(family, loader=loader)
     elif family.name == "unknown" and not remote:
         stated = architecture_of(config)
@@ -248,7 +246,7 @@ def pretrained(
             with the loader.
     """
     revision = more.get("revision")
-    found = inspect(
+    found = describe(
         name,
         tokenizer=tokenizer,
         mask_id=mask_id,
@@ -328,7 +326,7 @@ def _by_transformers(
         more = {"dtype": dtype, **more}
     try:
         model = maker.from_pretrained(str(found.folder), use_safetensors=True, **more)
-    except Exception as error:  # of many kinds, by what is wrong with the files or the arguments
+    except Exception as error:  # its kind depends on which file or argument is wrong
         raise ModelError(f"{found.name}: transformers cannot load it: {' '.join(str(error).split())}") from error
     if "device_map" not in more and "tp_plan" not in more:
         model = model.to(device)
@@ -435,7 +433,7 @@ def _fetched(name: str, revision: str | None = None, code: bool = False) -> Path
         ) from None
     # Never a pickle. Of a tokenizer also merges.txt, tokenizer.model and templates; code only if it may run.
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"] + ["*.py"] * code
-    more = {} if revision is None else {"revision": revision}
+    more: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         return Path(snapshot_download(name, allow_patterns=patterns, **more))
     except Exception as error:  # of many kinds: no such repository, no network, a name that cannot be one

@@ -22,7 +22,7 @@ from ..errors import ModelError, did_you_mean
 __all__ = ["ATTENTIONS", "Family", "corrected", "recognise"]
 
 ATTENTIONS = ("full", "causal", "block_causal")
-ARGUMENT, CONFIG, TOKENIZER = "argument", "config.json", "tokenizer"
+ARGUMENT, CONFIG, GENERATION, TOKENIZER = "argument", "config.json", "generation_config.json", "tokenizer"
 FIELDS = ("mask_id", "attention", "block_length", "shift", "stop_ids", "predicts_next", "sampler")
 
 
@@ -273,10 +273,16 @@ def corrected(
 
     if mask_id is not None:
         said("mask_id", mask_id)
-    elif tokenizer is not None and source.get("mask_id") != CONFIG and tokenizer.mask_id is not None:
-        if family.loader != "diffusion_gemma":
-            said("mask_id", tokenizer.mask_id, TOKENIZER)
-    if tokenizer is not None and source.get("stop_ids") != CONFIG and tokenizer.eos_ids:
+    elif (
+        tokenizer is not None
+        and tokenizer.mask_id is not None
+        and not (
+            source.get("mask_id") == CONFIG
+            or family.loader == "diffusion_gemma"  # that has none, whatever its tokenizer has
+        )
+    ):
+        said("mask_id", tokenizer.mask_id, TOKENIZER)
+    if tokenizer is not None and source.get("stop_ids") not in (CONFIG, GENERATION) and tokenizer.eos_ids:
         said("stop_ids", tuple(tokenizer.eos_ids), TOKENIZER)
     if shift is not None:
         said("shift", shift)
@@ -332,4 +338,3 @@ def no_mask(who: str, family: Family) -> ModelError:
         f"{family.name} models. If it has one, name it: mask_id=, or hf:NAME?mask_id= on the command line. "
         "(ReFusion's is 151670, with attention='causal')"
     )
-

@@ -142,7 +142,9 @@ class _Part:
 
     name: str  # in the file
     at: int | None = None  # it is parameter[at]; None: it is the whole parameter
-    rows: tuple[int, int, int] | None = None  # of its `total` rows those from `begin` to `end`, as (begin, end, total)
+    rows: tuple[int, int, int] | None = (
+        None  # (begin, end, total): the parameter is rows begin to end - 1, total in all
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +152,9 @@ class _Names:
     """How an architecture calls things: config.json's content to ours, and our parameters' names to its."""
 
     config: Callable[[dict[str, Any]], dict[str, Any]]
-    outside: dict[str, str]  # of what is not in a layer
+    outside: dict[str, str]  # names of parameters that are in no layer
     layer: str  # what a layer's names begin with, {} its number
-    inside: dict[str, str]  # of what is; with a dot those of experts, {} the expert's number; "qkv": q, k and v in one
+    inside: dict[str, str]  # names in a layer; "qkv": q, k and v in one; experts with {} for the expert's number
 
     def of(self, ours: str, config: Config) -> list[_Part]:
         """The tensors of the file that our parameter is made of."""
@@ -609,8 +611,8 @@ def headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     Raises:
         ModelError: as `load`, for a folder without safetensors and for files that cannot be read.
     """
-    where, found = _files(folder), {}
-    for path in sorted(set(where.values())):
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for path in sorted(set(_files(folder).values())):
         with _File(path) as file:
             found |= {name: about[:2] for name, about in file.tensors.items()}
     return found

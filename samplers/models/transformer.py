@@ -4,8 +4,8 @@
 
 (Touvron et al. 2302.13971; RoPE: Su et al. 2104.09864; grouped queries: Ainslie et al. 2305.13245; SwiGLU: Shazeer
 2002.05202.) In a layer with experts the second sum is over the few of them that a router picks for each token (Shazeer et
-al. 1701.06538; Experts says how it picks). A token's position is an argument and is in its key already when that is stored, so a cache may hold rows in
-any order: causal means the order in which rows came, position is what the rotation says.
+al. 1701.06538); Experts says how it picks. A token's position is an argument and is in its key already when that is stored,
+so a cache may hold rows in any order: causal means the order in which rows came, position is what the rotation says.
 
 What a row sees is what lies in the cache and, of the rows that come with it, those that `Config.attention` allows.
 """
@@ -222,7 +222,9 @@ class Mixture(nn.Module):
         self.experts = e = experts
         self.router = nn.Linear(width, e.number, False)
         if e.bias:
-            self.choice_bias = nn.Parameter(torch.zeros(e.number, dtype=torch.float32, device=self.router.weight.device))
+            self.choice_bias = nn.Parameter(
+                torch.zeros(e.number, dtype=torch.float32, device=self.router.weight.device)
+            )
         empty: Any = {"dtype": self.router.weight.dtype, "device": self.router.weight.device}
         self.gate = nn.Parameter(torch.empty(e.number, e.width, width, **empty))
         self.up = nn.Parameter(torch.empty(e.number, e.width, width, **empty))

@@ -162,7 +162,12 @@ def test_a_scheme_is_what_it_says(attention, size, scheme, block_length, shift):
     written = 0
     for i, prompt in enumerate(prompts):
         x, forwards, wrote = simulate(
-            Glass(attention, size, shift=shift), name or None, prompt, 11, block_length, int(refresh[:-1]) if refresh else 8
+            Glass(attention, size, shift=shift),
+            name or None,
+            prompt,
+            11,
+            block_length,
+            int(refresh[:-1]) if refresh else 8,
         )
         assert out.x[i, : len(x)].tolist() == x
         assert int(out.nfe_rows[i]) == forwards
