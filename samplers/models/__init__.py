@@ -5,6 +5,7 @@ Cache                             keys and values of all layers, moved in place,
 TransformerDenoiser, pretrained   the decoder as the driver sees it; of a folder or a hub's name (denoiser.py)
 load, save                        safetensors: Llama, Qwen, LLaDA, Dream, SDAR and others, ours (load.py)
 recognise, Family                 what a config.json says of a model, with its family's defaults (families.py)
+dit.load, smdm.load               of MDLM, BD3-LM, RADD and SEDD (dit.py), and of SMDM (smdm.py)
 Tokenizer                         byte-pair encoding of the zoo's text models                (tokenizer.py)
 zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
                                   digits-gauss, digits-mdm, text-mdm, text-refusion
@@ -40,7 +41,7 @@ __all__ = [
 from . import zoo
 
 
-def __getattr__(name: str) -> Any:  # imported when it is used: diffusers is an extra, and slow to import
-    if name == "diffusers":
-        return importlib.import_module(f"{__name__}.diffusers")
+def __getattr__(name: str) -> Any:  # imported when used: diffusers is an extra, and slow to import
+    if name in ("diffusers", "dit", "smdm"):
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class TransformerDenoiser(TokenDenoiser):
         predicts_next: bool = False,
         shift: bool = False,
         tokenizer: TextTokenizer | None = None,
-        stop_ids: tuple[int, ...] = (),
+        stop_ids: Iterable[int] = (),
     ):
         c = model.config
         mask_id = integer("mask_id", mask_id, 0)
@@ -75,18 +75,28 @@ class TransformerDenoiser(TokenDenoiser):
         self.length, self.max_length = optional_integer("length", length), c.max_length
         self.predicts_next, self.shift = predicts_next, shift
         self.mask_id, self.vocab_size = mask_id, c.vocab_size
-        self.tokenizer, self.stop_ids = tokenizer, tuple(stop_ids)
         self.attention, self.caches = c.attention, CACHES[c.attention]
         self.attention_block = c.block_length or 1
         self.device = model.embed.weight.device
         self.head = model.head
+        self.learn(tokenizer, stop_ids)
+
+    def learn(self, tokenizer: TextTokenizer | None, stop_ids: Iterable[int] = ()) -> None:
+        """Take a tokenizer, whose ids bound the vocabulary, and the tokens that end a text, those that the model has.
+
+        Raises:
+            OptionError: the tokenizer has more ids than the embedding.
+        """
+        self.tokenizer = tokenizer
         if tokenizer is not None:
-            if tokenizer.vocab_size > c.embeddings:
+            if tokenizer.vocab_size > (most := self.model.config.embeddings):
                 raise OptionError(
-                    f"the tokenizer has {tokenizer.vocab_size} ids, and the model embeds {c.embeddings}: it is another model's"
+                    f"the tokenizer has {tokenizer.vocab_size} ids, and the model embeds {most}: it is another model's"
                 )
-            self.vocab_size = min(c.vocab_size, tokenizer.vocab_size)
+            self.vocab_size = min(self.vocab_size, tokenizer.vocab_size)
+            assert self.head is not None
             self.head = replace(self.head, weight=self.head.weight[: self.vocab_size])  # a view
+        self.stop_ids = tuple(i for i in stop_ids if i < self.vocab_size)
 
     def new_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of `length` tokens."""
@@ -158,9 +168,10 @@ def describe(
     A plain model that names no mask token is described as it is; `pretrained` cannot use it.
     """
     folder = Path(name)
-    if not folder.is_dir():
+    if not folder.exists():
         folder = _fetched(str(name), revision, code=trust_remote_code)
-    config = _read_json(folder / "config.json")
+    # SMDM's checkpoints are single files without a configuration.
+    config = {"architectures": ["SMDM"]} if folder.is_file() else _read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     facts, ends = dict(config), None
     if generation.is_file() and (ends := _read_json(generation).get("eos_token_id")) is not None:
@@ -224,7 +235,7 @@ def pretrained(
     and DiffusionGemma by their own modules; any other by transformers (samplers.models.from_transformers).
 
     Args:
-        name: a folder, or owner/name, which huggingface_hub then fetches.
+        name: a folder, or owner/name, which huggingface_hub then fetches; or one safetensors file of SMDM's.
         tokenizer: text to ids and back: a tokenizer of transformers, a TextTokenizer, or the name of a folder that has one.
             None: the folder's own, if it has one (and transformers is installed). False: none.
         mask_id: the mask token. None: as config.json says (mask_token_id or mask_id), else the tokenizer, else the family.
@@ -260,14 +271,24 @@ def pretrained(
     family = found.family
     if family.loader == "transformers":
         return _by_transformers(found, shift, attention, dtype, device, more)
-    others = sorted(more.keys() - {"revision"})
-    if others:
+    if family.loader == "diffusion_gemma":  # by transformers as well
+        _goes_not(
+            name, family, {"attention": attention, "shift": shift, "mask_id": mask_id, "block_length": block_length}
+        )
+        gemma = importlib.import_module(".diffusion_gemma", __package__)
+        return gemma.load(found.folder, tokenizer=found.tokenizer, dtype=dtype, device=device, **more)
+    if others := sorted(more.keys() - {"revision"}):
         raise ModelError(
             f"{name}: {', '.join(others)} {'goes' if len(others) == 1 else 'go'} to transformers' from_pretrained, and this "
             f"model ({family.name}) is loaded without it; with loader='transformers' it is not"
         )
     if family.loader != "ours":
-        return _module(family.loader, name, family).load(found.folder, dict(found.config), dtype=dtype, device=device)
+        _goes_not(name, family, {"attention": attention, "shift": shift, "block_length": block_length})
+        where = (found.folder,) if family.loader == "smdm" else (found.folder, dict(found.config))
+        module = importlib.import_module(f".{family.loader}", __package__)
+        made = module.load(*where, mask_id=mask_id, dtype=dtype, device=device)
+        made.learn(found.tokenizer, family.stop_ids)
+        return made
     if family.mask_id is None:
         raise no_mask(str(name), family)
     model, _ = load(
@@ -281,22 +302,19 @@ def pretrained(
             predicts_next=family.predicts_next,
             shift=family.shift,
             tokenizer=found.tokenizer,
-            stop_ids=tuple(i for i in family.stop_ids if i < model.config.vocab_size),
+            stop_ids=family.stop_ids,
         )
     except OptionError as error:
         raise ModelError(f"{name}: {error}") from error
 
 
-def _module(loader: str, name: str | Path, family: Family) -> Any:
-    """The module that loads a family, imported when it is needed."""
-    try:
-        return importlib.import_module(f".{loader}", __package__)
-    except ModuleNotFoundError as error:
-        if error.name != f"{__package__}.{loader}":
-            raise
+def _goes_not(name: str | Path, family: Family, given: Mapping[str, Any]) -> None:
+    """ModelError if one of the arguments is given, since this family is what it is."""
+    wrong = [key for key, value in given.items() if value is not None]
+    if wrong:
         raise ModelError(
-            f"{name} is a {family.name} model; this installation has no samplers.models.{loader}, which loads it"
-        ) from None
+            f"{name}: {', '.join(wrong)} cannot be told of a {family.name} model, which is what its files say"
+        )
 
 
 def _by_transformers(
@@ -331,7 +349,8 @@ def _by_transformers(
     if "device_map" not in more and "tp_plan" not in more:
         model = model.to(device)
     family = found.family
-    return _module("hugging_face", found.name, family).from_transformers(
+    live = importlib.import_module(".hugging_face", __package__)
+    return live.from_transformers(
         model,
         found.tokenizer,
         mask_id=family.mask_id,

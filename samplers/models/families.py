@@ -40,7 +40,8 @@ class Family:
         predicts_next: whether a token that is no mask is answered with the one after it (ReFusion).
         sampler: the sampler of this zoo that is the family's own. settings: the arguments and options that go with it.
         source: for each of the above, where it comes from.
-        loader: "ours" (samplers.models.Transformer), "dit", "diffusion_gemma" or "transformers" (from_transformers).
+        loader: "ours" (samplers.models.Transformer), "transformers" (from_transformers), or the module of samplers.models
+            that has the function: "dit", "smdm" or "diffusion_gemma".
         plain: True: a language model that was published for prediction of the next token. If it is to denoise, a person
             must say how.
     """
@@ -142,7 +143,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     },
     "MDLM": {"name": "MDLM", "where": "MDLM's repository", "loader": "dit", "sampler": "ancestral"},
     "RADD": {"name": "RADD", "where": "RADD's repository", "loader": "dit", "sampler": "radd"},
-    "SMDM": {"name": "SMDM", "where": "SMDM's repository", "loader": "dit", "sampler": "smdm_greedy"},
+    "SEDD": {"name": "SEDD", "where": "SEDD's repository", "loader": "dit", "sampler": "tau_leaping"},
+    "SMDM": {"name": "SMDM", "where": "SMDM's repository", "loader": "smdm", "sampler": "smdm_greedy"},
 }
 # Where model_type alone tells, as in files that were written without `architectures`.
 MODEL_TYPES = {
@@ -173,10 +175,9 @@ def architecture_of(config: Mapping[str, Any]) -> str | None:
             return name
     if not stated and (name := MODEL_TYPES.get(str(config.get("model_type")), "")):
         return name
-    if not stated and {"graph", "model", "tokens"} <= config.keys():
-        return "RADD"  # SEDD's layout, which RADD's checkpoints have: hydra's configuration as JSON, no architecture
-    if not stated and str(config.get("name", "")).startswith("Diff_LLaMA"):
-        return "SMDM"
+    model = config.get("model")
+    if not stated and isinstance(model, Mapping):  # the configuration of their training; "without time" is RADD
+        return {"ddit_wot": "RADD", "ddit": "SEDD"}.get(str(model.get("type")))
     return stated[0] if stated else None
 
 
@@ -212,7 +213,7 @@ def recognise(config: Mapping[str, Any]) -> Family:
         stated("mask_id", int(mask_id))
     elif name in ("MDLM", "BD3LM") and isinstance(config.get("vocab_size"), int):
         facts["mask_id"] = config["vocab_size"] - 1  # their last id
-    elif name == "RADD" and isinstance(config.get("tokens"), int):
+    elif name in ("RADD", "SEDD") and isinstance(config.get("tokens"), int):
         facts["mask_id"] = config["tokens"]
     if name == "SamplersTransformer":
         shape = config.get("transformer") or {}

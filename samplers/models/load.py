@@ -16,11 +16,10 @@ tensors' bytes (https://huggingface.co/docs/safetensors). Each tensor is read fo
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +130,43 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: str | Path) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for x in tensors.values():
             file.write(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+
+def read_tensors(
+    folder: Path, where: Mapping[str, Path], expected: Mapping[str, tuple[int, ...]], who: str, spare: tuple[str, ...]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a model, one by one, on the CPU and in the dtype that they are stored in.
+
+    Args:
+        folder: what errors name.
+        where: tensor names to the files that hold them.
+        expected: names to shapes, in the order in which they come.
+        who: how errors call the model.
+        spare: endings of names that may be there and are not read.
+
+    Raises:
+        ModelError: a tensor is missing, not part of the model, of another shape, or cannot be read.
+    """
+    extra = sorted(n for n in where if n not in expected and not n.endswith(spare))
+    if missing := sorted(n for n in expected if n not in where):
+        raise ModelError(f"{folder}: tensor {missing[0]!r} is missing{_and_others(missing)}")
+    if extra:
+        raise ModelError(f"{folder}: tensor {extra[0]!r} is not part of {who}{_and_others(extra)}")
+    files: dict[Path, _File] = {}
+    try:
+        for name, shape in expected.items():
+            path = where[name]
+            if path not in files:
+                files[path] = _File(path)
+            if name not in files[path].tensors:
+                raise ModelError(f"{path} has no tensor {name!r}, which {INDEX} says it has")
+            x = files[path].read(name)
+            if tuple(x.shape) != shape:
+                raise ModelError(f"{folder}: tensor {name!r} has shape {tuple(x.shape)}, expected {shape}")
+            yield name, x
+    finally:
+        for file in files.values():
+            file.__exit__()
 
 
 # ---------------------------------------------------------------------------------------------- whose names
@@ -488,55 +524,32 @@ def load(
     names, config = _shape(folder, raw, attention, block_length)
     model = Transformer(config, seed=None)
 
-    where = _files(folder)
-    expected = {ours: names.of(ours, config) for ours, _ in model.named_parameters()}
-    spare = names.outside["unembed"] + ".weight" if config.tied else None  # some files have the tied head once more
-    used = {part.name for parts in expected.values() for part in parts}
-    if missing := sorted(used - where.keys()):
-        raise ModelError(f"{folder}: tensor {missing[0]!r} is missing{_and_others(missing)}")
-    extra = sorted(n for n in where if n not in used and n != spare and not n.endswith("rotary_emb.inv_freq"))
-    if extra:
-        raise ModelError(f"{folder}: tensor {extra[0]!r} is not part of {architecture_of(raw)}{_and_others(extra)}")
+    where, shapes = _files(folder), {ours: tuple(p.shape) for ours, p in model.named_parameters()}
+    expected: dict[str, tuple[int, ...]] = {}
+    takers: dict[str, list[tuple[str, _Part]]] = {}  # of each tensor of the file, the parameters that it goes into
+    for ours, whole in shapes.items():
+        for part in names.of(ours, config):
+            shape = whole if part.at is None else whole[1:]
+            expected[part.name] = shape if part.rows is None else (part.rows[2], *shape[1:])
+            takers.setdefault(part.name, []).append((ours, part))
+    spare = names.outside["unembed"] + ".weight"
+    if config.tied and spare in where:  # some files have the tied head once more
+        expected[spare] = shapes["embed.weight"]
 
     state: dict[str, Tensor] = {}
-    files: dict[Path, _File] = {}
-    try:
-
-        @functools.lru_cache(maxsize=2)  # q, k and v may be in one tensor, and are asked for one after the other
-        def read(theirs: str) -> Tensor:
-            file = where[theirs]
-            if file not in files:
-                files[file] = _File(file)
-            if theirs not in files[file].tensors:
-                raise ModelError(f"{file} has no tensor {theirs!r}, which {INDEX} says it has")
-            return files[file].read(theirs)
-
-        def part(found: _Part, shape: tuple[int, ...]) -> Tensor:
-            x = read(found.name)
-            expected = shape if found.rows is None else (found.rows[2], *shape[1:])
-            if tuple(x.shape) != expected:
-                raise ModelError(
-                    f"{folder}: tensor {found.name!r} has shape {tuple(x.shape)}, expected {tuple(expected)}"
-                )
-            return x if found.rows is None else x[found.rows[0] : found.rows[1]].clone()
-
-        for ours, p in model.named_parameters():
-            parts = expected[ours]
-            if parts[0].at is None:
-                x = part(parts[0], tuple(p.shape))
-                dtype = dtype or x.dtype
-                # Biases of a choice decide who is chosen, and are kept as exact as they were stored.
-                state[ours] = x.to(device, x.dtype if ours.endswith("choice_bias") else dtype)
+    for name, x in read_tensors(folder, where, expected, str(architecture_of(raw)), ("rotary_emb.inv_freq",)):
+        dtype = dtype or x.dtype
+        for ours, part in takers.get(name, ()):
+            piece = x if part.rows is None else x[part.rows[0] : part.rows[1]].clone()
+            if part.at is None:
+                # A bias of the choice of experts stays as exact as it is stored.
+                state[ours] = piece.to(device, x.dtype if ours.endswith("choice_bias") else dtype)
             else:
-                whole = torch.empty(p.shape, dtype=dtype, device=device)
-                for found in parts:
-                    whole[found.at] = part(found, tuple(p.shape[1:]))
-                state[ours] = whole
-        if spare in where and not torch.equal(read(spare).to(device, dtype), state["embed.weight"]):
+                if ours not in state:
+                    state[ours] = torch.empty(shapes[ours], dtype=dtype, device=device)
+                state[ours][part.at] = piece
+        if name not in takers and not torch.equal(x.to(device, dtype), state["embed.weight"]):
             raise ModelError(f"{folder}: {spare!r} differs from the embedding, but config.json says that they are tied")
-    finally:
-        for file in files.values():
-            file.__exit__()
     model.load_state_dict(state, assign=True)
     return model.eval().requires_grad_(False), raw
 
@@ -606,13 +619,13 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Each tensor's dtype, as the file calls it, and its shape; only the headers of the files are read.
+    """Each tensor's dtype, as the file calls it, and its shape; only the headers are read, of a folder or of one file.
 
     Raises:
         ModelError: as `load`, for a folder without safetensors and for files that cannot be read.
     """
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for path in sorted(set(_files(folder).values())):
+    for path in [folder] if folder.is_file() else sorted(set(_files(folder).values())):
         with _File(path) as file:
             found |= {name: about[:2] for name, about in file.tensors.items()}
     return found

@@ -388,6 +388,7 @@ class Transformer(nn.Module):
         stored: Tensor | None = None,
         keep: Tensor | None = None,
         runs: Sequence[tuple[int, int]] | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Hidden rows of n tokens, for `head`.
 
@@ -412,6 +413,7 @@ class Transformer(nn.Module):
                 hidden rows alone; attention must be causal. None: as `count`.
             runs: for "fill", the batch rows of the cache that the B rows are, in order, as (first, end); None: all.
             keep: (B, cache.length) bool, rows of the cache that may be seen; None: all that are filled.
+            condition: (B, 1, C), what the layers of a subclass are told beside the tokens (dit.DiT: the noise level).
 
         Returns:
             (B, n, D), or (N, D) packed in the order of `rows`. With bfloat16 or float32 products a row may differ in
@@ -452,14 +454,16 @@ class Transformer(nn.Module):
         angle = positions[:, None, :, None] * rope_frequencies(c, ids.device)  # (B, 1, n, w / 2) float32
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         new: list[tuple[Tensor, Tensor]] = []
+        told: tuple[Tensor, ...] = () if condition is None else (condition,)
         for i, block in enumerate(self.blocks):
-            q, k, v = block.qkv(x, cos, sin)
+            q, k, v = block.qkv(x, cos, sin, *told)
             seen = attend(i, q, k, v).transpose(1, 2)  # (B, n, Hq, d)
             if store is not None or filled is not None:
                 new.append((k, v))
             if rows is not None and i == c.layers - 1:
                 x, seen = x[rows], seen[rows]  # the rest of the last layer is for the rows that are needed
-            x = block.rest(x, seen)
+                told = tuple(part.expand(-1, ids.shape[1], -1)[rows] for part in told)
+            x = block.rest(x, seen, *told)
         if cache is not None and store is not None:
             key, value = (_stacked(part, cache) for part in zip(*new))
             if store == "append":
@@ -472,7 +476,7 @@ class Transformer(nn.Module):
             key, value = (_stacked(part, filled) for part in zip(*new))
             assert runs is not None
             filled.fill(key, value, runs)
-        return self.norm(x)
+        return self.norm(x, *told)
 
     def _attention(
         self,

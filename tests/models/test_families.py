@@ -422,8 +422,8 @@ def test_who_answers_if_answers_are_shifted():
             ("BD3-LM", 50257, "block_causal", 8, False, (), "first_hitting", "dit"),
         ),
         ({"model_type": "mdlm", "vocab_size": 50258}, ("MDLM", 50257, "full", None, False, (), "ancestral", "dit")),
-        ({"graph": {}, "model": {}, "tokens": 50257}, ("RADD", 50257, "full", None, False, (), "radd", "dit")),
-        ({"name": "Diff_LLaMA_336M"}, ("SMDM", None, "full", None, False, (), "smdm_greedy", "dit")),
+        ({"model": {"type": "ddit_wot"}, "tokens": 50257}, ("RADD", 50257, "full", None, False, (), "radd", "dit")),
+        ({"architectures": ["SMDM"]}, ("SMDM", None, "full", None, False, (), "smdm_greedy", "smdm")),
         ({"architectures": ["BertForMaskedLM"]}, ("masked LM", None, "full", None, False, (), None, "transformers")),
         (
             {"architectures": ["DiffusionGemmaForBlockDiffusion"], "canvas_length": 256},
@@ -658,17 +658,6 @@ def test_code_of_its_own_runs_only_if_it_is_trusted(qwen, live, capfd):
     edit(qwen, auto_map=None, model_type="mamba")
     with pytest.raises(ModelError, match=r"unsupported architecture 'Mine'.*loader='transformers'"):
         pretrained(qwen, mask_id=59, attention="full")
-
-
-def test_a_loader_that_is_not_there(tmp_path, monkeypatch):
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["MDLM"], "vocab_size": 60}))
-    monkeypatch.setitem(sys.modules, "samplers.models.dit", None)
-    with pytest.raises(ModelError, match=r"is a MDLM model; this installation has no samplers\.models\.dit"):
-        pretrained(tmp_path)
-    module = ModuleType("samplers.models.dit")
-    module.load = lambda folder, config, *, dtype, device: (folder, config["vocab_size"], dtype, device)
-    monkeypatch.setitem(sys.modules, "samplers.models.dit", module)
-    assert pretrained(tmp_path, dtype=torch.float16) == (tmp_path, 60, torch.float16, "cpu")
 
 
 # ---------------------------------------------------------------------------------------------- show-model
