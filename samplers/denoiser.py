@@ -8,6 +8,9 @@ knows its model and never which sampler calls it. Any callable becomes one in a 
 
 from __future__ import annotations
 
+import dis
+import functools
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .checks import device_of, flag, integer, optional_integer, shown
 from .errors import DenoiserError, OptionError
@@ -23,7 +26,7 @@ from .errors import DenoiserError, OptionError
 if TYPE_CHECKING:
     from .gaussian.denoiser import GaussianDenoiser
 
-__all__ = ["CacheUse", "Counter", "Denoiser", "Head", "Previous", "TextTokenizer", "TokenDenoiser"]
+__all__ = ["CacheUse", "Counter", "Denoiser", "Head", "Previous", "TextTokenizer", "TokenDenoiser", "TrainModeCheck"]
 
 
 class TextTokenizer(Protocol):
@@ -308,7 +311,8 @@ class TokenDenoiser(Denoiser):
                 first forward pass and at given positions. It does not go with a head, since nothing keeps the logits then.
 
         Raises:
-            OptionError: one of the arguments is wrong.
+            OptionError: one of the arguments is wrong; (when called) the callable is a module in train mode, or is seen to read
+                one, and dropout or batch norm would change its answers.
             DenoiserError: (when called) the callable returned something other than (B, L, V) floats, or (B, L, D).
         """
         if self_conditioned and head is not None:
@@ -332,15 +336,74 @@ class TokenDenoiser(Denoiser):
         return out
 
 
+class TrainModeCheck:
+    """Says no if a model is asked in train mode and that changes its answers, by dropout or by batch norm.
+
+    Args:
+        fn: a module, a method of one, or a function that has modules in its closure or among the globals that it reads. What
+            else a callable holds is not looked at.
+    """
+
+    def __init__(self, fn: Callable[..., Any]):
+        self._modules = _modules_of(fn)
+        self._changed: list[tuple[str, nn.Module]] | None = None  # looked for when it first matters
+
+    def raise_if_on(self, name: str) -> None:
+        """OptionError if one of the modules is in train mode and the answers depend on that. name: the denoiser's."""
+        if not any(module.training for module in self._modules):
+            return
+        if self._changed is None:
+            every = (found for module in self._modules for found in module.named_modules())
+            self._changed = [(path, module) for path, module in every if _changes_in_training(module)]
+        for path, module in self._changed:
+            if module.training:
+                what = f"{path} ({type(module).__name__})" if path else type(module).__name__
+                raise OptionError(
+                    f"denoiser {name!r}: the model is in train mode, in which {what} changes what it answers; call model.eval()"
+                )
+
+
+def _modules_of(fn: Any) -> list[nn.Module]:
+    """The modules that a callable is, belongs to, or is seen to read."""
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    owner = getattr(fn, "__self__", fn)
+    if isinstance(owner, nn.Module):
+        return [owner]
+    if not inspect.isfunction(fn):
+        return []
+    found = []
+    for cell in fn.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # it has none yet
+            continue
+    # Not by co_names, which has attributes too: `teacher.model` reads no global `model`.
+    names = {line.argval for line in dis.get_instructions(fn) if line.opname == "LOAD_GLOBAL"}
+    found += [fn.__globals__[name] for name in names if name in fn.__globals__]
+    return [x for x in found if isinstance(x, nn.Module)]
+
+
+def _changes_in_training(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p > 0
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    # Dropout by a function, in attention for one: the module has its rate.
+    return any("drop" in name and isinstance(rate, float) and rate > 0 for name, rate in vars(module).items())
+
+
 class _WrappedTokens(TokenDenoiser):
     def __init__(self, fn: Callable[..., Tensor]):
         self.fn = fn
+        self._train_mode = TrainModeCheck(fn)
 
     @property
     def logits_bytes(self) -> int:
         return 2 * self.vocab_size if self.head is None else 0  # in bfloat16 or float16: a lower bound
 
     def _call(self, x: Tensor, t: Tensor | None, previous: Previous | None = None) -> Tensor:
+        self._train_mode.raise_if_on(self.name)
         more = {} if previous is None else {"previous": previous.dense()}
         out = self.fn(x, t, **more) if self.time_conditioned else self.fn(x, **more)
         what, width = "logits (B, L, V)", self.vocab_size

@@ -9,6 +9,7 @@ dit.load, smdm.load               of MDLM, BD3-LM, RADD and SEDD (dit.py), and o
 Tokenizer                         byte-pair encoding of the zoo's text models                (tokenizer.py)
 zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
                                   digits-gauss, digits-mdm, text-mdm, text-refusion
+from_transformers                 any live model of transformers, with caches; needs transformers (hugging_face.py)
 diffusers                         samplers as its schedulers, its models as denoisers; needs diffusers (diffusers.py)
 """
 
@@ -41,7 +42,9 @@ __all__ = [
 from . import zoo
 
 
-def __getattr__(name: str) -> Any:  # imported when used: diffusers is an extra, and slow to import
+def __getattr__(name: str) -> Any:  # imported when used: some are extras, and slow to import
+    if name == "from_transformers":
+        return importlib.import_module(f"{__name__}.hugging_face").from_transformers
     if name in ("diffusers", "dit", "smdm"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

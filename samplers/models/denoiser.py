@@ -375,7 +375,7 @@ def _tokenizer(given: Any, folder: Path, family: Family, trust_remote_code: bool
         return Tokenizer.load(folder / "vocab.json")
     from .hf_tokenizer import tokenizer_of
 
-    if given is None and importlib.util.find_spec("transformers") is None:
+    if given is None and (folder.is_file() or importlib.util.find_spec("transformers") is None):
         return None  # a model of ids is better than none
     found = tokenizer_of(folder if given is None else given, trust_remote_code=trust_remote_code)
     if given is not None and found is None:
