@@ -9,7 +9,7 @@ from .hookspecs import hookimpl
 if TYPE_CHECKING:
     from . import authoring, energy, models, ops, problems, schedule
     from .canvas import PAD, Canvas
-    from .denoiser import Denoiser, Head, TokenDenoiser
+    from .denoiser import BlockDenoiser, Denoiser, Head, TokenDenoiser
     from .driver import Constraint, sample, stream
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
     from .gaussian.denoiser import GaussianDenoiser
@@ -30,6 +30,7 @@ _WHERE = {
     "problems": "",
     "schedule": "",
     "PAD": "canvas",
+    "BlockDenoiser": "denoiser",
     "Canvas": "canvas",
     "Denoiser": "denoiser",
     "GaussianDenoiser": "gaussian.denoiser",

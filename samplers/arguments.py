@@ -20,9 +20,10 @@ from torch import Tensor
 
 from .canvas import Canvas
 from .checks import flag, guidance, hook, integer, integers, number, optional_integer, seeds_of, shown
-from .denoiser import Denoiser, TokenDenoiser
+from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
+from .feeds.encoded import block_arguments
 from .feeds.sequence import check_sequential
 from .gaussian.arguments import GaussianArguments, read_gaussian
 from .gaussian.denoiser import GaussianDenoiser
@@ -208,6 +209,8 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
     constrain = hook("constrain", given("constrain"))
     stop = parse_stop(given("stop"), denoiser)
     canvas, gen_length = _read_canvas(denoiser, given)
+    if isinstance(denoiser, BlockDenoiser):
+        steps, block_length = block_arguments(denoiser, canvas, config.cfg_scale, steps, block_length)
     if config.cfg_scale and given("prompt") is None:
         # A prompt that is given and empty is fine: a row of a batch is guided by nothing, and alone it is the same.
         raise OptionError(

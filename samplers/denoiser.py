@@ -26,7 +26,17 @@ from .errors import DenoiserError, OptionError
 if TYPE_CHECKING:
     from .gaussian.denoiser import GaussianDenoiser
 
-__all__ = ["CacheUse", "Counter", "Denoiser", "Head", "Previous", "TextTokenizer", "TokenDenoiser", "TrainModeCheck"]
+__all__ = [
+    "BlockDenoiser",
+    "CacheUse",
+    "Counter",
+    "Denoiser",
+    "Head",
+    "Previous",
+    "TextTokenizer",
+    "TokenDenoiser",
+    "TrainModeCheck",
+]
 
 
 class TextTokenizer(Protocol):
@@ -99,9 +109,13 @@ class Head:
 class Previous:
     """What a self-conditioned denoiser predicted in the forward pass before, at the positions to fill.
 
+    Of the present block all positions are from that pass, those that are decided already as well; of earlier blocks from
+    their last one.
+
     Attributes:
         fill: (A, length) bool, the positions to fill of the rows that it is given.
-        value: (F, V) float32, its last logits at those positions, in row-major order; zeros if there were none.
+        value: (F, V) float32, its last logits at those positions, in row-major order; zeros if there were none. If the
+            sampler reads logits at a temperature (`predict.logits(state, temperature=...)`) they are divided by it.
     """
 
     fill: Tensor
@@ -450,6 +464,176 @@ class _WrappedTokens(TokenDenoiser):
         return self._call(x, t, **more).flatten(0, 1), index
 
 
+class BlockDenoiser(TokenDenoiser):
+    """Base of denoisers in two parts, such as DiffusionGemma: one reads what is decided, the other sees the open block alone.
+
+    When a block begins, `read` is given the tokens before it that it has not read yet; from then on each step gives the block
+    to `denoise`. So a step costs the block and not the canvas, and logits are stored for the block alone. Subclasses write both.
+
+    A context is whatever `read` returns: of A rows, which have read the same number of tokens. When rows part or meet the driver
+    calls `rows_of` and `joined`. They know tensors whose first size is A, and tuples, lists and mappings of them; a subclass
+    whose context is something else writes them.
+
+    Attributes (besides those of a TokenDenoiser):
+        canvas_length: the most positions that a block may have, and sample()'s block_length if none is given. Blocks are cut
+            after the prompt.
+        block_steps: steps for a block, if sample() is told no steps; None: one per position.
+        counts_reads: whether `read` is a forward pass and counted as one.
+        mixes: whether `joined`, `rows_of` and `denoise` take rows that have read different numbers of tokens, so that rows
+            share forward passes wherever their blocks begin (those that have read nothing among themselves). `read` is called
+            for rows that have read as many.
+    """
+
+    canvas_length: int
+    block_steps: int | None = None
+    counts_reads: bool = True
+    mixes: bool = False
+
+    def read(self, tokens: Tensor, context: Any) -> Any:
+        """The context of A rows after more tokens.
+
+        Args:
+            tokens: (A, m) int64, m > 0: decided tokens, which follow those that were read before.
+            context: what was returned last for these rows; None: nothing is read yet. It is not used again.
+        """
+        raise NotImplementedError(f"denoiser {self.name!r} does not say how to read")
+
+    def denoise(
+        self,
+        block: Tensor,
+        context: Any,
+        t: Tensor | None = None,
+        *,
+        previous: Tensor | None = None,
+        told: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the clean token at every position of the block, (A, n, V) floats.
+
+        Args:
+            block: (A, n) int64, n <= canvas_length. Where tokens are not decided: noise, or the mask id.
+            context: of these rows, which have read all that is before the block; None: there is nothing before it.
+            t: (A,) float64, the noise level of the block, if `time_conditioned`; (A, n) if `time_per_position`.
+            previous: if `self_conditioned`: (A, n, V) float32, the logits of the step before in this block, divided by the
+                temperature at which the sampler read them. None: it is the first step of all rows.
+            told: (A,) bool, the rows that have a step before in this block; of the others `previous` is 0. None: all.
+        """
+        raise NotImplementedError(f"denoiser {self.name!r} does not say how to denoise")
+
+    def rows_of(self, context: Any, rows: Tensor) -> Any:
+        """The context of some rows. rows: (n,) int64, numbers of the context's rows, in any order."""
+        return _mapped(lambda part: part[rows], [context], self.name)
+
+    def joined(self, contexts: list[Any]) -> Any:
+        """One context of the rows of several, in their order. All have read the same number of tokens, unless it `mixes`."""
+        return _mapped(lambda *parts: torch.cat(parts), contexts, self.name)
+
+    def predict(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
+        raise OptionError(
+            f"denoiser {self.name!r} is given one block at a time, after what it has read: it runs in sample() and stream(), and "
+            "has no logits of a whole canvas (nll() needs them)"
+        )
+
+    @staticmethod
+    def wrap(  # type: ignore[override]
+        denoise: Callable[..., Tensor],
+        *,
+        read: Callable[..., Any] | None = None,
+        vocab_size: int,
+        canvas_length: int,
+        mask_id: int | None = None,
+        block_steps: int | None = None,
+        time_conditioned: bool = False,
+        self_conditioned: bool = False,
+        max_length: int | None = None,
+        device: torch.device | str = "cpu",
+        name: str | None = None,
+    ) -> BlockDenoiser:
+        """A denoiser of plain callables: `denoise(block (A, n), context) -> logits (A, n, V)`.
+
+        Args:
+            denoise: the callable. It is called with t (A,) float64 after the context if `time_conditioned`, and with
+                previous= if `self_conditioned`.
+            read: `read(tokens (A, m), context) -> context`, as BlockDenoiser.read, made of tensors whose first size is A.
+                None: the context is the tokens before the block, (A, m) int64, m >= 0.
+            vocab_size: V, the width of the logits.
+            canvas_length: the most positions of a block.
+            mask_id: the mask token, which need not have a logit. None: the model is of uniform noise.
+            block_steps: steps for a block, if sample() is told no steps. None: one per position.
+            time_conditioned: True: the callable is told the noise level of the block.
+            self_conditioned: True: the callable takes `previous`, its logits of the step before, (A, n, V) float32: zeros in
+                the first step of a block.
+            max_length: the most positions that a row may have, prompt included. None: any number.
+            device: where its ids must be.
+            name: how reports call it. None: the callable's own name.
+
+        Raises:
+            OptionError: one of the arguments is wrong.
+            DenoiserError: (when called) the callable returned something other than (A, n, V) floats.
+        """
+        for what, fn in (("denoise", denoise), ("read", read)):
+            if not callable(fn) and (fn is not None or what == "denoise"):
+                raise OptionError(f"BlockDenoiser.wrap: {what} must be a callable, not {type(fn).__name__}")
+        out = _WrappedBlocks(denoise, read)
+        out.vocab_size = integer("vocab_size", vocab_size)
+        out.canvas_length = integer("canvas_length", canvas_length)
+        if mask_id is not None:
+            out.mask_id = integer("mask_id (a token id, or None for uniform noise)", mask_id, 0)
+        out.block_steps, out.max_length = (
+            optional_integer("block_steps", block_steps),
+            optional_integer("max_length", max_length),
+        )
+        out.device = device_of("device", device)
+        out.time_conditioned = flag("time_conditioned", time_conditioned)
+        out.self_conditioned = flag("self_conditioned", self_conditioned)
+        out.name = str(name or getattr(denoise, "__name__", type(denoise).__name__))
+        return out
+
+
+def _mapped(call: Callable[..., Tensor], contexts: list[Any], name: str) -> Any:
+    """`call` of the tensors that stand at the same place in each context."""
+    first = contexts[0]
+    if first is None:
+        return None
+    if isinstance(first, Tensor):
+        return call(*contexts)
+    if isinstance(first, Mapping):
+        return {key: _mapped(call, [c[key] for c in contexts], name) for key in first}
+    if isinstance(first, (tuple, list)):
+        return type(first)(_mapped(call, list(parts), name) for parts in zip(*contexts))
+    raise DenoiserError(
+        f"denoiser {name!r}: read() returned a context of {type(first).__name__}; tensors whose first size is that of the rows, "
+        "and tuples, lists and mappings of them are known; for another kind write rows_of and joined in a BlockDenoiser"
+    )
+
+
+class _WrappedBlocks(BlockDenoiser):
+    def __init__(self, fn: Callable[..., Tensor], reader: Callable[..., Any] | None):
+        self.fn, self.reader, self.counts_reads = fn, reader, reader is not None
+
+    def read(self, tokens: Tensor, context: Any) -> Any:
+        if self.reader is not None:
+            return self.reader(tokens, context)
+        return tokens if context is None else torch.cat([context, tokens], 1)
+
+    def denoise(
+        self,
+        block: Tensor,
+        context: Any,
+        t: Tensor | None = None,
+        *,
+        previous: Tensor | None = None,
+        told: Tensor | None = None,
+    ) -> Tensor:
+        if context is None and self.reader is None:
+            context = block[:, :0]
+        more = {}
+        if self.self_conditioned:
+            size = (*block.shape, self.vocab_size)
+            none = torch.zeros(size, dtype=torch.float32, device=block.device) if previous is None else previous
+            more["previous"] = none
+        return self.fn(block, context, t, **more) if self.time_conditioned else self.fn(block, context, **more)
+
+
 class Counter:
     """Stands between the driver and a denoiser and counts honestly.
 
@@ -458,12 +642,13 @@ class Counter:
         row_evals: rows over all forward passes (a guided one has two rows for each row of the batch).
         token_evals: positions over all forward passes.
         head_rows: positions for which logits were asked.
+        encoder_passes: forward passes, of nfe, in which a BlockDenoiser read decided tokens.
         seconds: time inside the model, its head included; on CUDA from events, read when `seconds` is.
     """
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser
-        self.nfe = self.row_evals = self.token_evals = self.head_rows = 0
+        self.nfe = self.row_evals = self.token_evals = self.head_rows = self.encoder_passes = 0
         self._seconds = 0.0
         self._events: list[tuple[Any, Any]] = []
         self._cuda = denoiser.device.type == "cuda"
@@ -519,6 +704,28 @@ class Counter:
             raise DenoiserError(
                 f"denoiser {denoiser.name!r} returned hidden rows of shape {tuple(out.shape)} for {needed} needed "
                 f"positions; packed rows (N, D) = {expected} are needed"
+            )
+        return out
+
+    def read(self, tokens: Tensor, context: Any) -> Any:
+        """The context of a BlockDenoiser after more tokens, (A, m). A forward pass, if it says so."""
+        denoiser: BlockDenoiser = self.denoiser  # type: ignore[assignment]
+        if denoiser.counts_reads:
+            self._forward(tokens, 0)
+            self.encoder_passes += 1
+        return self._timed(lambda: denoiser.read(tokens, context))
+
+    def block(self, block: Tensor, context: Any, t: Tensor | None, **more: Any) -> Tensor:
+        """One forward pass of a BlockDenoiser: the logits (A, n, V) of a block (A, n)."""
+        denoiser: BlockDenoiser = self.denoiser  # type: ignore[assignment]
+        self._forward(block, block.numel())
+        out = self._timed(lambda: denoiser.denoise(block, context, t, **more))
+        expected = (*block.shape, denoiser.vocab_size)
+        if not isinstance(out, Tensor) or tuple(out.shape) != expected or not out.is_floating_point():
+            got = f"{out.dtype} of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise DenoiserError(
+                f"denoiser {denoiser.name!r} returned {got} for a block of shape {tuple(block.shape)}; floating logits "
+                f"(A, n, V) = {expected} are needed"
             )
         return out
 

@@ -21,11 +21,12 @@ from . import registry
 from .arguments import GaussianArguments, TokenArguments, read_arguments, wrong_argument
 from .canvas import PAD
 from .checks import flag, shown
-from .denoiser import Counter, Denoiser, TokenDenoiser
+from .denoiser import BlockDenoiser, Counter, Denoiser, TokenDenoiser
 from .dry_run import DryRun
 from .errors import FamilyError, OptionError, SamplersError
 from .feeds import Feed
 from .feeds.cached import CachedFeed
+from .feeds.encoded import EncodedFeed
 from .feeds.plain import PlainFeed
 from .feeds.sequence import SequenceFeed
 from .gaussian.denoiser import GaussianDenoiser
@@ -250,6 +251,8 @@ class Stream(Iterator[State]):
             head_rows=counter.head_rows,
             cache_bytes=self.predictor.cache_bytes,
             nfe_rows=self.predictor.nfe_rows,
+            encoder_passes=counter.encoder_passes,
+            encoder_rows=self.predictor.encoder_rows if isinstance(self.predictor, Predictor) else None,
             steps=self.steps,
             seconds=Seconds(inside, max(self.wall - inside, 0.0)),
             lengths=lengths,
@@ -375,6 +378,8 @@ def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArgument
     feed: Feed
     if sampler.effective_facts.sequential:
         feed = SequenceFeed(counter, batch)
+    elif isinstance(denoiser, BlockDenoiser):
+        feed = EncodedFeed(counter, batch)
     elif read.scheme is not None:
         feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme)
     else:
@@ -474,7 +479,7 @@ def sample(
         steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones; None: one
             step per position. For continuous samplers it is the number of function evaluations; None: 20, or 1000 at
             most if a tolerance decides.
-        block_length: positions per block. Blocks are filled from left to right. None: one block.
+        block_length: positions per block. Blocks are filled from left to right. None: one block, or a BlockDenoiser's own length.
         cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one.
             samplers.feeds.cached says which of them change nothing but the cost. None: no cache.
         cfg_scale: w of the guided logits (1 + w) l(x | prompt) - w l(x | prompt masked). 0: no guidance. It needs

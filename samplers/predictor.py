@@ -7,6 +7,7 @@ is the business of samplers.feeds; guidance of logits, temperature, draws, count
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .denoiser import Counter, TokenDenoiser
 from .dry_run import DryRun
 from .errors import DenoiserError, OptionError, SamplersError, did_you_mean
 from .feeds import Answer, Feed, Query
+from .feeds.encoded import EncodedFeed
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
 from .info import InfoRecorder
 from .ops.masked_softmax import guide
@@ -146,6 +148,11 @@ class Predictor(ErrorTracker):
         return self.feed.nfe_rows
 
     @property
+    def encoder_rows(self) -> Tensor | None:
+        """(B,) int64, of nfe_rows those in which a BlockDenoiser read decided tokens; None of any other denoiser."""
+        return self.feed.encoder_rows if isinstance(self.feed, EncodedFeed) else None
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values that the run's caches have written so far."""
         return self.feed.cache_bytes
@@ -174,17 +181,28 @@ class Predictor(ErrorTracker):
             given=given,
         )
 
-    def logits(self, state: TokenState, rows: Tensor | None = None, *, t: Tensor | None = None) -> Logits:
+    def logits(
+        self,
+        state: TokenState,
+        rows: Tensor | None = None,
+        *,
+        t: Tensor | None = None,
+        temperature: Tensor | None = None,
+    ) -> Logits:
         parts = []
         for query in self.queries(state, rows, t):
+            if temperature is not None:
+                query = dataclasses.replace(query, temperature=temperature)
             answer = self.feed.feed(state, query)
             value, index = self._logits_of(answer)
             if index is not None:
                 value = value[index]
-            elif self.denoiser.head is None:
+            elif self.denoiser.head is None and temperature is None:
                 value = value.clone()  # ours, to write into
             if query.guided:
                 value = guide(value[: query.count].float(), value[query.count :].float(), self.config.cfg_scale)
+            if temperature is not None:
+                value = value.float() / temperature[query.row][:, None]
             value = self._apply_constraint(value.float(), query).index_fill_(1, self._forbid_inside, -torch.inf)
             parts.append(Logits(query.row, query.position, value))
         if len(parts) == 1:

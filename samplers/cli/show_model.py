@@ -25,7 +25,8 @@ def _facts(spec: str) -> dict[str, tuple[Any, str]]:
     family, source, config = found.family, found.family.source, found.config
     tensors = headers(found.folder)
     text = found.tokenizer
-    rows = config.get("transformer", config)
+    shape = config.get("transformer") or config.get("text_config") or config
+    ids = next((shape[key] for key in ("embedding_size", "vocab_size", "tokens") if shape.get(key)), None)
     caches = {"ours": CACHES[family.attention], "transformers": "as far as the class has a cache"}.get(family.loader)
     stored = sorted({kind for kind, _ in tensors.values()})
     lines: dict[str, tuple[Any, str]] = {
@@ -35,7 +36,7 @@ def _facts(spec: str) -> dict[str, tuple[Any, str]]:
         "parameters": (sum(math.prod(shape) for _, shape in tensors.values()), "headers of the safetensors"),
         "dtype": (str(dtype or ", ".join(stored)).removeprefix("torch."), "argument" if dtype else "headers"),
         "device": (str(device or "cpu"), "argument" if device else "default"),
-        "vocabulary": (rows.get("embedding_size") or rows.get("vocab_size"), "config.json"),
+        "vocabulary": (ids, "config.json" if ids else ""),
         "mask token": (family.mask_id, source["mask_id"] if family.mask_id is not None else "named nowhere"),
         "attention": (family.attention, source["attention"]),
         "block length": (family.block_length, source["block_length"] if family.block_length else ""),

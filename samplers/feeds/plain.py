@@ -48,10 +48,14 @@ class PlainFeed:
         return (level > low) & (level <= high)
 
     def counts(self, state: TokenState, rows: Tensor | None) -> Tensor:
-        """(B,) int64, positions asked about in each row; then, if guidance depends on the level, (B,) whether it is on."""
-        count = state.count if rows is None else (rows & state.canvas.fill).sum(1)
-        inside = self._inside(state)
-        return count if inside is None else torch.cat([count, inside])
+        """(B,) int64, positions asked about in each row; (B,) for each self-conditioned row those of its block as well; (B,)
+        whether guidance is on, if that depends on the level."""
+        parts = [state.count if rows is None else (rows & state.canvas.fill).sum(1)]
+        if self.memory is not None:
+            parts.append(self.memory.asked(state, rows).sum(1))
+        if (inside := self._inside(state)) is not None:
+            parts.append(inside)
+        return torch.cat(parts)
 
     def idle(self, counts: list[int]) -> bool:
         return not any(counts[: len(self.nfe_rows)])
@@ -59,13 +63,15 @@ class PlainFeed:
     def plan(self, state: TokenState, rows: Tensor | None, counts: list[int], t: Tensor | None) -> list[Query]:
         canvas, batch = state.canvas, len(state.x)
         rows = state.open if rows is None else rows & canvas.fill
-        always = self._guides(canvas) and len(counts) == batch
-        inside = self._inside(state) if len(counts) > batch else None
+        wide = counts[batch : 2 * batch] if self.memory is not None else counts[:batch]
+        switch = counts[batch if self.memory is None else 2 * batch :]  # (B,), or empty
+        always = self._guides(canvas) and not switch
+        inside = self._inside(state) if switch else None
         active: Tensor | None = None
         queries = []
-        for guided in (False, True) if len(counts) > batch else (always,):
+        for guided in (False, True) if switch else (always,):
             for length, members in canvas.rows_by_length.items():
-                here = [i for i in members if counts[i] and (len(counts) == batch or counts[batch + i] == guided)]
+                here = [i for i in members if counts[i] and (not switch or switch[i] == guided)]
                 if not here:
                     continue
                 which = None
@@ -81,7 +87,8 @@ class PlainFeed:
                 count = sum(counts[i] for i in here)
                 whole = which is None and length == mask.shape[1]
                 mask = mask if whole else mask[:, :length]
-                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole))
+                more = sum(wide[i] for i in here)
+                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole, wide=more))
         return queries
 
     # ------------------------------------------------------------------------------------------ one forward pass
@@ -92,13 +99,11 @@ class PlainFeed:
         else:
             self.nfe_rows[query.rows] += 1
         x, time, mask, more = self._input(state, query)
-        n = (1 + query.guided) * query.count
+        n = (1 + query.guided) * query.wide
         if self.denoiser.head is not None:
             return Answer(self.counter.hidden(x, time, mask, n))
         answer = Answer(*self.counter.tokens(x, time, mask, n, **more))
-        if self.memory is not None:
-            self.memory.remember(state, query, answer)
-        return answer
+        return answer if self.memory is None else self.memory.remember(state, query, answer)
 
     def _input(self, state: TokenState, query: Query) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]:
         """What the model is given: x, t, mask, more. Of a guided query the unconditional rows come after the others."""
@@ -112,10 +117,10 @@ class PlainFeed:
                 time = query.of_canvas(levels if query.t is None else torch.where(state.open, query.t[:, None], levels))
             else:
                 time = query.of_rows(state.noise_level if query.t is None else query.t)  # (A,)
-        more = {}
+        more, mask = {}, query.mask
         if self.memory is not None:
             more["previous"] = self.memory.seen_by(state, query)
-        mask = query.mask
+            mask = mask | query.of_canvas(_present(state))
         if query.guided:
             # Unsupervised guidance (Nie et al. 2024, SMDM): the unconditional rows are the same with the prompt masked.
             # Uniform noise has no mask; a prompt of noise says nothing there.
@@ -132,8 +137,17 @@ class PlainFeed:
         return x, time, mask, more
 
 
+def _present(state: TokenState) -> Tensor:
+    """(B, L) bool: the positions to fill of the rows' present blocks, decided ones included."""
+    return state.canvas.fill & (state.canvas.block == state.block[:, None])
+
+
 class SelfConditioning:
-    """The last logits of a self-conditioned denoiser, between the beginning and the end of a step: state.previous."""
+    """The last logits of a self-conditioned denoiser, between the beginning and the end of a step: state.previous.
+
+    Whatever a sampler asks about, the denoiser is asked about the whole present block: so no logits that it is told are older
+    than the others of the block.
+    """
 
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
@@ -148,6 +162,11 @@ class SelfConditioning:
             return state
         return dataclasses.replace(state, previous=self._previous)
 
+    def asked(self, state: TokenState, rows: Tensor | None) -> Tensor:
+        """(B, L) bool: what the denoiser is asked for if the sampler asks about `rows`."""
+        here = _present(state)
+        return here if rows is None else here | (rows & state.canvas.fill)
+
     def seen_by(self, state: TokenState, query: Query) -> Previous:
         """The last logits of the rows that take part, at the positions to fill."""
         canvas = state.canvas
@@ -161,10 +180,25 @@ class SelfConditioning:
         here = torch.nonzero_static(fill.flatten(), size=size).squeeze(1)
         return Previous(fill, self._previous[query.of_canvas(canvas.fill_number).flatten()[here]])
 
-    def remember(self, state: TokenState, query: Query, answer: Answer) -> None:
-        """Keep the (conditional) logits of the asked positions for the next forward pass."""
+    def remember(self, state: TokenState, query: Query, answer: Answer) -> Answer:
+        """Keep the (conditional) logits for the next forward pass; returns the answer at the positions of the query."""
         assert self._previous is not None
-        index = state.canvas.fill_number.flatten()[query.on_canvas(state.x.shape[1])]
+        whole = query if query.wide == query.count else self._widened(state, query)
+        index = state.canvas.fill_number.flatten()[whole.on_canvas(state.x.shape[1])]
         if not self._written:  # states are immutable: one copy per step
             self._previous, self._written = self._previous.clone(), True
-        self._previous.index_copy_(0, index, answer.packed()[: query.count].float())
+        rows = slice(None, query.wide) if answer.index is None else answer.index[: query.wide]
+        kept = answer.value[rows].float()
+        if query.temperature is not None:
+            kept = kept / query.temperature[whole.row][:, None]
+        self._previous.index_copy_(0, index, kept)
+        if whole is query:
+            return answer
+        asked = torch.nonzero_static(query.mask.flatten()[whole.flat], size=query.count).squeeze(1)
+        if query.guided:
+            asked = torch.cat([asked, asked + query.wide])
+        return Answer(answer.value, asked if answer.index is None else answer.index[asked])
+
+    def _widened(self, state: TokenState, query: Query) -> Query:
+        """The query about all that the denoiser was asked for."""
+        return dataclasses.replace(query, mask=query.mask | query.of_canvas(_present(state)), count=query.wide)

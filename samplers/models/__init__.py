@@ -10,6 +10,7 @@ Tokenizer                         byte-pair encoding of the zoo's text models   
 zoo                               trained models by name: zoo.load("text-mdm"), zoo.list_models()
                                   digits-gauss, digits-mdm, text-mdm, text-refusion
 from_transformers                 any live model of transformers, with caches; needs transformers (hugging_face.py)
+diffusion_gemma                   transformers' DiffusionGemma, which denoises block by block (diffusion_gemma.py)
 diffusers                         samplers as its schedulers, its models as denoisers; needs diffusers (diffusers.py)
 """
 
@@ -45,6 +46,6 @@ from . import zoo
 def __getattr__(name: str) -> Any:  # imported when used: some are extras, and slow to import
     if name == "from_transformers":
         return importlib.import_module(f"{__name__}.hugging_face").from_transformers
-    if name in ("diffusers", "dit", "smdm"):
+    if name in ("diffusers", "diffusion_gemma", "dit", "smdm"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -275,6 +275,7 @@ def pretrained(
         _goes_not(
             name, family, {"attention": attention, "shift": shift, "mask_id": mask_id, "block_length": block_length}
         )
+        _files(found.folder)  # an error if there are pickles only
         gemma = importlib.import_module(".diffusion_gemma", __package__)
         return gemma.load(found.folder, tokenizer=found.tokenizer, dtype=dtype, device=device, **more)
     if others := sorted(more.keys() - {"revision"}):
@@ -330,7 +331,7 @@ def _by_transformers(
         import transformers
     except ImportError:
         raise ModelError(f"{found.name} needs transformers: pip install transformers") from None
-    _files(found.folder)  # an error if there are no safetensors: transformers would open a pickle
+    _files(found.folder)  # an error if there are pickles only
     stated = str((found.config.get("architectures") or ["AutoModel"])[0])
     maker: Any = getattr(transformers, stated, None)
     if found.remote:

@@ -53,6 +53,10 @@ class BlockRefinement(Sampler[EditState]):
         None, "least probability of a token that replaces another; none: no editing", ge=0
     )
     max_post_steps: int = option(16, "steps for editing only, after a block is committed", ge=0)
+    tempered: bool = option(
+        False,
+        "probabilities of what is drawn from, as diffusers has them: at its temperature, of what top_k and top_p leave",
+    )
 
     def init(self, canvas: Layout) -> EditState:
         return EditState.begin(canvas, post=torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device))
@@ -64,7 +68,13 @@ class BlockRefinement(Sampler[EditState]):
     def step(self, predict: Predict, state: EditState) -> EditState:
         fresh = state.open & (state.level > 0)
         left = fresh.sum(1)
-        prediction = predict(state, fresh if self.edit_threshold is None else state.open, want="confidence")
+        prediction = predict(
+            state,
+            fresh if self.edit_threshold is None else state.open,
+            want="confidence",
+            confidence_temperature=(predict.temperature or 1.0) if self.tempered else 1.0,
+            truncated=self.tempered,
+        )
         least = self.least(state, left)
         commit = ops.select(prediction.confidence, fresh, threshold=self.threshold, least=least).chosen
         blank = state.canvas.mask_id

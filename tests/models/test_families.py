@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -598,44 +597,34 @@ def test_our_own_folders_stay_what_they_were(tmp_path):
 # ---------------------------------------------------------------------------------------------- loaded by others
 
 
-@pytest.fixture
-def live(monkeypatch):
-    """Stands in for samplers.models.hugging_face, and keeps what it is asked for."""
-    asked = {}
-    module = ModuleType("samplers.models.hugging_face")
-
-    def from_transformers(model, tokenizer=None, **told):
-        asked.update(told, model=model, tokenizer=tokenizer)
-        return samplers.TokenDenoiser.wrap(lambda ids: model(ids).logits, vocab_size=60, mask_id=told["mask_id"])
-
-    module.from_transformers = from_transformers
-    monkeypatch.setitem(sys.modules, "samplers.models.hugging_face", module)
-    return asked
-
-
-def test_what_transformers_loads(transformers, qwen, live):
-    pretrained(qwen, loader="transformers", mask_id=59, attention="full", shift=True, attn_implementation="eager")
-    assert type(live["model"]).__name__ == "Qwen2ForCausalLM" and live["model"].config._attn_implementation == "eager"
-    assert (live["mask_id"], live["attention"], live["shift"], live["block_length"]) == (59, "full", True, None)
+def test_what_transformers_loads(transformers, qwen):
+    told = {"mask_id": 59, "attention": "full", "shift": True}
+    ours, live = pretrained(qwen, **told), pretrained(qwen, loader="transformers", attn_implementation="eager", **told)
+    assert type(live.model).__name__ == "Qwen2ForCausalLM" and live.model.config._attn_implementation == "eager"
+    facts = ("mask_id", "attention", "shift", "predicts_next", "stop_ids", "vocab_size", "max_length")
+    assert [getattr(live, fact) for fact in facts] == [getattr(ours, fact) for fact in facts]
+    torch.testing.assert_close(live.predict(IDS), ours.predict(IDS), rtol=0, atol=1e-4)
+    told = {"mask_id": 59, "attention": "causal"}
+    assert pretrained(qwen, loader="transformers", **told).predicts_next and pretrained(qwen, **told).predicts_next
     with pytest.raises(ModelError, match="transformers cannot load it"):
-        pretrained(qwen, loader="transformers", mask_id=59, attention="full", attn_implementation="none such")
+        pretrained(qwen, loader="transformers", attn_implementation="none such", **told)
     (qwen / "model.safetensors").rename(qwen / "pytorch_model.bin")
     with pytest.raises(ModelError, match="a pickle may run code and is never loaded"):
-        pretrained(qwen, loader="transformers", mask_id=59, attention="full")
+        pretrained(qwen, loader="transformers", **told)
     config = transformers.BertConfig(
         vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
     transformers.BertForMaskedLM(config).save_pretrained(qwen / "bert")
-    pretrained(qwen / "bert", mask_id=7, dtype=torch.bfloat16)
-    assert type(live["model"]).__name__ == "BertForMaskedLM" and live["model"].dtype == torch.bfloat16
-    assert (live["mask_id"], live["attention"], live["shift"]) == (7, "full", None)
+    live = pretrained(qwen / "bert", mask_id=7, dtype=torch.bfloat16)
+    assert type(live.model).__name__ == "BertForMaskedLM" and live.model.dtype == torch.bfloat16
+    assert (live.mask_id, live.attention, live.shift) == (7, "full", False)
+    with pytest.raises(ModelError, match="mask"):
+        pretrained(qwen / "bert")
 
 
 CODE = """
-import pathlib
 import transformers
 
-pathlib.Path(__file__).with_name("ran")
 print("THE CODE OF THE FOLDER RAN")
 
 
@@ -644,7 +633,7 @@ class Mine(transformers.Qwen2ForCausalLM):
 """
 
 
-def test_code_of_its_own_runs_only_if_it_is_trusted(qwen, live, capfd):
+def test_code_of_its_own_runs_only_if_it_is_trusted(qwen, capfd):
     (qwen / "modeling_mine.py").write_text(CODE)
     edit(qwen, architectures=["Mine"], auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})
     with pytest.raises(
@@ -652,8 +641,8 @@ def test_code_of_its_own_runs_only_if_it_is_trusted(qwen, live, capfd):
     ):
         pretrained(qwen, mask_id=59, attention="full")
     assert "RAN" not in capfd.readouterr().out
-    pretrained(qwen, mask_id=59, attention="full", trust_remote_code=True)
-    assert type(live["model"]).__name__ == "Mine"
+    live = pretrained(qwen, mask_id=59, attention="full", trust_remote_code=True)
+    assert type(live.model).__name__ == "Mine" and live.attention == "full"
     assert "THE CODE OF THE FOLDER RAN" in capfd.readouterr().out
     edit(qwen, auto_map=None, model_type="mamba")
     with pytest.raises(ModelError, match=r"unsupported architecture 'Mine'.*loader='transformers'"):
