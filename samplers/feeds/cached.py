@@ -252,7 +252,9 @@ class RunCache:
         feed = feed | asked
         if self.denoiser.shift and name != "block":
             feed = feed | torch.nn.functional.pad(asked[:, 1:], (0, 1))  # the line before a position answers for it
-            keep = None if keep is None else keep & ~feed
+            if keep is not None:
+                first = torch.where(feed, position, self.length).amin(1, keepdim=True)  # (A, 1)
+                keep = keep & (torch.arange(keep.shape[1], device=x.device) < first)
         return full, feed & (active & ~full)[:, None], keep
 
     def _fill(
