@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
     from .gaussian.denoiser import GaussianDenoiser
     from .likelihood import Likelihood, nll
+    from .pool import Pool
     from .prediction import Prediction
+    from .real_tokens import RealTokens, sample_reals
     from .registry import create, list_samplers
     from .result import Sample
     from .sampler import Sampler, State, option
@@ -36,7 +38,10 @@ _WHERE = {
     "GaussianDenoiser": "gaussian.denoiser",
     "Head": "denoiser",
     "TokenDenoiser": "denoiser",
+    "Pool": "pool",
     "Prediction": "prediction",
+    "RealTokens": "real_tokens",
+    "sample_reals": "real_tokens",
     "Constraint": "driver",
     "Sample": "result",
     "sample": "driver",

@@ -204,11 +204,11 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
         )
     steps = optional_integer("steps", given("steps"))
     block_length = optional_integer("block_length", given("block_length"))
-    config = _read_config(denoiser, sampler, given)
     scheme = cache_scheme(given("cache"), denoiser)
     constrain = hook("constrain", given("constrain"))
     stop = parse_stop(given("stop"), denoiser)
     canvas, gen_length = _read_canvas(denoiser, given)
+    config = _read_config(denoiser, sampler, given, len(canvas.x))
     if isinstance(denoiser, BlockDenoiser):
         steps, block_length = block_arguments(denoiser, canvas, config.cfg_scale, steps, block_length)
     if config.cfg_scale and given("prompt") is None:
@@ -247,16 +247,36 @@ def _read_canvas(denoiser: TokenDenoiser, given: _Given) -> tuple[Canvas, int | 
     return prompt, None
 
 
-def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given) -> SamplingConfig:
-    """How answers are read."""
-    temperature = given("temperature")
-    temperature = sampler.default_temperature if temperature is None else number("temperature", temperature, 0.0)
+def _temperature(sampler: Sampler[Any], value: Any) -> float:
+    temperature = sampler.default_temperature if value is None else number("temperature", value, 0.0)
     if temperature != 0 and not COLDEST <= temperature <= HOTTEST:
         raise OptionError(f"temperature must be 0 or a number from {COLDEST:g} to {HOTTEST:g}, not {temperature!r}")
-    top_k, top_p = integer("top_k", given("top_k"), 0), given("top_p")
-    share = number("top_p", top_p, 0.0)
+    return temperature
+
+
+def _share(value: Any) -> float:
+    share = number("top_p", value, 0.0)
     if not 0 < share <= 1:
-        raise OptionError(f"top_p must be a number above 0, up to 1 (all), not {shown(top_p)}")
+        raise OptionError(f"top_p must be a number above 0, up to 1 (all), not {shown(value)}")
+    return share
+
+
+def _per_row(name: str, value: Any, batch: int, read: Callable[[Any], Any]) -> Any:
+    """An argument that is one value, or a collection of one per row of the batch, each read by `read`."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1:
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return read(value)
+    if len(value) != batch:
+        raise OptionError(f"{name}: {len(value)} values were given for {batch} rows; give one, or one per row")
+    return tuple(read(v) for v in value)
+
+
+def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, batch: int) -> SamplingConfig:
+    """How answers are read."""
+    temperature = _per_row("temperature", given("temperature"), batch, functools.partial(_temperature, sampler))
+    top_k = _per_row("top_k", given("top_k"), batch, lambda value: integer("top_k", value, 0))
+    top_p = _per_row("top_p", given("top_p"), batch, _share)
     forbid = _token_ids("forbid", given("forbid"), denoiser)
     if len({*forbid, denoiser.mask_id} & set(range(denoiser.vocab_size))) == denoiser.vocab_size:
         raise OptionError(
@@ -266,7 +286,7 @@ def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given) 
         temperature,
         *guidance(given("cfg_scale"), given("cfg_interval")),
         top_k,
-        share,
+        top_p,
         forbid,
         _token_ids("demote", given("demote"), denoiser),
     )

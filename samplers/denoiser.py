@@ -729,6 +729,10 @@ class Counter:
             )
         return out
 
+    def took_part(self, x: Tensor, needed: int) -> None:
+        """Count a forward pass that somebody else ran, for these rows among others (see samplers.pool)."""
+        self._forward(x, needed)
+
     def head(self, call: Callable[[], Any]) -> Any:
         """The head's product, fused with what is made of the logits: time of the denoiser, no forward pass."""
         return self._timed(call)

@@ -39,7 +39,7 @@ from .sampler import Sampler, State
 from .state import TokenState
 from .syncs import dry_runs_pay
 
-__all__ = ["Constraint", "Stream", "sample", "stream"]
+__all__ = ["Constraint", "Event", "Stream", "sample", "stream"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,14 +119,22 @@ class Stream(Iterator[State]):
         """Take one step."""
         start = time.perf_counter()
         try:
-            self._step()
+            self.begin_step()
+            self.take_step()
         except Exception:
-            # What was wrong before explains what came of it: an answer that is found late on a device, an id that is no token.
-            self.predictor.check()
-            self._check_tokens()
+            self.explain()
             raise
+        self.count_step(time.perf_counter() - start)
+
+    def explain(self) -> None:
+        """Raise what explains an error of a step: an answer that is found late on a device, an id that is no token."""
+        self.predictor.check()
+        self._check_tokens()
+
+    def count_step(self, seconds: float) -> None:
+        """Count a step that was taken, and how long it took."""
         self.steps += 1
-        self.wall += time.perf_counter() - start
+        self.wall += seconds
         if self.steps > self.limit:
             self.predictor.check()
             raise SamplersError(
@@ -134,28 +142,58 @@ class Stream(Iterator[State]):
                 "position in the last of its block's steps, or move on"
             )
 
-    def _step(self) -> None:
-        with torch.no_grad():
-            if self.constrain is not None:
-                self._apply_constraint() if isinstance(self.state, TokenState) else self._apply_hook()
-            memory = None
-            if isinstance(self.predictor, Predictor):
-                assert isinstance(self.state, TokenState)
-                if self.predictor.dry_run is not None:
-                    self.predictor.dry_run.advance()
-                memory = self.predictor.feed.memory
-                if memory is not None:
-                    memory.begin_step(self.state)
-            x, version = self.state.x, _version(self.state.x)
-            stepped = self.sampler.step(self.predict, self.state)
-            self._check_unwritten(x, version, f"sampler {self.sampler.name!r}")
-            state, returned = stepped if isinstance(stepped, tuple) and len(stepped) == 2 else (stepped, {})
-            self._check_step(state, returned)
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """What comes before a step, once: the constraint is asked."""
+        if self.constrain is not None:
+            self._apply_constraint() if isinstance(self.state, TokenState) else self._apply_hook()
+        if isinstance(self.predictor, Predictor) and self.predictor.dry_run is not None:
+            self.predictor.dry_run.advance()
+
+    @torch.no_grad()
+    def take_step(self) -> None:
+        """The step itself, a function of the state: if it is cut short it can be begun again (see samplers.pool)."""
+        memory = None
+        if isinstance(self.predictor, Predictor):
+            assert isinstance(self.state, TokenState)
+            memory = self.predictor.feed.memory
             if memory is not None:
-                state = memory.end_step(state)
-            if self.recorder is not None:
-                self.recorder.end_step(self.state, state, returned)
-            self.state = state
+                memory.begin_step(self.state)
+        if self.recorder is not None:
+            self.recorder.begin_step()
+        x, version = self.state.x, _version(self.state.x)
+        stepped = self.sampler.step(self.predict, self.state)
+        self._check_unwritten(x, version, f"sampler {self.sampler.name!r}")
+        state, returned = stepped if isinstance(stepped, tuple) and len(stepped) == 2 else (stepped, {})
+        self._check_step(state, returned)
+        if memory is not None:
+            state = memory.end_step(state)
+        if self.recorder is not None:
+            self.recorder.end_step(self.state, state, returned)
+        self.state = state
+
+    def events(self) -> Iterator[Event]:
+        """What each step settles and what it only proposes, for programs that show or use a run while it goes on.
+
+        Use it in place of iterating over the states, from the beginning of a run over tokens. It takes the steps. Each event
+        costs one device sync.
+
+        Raises:
+            OptionError: the run is continuous, or has begun.
+        """
+        if self.begun or not isinstance(self.state, TokenState) or not isinstance(self.predictor, Predictor):
+            raise OptionError("events() is for runs over tokens, before their first step")
+        if self.recorder is None:
+            self.recorder = self.predictor.recorder = InfoRecorder(keep=False)
+        return self._events(self.recorder)
+
+    def _events(self, recorder: InfoRecorder) -> Iterator[Event]:
+        before: Any = None
+        for state in self:
+            if before is not None:
+                assert isinstance(state, TokenState)
+                yield Event.between(before, state, recorder.last, self.steps, self.nfe)
+            before = state
 
     def _check_step(self, state: Any, returned: Any) -> None:
         """SamplersError if a step returned anything but a state of this run, alone or with a dictionary of tensors."""
@@ -265,6 +303,51 @@ class Stream(Iterator[State]):
             info=None if self.recorder is None else self.recorder.stacked(),
             fill=fill,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """What a step has done; n tokens on the CPU, in the order of rows and positions.
+
+    Attributes:
+        step: the number of the step, from 1. nfe: forward passes of the run so far.
+        row, position, token: (n,) int64. Positions count from the row's first token, prompt included.
+        logprob: (n,) float32, what the model gave the token in this step, at temperature 1 unless the sampler asked otherwise;
+            NaN if it was not asked about this token.
+        final: (n,) bool. True: the token is committed for good, and each is reported once. False: it is provisional, a draft
+            that may still change, or the present proposal at a position that stays masked.
+        ended: the rows that have ended in this step.
+    """
+
+    step: int
+    nfe: int
+    row: Tensor  # (n,) int64
+    position: Tensor  # (n,) int64
+    token: Tensor  # (n,) int64
+    logprob: Tensor  # (n,) float32
+    final: Tensor  # (n,) bool
+    ended: tuple[int, ...]
+
+    @classmethod
+    def between(
+        cls, before: TokenState, after: TokenState, read: tuple[Tensor, Tensor] | None, step: int, nfe: int
+    ) -> Event:
+        """Of a step from `before` to `after`, in which the model answered `read`: token and confidence, (B, L) each."""
+        token, logprob = after.x, torch.full(after.x.shape, torch.nan, dtype=torch.float32, device=after.x.device)
+        noise = after.x == after.canvas.mask_id if after.canvas.mask_id is not None else torch.zeros_like(after.open)
+        proposed = torch.zeros_like(after.open)
+        if read is not None:
+            guess, confidence = read
+            asked = confidence > -torch.inf
+            proposed = asked & after.undecided
+            token = torch.where(proposed & noise, guess, token)
+            logprob = torch.where(asked & (guess == token), confidence.log(), logprob)
+        final = after.settled & ~before.settled
+        row, position = (final | proposed).nonzero().unbind(1)
+        ended = (after.done & ~before.done).nonzero().squeeze(1)
+        at = row, position
+        token, logprob, final = token[at].cpu(), logprob[at].cpu(), final[at].cpu()
+        return cls(step, nfe, row.cpu(), position.cpu(), token, logprob, final, tuple(ended.tolist()))
 
 
 def _version(x: Tensor) -> int:
@@ -438,9 +521,9 @@ def sample(
     cache: str | None = None,
     cfg_scale: float = 0.0,
     cfg_interval: tuple[float, float] = (0.0, 1.0),
-    temperature: float | None = None,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    temperature: float | Sequence[float | None] | None = None,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 1.0,
     forbid: int | Sequence[int] | None = None,
     demote: int | Sequence[int] | None = None,
     stop: Any = None,
@@ -491,7 +574,8 @@ def sample(
         top_k: draw from the k most likely tokens only. 0: from all.
         top_p: draw, among those, from the fewest tokens that hold this share of the probability at `temperature`. 1: from all.
             Both restrict the draw alone. Samplers choose positions by the model's own distribution at temperature 1, unless an
-            option such as low_confidence's `tempered` asks for the other.
+            option such as low_confidence's `tempered` asks for the other. Each of these three may be a list of one value per
+            row, at the cost of a device sync per forward pass; for other settings per row see Pool.
         forbid: a token id, or a flat collection of them, that is never drawn.
         demote: a token id, or a flat collection of them, such as the end of a text, that is committed last: its confidence and
             margin count as 0 and its entropy as log V, while the logits stay as they are. It has no effect on samplers that

@@ -128,6 +128,11 @@ class TokenState(State):
         """(B, L) bool: positions still to decide, in any block; here those that hold the mask."""
         return self.masked
 
+    @property
+    def settled(self) -> Tensor:
+        """(B, L) bool: positions that the run had to fill and whose token is final; none after a row's end."""
+        return self._before_end(self.canvas.fill) & ~self.undecided
+
     def _before_end(self, where: Tensor) -> Tensor:
         """`where`, (B, L) bool, without what lies after a stop phrase. (Nothing to fill lies beyond a row's length.)"""
         if not self.canvas.stop:
