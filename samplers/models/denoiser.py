@@ -171,7 +171,7 @@ def describe(
     if not folder.exists():
         folder = _fetched(str(name), revision, code=trust_remote_code)
     # SMDM's checkpoints are single files without a configuration.
-    config = {"architectures": ["SMDM"]} if folder.is_file() else _read_json(folder / "config.json")
+    config: dict[str, Any] = {"architectures": ["SMDM"]} if folder.is_file() else _read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     facts, ends = dict(config), None
     if generation.is_file() and (ends := _read_json(generation).get("eos_token_id")) is not None:
