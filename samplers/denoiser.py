@@ -191,6 +191,10 @@ class TokenDenoiser(Denoiser):
         predicts_next: True: a mask in its input is answered with the token that stands there, any other token with the one
             that stands at the position after it (one head, two meanings: ReFusion). Its cache must have `crop`,
             `index_select` and `append_from` as models.cache.Cache has them.
+        shift: True: in the model's own output the answer for position i is in line i - 1, and that for position 0 in line 0.
+            `predict` and `hidden` answer for the positions in `rows` all the same. With a cache the given positions
+            include the one before each asked one, just before it, or the asked one is given first and is position 0; the
+            asked one itself may be filling.
         attention_block: positions per block of block_causal attention, counted from the canvas's first; else 1.
         head: the last layer, of a denoiser that has `hidden`; None: it has logits only.
         self_conditioned: True: `predict` takes `previous`, what it answered for these rows the time before.
@@ -207,6 +211,7 @@ class TokenDenoiser(Denoiser):
     max_length: int | None = None
     caches: tuple[str, ...] = ()
     predicts_next: bool = False
+    shift: bool = False
     attention_block: int = 1
     head: Head | None = None
     self_conditioned: bool = False
@@ -708,10 +713,6 @@ class Counter:
             )
         return out
 
-    def took_part(self, x: Tensor, needed: int) -> None:
-        """Count a forward pass that somebody else ran, for these rows among others (see samplers.pool)."""
-        self._forward(x, needed)
-
     def read(self, tokens: Tensor, context: Any) -> Any:
         """The context of a BlockDenoiser after more tokens, (A, m). A forward pass, if it says so."""
         denoiser: BlockDenoiser = self.denoiser  # type: ignore[assignment]
@@ -733,6 +734,10 @@ class Counter:
                 f"(A, n, V) = {expected} are needed"
             )
         return out
+
+    def took_part(self, x: Tensor, needed: int) -> None:
+        """Count a forward pass that somebody else ran, for these rows among others (see samplers.pool)."""
+        self._forward(x, needed)
 
     def head(self, call: Callable[[], Any]) -> Any:
         """The head's product, fused with what is made of the logits: time of the denoiser, no forward pass."""

@@ -154,7 +154,9 @@ def add(commands: Commands) -> None:
         "--denoiser",
         metavar="NAME|hf:NAME|MODULE:ATTRIBUTE",
         help="model in the box (digits-gauss, digits-mdm, text-mdm, text-refusion); folder of safetensors or repository "
-        "on the Hugging Face hub; Denoiser of your own, or function that returns one "
+        "on the Hugging Face hub, corrected by arguments if need be: hf:NAME?attention=full&shift=1 (also mask_id, "
+        "block_length, dtype, device, loader, tokenizer, revision, trust_remote_code; see samplers show-model); "
+        "Denoiser of your own, or function that returns one "
         f"(default: {MODEL}, if there is no --problem)",
     )
     p.add_argument(

@@ -20,6 +20,9 @@ Which of them change nothing but the cost:
     causal         yes                               not offered      yes
     block_causal   not offered: block is cheaper     not offered      yes
 
+A model whose answers are shifted (TokenDenoiser.shift) is also given the position before each asked one, whose line answers.
+With block, the position before the block is kept already: its line is taken from the forward pass that kept it.
+
 "yes" is exact up to the last bits of float products, whose order may depend on how many rows are multiplied at once.
 Full attention with dual and a block that is as long as the canvas is exact as well: all of it is given in every step.
 """
@@ -143,6 +146,8 @@ class RunCache:
         # (A,) the block that the row was in when it was last given, and the forward passes since that block began
         self.block = torch.full((len(rows),), -1, dtype=torch.int64, device=device)
         self.age = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        # (A, D) or (A, V), shift and block only: the answer for the position after what is kept; None until there is one
+        self.next_answer: Tensor | None = None
 
     def answer(
         self, state: TokenState, x: Tensor, t: Tensor | None, asked: Tensor, needed: int, counter: Counter
@@ -169,24 +174,36 @@ class RunCache:
         if self.scheme.name == "block":
             cost[who] += self._commit_final_prefix(state, who, x, t, begins, counter)
         full, feed, keep = self._choose_positions(state, who, x, asked, block, active, begins)
-        counts = torch.stack([full.sum(), (asked & full[:, None]).sum(), feed.sum(1).amax()]).tolist()
-        n_full, needed_full, width = counts
+        known = torch.zeros_like(asked)  # (A, length) asked positions whose answer is there already
+        if self.next_answer is not None:
+            after = torch.arange(self.length, device=x.device) == self.store.lengths[:, None]
+            known = asked & after & (self.store.lengths > 0)[:, None]
+        windowed = (asked & ~known).any(1) & ~full  # (A,) rows that are given a part of the canvas
+        feed = feed & windowed[:, None]
+        counts = [full.sum(), (asked & full[:, None]).sum(), feed.sum(1).amax(), known.sum()]
+        n_full, needed_full, width, n_known = torch.stack(counts).tolist()
         if n_full:
-            parts.append((full, self._fill(x, t, asked, full, n_full, needed_full, counter)))
+            parts.append((asked & full[:, None], self._fill(x, t, asked, full, n_full, needed_full, counter)))
+        if n_known:
+            assert self.next_answer is not None
+            index = torch.nonzero_static(known.any(1), size=n_known).squeeze(1)
+            parts.append((known, self.next_answer[index]))
         if width:
-            parts.append((active & ~full, self._window(x, t, asked, feed, keep, width, needed - needed_full, counter)))
+            rest = asked & ~known & ~full[:, None]
+            left = needed - needed_full - n_known
+            parts.append((rest, self._window(x, t, rest, feed, keep, width, left, counter)))
         self.cached_token = torch.where(
             full[:, None] | (feed if self.scheme.name in ("dual", "delayed") else False), x, self.cached_token
         )
         self.block, self.age = torch.where(active, block, self.block), self.age + active
-        cost[who] += active
+        cost[who] += full | windowed
         if len(parts) == 1:
             return parts[0][1], cost
-        # Two kinds of forward pass in one step: put their answers in the order of the asked positions.
+        # Answers of several kinds in one step: put them in the order of the asked positions.
         number = (asked.flatten().cumsum(0) - 1).view_as(asked)  # (A, length)
         out = parts[0][1].new_empty(needed, parts[0][1].shape[1])
-        for rows, answer in parts:
-            flat = torch.nonzero_static((asked & rows[:, None]).flatten(), size=len(answer)).squeeze(1)
+        for where, answer in parts:
+            flat = torch.nonzero_static(where.flatten(), size=len(answer)).squeeze(1)
             out[number.flatten()[flat]] = answer
         return out, cost
 
@@ -200,6 +217,8 @@ class RunCache:
         self.store.keep_rows(source)
         self.rows = [self.rows[i] for i in stays]
         self.cached_token, self.block, self.age = self.cached_token[source], self.block[source], self.age[source]
+        if self.next_answer is not None:
+            self.next_answer = self.next_answer[source]
 
     def _choose_positions(
         self,
@@ -230,7 +249,13 @@ class RunCache:
             full, feed = begins, inside
         else:
             full, feed, keep = begins, position >= start, position < start
-        return full, (feed | asked) & (active & ~full)[:, None], keep
+        feed = feed | asked
+        if self.denoiser.shift and name != "block":
+            feed = feed | torch.nn.functional.pad(asked[:, 1:], (0, 1))  # the line before a position answers for it
+            if keep is not None:
+                first = torch.where(feed, position, self.length).amin(1, keepdim=True)  # (A, 1)
+                keep = keep & (torch.arange(keep.shape[1], device=x.device) < first)
+        return full, feed & (active & ~full)[:, None], keep
 
     def _fill(
         self, x: Tensor, t: Tensor | None, asked: Tensor, full: Tensor, n: int, needed: int, counter: Counter
@@ -269,14 +294,23 @@ class RunCache:
         size, stored = self.denoiser.attention_block, self.store.lengths
         position = torch.arange(self.length, device=x.device)
         first = torch.where(state.undecided[who, : self.length], position, self.length).amin(1)  # (A,)
-        count = torch.where(begins, first // size * size - stored, 0).clamp_min(0)
-        width = int(count.amax())
+        count = torch.where(begins, first // size * size - stored, 0).clamp_min(0)  # (A,)
+        fed = count > 0
+        width, n = torch.stack([count.amax(), fed.sum()]).tolist()
         if not width:
             return torch.zeros_like(stored)
-        at = (stored[:, None] + torch.arange(width, device=x.device)).clamp(max=self.length - 1)  # (A, width)
-        nothing = torch.zeros_like(at, dtype=torch.bool)
-        self._ask(x.gather(1, at), t, nothing, 0, counter, CacheUse(self.store, at, count=count, write="append"))
-        return (count > 0).to(torch.int64)
+        # With shift each row's last line answers for the position after it, which is asked about in a column of filling.
+        shift = self.denoiser.shift
+        column = torch.arange(width + 1 if shift else width, device=x.device)
+        at = (stored[:, None] + column).clamp(max=self.length - 1)  # (A, width)
+        asked = (column == count[:, None]) & fed[:, None] & shift
+        told = CacheUse(self.store, at, count=count, write="append")
+        answer = self._ask(x.gather(1, at), t, asked, n if shift else 0, counter, told)
+        if shift:
+            if self.next_answer is None:
+                self.next_answer = answer.new_zeros(len(fed), answer.shape[1])
+            self.next_answer[torch.nonzero_static(fed, size=n).squeeze(1)] = answer
+        return fed.to(torch.int64)
 
     def _ask(self, x: Tensor, t: Tensor | None, asked: Tensor, needed: int, counter: Counter, feed: CacheUse) -> Tensor:
         if self.denoiser.head is not None:

@@ -26,8 +26,8 @@ class Glass(TokenDenoiser):
 
     vocab_size, mask_id, name = V + 1, MASK, "glass"
 
-    def __init__(self, attention="full", block=1, seed=0):
-        self.attention, self.attention_block = attention, block
+    def __init__(self, attention="full", block=1, seed=0, shift=False):
+        self.attention, self.attention_block, self.shift = attention, block, shift
         self.caches = ("prefix", "dual", "delayed") if attention == "full" else ("prefix", "block")
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.randint(-999, 1000, (61, 97, V + 1), generator=generator).double()  # sums are exact
@@ -63,8 +63,13 @@ class Glass(TokenDenoiser):
                 if cache.write == "scatter":
                     kept = {q: key for q, key in kept.items() if q not in fed}
             new = self.feed(fed, kept)
-            asked = [p for i, p in enumerate(fed) if rows is None or rows[a, i]]
-            out += [self.logits_at(p, kept | new) for p in asked]
+            lines = list(fed)
+            asked = range(len(lines)) if rows is None else rows[a].nonzero().flatten().tolist()
+            if self.shift:  # the line before each, which must be of the position before it
+                places = range(x.shape[1]) if cache is None else cache.positions[a].tolist()
+                assert all(places[i] == (lines[i - 1] + 1 if i else 0) for i in asked)
+                asked = [max(i - 1, 0) for i in asked]
+            out += [self.logits_at(lines[i], kept | new) for i in asked]
             if cache is not None and cache.write is not None:
                 cache.store.take(a, cache, new)
         if cache is not None and cache.write == "append":
@@ -112,25 +117,30 @@ def simulate(model, scheme, prompt, gen_length, block_length, refresh=8, align=F
         last = None
         for step in range(len(block)):
             full = step == 0 or (scheme == "delayed" and (step == 1 or step % refresh == 0))
+            before = {p - 1 for p in block if x[p] == MASK and p and model.shift}  # whose lines answer
             if scheme is None or (full and scheme != "block"):
                 keys = model.feed(tokens(range(length)), {})
                 kept, written = (keys, written + length) if scheme else ({}, 0)
             elif scheme == "prefix":
-                front = {q: key for q, key in kept.items() if q < begin}
-                keys = front | model.feed(tokens(range(begin, length)), front)
+                fed = before | set(range(begin, length))
+                front = {q: key for q, key in kept.items() if q < begin and q not in fed}
+                keys = front | model.feed(tokens(sorted(fed)), front)
             elif scheme == "block":
                 end = -(-(block[-1] + 1) // model.attention_block) * model.attention_block
                 keys = kept | model.feed(tokens(range(len(kept), min(end, length))), kept)
             else:
-                fed = block if scheme == "dual" else [q for q in range(length) if x[q] == MASK or q == last]
+                fed = set(block) if scheme == "dual" else {q for q in range(length) if x[q] == MASK or q == last}
+                fed = sorted(fed | before)
                 others = {q: key for q, key in kept.items() if q not in fed}
                 kept = keys = others | model.feed(tokens(fed), others)
                 written += len(fed)
-            forwards += 1
+            # Where a kept line answers for all that is masked, nothing is given to the model.
+            forwards += not (scheme == "block" and before == {len(kept) - 1})
             best = None
             for p in block:
                 if x[p] == MASK:
-                    probability = torch.softmax(model.logits_at(p, keys)[:V].double(), 0)
+                    line = max(p - 1, 0) if model.shift else p
+                    probability = torch.softmax(model.logits_at(line, keys)[:V].double(), 0)
                     if best is None or float(probability.max()) > best[0]:
                         best = (float(probability.max()), p, int(probability.argmax()))
             x[best[1]], last = best[2], best[1]
@@ -145,12 +155,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("attention", "size", "scheme"), CASES, ids=str)
-@pytest.mark.parametrize("block_length", [4, 5, 11])
-@pytest.mark.parametrize("align", [None, "the other"])
-def test_a_scheme_is_what_it_says(attention, size, scheme, block_length, align):
+@pytest.mark.parametrize(
+    ("block_length", "shift", "align"),
+    [*((n, False, align) for n in (4, 5, 11) for align in (None, "the other")), (5, True, None)],
+)
+def test_a_scheme_is_what_it_says(attention, size, scheme, block_length, shift, align):
     """Ragged rows in one batch, against the plain simulation of each: tokens, forwards, and what was written."""
     prompts = [[1, 2, 3], [4], [5, 6, 7]]
-    model = Glass(attention, size)
+    model = Glass(attention, size, shift=shift)
     from_0 = (attention == "block_causal") == (align is None)
     out = samplers.sample(
         model, "low_confidence", prompt=prompts, gen_length=11, block_length=block_length, cache=scheme,
@@ -160,7 +172,13 @@ def test_a_scheme_is_what_it_says(attention, size, scheme, block_length, align):
     written = 0
     for i, prompt in enumerate(prompts):
         x, forwards, wrote = simulate(
-            Glass(attention, size), name or None, prompt, 11, block_length, int(refresh[:-1]) if refresh else 8, from_0
+            Glass(attention, size, shift=shift),
+            name or None,
+            prompt,
+            11,
+            block_length,
+            int(refresh[:-1]) if refresh else 8,
+            from_0,
         )
         assert out.x[i, : len(x)].tolist() == x
         assert int(out.nfe_rows[i]) == forwards

@@ -312,7 +312,9 @@ def test_a_folder_in_one_line(model, tmp_path):
     """What is read of config and generation config; the ids that a tokenizer does not have are never drawn."""
     model.generation_config.max_denoising_steps, model.generation_config.eos_token_id = 5, [1, 44]
     model.save_pretrained(tmp_path)
-    denoiser = diffusion_gemma.load(tmp_path, dtype=torch.float64)
+    denoiser = samplers.models.pretrained(tmp_path, dtype=torch.float64)
+    with pytest.raises(ModelError, match="attention cannot be told of a DiffusionGemma"):
+        samplers.models.pretrained(tmp_path, attention="full")
     denoiser.model.set_experts_implementation("eager")
     assert (denoiser.canvas_length, denoiser.block_steps, denoiser.stop_ids) == (N, 5, (1, 44))
     assert (denoiser.vocab_size, denoiser.max_length, denoiser.mask_id) == (V, 128, None)

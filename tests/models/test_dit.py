@@ -439,6 +439,7 @@ def test_smdm(width, heads, groups, mlp, tmp_path):
     denoiser = smdm.load(path, heads=None if mlp == 4 * width else heads)
     assert (denoiser.mask_id, denoiser.vocab_size, denoiser.attention) == (30, 30, "full")
     ids = torch.randint(31, (2, 14), generator=torch.Generator().manual_seed(4))
+    assert mlp != 4 * width or torch.equal(samplers.models.pretrained(path).predict(ids), denoiser.predict(ids))
     expected = torch.stack([reference_smdm(state, row, heads, groups) for row in ids])
     assert expected.std() > 0.5
     torch.testing.assert_close(denoiser.predict(ids).double(), expected, rtol=0, atol=1e-4)
@@ -457,3 +458,23 @@ def test_smdm_files_that_are_wrong(tmp_path):
     write_safetensors({k: v for k, v in state.items() if "wte" not in k}, path)
     with pytest.raises(ModelError, match=r"no checkpoint of SMDM: tensor 'transformer\.wte\.weight' is missing"):
         smdm.load(path, heads=4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler"), [("mdlm", "ancestral"), ("bd3lm", "first_hitting"), ("radd", "radd"), ("sedd", "tau_leaping")]
+)
+def test_by_pretrained(kind, sampler, tmp_path):
+    """The folder says what it is; what cannot be told of such a model is refused."""
+    save(tmp_path, MODELS[kind])
+    made, alone = samplers.models.pretrained(tmp_path), loaded(tmp_path)
+    ids, t = torch.randint(IDS, (2, 12), generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.8])
+    assert torch.equal(made.predict(ids, t), alone.predict(ids, t))
+    assert (made.mask_id, made.attention, made.attention_block) == (
+        alone.mask_id,
+        alone.attention,
+        alone.attention_block,
+    )
+    family = samplers.models.recognise(MODELS[kind])
+    assert (family.mask_id, family.attention, family.sampler) == (alone.mask_id, alone.attention, sampler)
+    with pytest.raises(ModelError, match="attention cannot be told of"):
+        samplers.models.pretrained(tmp_path, attention="causal")
