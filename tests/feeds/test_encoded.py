@@ -159,3 +159,62 @@ def test_wrong_answers_are_said():
         short.rows_of([torch.zeros(2), {1, 2}], torch.tensor([0]))
     with pytest.raises(OptionError, match="denoise must be a callable"):
         BlockDenoiser.wrap(None, vocab_size=V, canvas_length=4)
+
+
+def test_a_block_that_is_fixed_is_read_and_not_denoised():
+    """Tokens decided ahead, a whole block of them: the next block's reader gets two blocks at once."""
+    lengths = []
+
+    class Noting(Reader):
+        def read(self, tokens, context):
+            lengths.append(tokens.shape[1])
+            return super().read(tokens, context)
+
+    fix = torch.full((2, 14), -1)
+    fix[:, 6:10], fix[:, 11] = 3, 5
+    run = {
+        "prompt": [[0, 1], [1, 1]],
+        "gen_length": 12,
+        "steps": 12,
+        "constrain": lambda s: samplers.Constraint(fix=fix),
+    }
+    out = samplers.sample(Noting(), "d3pm_ancestral", **run)
+    assert lengths == [2, 8] and out.nfe == 2 + 8
+    assert (out.x[:, 6:10] == 3).all() and (out.x[:, 11] == 5).all()
+
+
+@pytest.mark.parametrize("plans", [False, True], ids=["counted", "dry run"])
+def test_nothing_as_large_as_the_canvas_is_made(monkeypatch, plans):
+    """Of 2 rows of 400 positions and 50 tokens no tensor has the logits; and a plan made ahead asks the same."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **kwargs or {})
+            sizes.extend(
+                o.numel() for o in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(o, torch.Tensor)
+            )
+            return out
+
+    monkeypatch.setattr("samplers.driver.dry_runs_pay", lambda device: plans)
+    table = torch.randn(50, 50, generator=torch.Generator().manual_seed(3))
+    denoiser = BlockDenoiser.wrap(
+        lambda block, context, previous: table[block] + 0.1 * previous + context[:, None, :1],
+        read=lambda tokens, context: torch.sin(tokens.sum(1, keepdim=True).float() + (0 if context is None else context)),
+        vocab_size=50, canvas_length=5, self_conditioned=True,
+    )  # fmt: skip
+    prompt = torch.arange(2 * 390).reshape(2, 390) % 50
+    run = {"prompt": prompt, "gen_length": 10, "steps": 8}
+    for sampler in ("d3pm_ancestral", "entropy_bound_uniform"):
+        with Watch():
+            out = samplers.sample(denoiser, sampler, trace=True, **run)
+        assert max(sizes) <= 4 * 2 * 400 < 2 * 400 * 50, "masks and counters of the canvas, and no logits of it"
+        assert all(state.previous is None for state in out.trace)
+        assert out.nfe - out.encoder_passes == 8
+
+
+def test_sequential_samplers_are_refused():
+    with pytest.raises(OptionError, match="refusion"):
+        samplers.sample(Reader(12), "refusion", prompt=[1], gen_length=4)
