@@ -69,7 +69,7 @@ _SDAR_FACTS: dict[str, Any] = {
     "mask_id": 151669,
     "block_length": 4,
     "sampler": "threshold",
-    "settings": {"threshold": 0.85, "cache": "block", "temperature": 1.0},
+    "settings": {"threshold": 0.85, "stop_rule": "block", "cache": "block", "temperature": 1.0},
 }
 KNOWN: dict[str, dict[str, Any]] = {
     "LLaDAModelLM": {
@@ -94,7 +94,14 @@ KNOWN: dict[str, dict[str, Any]] = {
         "attention": "block_causal",
         "block_length": 32,
         "sampler": "llada2",
-        "settings": {"threshold": 0.7, "edit_threshold": 0.5, "cache": "block"},
+        "settings": {
+            "threshold": 0.7,
+            "edit_threshold": 0.5,
+            "max_post_steps": 17,  # the pipeline's 16 are those after the first
+            "steps_per_block": 32,
+            "stop_rule": "llada2",
+            "cache": "block",
+        },
     },
     "DreamModel": {
         "name": "Dream",
@@ -133,6 +140,7 @@ KNOWN: dict[str, dict[str, Any]] = {
         "where": "transformers' DiffusionGemma",
         "loader": "diffusion_gemma",
         "sampler": "entropy_bound_uniform",
+        "settings": {"pace": False, "final": "best"},
     },
     "BD3LM": {
         "name": "BD3-LM",

@@ -286,7 +286,7 @@ def test_blocks_and_their_cache(tmp_path):
         assert cached.cache_bytes > 0 and cached.token_evals < plain.token_evals / 2
     wrapped = samplers.TokenDenoiser.wrap(
         lambda ids: reference(state, BD3LM, ids, torch.zeros(len(ids)), head=False).float(),
-        vocab_size=IDS - 1, mask_id=MASK, attention="block_causal", head=denoiser.head,
+        vocab_size=IDS - 1, mask_id=MASK, attention="block_causal", attention_block=4, head=denoiser.head,
     )  # fmt: skip
     assert torch.equal(samplers.sample(wrapped, sampler, **run).x, cached.x)
 
