@@ -103,7 +103,7 @@ def _generate(args: argparse.Namespace) -> int:
     path = Path(args.out)
     if args.shard[1] > 1:
         path = path.with_name(f"{path.stem}.shard-{args.shard[0]}-of-{args.shard[1]}{path.suffix}")
-    with Results(path, job.key, prompts, overwrite=args.overwrite) as results:
+    with Results(path, job, prompts, overwrite=args.overwrite) as results:
         for note in results.notes:
             Console(stderr=True).print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
         before = len(results.done)
