@@ -116,7 +116,7 @@ def _generate(args: argparse.Namespace) -> int:
             return interrupted(f"{len(results.done)} of {len(mine)} records are in {path}", again)
         written, kept = len(results.done) - before, f", {before} were there already" if before else ""
     if not args.quiet:
-        Console(stderr=True).print(f"{written} written{kept}: {path}", highlight=False, markup=False, soft_wrap=True)
+        make_console().print(f"{written} written{kept}: {path}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

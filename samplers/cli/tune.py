@@ -25,7 +25,7 @@ def _tune(args: argparse.Namespace) -> int:
 
     (where,) = user_model(args) or [args.problem]
     if args.denoiser in zoo.list_models() and args.metric is None and subject(where).families == ("masked",):
-        args.metric = "nll"  # a model of one's own is judged by what its owner says
+        args.metric = "nll"  # any other model is judged by what its owner says
     names = tune.DEFAULTS.get(args.sampler)
     if not names and not (args.x and args.y):
         raise OptionError(

@@ -49,17 +49,17 @@ def test_generate_goes_on_where_it_was(run, tmp_path):
         stop=[" of", "\n"],
         temperature=0.7,
     )
-    assert [r["text"] for r in made] == out.texts
+    assert [r["text"] for r in made] == same.texts
     for field in ("sampler", "options", "distribution", "version"):
-        assert made[0][field] == getattr(out, field)
+        assert made[0][field] == getattr(same, field)
     assert made[0]["settings"]["stop"] == [" of", "\n"] and made[0]["dtype"] == "float32" and made[0]["device"] == "cpu"
     # Stopped in the middle of a line: that one is dropped, the others are kept, and the whole is as if nothing had been.
     lines = whole.splitlines(keepends=True)
     (tmp_path / "o.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])
-    code, _, err = run(*base, "--batch", 3)
-    assert code == 0 and "cut off" in err and "3 written, 2 were there already" in err
+    code, out, err = run(*base, "--batch", 3)
+    assert code == 0 and "cut off" in err and "3 written, 2 were there already" in out
     assert (tmp_path / "o.jsonl").read_bytes() == whole
-    assert "0 written, 5 were there already" in run(*base)[2]
+    assert "0 written, 5 were there already" in run(*base)[1]
     # Another setting, other prompts or another file are not mixed with it.
     for argv, says in (
         (("--temperature", 1), "other settings (an argument of sample()"),
