@@ -194,7 +194,9 @@ def add(commands: Commands) -> None:
         metavar="N",
         help=f"prompts at a time (default {BATCH}); draws do not change",
     )
-    p.add_argument("--shard", type=shard, default=(0, 1), metavar="I/N", help="only part I of N, counted from 0")
+    p.add_argument(
+        "--shard", type=shard, default=(0, 1), metavar="I/N", help="part I of N, counted from 0, and nothing else"
+    )
     p.add_argument(
         "--out", metavar="FILE.jsonl", help="file of records, one JSON object per line; it goes on if it is there"
     )
