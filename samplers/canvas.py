@@ -31,6 +31,7 @@ from .errors import OptionError
 from .gaussian.denoiser import GaussianDenoiser
 from .noise_schedules import Point
 from .random import Rng
+from .text import StopText, prompt_rows
 
 if TYPE_CHECKING:
     from .state import NoiseState, TokenState
@@ -78,7 +79,7 @@ class Canvas:
 
         Args:
             prompt: None; (P,) or (B, P) ints as a tensor, array or list; or a list of B prompts of any lengths. One
-                prompt is repeated `batch` times.
+                prompt is repeated `batch` times. A denoiser with a tokenizer also takes text: see text.prompt_rows.
             gen_length: None takes what is left of a denoiser of fixed `length`.
 
         Raises:
@@ -87,7 +88,7 @@ class Canvas:
                 of the denoiser's device cannot hold.
         """
         batch, gen_length = integer("batch", batch), optional_integer("gen_length", gen_length)
-        prompts = [torch.zeros(0, **HOST)] if prompt is None else token_rows("prompt", prompt)
+        prompts = [torch.zeros(0, **HOST)] if prompt is None else token_rows("prompt", prompt_rows(prompt, denoiser))
         if len(prompts) > 1 and batch not in (1, len(prompts)):
             raise OptionError(
                 f"prompt has {len(prompts)} rows and batch={batch}; give one prompt, or as many prompts as rows"
@@ -209,6 +210,7 @@ class Canvas:
         align: bool = False,
         stop: tuple[Tensor, ...] = (),
         stop_rule: str = "decided",
+        stop_text: StopText | None = None,
         rng: Rng,
     ) -> Layout:
         """This canvas cut into blocks, with `steps` allocated to them.
@@ -219,6 +221,7 @@ class Canvas:
             align: count blocks from position 0 of the row, not from the first position to fill.
             stop: phrases, (m,) int64 each.
             stop_rule: when a phrase ends a row; see sample().
+            stop_text: strings at which rows end as well, or None.
             rng: the randomness of the rows.
 
         Raises:
@@ -252,6 +255,7 @@ class Canvas:
             block_end=torch.minimum(end, ends).to(device),
             stop=tuple(p.to(device) for p in stop),
             stop_rule=stop_rule,
+            stop_text=stop_text,
             rng=rng,
         )
 
@@ -289,6 +293,7 @@ class Layout(Canvas):
         block_end: (B, blocks) int64, the position after the block's last: where the next one begins, or the row's end.
         stop: phrases, (m,) int64 each; a row ends after the first that it contains.
         stop_rule: when a phrase ends a row; see sample().
+        stop_text: strings that end it likewise, or None.
         rng: the randomness of the rows.
     """
 
@@ -299,6 +304,7 @@ class Layout(Canvas):
     block_end: Tensor  # (B, blocks) int64
     stop: tuple[Tensor, ...]
     stop_rule: str
+    stop_text: StopText | None
     rng: Rng
 
     def state_class(self, revises: bool) -> type[TokenState]:
@@ -306,6 +312,11 @@ class Layout(Canvas):
         from .state import DraftState, TokenState
 
         return DraftState if revises or self.mask_id is None else TokenState
+
+    @property
+    def stops(self) -> bool:
+        """Whether rows may end early."""
+        return bool(self.stop) or self.stop_text is not None
 
     @functools.cached_property
     def rows_by_length(self) -> dict[int, list[int]]:

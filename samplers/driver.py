@@ -302,6 +302,7 @@ class Stream(Iterator[State]):
             trace=tuple(trace) if trace is not None else None,
             info=None if self.recorder is None else self.recorder.stacked(),
             fill=fill,
+            tokenizer=getattr(counter.denoiser, "tokenizer", None),
         )
 
 
@@ -462,6 +463,7 @@ def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArgument
         align=read.align,
         stop=read.stop,
         stop_rule=read.stop_rule,
+        stop_text=read.stop_text,
         rng=read.rng,
     )
     counter = Counter(denoiser)
@@ -477,7 +479,7 @@ def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArgument
     predictor = Predictor(counter, feed, config, sampler=sampler.name)
     predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
     state = _first_state(sampler, layout)
-    if _uses_dry_run(sampler, denoiser) and not layout.stop and read.constrain is None:
+    if _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
         predictor.dry_run = DryRun(sampler, layout, predictor)
     # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
     extra = sampler.extra_steps * layout.block_size.shape[1]
@@ -564,7 +566,9 @@ def sample(
         denoiser: the model. See TokenDenoiser.wrap and GaussianDenoiser.wrap for models that are plain callables.
         sampler: the name of a sampler, whose options are given as `options`; or a Sampler made by create().
         prompt: token ids: one row (P,), rows of one length (B, P), or a list of B rows of any lengths. For infilling it is a
-            Canvas made by Canvas.infill. None: the rows begin empty.
+            Canvas made by Canvas.infill. None: the rows begin empty. If the denoiser has a tokenizer, a row may also be a
+            text, or a conversation, [{"role": "user", "content": ...}], which is written by the chat template: one of
+            them, or a list of B.
         gen_length: the number of positions to fill after each prompt. None: what is left of a denoiser of fixed length.
         batch: the number of rows, if the prompt does not say it. One prompt is repeated.
         seed: an integer, whose rows are numbered from `first_row`; or one integer per row. Row i of a batch is what
@@ -601,7 +605,10 @@ def sample(
             margin count as 0 and its entropy as log V, while the logits stay as they are. It has no effect on samplers that
             choose positions without the model's confidence.
         stop: where rows end. An integer, or a flat collection of integers, stops a row after any of these tokens:
-            stop=[7, 8]. A list of lists stops it after any of these phrases: stop=[[13, 13], [7]].
+            stop=[7, 8]. A list of lists stops it after any of these phrases: stop=[[13, 13], [7]]. If the denoiser has a
+            tokenizer, a string, or strings beside tokens or phrases, stop=["\\n\\n", 7], stop it after the token that
+            completes one of them in the text of what is filled in and decided; Sample.texts end before the string. On a
+            device a string costs a device sync per step. None: after the denoiser's `stop_ids`, if it has any. []: nowhere.
         stop_rule: when that is. "decided": as soon as a phrase is decided; nothing after it is filled in, and what is
             undecided before it is. "block": when a phrase stands in a block that is filled and done, as in SDAR's code.
             "llada2": as in LLaDA2's and diffusers' code: after a step that writes into a phrase, if no mask stands before

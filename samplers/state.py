@@ -135,7 +135,7 @@ class TokenState(State):
 
     def _before_end(self, where: Tensor) -> Tensor:
         """`where`, (B, L) bool, without what lies after a stop phrase. (Nothing to fill lies beyond a row's length.)"""
-        if not self.canvas.stop:
+        if not self.canvas.stops:
             return where
         return where & (torch.arange(where.shape[1], device=where.device) < self.end[:, None])
 
@@ -196,8 +196,8 @@ class TokenState(State):
         canvas = self.canvas
         state = dataclasses.replace(self, x=x, **changes)
         new = state.__dict__  # of a state that nobody has seen yet: what follows from x is filled in
-        if canvas.stop:
-            new.update(state._stopped(self.x))
+        if canvas.stops:
+            new.update(state._stopped(self))
         undecided = state.undecided
         if canvas.block_size.shape[1] == 1:
             opened, count = undecided, undecided.sum(1)
@@ -222,14 +222,20 @@ class TokenState(State):
         """(B, L) bool: positions whose token may still change."""
         return torch.zeros_like(self.open)
 
-    def _stopped(self, before: Tensor) -> dict[str, Tensor]:
-        """What follows from the stop phrases: "end", (B,) int64, just after the earliest that counts, else as it was.
+    @property
+    def _final(self) -> Tensor:
+        """(B, L) bool: positions to fill whose token will not change any more."""
+        final = self.canvas.fill & ~self._draft
+        return final if self.canvas.mask_id is None else final & (self.x != self.canvas.mask_id)
+
+    def _stopped(self, before: TokenState) -> dict[str, Tensor]:
+        """What follows from the stop phrases and strings: "end", (B,) int64, just after the earliest that counts, else as it was.
 
         Tokens are never changed once decided, so a phrase that stands will stay, and what lies after it need not be
         filled in. The row is done when everything before it is decided as well.
 
         Args:
-            before: (B, L) int64, the tokens of the state that this one was reached from.
+            before: the state that this one was reached from.
         """
         canvas, rule = self.canvas, self.canvas.stop_rule
         if rule == "llada2":
@@ -239,12 +245,17 @@ class TokenState(State):
         if rule == "block":
             present = torch.where(self.undecided, canvas.block, FAR).amin(1, keepdim=True)
             stands &= canvas.block < present
-        end, wrote = self._first_phrase(stands, self.x != before)
+        end, wrote = self._first_phrase(stands, self.x != before.x)
+        if canvas.stop_text is not None:
+            whole, phrase_end = stands if canvas.mask_id is None else stands & (self.x != canvas.mask_id), end
+            fresh = whole & ~before._final if rule == "decided" else whole
+            end = canvas.stop_text.ends(self.x, canvas.fill, whole, fresh, end)
+            wrote |= end < phrase_end
         if rule != "llada2":
             return {"end": end}
-        position = torch.arange(before.shape[1], device=before.device)
-        whole = ~(self.masked & (position < end[:, None])).any(1)
-        return self._ended(end, whole & (wrote | ~self.undecided.any(1)))
+        position = torch.arange(self.x.shape[1], device=self.x.device)
+        full = ~(self.masked & (position < end[:, None])).any(1)
+        return self._ended(end, full & (wrote | ~self.undecided.any(1)))
 
     def _ended(self, end: Tensor, over: Tensor) -> dict[str, Tensor]:
         """What follows if the rows `over`, (B,) bool, end at `end`, (B,) int64, whether or not a token was to be edited."""

@@ -18,14 +18,14 @@ from ..errors import ModelError, OptionError
 
 __all__ = ["HuggingFaceTokenizer", "tokenizer_of"]
 
-# A folder has a tokenizer if it has one of these: transformers', tokenizers', sentencepiece's, and the vocabularies of old.
+# A folder has a tokenizer if it has one of these files: of tokenizers, transformers, sentencepiece, BPE's merges, WordPiece.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
-    "vocab.json",
+    "merges.txt",
     "vocab.txt",
 )
 ANCHOR = "a"  # any text that is one word: what stands before a piece that does not begin a text
@@ -52,13 +52,15 @@ class HuggingFaceTokenizer:
 
     def __init__(self, tokenizer: Any, *, eos_ids: int | Iterable[int] | None = None, mask_id: int | None = None):
         inner = getattr(tokenizer, "tokenizer", None)
-        self.tokenizer = inner if hasattr(inner, "convert_ids_to_tokens") else tokenizer
+        self.tokenizer: Any = tokenizer
+        if hasattr(inner, "convert_ids_to_tokens"):
+            self.tokenizer = inner
         if not hasattr(self.tokenizer, "convert_ids_to_tokens"):
             raise OptionError(
                 f"tokenizer is {type(tokenizer).__name__}; a tokenizer of transformers is needed, such as "
                 "transformers.AutoTokenizer.from_pretrained(name), or a processor that has one"
             )
-        self.vocab_size = len(self.tokenizer)
+        self.vocab_size: int = len(self.tokenizer)
         self.mask_id: int | None = self._own("mask_token_id") if mask_id is None else mask_id
         ends = [self._own("eos_token_id")]
         ends += [eos_ids] if isinstance(eos_ids, int) else list(eos_ids or ())

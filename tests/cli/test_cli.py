@@ -162,7 +162,8 @@ def test_help_begins_with_a_noun_and_has_no_riddles():
     from samplers.cli import _parser
 
     (commands,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    assert set(commands.choices) == {"list", "show", "show-model", "cite", "sample", "bench", "tune", "plugins", "env"}
+    names = {"list", "show", "show-model", "cite", "sample", "generate", "chat", "bench", "tune", "plugins", "env"}
+    assert set(commands.choices) == names
     for name, parser in commands.choices.items():
         for action in parser._actions:
             assert action.help, (name, action.dest)

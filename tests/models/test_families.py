@@ -442,7 +442,7 @@ def test_recognised(config, facts):
     assert (*made, family.sampler, family.loader) == (*facts[:6], sampler, facts[7])
     known = samplers.registry.load(family.sampler)
     options = {option.name for option in known.options()}
-    assert family.settings.keys() <= options | {"temperature", "top_p", "cache", "block_length"}
+    assert family.settings.keys() <= options | {"temperature", "top_p", "cache", "block_length", "stop_rule"}
     assert family.source["mask_id"] == ("config.json" if "mask_token_id" in config else family.source["name"]) or (
         "family default" in family.source["mask_id"]
     )
