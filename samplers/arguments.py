@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from .canvas import Canvas
-from .checks import flag, guidance, hook, integer, integers, number, optional_integer, seeds_of, shown
+from .checks import flag, guidance, hook, integer, integers, number, optional_integer, pads, seeds_of, shown
 from .denoiser import Denoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
@@ -127,6 +127,7 @@ class TokenArguments:
         stop: phrases, (m,) int64 each.
         config: how answers are read.
         scheme: of the KV cache; None: no cache.
+        pad: whether rows of different lengths share forward passes.
         constrain: the hook, or None.
         progress: whether a progress bar is wanted.
         settings: what Sample.settings records: numbers, strings and lists, so that json can write it.
@@ -139,6 +140,7 @@ class TokenArguments:
     stop: tuple[Tensor, ...]
     config: SamplingConfig
     scheme: Scheme | None
+    pad: bool
     constrain: Callable[[TokenState], Constraint | None] | None
     progress: bool
     settings: dict[str, Any]
@@ -199,12 +201,12 @@ def read_arguments(
 def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, progress: bool) -> TokenArguments:
     if sampler.effective_facts.sequential:
         check_sequential(
-            denoiser, sampler, {name: given(name) for name in ("cache", "cfg_scale", "steps", "constrain")}
+            denoiser, sampler, {name: given(name) for name in ("cache", "ragged", "cfg_scale", "steps", "constrain")}
         )
     steps = optional_integer("steps", given("steps"))
     block_length = optional_integer("block_length", given("block_length"))
     config = _read_config(denoiser, sampler, given)
-    scheme = cache_scheme(given("cache"), denoiser)
+    scheme, pad = cache_scheme(given("cache"), denoiser), pads(given("ragged"), denoiser)
     constrain = hook("constrain", given("constrain"))
     stop = parse_stop(given("stop"), denoiser)
     canvas, gen_length = _read_canvas(denoiser, given)
@@ -223,11 +225,12 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
         "steps": steps,
         "block_length": block_length,
         "cache": None if scheme is None else str(scheme),
+        "ragged": None if sampler.effective_facts.sequential else "pad" if pad else "groups",
         "stop": [phrase.tolist() for phrase in stop] or None,
     } | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     rng = Rng.of(seed, batch, first_row, denoiser.device)
     given.refuse_the_rest(sampler)
-    return TokenArguments(canvas, rng, steps, block_length, stop, config, scheme, constrain, progress, settings)
+    return TokenArguments(canvas, rng, steps, block_length, stop, config, scheme, pad, constrain, progress, settings)
 
 
 def _read_canvas(denoiser: TokenDenoiser, given: _Given) -> tuple[Canvas, int | None]:

@@ -36,6 +36,8 @@ class Query:
         t: (B,) float64, the noise level that the sampler gave, or None.
         members: the same rows as `rows`, on the host.
         whole: whether all rows take part with all their positions, so that mask is (B, L).
+        lengths: (A,) int64, where each row ends, if they end at different positions: the model must not see what stands
+            after it. None: all rows have `length` positions.
     """
 
     batch: int
@@ -46,6 +48,7 @@ class Query:
     t: Tensor | None = None
     members: tuple[int, ...] = ()
     whole: bool = False
+    lengths: Tensor | None = None
 
     @property
     def length(self) -> int:

@@ -18,16 +18,20 @@ __all__ = ["PlainFeed"]
 
 
 class PlainFeed:
-    """Plans forward passes by row length, and gives the model whole rows.
+    """Plans forward passes, and gives the model whole rows.
 
     Args:
         cfg_scale, cfg_interval: the guidance of the run; see sample().
+        pad: rows of all lengths share a forward pass, which is as long as the longest of those that take part; a shorter
+            one is followed by filling, as on the canvas. False: rows of one length do.
     """
 
     cache_bytes = 0
 
-    def __init__(self, counter: Counter, batch: int, cfg_scale: float, cfg_interval: tuple[float, float]):
-        self.counter, self.cfg_scale, self.cfg_interval = counter, cfg_scale, cfg_interval
+    def __init__(
+        self, counter: Counter, batch: int, cfg_scale: float, cfg_interval: tuple[float, float], pad: bool = False
+    ):
+        self.counter, self.cfg_scale, self.cfg_interval, self.pad = counter, cfg_scale, cfg_interval, pad
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
         self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=self.denoiser.device)
         self.memory: SelfConditioning | None = None
@@ -62,17 +66,19 @@ class PlainFeed:
         always = self._guides(canvas) and len(counts) == batch
         inside = self._inside(state) if len(counts) > batch else None
         active: Tensor | None = None
+        groups = [list(range(batch))] if self.pad else list(canvas.rows_by_length.values())
         queries = []
         for guided in (False, True) if len(counts) > batch else (always,):
-            for length, members in canvas.rows_by_length.items():
+            for members in groups:
                 here = [i for i in members if counts[i] and (len(counts) == batch or counts[batch + i] == guided)]
                 if not here:
                     continue
+                length = max(canvas.lengths[i] for i in here)
                 which = None
                 if len(here) < batch:
                     active = rows.any(1) if active is None else active
                     member = active
-                    if len(canvas.rows_by_length) > 1:
+                    if len(groups) > 1:
                         member = member & (canvas.length == length)
                     if inside is not None:
                         member = member & (inside == guided)
@@ -81,7 +87,10 @@ class PlainFeed:
                 count = sum(counts[i] for i in here)
                 whole = which is None and length == mask.shape[1]
                 mask = mask if whole else mask[:, :length]
-                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole))
+                lengths = None
+                if any(canvas.lengths[i] < length for i in here):
+                    lengths = canvas.length if which is None else canvas.length[which]
+                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole, lengths))
         return queries
 
     # ------------------------------------------------------------------------------------------ one forward pass
@@ -93,9 +102,10 @@ class PlainFeed:
             self.nfe_rows[query.rows] += 1
         x, time, mask, more = self._input(state, query)
         n = (1 + query.guided) * query.count
+        ends = {} if query.lengths is None else {"lengths": query.lengths.repeat(1 + query.guided)}
         if self.denoiser.head is not None:
-            return Answer(self.counter.hidden(x, time, mask, n))
-        answer = Answer(*self.counter.tokens(x, time, mask, n, **more))
+            return Answer(self.counter.hidden(x, time, mask, n, **ends))
+        answer = Answer(*self.counter.tokens(x, time, mask, n, **more, **ends))
         if self.memory is not None:
             self.memory.remember(state, query, answer)
         return answer

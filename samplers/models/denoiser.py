@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import integer, optional_integer
+from ..checks import check_room, integer, optional_integer
 from ..denoiser import CacheUse, TokenDenoiser
 from ..errors import ModelError, OptionError
 from .cache import Cache
@@ -52,7 +52,7 @@ class TransformerDenoiser(TokenDenoiser):
             raise OptionError(f"mask_id must be one of the {c.embeddings} ids that the model embeds, not {mask_id!r}")
         self.model, self.name = model.eval().requires_grad_(False), name
         self.length, self.max_length = optional_integer("length", length), c.max_length
-        self.predicts_next = predicts_next
+        self.predicts_next, self.takes_lengths = predicts_next, True
         self.mask_id, self.vocab_size = mask_id, c.vocab_size
         self.attention, self.caches = c.attention, CACHES[c.attention]
         self.attention_block = c.block_length or 1
@@ -63,11 +63,32 @@ class TransformerDenoiser(TokenDenoiser):
         """An empty cache for `batch` rows of `length` tokens."""
         return self.model.cache(batch, length)
 
-    def hidden(
-        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: CacheUse | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
+        out = self.model.head.logits(self.hidden(x, t, rows=rows, cache=cache, lengths=lengths))
+        return out if rows is not None else out.view(*x.shape, -1)
+
+    def hidden(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: CacheUse | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        if cache is None:
+            check_room("x", [x.shape[1]] * len(x), self)
+        told = {"count": lengths} if cache is None else _told(x, cache)
         with torch.no_grad():
-            return self.model(x, rows=rows, **_told(x, cache)).flatten(0, -2)
+            return self.model(x, rows=rows, **told).flatten(0, -2)
 
 
 def pretrained(
@@ -114,13 +135,11 @@ def _fetched(name: str) -> Path:
         ) from error
 
 
-def _told(x: Tensor, feed: CacheUse | None) -> dict[str, Any]:
-    """What Transformer.forward is told beside the tokens."""
-    if feed is None:
-        return {}
+def _told(x: Tensor, feed: CacheUse) -> dict[str, Any]:
+    """What Transformer.forward is told of a cache."""
     told = {"cache": feed.store, "store": feed.write}
     if feed.write == "fill":
-        return told | {"runs": feed.rows}
+        return told | {"runs": feed.rows, "count": feed.count}
     told |= {"positions": feed.positions, "keep": feed.keep}
     if feed.write != "scatter":
         return told | {"count": feed.count, "stored": feed.stored}

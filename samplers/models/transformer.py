@@ -329,7 +329,7 @@ class Transformer(nn.Module):
         if filled is not None:
             key, value = (_stacked(part, filled) for part in zip(*new))
             assert runs is not None
-            filled.fill(key, value, runs)
+            filled.fill(key, value, runs, count)
         return self.norm(x)
 
     def _attention(
@@ -350,7 +350,12 @@ class Transformer(nn.Module):
             if c.block_length is not None:
                 mask = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
             if there is not None and c.attention != "causal":  # after the end, causal attention does not see them
-                mask = (there[:, None, None] & (True if mask is None else mask)) | (here[:, None] == here)
+                # A row of filling alone sees its first: a softmax over nothing would be a NaN.
+                seen = (there | (here == 0))[:, None, None]  # (B, 1, 1, n)
+                if mask is not None:
+                    mask = seen & mask  # (B, 1, n, n)
+                else:  # all queries see the same: one line of numbers, which is not repeated in memory
+                    mask = self.embed.weight.new_zeros(seen.shape).masked_fill_(~seen, -math.inf).expand(-1, 1, n, n)
             kinds: dict[str, Any] = {
                 "attn_mask": mask,
                 "is_causal": c.attention == "causal",
