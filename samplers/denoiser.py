@@ -488,12 +488,12 @@ class Counter:
             )
         return logits, index
 
-    def hidden(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, **more: Any) -> Tensor:
+    def hidden(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, cache: Any = None, **more: Any) -> Tensor:
         """One forward pass of a token denoiser with a head: hidden rows (needed, D). Counted as `tokens` counts."""
         denoiser: TokenDenoiser = self.denoiser  # type: ignore[assignment]
         assert denoiser.head is not None
         self._forward(x, needed)
-        out = self._timed(lambda: denoiser.hidden(x, t, rows=rows, **more))
+        out = self._timed(lambda: denoiser.hidden(x, t, rows=rows, cache=cache, **more))
         expected = (needed, denoiser.head.weight.shape[1])
         if tuple(out.shape) != expected:
             raise DenoiserError(

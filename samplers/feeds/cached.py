@@ -144,7 +144,7 @@ class RunCache:
     def __init__(self, denoiser: TokenDenoiser, scheme: Scheme, rows: list[int], lengths: list[int]):
         self.denoiser, self.scheme = denoiser, scheme
         self.rows, self.lengths = rows, lengths
-        self.length = self.room = length = max(lengths)  # of the longest row that is left, and of the store
+        self.length = self.room = length = max(lengths)  # what the longest row left has, and what the store has
         self.store = denoiser.new_cache(len(rows), length)
         device = denoiser.device
         # (A, length) the token that made each kept row

@@ -82,9 +82,7 @@ class Cache:
         ops.kv_replace_(self.key, self.value, key, value, start, count)
         self._count(key.shape[-2], count)
 
-    def fill(
-        self, key: Tensor, value: Tensor, runs: Sequence[tuple[int, int]], count: Tensor | None = None
-    ) -> None:
+    def fill(self, key: Tensor, value: Tensor, runs: Sequence[tuple[int, int]], count: Tensor | None = None) -> None:
         """The first rows of batch rows first to end - 1, for each of `runs`; their lengths become as many, if that is more.
 
         count: (B',) int64, of the new batch rows, in the order of the runs, only the first count[i] rows; None: all n.
