@@ -351,11 +351,8 @@ class Transformer(nn.Module):
                 mask = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
             if there is not None and c.attention != "causal":  # after the end, causal attention does not see them
                 # A row of filling alone sees its first: a softmax over nothing would be a NaN.
-                seen = (there | (here == 0))[:, None, None]  # (B, 1, 1, n)
-                if mask is not None:
-                    mask = seen & mask  # (B, 1, n, n)
-                else:  # all queries see the same: one line of numbers, which is not repeated in memory
-                    mask = self.embed.weight.new_zeros(seen.shape).masked_fill_(~seen, -math.inf).expand(-1, 1, n, n)
+                seen = (there | (here == 0))[:, None, None]  # (B, 1, 1, n): under full attention the same for all queries
+                mask = seen if mask is None else seen & mask
             kinds: dict[str, Any] = {
                 "attn_mask": mask,
                 "is_causal": c.attention == "causal",
