@@ -85,7 +85,7 @@ class TransformerDenoiser(TokenDenoiser):
         lengths: Tensor | None = None,
     ) -> Tensor:
         if cache is None:
-            check_room("x", [x.shape[1]] * len(x), self)
+            check_room("x", [x.shape[1]], self)
         told = {"count": lengths} if cache is None else _told(x, cache)
         with torch.no_grad():
             return self.model(x, rows=rows, **told).flatten(0, -2)

@@ -10,6 +10,7 @@ from samplers import Canvas, DenoiserError, OptionError, TokenDenoiser, nll, reg
 from samplers.models import zoo
 from samplers.models.denoiser import TransformerDenoiser
 from samplers.models.transformer import Config, Transformer
+from samplers.syncs import pretend_device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 V, REACH = 11, 3
@@ -41,7 +42,9 @@ def window(mask_id=V, **more):
 
     def fn(ids, *t, mask, positions, previous=None):
         assert torch.equal(positions, torch.arange(ids.shape[1]).expand_as(ids))
-        assert mask[:, 0].all() and (mask.int().diff(dim=1) <= 0).all() and mask[:, -1].any(), "the longest row is whole"
+        assert mask[:, 0].all() and (mask.int().diff(dim=1) <= 0).all() and mask[:, -1].any(), (
+            "the longest row is whole"
+        )
         fed.append(tuple(ids.shape))
         out = neighbours(ids, mask)
         if t:
@@ -96,7 +99,9 @@ def test_one_time_per_position():
 
         def predict(self, x, t=None, *, rows=None, cache=None, lengths=None):
             assert t.shape == x.shape
-            there = torch.arange(x.shape[1]) < (torch.full((len(x),), x.shape[1]) if lengths is None else lengths)[:, None]
+            there = (
+                torch.arange(x.shape[1]) < (torch.full((len(x),), x.shape[1]) if lengths is None else lengths)[:, None]
+            )
             assert not t[~there].any(), "filling has no noise"
             return (neighbours(x, there) * (2 - t[..., None].float()))[rows]
 
@@ -104,12 +109,12 @@ def test_one_time_per_position():
         both(Levels(), name, prompt=PROMPTS, gen_length=5)
 
 
-def test_a_dry_run_plans_the_same(monkeypatch):
+def test_a_dry_run_plans_the_same():
     """Counts that are worked out beside the run, as on a device."""
     run = {"prompt": PROMPTS, "gen_length": 9, "block_length": 4, "steps": 6, "seed": 1}
     read = samplers.sample(window(), "radd", **run)
-    monkeypatch.setattr("samplers.driver.dry_runs_pay", lambda device: True)
-    planned = samplers.sample(window(), "radd", **run)
+    with pretend_device():
+        planned = samplers.sample(window(), "radd", **run)
     assert torch.equal(read.x, planned.x) and read.nfe == planned.nfe and read.token_evals == planned.token_evals
 
 
@@ -173,7 +178,11 @@ def test_logits_move_by_rounding_alone(attention, size):
     assert moved(transformer(attention, size, torch.float64), batch)[0] < 1e-12
 
 
-CACHES = {"full": (None, "prefix", "dual", "delayed(3)"), "causal": (None, "prefix", "block"), "block_causal": (None, "block")}
+CACHES = {
+    "full": (None, "prefix", "dual", "delayed(3)"),
+    "causal": (None, "prefix", "block"),
+    "block_causal": (None, "block"),
+}
 
 
 @pytest.mark.parametrize(("attention", "size", "cache"), [(*kind, c) for kind in KINDS for c in CACHES[kind[0]]])
