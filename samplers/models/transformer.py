@@ -351,7 +351,7 @@ class Transformer(nn.Module):
                 mask = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
             if there is not None and c.attention != "causal":  # after the end, causal attention does not see them
                 # A row of filling alone sees its first: a softmax over nothing would be a NaN.
-                seen = (there | (here == 0))[:, None, None]  # (B, 1, 1, n): under full attention the same for all queries
+                seen = (there | (here == 0))[:, None, None]  # (B, 1, 1, n): the same for all queries
                 mask = seen if mask is None else seen & mask
             kinds: dict[str, Any] = {
                 "attn_mask": mask,
