@@ -144,6 +144,7 @@ class RunCache:
     def __init__(self, denoiser: TokenDenoiser, scheme: Scheme, rows: list[int], lengths: list[int]):
         self.denoiser, self.scheme = denoiser, scheme
         self.rows, self.lengths = rows, lengths
+        self.end = torch.tensor(lengths, dtype=torch.int64, device=denoiser.device)  # (A,) the same, on the device
         self.length = self.room = length = max(lengths)  # what the longest row left has, and what the store has
         self.store = denoiser.new_cache(len(rows), length)
         device = denoiser.device
@@ -210,7 +211,7 @@ class RunCache:
         self.rows, self.lengths = ([of[i] for i in stays] for of in (self.rows, self.lengths))
         self.length = max(self.lengths)
         self.cached_token = self.cached_token[source, : self.length]
-        self.block, self.age = self.block[source], self.age[source]
+        self.end, self.block, self.age = self.end[source], self.block[source], self.age[source]
 
     def _choose_positions(
         self,
@@ -242,7 +243,7 @@ class RunCache:
         else:
             full, feed = begins, position >= start
             keep = torch.arange(self.room, device=x.device) < start
-        there = position < canvas.length[who, None]  # (A, length)
+        there = position < self.end[:, None]  # (A, length)
         return full, (feed | asked) & there & (active & ~full)[:, None], keep
 
     def _fill(
@@ -254,9 +255,8 @@ class RunCache:
         lengths = self.lengths
         if rows is not None:
             lengths = [length for first, end in rows for length in self.lengths[first:end]]
-        width, count = max(lengths), None
-        if min(lengths) < width:
-            count = torch.tensor(lengths, dtype=torch.int64, device=x.device)
+        width = max(lengths)
+        count = self.end[index] if min(lengths) < width else None
         position = torch.arange(width, device=x.device).expand(n, -1)
         feed = CacheUse(self.store, position, count=count, write="fill", rows=rows)
         x, asked = x[index, :width], asked[index, :width]
