@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from .canvas import Canvas
-from .checks import flag, guidance, hook, integer, integers, number, optional_integer, seeds_of, shown
+from .checks import flag, guidance, hook, integer, integers, number, optional_integer, pads, seeds_of, shown
 from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
@@ -135,6 +135,7 @@ class TokenArguments:
         stop_text: strings at which rows end as well, or None.
         config: how answers are read.
         scheme: of the KV cache; None: no cache.
+        pad: whether rows of different lengths share forward passes.
         constrain: the hook, or None.
         progress: whether a progress bar is wanted.
         settings: what Sample.settings records: numbers, strings and lists, so that json can write it.
@@ -151,6 +152,7 @@ class TokenArguments:
     stop_text: StopText | None
     config: SamplingConfig
     scheme: Scheme | None
+    pad: bool
     constrain: Callable[[TokenState], Constraint | None] | None
     progress: bool
     settings: dict[str, Any]
@@ -210,7 +212,7 @@ def read_arguments(
 
 def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, progress: bool) -> TokenArguments:
     if sampler.effective_facts.sequential:
-        names = ("cache", "cfg_scale", "steps", "constrain", "window")
+        names = ("cache", "ragged", "cfg_scale", "steps", "constrain", "window")
         other_rule = given("stop_rule") != STOP_RULES[0]
         check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
     steps = optional_integer("steps", given("steps"))
@@ -220,7 +222,7 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
             "so how many the run does; give one of the two"
         )
     block_length, align = _read_blocks(denoiser, given)
-    scheme = cache_scheme(given("cache"), denoiser)
+    scheme, pad = cache_scheme(given("cache"), denoiser), pads(given("ragged"), denoiser)
     constrain = hook("constrain", given("constrain"))
     window = _read_window(denoiser, scheme, given("window"))
     (stop, stop_text), stop_rule = read_stop(given("stop"), denoiser), _read_stop_rule(denoiser, given("stop_rule"))
@@ -245,6 +247,7 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
         "align": align,
         "window": "block" if window else None,
         "cache": None if scheme is None else str(scheme),
+        "ragged": None if sampler.effective_facts.sequential else "pad" if pad else "groups",
         "stop": [*(phrase.tolist() for phrase in stop), *(() if stop_text is None else stop_text.strings)] or None,
         "stop_rule": stop_rule,
     } | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
@@ -262,6 +265,7 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
         stop_text,
         config,
         scheme,
+        pad,
         constrain,
         progress,
         settings,

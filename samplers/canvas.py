@@ -320,7 +320,7 @@ class Layout(Canvas):
 
     @functools.cached_property
     def rows_by_length(self) -> dict[int, list[int]]:
-        """Row length -> the rows of that length. Rows of one length share a forward pass."""
+        """Row length -> the rows of that length, which share a forward pass unless rows of all lengths do."""
         return rows_of_each(self.lengths)
 
     @functools.cached_property

@@ -12,6 +12,7 @@ import dis
 import functools
 import inspect
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,8 @@ class CacheUse:
         store: what its `new_cache` made.
         positions: (A, n) int64, where on the canvas the given tokens stand; row i of the batch is row i of the store, or
             row `rows[i]` if that is given.
-        count: (A,) int64: only the first count[i] tokens of row i are there, the others are filling. None: all are.
+        count: (A,) int64: only the first count[i] tokens of row i are there, the others are filling, which is neither seen
+            nor written. None: all are. With "fill" only a denoiser that `takes_lengths` is given it.
         write: what becomes of their keys and values: None nothing; "fill" they are the first rows of the store, and
             nothing in it is seen; "scatter" each goes to the row of its position, whose old content is not seen;
             "append" they go after what is kept.
@@ -198,6 +200,9 @@ class TokenDenoiser(Denoiser):
         attention_block: positions per block of block_causal attention, counted from the canvas's first; else 1.
         head: the last layer, of a denoiser that has `hidden`; None: it has logits only.
         self_conditioned: True: `predict` takes `previous`, what it answered for these rows the time before.
+        takes_lengths: True: rows of different lengths may share a forward pass without a cache. `predict`, `hidden` and
+            `logits` then take `lengths`, (A,) int64 or None: only the first lengths[i] positions of row i are there,
+            counted from 0. Those after them are filling, which no other position may see; nothing is asked there.
         time_per_position: True: `t` comes as (B, L): 0 at given and decided positions, the sampler's level at open ones, 1
             in later blocks. Exact denoisers of uniform noise need it: a prompt is clean and the rest is not.
         tokenizer: text to ids and back, as samplers.models.Tokenizer has it; None: the model knows ids only.
@@ -215,6 +220,7 @@ class TokenDenoiser(Denoiser):
     attention_block: int = 1
     head: Head | None = None
     self_conditioned: bool = False
+    takes_lengths: bool = False
     time_per_position: bool = False
     tokenizer: TextTokenizer | None = None
     stop_ids: tuple[int, ...] = ()
@@ -240,6 +246,7 @@ class TokenDenoiser(Denoiser):
             cache: a CacheUse, if the run has a cache.
             previous: a subclass that is `self_conditioned` also takes this: a Previous, its last logits at the positions to
                 fill.
+            lengths: a subclass that `takes_lengths` also takes this: (A,) int64, or None if all rows are as long as x.
 
         Returns:
             (B, L, V), or (N, V) packed in row-major order of `rows`. float32, bfloat16 or float16.
@@ -285,8 +292,10 @@ class TokenDenoiser(Denoiser):
         """As `predict`, for the driver: (logits (R, V), index (N,) of the needed rows or None when R = N, in order).
 
         A denoiser whose head computes every position anyway overrides this and spares a copy of (N, V).
-        `needed` is N, known without a device sync; `more` holds cache and previous if there are any.
+        `needed` is N, known without a device sync; `more` holds cache, previous and lengths if there are any.
         """
+        if self.head is not None:
+            return self.head.logits(self.hidden(x, t, rows=rows, **more)), None
         return self.predict(x, t, rows=rows, **more), None
 
     @staticmethod
@@ -304,10 +313,15 @@ class TokenDenoiser(Denoiser):
         name: str | None = None,
         head: Head | None = None,
         self_conditioned: bool = False,
+        takes_lengths: bool = False,
     ) -> TokenDenoiser:
         """A denoiser of a plain callable, `fn(ids (B, L) int64) -> logits (B, L, V)`.
 
         The rows of what it returns must not depend on each other: then row i of a batch is what that row is alone.
+
+        A transformers model that is given a padding mask runs rows of different lengths together:
+        `wrap(lambda ids, mask, positions: model(ids, attention_mask=mask, position_ids=positions).logits, ...,
+        takes_lengths=True)`.
 
         Args:
             fn: the callable. Its logits may be float32, bfloat16, float16 or float64, at any strides; float64 is read as
@@ -325,11 +339,15 @@ class TokenDenoiser(Denoiser):
                 never stored.
             self_conditioned: True: the callable also takes `previous`, its last logits, (B, L, V) float32: zeros before the
                 first forward pass and at given positions. It does not go with a head, since nothing keeps the logits then.
+            takes_lengths: True: rows are filled up on the right to one length, and the callable also takes `mask`, (B, L)
+                bool, False at the filling, and `positions`, (B, L) int64, counted from 0 in every row. No position may see
+                what stands at the filling, and what the callable returns there is not read.
 
         Raises:
             OptionError: one of the arguments is wrong; (when called) the callable is a module in train mode, or is seen to read
                 one, and dropout or batch norm would change its answers.
-            DenoiserError: (when called) the callable returned something other than (B, L, V) floats, or (B, L, D).
+            DenoiserError: (when called) the callable returned something other than (B, L, V) floats, or (B, L, D), or it
+                found its tables of positions or ids too small.
         """
         if self_conditioned and head is not None:
             raise OptionError("self_conditioned needs the last logits, and with a head they are never stored; use one")
@@ -349,6 +367,7 @@ class TokenDenoiser(Denoiser):
         out.device = device_of("device", device)
         out.time_conditioned = flag("time_conditioned", time_conditioned)
         out.self_conditioned = flag("self_conditioned", self_conditioned)
+        out.takes_lengths = flag("takes_lengths", takes_lengths)
         out.attention, out.head = attention, head
         if attention_block is not None:
             out.attention_block = integer("attention_block", attention_block)
@@ -413,6 +432,10 @@ def _changes_in_training(module: nn.Module) -> bool:
     return any("drop" in name and isinstance(rate, float) and rate > 0 for name, rate in vars(module).items())
 
 
+# What torch says of an index beyond an embedding's table, and of rows that are longer than a model's table of positions.
+TOO_FEW = re.compile(r"out of (range|bounds)|must match the (existing size|size of tensor)")
+
+
 class _WrappedTokens(TokenDenoiser):
     def __init__(self, fn: Callable[..., Tensor]):
         self.fn = fn
@@ -422,10 +445,26 @@ class _WrappedTokens(TokenDenoiser):
     def logits_bytes(self) -> int:
         return 2 * self.vocab_size if self.head is None else 0  # in bfloat16 or float16: a lower bound
 
-    def _call(self, x: Tensor, t: Tensor | None, previous: Previous | None = None) -> Tensor:
+    def _call(
+        self, x: Tensor, t: Tensor | None, previous: Previous | None = None, lengths: Tensor | None = None
+    ) -> Tensor:
         self._train_mode.raise_if_on(self.name)
         more = {} if previous is None else {"previous": previous.dense()}
-        out = self.fn(x, t, **more) if self.time_conditioned else self.fn(x, **more)
+        if self.takes_lengths:
+            positions = torch.arange(x.shape[1], device=x.device).expand_as(x)
+            end = torch.full_like(x[:, 0], x.shape[1]) if lengths is None else lengths
+            more |= {"mask": positions < end[:, None], "positions": positions}
+        try:
+            out = self.fn(x, t, **more) if self.time_conditioned else self.fn(x, **more)
+        except (IndexError, RuntimeError) as error:
+            if not TOO_FEW.search(str(error)):
+                raise
+            raise DenoiserError(
+                f"denoiser {self.name!r} raised {type(error).__name__} for {len(x)} rows of {x.shape[1]} positions with ids "
+                f"from {int(x.min())} to {int(x.max())}: {error}. If the model has fewer positions, say how many to "
+                "TokenDenoiser.wrap(fn, max_length=...), and a longer canvas is refused before the run; if it embeds fewer "
+                "ids, vocab_size or mask_id is wrong"
+            ) from error
         what, width = "logits (B, L, V)", self.vocab_size
         if self.head is not None:
             what, width = "hidden rows (B, L, D)", self.head.weight.shape[1]
@@ -448,15 +487,24 @@ class _WrappedTokens(TokenDenoiser):
             )
         return out
 
-    def hidden(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
-        out = self._call(x, t)
+    def hidden(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: Any = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        out = self._call(x, t, lengths=lengths)
         return out.flatten(0, 1) if rows is None else out[rows]
 
     def predict(
         self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None, **more: Any
     ) -> Tensor:
         if self.head is not None:
-            return super().predict(x, t, rows=rows, cache=cache)
+            out = self.head.logits(self.hidden(x, t, rows=rows, **more))
+            return out if rows is not None else out.view(*x.shape, -1)
         out = self._call(x, t, **more)
         return out if rows is None else out[rows]
 
@@ -646,7 +694,7 @@ class Counter:
     Attributes:
         nfe: forward passes: calls of the model, whatever their batch.
         row_evals: rows over all forward passes (a guided one has two rows for each row of the batch).
-        token_evals: positions over all forward passes.
+        token_evals: positions that the model was given over all forward passes, the filling after shorter rows included.
         head_rows: positions for which logits were asked.
         encoder_passes: forward passes, of nfe, in which a BlockDenoiser read decided tokens.
         seconds: time inside the model, its head included; on CUDA from events, read when `seconds` is.
@@ -699,12 +747,12 @@ class Counter:
             )
         return logits, index
 
-    def hidden(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, cache: Any = None) -> Tensor:
+    def hidden(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, cache: Any = None, **more: Any) -> Tensor:
         """One forward pass of a token denoiser with a head: hidden rows (needed, D). Counted as `tokens` counts."""
         denoiser: TokenDenoiser = self.denoiser  # type: ignore[assignment]
         assert denoiser.head is not None
         self._forward(x, needed)
-        out = self._timed(lambda: denoiser.hidden(x, t, rows=rows, cache=cache))
+        out = self._timed(lambda: denoiser.hidden(x, t, rows=rows, cache=cache, **more))
         expected = (needed, denoiser.head.weight.shape[1])
         if tuple(out.shape) != expected:
             raise DenoiserError(

@@ -473,9 +473,9 @@ def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArgument
     elif isinstance(denoiser, BlockDenoiser):
         feed = EncodedFeed(counter, batch)
     elif read.scheme is not None:
-        feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme)
+        feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme, read.pad)
     else:
-        feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval, window=read.window)
+        feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.pad, window=read.window)
     predictor = Predictor(counter, feed, config, sampler=sampler.name)
     predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
     state = _first_state(sampler, layout)
@@ -531,6 +531,7 @@ def sample(
     align: bool | None = None,
     window: str | None = None,
     cache: str | None = None,
+    ragged: str | None = None,
     cfg_scale: float = 0.0,
     cfg_interval: tuple[float, float] = (0.0, 1.0),
     temperature: float | Sequence[float | None] | None = None,
@@ -589,6 +590,13 @@ def sample(
             the whole canvas.
         cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one.
             samplers.feeds.cached says which of them change nothing but the cost. None: no cache.
+        ragged: how rows of different lengths are given to the model. "pad": all in one forward pass, which is as long as the
+            longest row that is not done; shorter ones are filled up on the right with what the model does not see.
+            "groups": those of one length share a forward pass. None: "pad" if the denoiser can (takes_lengths), else
+            "groups". Row i of a batch is what it is alone in both; but float products may round otherwise in a forward
+            pass of another shape, and then two tokens whose scores are equal but for the last bits may change places.
+            Only "groups", with a denoiser whose answer for a row does not depend on the rows beside it, is exact to the
+            bit.
         cfg_scale: w of the guided logits (1 + w) l(x | prompt) - w l(x | prompt masked). 0: no guidance. It needs
             a prompt; a row whose prompt is empty is not changed by it. Of a continuous denoiser, likewise with its answer and
             the one without the condition, which GaussianDenoiser.wrap is told of. Other libraries' guidance scale is 1 + w.

@@ -145,8 +145,9 @@ class PooledRun:
 class Pool:
     """Runs over one denoiser that share its forward passes.
 
-    A run's tokens are those that it has alone, up to the order in which a larger batch adds its products. Runs whose canvases
-    have one length share a forward pass. Every argument of sample() may be given to `add`, and is its run's own, but for
+    A run's tokens are those that it has alone, up to the order in which a larger batch adds its products. All runs share a
+    forward pass if the denoiser takes rows of different lengths (`takes_lengths`), else those whose canvases have one
+    length. Every argument of sample() may be given to `add`, and is its run's own, but for
     `cache`, `trace` and `progress`. Sequential samplers (autoregressive, refusion) have caches of their own and cannot take part.
 
     Args:
@@ -218,7 +219,8 @@ class Pool:
         groups: dict[Any, list[PooledRun]] = {}
         for run in self.runs:
             if run.question is not None:
-                groups.setdefault(run.question.x.shape[1], []).append(run)
+                length = 0 if self.denoiser.takes_lengths else run.question.x.shape[1]
+                groups.setdefault(length, []).append(run)
         shares: list[list[PooledRun]] = []
         for members in groups.values():
             rows = 0
@@ -236,9 +238,19 @@ class Pool:
     def _answer(self, members: list[PooledRun]) -> None:
         """One forward pass for all of them."""
         asked = [run.question for run in members if run.question is not None]
-        x, mask = torch.cat([q.x for q in asked]), torch.cat([q.mask for q in asked])
-        time = None if asked[0].time is None else torch.cat([q.time for q in asked if q.time is not None])
-        more = {name: _joined([q.more[name] for q in asked]) for name in asked[0].more}
+        width = max(q.x.shape[1] for q in asked)
+        x = _padded([q.x for q in asked], width, self.denoiser.mask_id or 0)
+        mask = _padded([q.mask for q in asked], width, False)
+        time = None if asked[0].time is None else _padded([q.time for q in asked if q.time is not None], width, 0.0)
+        more: dict[str, Any] = {}
+        if any("lengths" in q.more or q.x.shape[1] < width for q in asked):
+            ends = [q.more.get("lengths", torch.full_like(q.x[:, 0], q.x.shape[1])) for q in asked]
+            more["lengths"] = torch.cat(ends)
+        if "previous" in asked[0].more:
+            said: list[Previous] = [q.more["previous"] for q in asked]
+            more["previous"] = Previous(
+                _padded([p.fill for p in said], width, False), torch.cat([p.value for p in said])
+            )
         needed = [q.needed for q in asked]
         if self.denoiser.head is not None:
             values = self.counter.hidden(x, time, mask, sum(needed), **more).split(needed)
@@ -251,8 +263,8 @@ class Pool:
             run.answered(answer)
 
 
-def _joined(parts: list[Any]) -> Any:
-    """What several runs give the model beside the tokens, as one."""
-    if isinstance(parts[0], Previous):
-        return Previous(torch.cat([p.fill for p in parts]), torch.cat([p.value for p in parts]))
-    return torch.cat(parts)
+def _padded(parts: list[Tensor], width: int, filling: Any) -> Tensor:
+    """Rows of several runs one after the other, (A, n) each filled up to `width` on the right, or (A,)."""
+    if parts[0].dim() == 1:
+        return torch.cat(parts)
+    return torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1]), value=filling) for p in parts])

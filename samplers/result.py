@@ -38,7 +38,7 @@ class Sample:
         x: (B, L) int64 tokens, PAD (-1) beyond a row's end; or (B, *shape) reals.
         nfe: forward passes: calls of the model, whatever the batch. A guided step is one forward pass.
         row_evals: rows over all forward passes; a guided step has two for each row.
-        token_evals: positions over all forward passes.
+        token_evals: positions that the model was given over all forward passes, the filling after shorter rows included.
         head_rows: positions at which logits were asked for.
         cache_bytes: bytes of keys and values that were written to caches.
         nfe_rows: (B,) int64, forward passes that each row took part in; what the row would cost alone.

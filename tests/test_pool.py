@@ -152,6 +152,21 @@ def test_pooled_runs_are_what_they_are_alone():
     assert pool.nfe == max(one.nfe for one in alone[:5]) + alone[5].nfe
 
 
+def test_runs_of_all_lengths_share_forward_passes_where_the_model_can():
+    net = zoo.load("text-mdm", dtype=torch.float64)
+    pool, calls = samplers.Pool(net), []
+    for i, (name, length) in enumerate((("entropy_bound", 5), ("low_confidence", 9), ("radd", 7))):
+        calls.append(
+            (name, {"prompt": net.encode("The name of the")[: i + 1], "gen_length": length, "steps": 5, "seed": i})
+        )
+    runs = [pool.add(name, **arguments) for name, arguments in calls]
+    list(pool)
+    alone = [samplers.sample(net, name, **arguments) for name, arguments in calls]
+    for run, one in zip(runs, alone):
+        assert torch.equal(run.result().x, one.x)
+    assert pool.nfe == max(one.nfe for one in alone)
+
+
 def test_requests_come_and_go():
     net, counts = TinyNet(visible_too=True), []
     pool = samplers.Pool(net, most=3)

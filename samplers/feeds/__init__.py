@@ -40,6 +40,8 @@ class Query:
         temperature: (B,) float32, what the logits are divided by before a self-conditioned denoiser is told of them in the
             next step; None: nothing.
         wide: how many positions a self-conditioned denoiser is asked for: those of `mask` and the rest of the present blocks.
+        lengths: (A,) int64, where each row ends, if they end at different positions: the model must not see what stands
+            after it. None: all rows have `length` positions.
     """
 
     batch: int
@@ -52,6 +54,7 @@ class Query:
     whole: bool = False
     temperature: Tensor | None = None
     wide: int = 0
+    lengths: Tensor | None = None
 
     @property
     def length(self) -> int:

@@ -89,32 +89,40 @@ def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
 class CachedFeed:
     """Plans as the plain feed does, and gives the model a part of the canvas, the rest from caches of the run.
 
-    Rows of one length share a cache. With guidance the rows whose prompt is masked have a cache of their own.
+    Rows of one length share a cache, or with `pad` all rows. With guidance the rows whose prompt is masked have a cache of
+    their own.
     """
 
     memory = None  # self-conditioned models have no cache
 
     def __init__(
-        self, counter: Counter, batch: int, cfg_scale: float, cfg_interval: tuple[float, float], scheme: Scheme
+        self,
+        counter: Counter,
+        batch: int,
+        cfg_scale: float,
+        cfg_interval: tuple[float, float],
+        scheme: Scheme,
+        pad: bool = False,
     ):
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
         self.counter, self.scheme = counter, scheme
-        self._plain = PlainFeed(counter, batch, cfg_scale, cfg_interval)
+        self._plain = PlainFeed(counter, batch, cfg_scale, cfg_interval, pad)
         self.counts, self.idle, self.plan = self._plain.counts, self._plain.idle, self._plain.plan
         self.nfe_rows = self._plain.nfe_rows
-        self._caches: dict[tuple[int, bool], RunCache] = {}  # by length and whether the prompt is masked
+        self._caches: dict[tuple[int, bool], RunCache] = {}  # by the first row and whether the prompt is masked
 
     def feed(self, state: TokenState, query: Query) -> Answer:
-        canvas, rows, length = state.canvas, torch.zeros_like(state.open), query.length
-        rows[slice(None) if query.rows is None else query.rows, :length] = query.mask
+        canvas, rows = state.canvas, torch.zeros_like(state.open)
+        rows[slice(None) if query.rows is None else query.rows, : query.length] = query.mask
+        members = list(range(len(rows))) if self._plain.pad else canvas.rows_by_length[query.length]
         t = (state.noise_level if query.t is None else query.t) if self.denoiser.time_conditioned else None
         answers = []
         for blind in (False, True)[: 1 + query.guided]:
-            if (length, blind) not in self._caches:
-                members = canvas.rows_by_length[length]
-                self._caches[length, blind] = RunCache(self.denoiser, self.scheme, members, length)
+            if (members[0], blind) not in self._caches:
+                lengths = [canvas.lengths[i] for i in members]
+                self._caches[members[0], blind] = RunCache(self.denoiser, self.scheme, members, lengths)
             x = torch.where(canvas.prompt_mask, canvas.mask_id or 0, state.x) if blind else state.x
-            answer, cost = self._caches[length, blind].answer(state, x, t, rows, query.count, self.counter)
+            answer, cost = self._caches[members[0], blind].answer(state, x, t, rows, query.count, self.counter)
             answers.append(answer)
             if not blind:
                 self.nfe_rows += cost
@@ -126,20 +134,22 @@ class CachedFeed:
 
 
 class RunCache:
-    """The cache of the rows of one length in a run, and what is in it.
+    """The cache of rows of a run, and what is in it.
 
     Rows that are done are dropped, once: those after them move up. A row that is not asked about in a step keeps its
     place, is given to the model as filling, and is not written.
 
     Args:
         rows: the batch rows, ascending.
-        length: the length of each of them.
+        lengths: the length of each of them.
     """
 
-    def __init__(self, denoiser: TokenDenoiser, scheme: Scheme, rows: list[int], length: int):
-        self.denoiser, self.scheme, self.length = denoiser, scheme, length
+    def __init__(self, denoiser: TokenDenoiser, scheme: Scheme, rows: list[int], lengths: list[int]):
+        self.denoiser, self.scheme = denoiser, scheme
+        self.rows, self.lengths = rows, lengths
+        self.end = torch.tensor(lengths, dtype=torch.int64, device=denoiser.device)  # (A,) the same, on the device
+        self.length = self.room = length = max(lengths)  # what the longest row left has, and what the store has
         self.store = denoiser.new_cache(len(rows), length)
-        self.rows = rows
         device = denoiser.device
         # (A, length) the token that made each kept row
         self.cached_token = torch.full((len(rows), length), -1, dtype=torch.int64, device=device)
@@ -215,8 +225,10 @@ class RunCache:
             return
         source = torch.tensor(stays, device=self.cached_token.device)
         self.store.keep_rows(source)
-        self.rows = [self.rows[i] for i in stays]
-        self.cached_token, self.block, self.age = self.cached_token[source], self.block[source], self.age[source]
+        self.rows, self.lengths = ([of[i] for i in stays] for of in (self.rows, self.lengths))
+        self.length = max(self.lengths)
+        self.cached_token = self.cached_token[source, : self.length]
+        self.end, self.block, self.age = self.end[source], self.block[source], self.age[source]
         if self.next_answer is not None:
             self.next_answer = self.next_answer[source]
 
@@ -248,14 +260,16 @@ class RunCache:
         elif name == "dual":
             full, feed = begins, inside
         else:
-            full, feed, keep = begins, position >= start, position < start
+            full, feed = begins, position >= start
+            keep = torch.arange(self.room, device=x.device) < start
         feed = feed | asked
         if self.denoiser.shift and name != "block":
             feed = feed | torch.nn.functional.pad(asked[:, 1:], (0, 1))  # the line before a position answers for it
             if keep is not None:
                 first = torch.where(feed, position, self.length).amin(1, keepdim=True)  # (A, 1)
                 keep = keep & (torch.arange(keep.shape[1], device=x.device) < first)
-        return full, feed & (active & ~full)[:, None], keep
+        there = position < self.end[:, None]  # (A, length)
+        return full, feed & there & (active & ~full)[:, None], keep
 
     def _fill(
         self, x: Tensor, t: Tensor | None, asked: Tensor, full: Tensor, n: int, needed: int, counter: Counter
@@ -263,9 +277,15 @@ class RunCache:
         """A forward pass over whole rows; all their keys and values are kept."""
         index = torch.nonzero_static(full, size=n).squeeze(1)  # (n,)
         rows = None if n == len(self.rows) else _runs(index.tolist())
-        position = torch.arange(self.length, device=x.device).expand(n, -1)
-        feed = CacheUse(self.store, position, write="fill", rows=rows)
-        return self._ask(x[index], None if t is None else t[index], asked[index], needed, counter, feed)
+        lengths = self.lengths
+        if rows is not None:
+            lengths = [length for first, end in rows for length in self.lengths[first:end]]
+        width = max(lengths)
+        count = self.end[index] if min(lengths) < width else None
+        position = torch.arange(width, device=x.device).expand(n, -1)
+        feed = CacheUse(self.store, position, count=count, write="fill", rows=rows)
+        x, asked = x[index, :width], asked[index, :width]
+        return self._ask(x, None if t is None else t[index], asked, needed, counter, feed)
 
     def _window(
         self,

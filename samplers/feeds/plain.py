@@ -21,10 +21,12 @@ __all__ = ["PlainFeed"]
 
 
 class PlainFeed:
-    """Plans forward passes by how far rows are given: those of one length share one.
+    """Plans forward passes by how far rows are given, and gives the model whole rows or what ends with their present block.
 
     Args:
         cfg_scale, cfg_interval: the guidance of the run; see sample().
+        pad: rows of all lengths share a forward pass, which is as long as the longest of those that take part; a shorter
+            one is followed by filling. False: rows of one length do.
         window: whether rows are given up to the end of their present block only.
     """
 
@@ -36,10 +38,12 @@ class PlainFeed:
         batch: int,
         cfg_scale: float,
         cfg_interval: tuple[float, float],
+        pad: bool = False,
         *,
         window: bool = False,
     ):
-        self.counter, self.cfg_scale, self.cfg_interval, self.window = counter, cfg_scale, cfg_interval, window
+        self.counter, self.cfg_scale, self.cfg_interval = counter, cfg_scale, cfg_interval
+        self.pad, self.window = pad, window
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
         self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=self.denoiser.device)
         self.memory: SelfConditioning | None = None
@@ -93,21 +97,23 @@ class PlainFeed:
         asked = next(parts)
         wide = asked if self.memory is None else next(parts)
         switch = None if inside is None else next(parts)
-        groups = canvas.rows_by_length if ends is None else rows_of_each(next(parts))
+        given, ends_of = (canvas.lengths, canvas.length) if ends is None else (next(parts), ends)
+        groups = [list(range(batch))] if self.pad else list(rows_of_each(given).values())
         always = self._guides(canvas) and switch is None
         active: Tensor | None = None
         queries = []
         for guided in (False, True) if switch is not None else (always,):
-            for length, members in groups.items():
+            for members in groups:
                 here = [i for i in members if asked[i] and (switch is None or switch[i] == guided)]
                 if not here:
                     continue
+                length = max(given[i] for i in here)
                 which = None
                 if len(here) < batch:
                     active = rows.any(1) if active is None else active
                     member = active
                     if len(groups) > 1:
-                        member = member & ((canvas.length if ends is None else ends) == length)
+                        member = member & (ends_of == length)
                     if inside is not None:
                         member = member & (inside == guided)
                     which = torch.nonzero_static(member, size=len(here)).squeeze(1)  # (A,)
@@ -116,7 +122,10 @@ class PlainFeed:
                 whole = which is None and length == mask.shape[1]
                 mask = mask if whole else mask[:, :length]
                 more = sum(wide[i] for i in here)
-                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole, wide=more))
+                lengths = None
+                if any(given[i] < length for i in here):
+                    lengths = ends_of if which is None else ends_of[which]
+                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole, None, more, lengths))
         return queries
 
     # ------------------------------------------------------------------------------------------ one forward pass
@@ -129,7 +138,7 @@ class PlainFeed:
         x, time, mask, more = self._input(state, query)
         n = (1 + query.guided) * query.wide
         if self.denoiser.head is not None:
-            return Answer(self.counter.hidden(x, time, mask, n))
+            return Answer(self.counter.hidden(x, time, mask, n, **more))
         answer = Answer(*self.counter.tokens(x, time, mask, n, **more))
         return answer if self.memory is None else self.memory.remember(state, query, answer)
 
@@ -145,7 +154,8 @@ class PlainFeed:
                 time = query.of_canvas(levels if query.t is None else torch.where(state.open, query.t[:, None], levels))
             else:
                 time = query.of_rows(state.noise_level if query.t is None else query.t)  # (A,)
-        more, mask = {}, query.mask
+        more: dict[str, Any] = {}
+        mask = query.mask
         if self.memory is not None:
             more["previous"] = self.memory.seen_by(state, query)
             mask = mask | query.of_canvas(_present(state))
@@ -162,6 +172,8 @@ class PlainFeed:
                 time = torch.cat([time, time])
             mask = torch.cat([mask, mask])
             more = {name: value.doubled() for name, value in more.items()}
+        if query.lengths is not None:
+            more["lengths"] = query.lengths.repeat(1 + query.guided)
         return x, time, mask, more
 
 

@@ -64,6 +64,7 @@ def check_sequential(denoiser: TokenDenoiser, sampler: Sampler, args: Mapping[st
         )
     never = {
         "cache": "it always has one of its own, so give none",
+        "ragged": "rows of all lengths share its forward passes anyway, so give none",
         "cfg_scale": "guidance would need a second sequence, whose prompt is masked; use cfg_scale=0",
         "steps": "its forward passes follow from its options; give none",
         "constrain": "what it fixes would not be in the sequence; forbid= bars tokens everywhere",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import device_of, integer, optional_integer
+from ..checks import check_room, device_of, integer, optional_integer
 from ..denoiser import CacheUse, TextTokenizer, TokenDenoiser
 from ..errors import ModelError, OptionError, did_you_mean
 from .cache import Cache
@@ -74,6 +74,7 @@ class TransformerDenoiser(TokenDenoiser):
         self.model, self.name = model.eval().requires_grad_(False), name
         self.length, self.max_length = optional_integer("length", length), c.max_length
         self.predicts_next, self.shift = predicts_next, shift
+        self.takes_lengths = True
         self.mask_id, self.vocab_size = mask_id, c.vocab_size
         self.attention, self.caches = c.attention, CACHES[c.attention]
         self.attention_block = c.block_length or 1
@@ -102,17 +103,39 @@ class TransformerDenoiser(TokenDenoiser):
         """An empty cache for `batch` rows of `length` tokens."""
         return self.model.cache(batch, length)
 
-    def hidden(
-        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: CacheUse | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
+        assert self.head is not None
+        out = self.head.logits(self.hidden(x, t, rows=rows, cache=cache, lengths=lengths))
+        return out if rows is not None else out.view(*x.shape, -1)
+
+    def hidden(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: CacheUse | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        if cache is None:
+            check_room("x", [x.shape[1]], self)
+        told = {"count": lengths} if cache is None else _told(x, cache)
         with torch.no_grad():
             if not self.shift:
-                return self.model(x, rows=rows, **_told(x, cache)).flatten(0, -2)
+                return self.model(x, rows=rows, **told).flatten(0, -2)
             if rows is None:
-                lines = self.model(x, **_told(x, cache))
+                lines = self.model(x, **told)
                 return torch.cat([lines[:, :1], lines[:, :-1]], 1).flatten(0, -2)
             lines, answers = shifted_lines(rows)
-            return self.model(x, rows=lines, **_told(x, cache))[answers]
+            return self.model(x, rows=lines, **told)[answers]
 
 
 def shifted_lines(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -462,13 +485,11 @@ def _fetched(name: str, revision: str | None = None, code: bool = False) -> Path
         ) from error
 
 
-def _told(x: Tensor, feed: CacheUse | None) -> dict[str, Any]:
-    """What Transformer.forward is told beside the tokens."""
-    if feed is None:
-        return {}
+def _told(x: Tensor, feed: CacheUse) -> dict[str, Any]:
+    """What Transformer.forward is told of a cache."""
     told = {"cache": feed.store, "store": feed.write}
     if feed.write == "fill":
-        return told | {"runs": feed.rows}
+        return told | {"runs": feed.rows, "count": feed.count}
     told |= {"positions": feed.positions, "keep": feed.keep}
     if feed.write != "scatter":
         return told | {"count": feed.count, "stored": feed.stored}

@@ -475,7 +475,7 @@ class Transformer(nn.Module):
         if filled is not None:
             key, value = (_stacked(part, filled) for part in zip(*new))
             assert runs is not None
-            filled.fill(key, value, runs)
+            filled.fill(key, value, runs, count)
         return self.norm(x, *told)
 
     def _attention(
@@ -496,7 +496,9 @@ class Transformer(nn.Module):
             if c.block_length is not None:
                 mask = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
             if there is not None and c.attention != "causal":  # after the end, causal attention does not see them
-                mask = (there[:, None, None] & (True if mask is None else mask)) | (here[:, None] == here)
+                # A row of filling alone sees its first: a softmax over nothing would be a NaN.
+                seen = (there | (here == 0))[:, None, None]  # (B, 1, 1, n): the same for all queries
+                mask = seen if mask is None else seen & mask
             kinds: dict[str, Any] = {
                 "attn_mask": mask,
                 "is_causal": c.attention == "causal",

@@ -108,7 +108,7 @@ def generated(model, prompts, canvases, **config):
 def ours(denoiser, prompts, canvases, steps, **options):
     return samplers.sample(
         denoiser, options.pop("sampler", "entropy_bound_uniform"), prompt=prompts, gen_length=canvases * N,
-        steps=None if steps is None else steps * canvases, **options,
+        steps=None if steps is None else steps * canvases, **{"stop": [], **options},
     )  # fmt: skip
 
 
