@@ -72,7 +72,8 @@ class TransformerDenoiser(TokenDenoiser):
         cache: CacheUse | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        out = self.model.head.logits(self.hidden(x, t, rows=rows, cache=cache, lengths=lengths))
+        assert self.head is not None
+        out = self.head.logits(self.hidden(x, t, rows=rows, cache=cache, lengths=lengths))
         return out if rows is not None else out.view(*x.shape, -1)
 
     def hidden(
