@@ -97,9 +97,9 @@ def table(rows):
     for r in rows:
         rate, passes, (low, high) = r["tokens_per_second"], r["passes"], r["ratio_range"]
         lines.append(
-            f"| {r['model']} | {r['threads']} | {r['batch']} | {passes['groups']} / {passes['pad']} | {rate['groups']:.3g} | "
-            f"{rate['pad']:.3g} | {r['ratio']:.2f} ({low:.2f} to {high:.2f}) | "
-            f"{r['ratio_processor']:.2f} | {rate['equal']:.3g} |"
+            f"| {r['model']} | {r['threads']} | {r['batch']} | {passes['groups']} / {passes['pad']} | {rate['groups']:.4g} | "
+            f"{rate['pad']:.4g} | {r['ratio']:.2f} ({low:.2f} to {high:.2f}) | "
+            f"{r['ratio_processor']:.2f} | {rate['equal']:.4g} |"
         )
     return "\n".join(lines)
 
