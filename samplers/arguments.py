@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .canvas import Canvas
-from .checks import flag, guidance, hook, integer, integers, number, optional_integer, pads, seeds_of, shown
+from .checks import flag, guidance, hook, integer, integers, number, optional_integer, pads, seeds_of, shown, token_rows
 from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
@@ -31,7 +32,7 @@ from .ops._check import COLDEST, HOTTEST
 from .predictor import SamplingConfig
 from .random import Rng
 from .sampler import Sampler
-from .text import StopText
+from .text import StopText, prompt_rows
 
 if TYPE_CHECKING:
     from .driver import Constraint
@@ -324,6 +325,31 @@ def _read_stop_rule(denoiser: TokenDenoiser, rule: Any) -> str:
             "use 'decided' or 'block'"
         )
     return rule
+
+
+def with_prompt_embeds(denoiser: TokenDenoiser, arguments: Mapping[str, Any]) -> tuple[TokenDenoiser, dict[str, Any]]:
+    """A denoiser that knows the embeddings of `prompt_embeds`, and arguments whose prompt begins with their ids.
+
+    Raises:
+        OptionError: they are no (P, D), (B, P, D) or list of (P_i, D); a prompt of another number of rows, or a Canvas.
+    """
+    embeds, prompt = arguments["prompt_embeds"], arguments["prompt"]
+    if isinstance(prompt, Canvas):
+        raise OptionError("prompt_embeds does not go with a Canvas: put the ids of with_embeddings() into it")
+    if isinstance(embeds, Tensor):
+        embeds = [embeds] if embeds.dim() == 2 else list(embeds)
+    if not isinstance(embeds, (list, tuple)):
+        raise OptionError(
+            f"prompt_embeds: (P, D), (B, P, D) or a list of (P, D) tensors is needed, not {shown(embeds)}"
+        )
+    denoiser, ids = denoiser.with_embeddings(embeds)
+    empty = torch.zeros(0, dtype=torch.int64, device="cpu")
+    rows = [empty] if prompt is None else token_rows("prompt", prompt_rows(prompt, denoiser))
+    if len(rows) != len(ids) and 1 not in (len(rows), len(ids)):
+        raise OptionError(f"prompt_embeds has {len(ids)} rows and prompt {len(rows)}; give one, or as many of both")
+    size = max(len(rows), len(ids))
+    ids, rows = ids * (size // len(ids)), rows * (size // len(rows))
+    return denoiser, {**arguments, "prompt": [torch.cat(pair) for pair in zip(ids, rows)], "prompt_embeds": None}
 
 
 def _read_canvas(denoiser: TokenDenoiser, given: _Given) -> tuple[Canvas, int | None]:

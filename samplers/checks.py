@@ -311,7 +311,9 @@ def check_tokens(name: str, x: Tensor, denoiser: TokenDenoiser, given: Tensor, i
     held = x == denoiser.mask_id if denoiser.mask_id is not None else torch.zeros_like(given)
     for i, j in (given & held).nonzero().tolist():
         raise OptionError(f"{name}: row {i}, position {j} is the mask id {denoiser.mask_id}{instead}")
-    for i, j in (given & ((x < 0) | (x >= denoiser.vocab_size))).nonzero().tolist():
+    extra = denoiser.extra_ids
+    wrong = (x < 0) | ((x >= denoiser.vocab_size) & ((x < extra.start) | (x >= extra.stop)))
+    for i, j in (given & wrong).nonzero().tolist():
         raise OptionError(
             f"{name}: row {i}, position {j} is {int(x[i, j])}; tokens of {denoiser.name!r} are 0 to "
             f"{denoiser.vocab_size - 1}"

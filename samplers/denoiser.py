@@ -8,6 +8,7 @@ knows its model and never which sampler calls it. Any callable becomes one in a 
 
 from __future__ import annotations
 
+import copy
 import dis
 import functools
 import inspect
@@ -160,6 +161,13 @@ class CacheUse:
     rows: tuple[tuple[int, int], ...] | None = None
 
 
+def embedded(table: Callable[[Tensor], Tensor], x: Tensor, first: int, extra: Tensor) -> Tensor:
+    """(B, n, D): the model's embeddings of ids below `first`, and `extra` (M, D) of those from there on. x: (B, n) int64."""
+    own = table(x.clamp(max=first - 1))
+    more = torch.nn.functional.embedding((x - first).clamp(min=0), extra.to(own))
+    return torch.where((x < first)[..., None], own, more)
+
+
 class Denoiser:
     """What every denoiser says of itself.
 
@@ -205,6 +213,8 @@ class TokenDenoiser(Denoiser):
             counted from 0. Those after them are filling, which no other position may see; nothing is asked there.
         time_per_position: True: `t` comes as (B, L): 0 at given and decided positions, the sampler's level at open ones, 1
             in later blocks. Exact denoisers of uniform noise need it: a prompt is clean and the rest is not.
+        embedding: (how many ids it embeds, their width), of a model that can be given embeddings; None: it takes ids only.
+        extra: (M, D), the embeddings that stand in prompts under the ids from embedding[0] on; see with_embeddings.
         tokenizer: text to ids and back, as samplers.models.Tokenizer has it; None: the model knows ids only.
         stop_ids: the tokens that end a text; where sample() ends rows if it is not told.
     """
@@ -224,6 +234,8 @@ class TokenDenoiser(Denoiser):
     time_per_position: bool = False
     tokenizer: TextTokenizer | None = None
     stop_ids: tuple[int, ...] = ()
+    embedding: tuple[int, int] | None = None
+    extra: Tensor | None = None
 
     @property
     def family(self) -> str:  # type: ignore[override]
@@ -260,6 +272,46 @@ class TokenDenoiser(Denoiser):
         if self.tokenizer is None:
             raise OptionError(f"denoiser {self.name!r} has no tokenizer, so it takes and gives token ids only")
         return self.tokenizer
+
+    @property
+    def extra_ids(self) -> range:
+        """The ids of its further embeddings: they may stand in a prompt, and are never drawn."""
+        if self.embedding is None or self.extra is None:
+            return range(0)
+        return range(self.embedding[0], self.embedding[0] + len(self.extra))
+
+    def with_embeddings(self, rows: Sequence[Tensor]) -> tuple[TokenDenoiser, list[Tensor]]:
+        """The same denoiser with further embeddings that may stand in a prompt, such as those of an image.
+
+        Args:
+            rows: (P_i, D) each, floats.
+
+        Returns:
+            A denoiser, and for each of `rows` the ids (P_i,) int64 under which they go into prompts, beside tokens in any order.
+            The model itself is shared with this denoiser.
+
+        Raises:
+            OptionError: the model takes ids only, or a row is of another width.
+        """
+        if self.embedding is None:
+            raise OptionError(
+                f"denoiser {self.name!r} takes token ids only; embeddings can be given to models made by "
+                "samplers.models.pretrained and from_transformers"
+            )
+        first, width = self.embedding
+        for i, row in enumerate(rows):
+            if not isinstance(row, Tensor) or row.dim() != 2 or row.shape[1] != width or not row.is_floating_point():
+                got = f"{row.dtype} of shape {tuple(row.shape)}" if isinstance(row, Tensor) else type(row).__name__
+                raise OptionError(
+                    f"embeddings of {self.name!r}: row {i} is {got}; floats (P, D) are needed, D = {width}"
+                )
+        have = [] if self.extra is None else [self.extra]
+        made, at, ids = copy.copy(self), first + sum(map(len, have)), []
+        made.extra = torch.cat([*have, *(row.detach().to(self.device) for row in rows)])
+        for row in rows:
+            ids.append(torch.arange(at, at + len(row), dtype=torch.int64, device="cpu"))
+            at += len(row)
+        return made, ids
 
     def encode(self, text: str) -> Tensor:
         """Text to ids, (n,) int64; OptionError if there is no tokenizer."""

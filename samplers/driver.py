@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import registry
-from .arguments import GaussianArguments, TokenArguments, read_arguments, wrong_argument
+from .arguments import GaussianArguments, TokenArguments, read_arguments, with_prompt_embeds, wrong_argument
 from .canvas import PAD
 from .checks import flag, shown
 from .denoiser import BlockDenoiser, Counter, Denoiser, TokenDenoiser
@@ -428,6 +428,8 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: 
         )
     if denoiser.family != sampler.family:
         raise _other_family(denoiser, sampler)
+    if arguments["prompt_embeds"] is not None and isinstance(denoiser, TokenDenoiser):
+        denoiser, arguments = with_prompt_embeds(denoiser, arguments)
     read = read_arguments(denoiser, sampler, arguments)
     run = (
         _start_tokens(denoiser, sampler, read)
@@ -522,6 +524,7 @@ def sample(
     sampler: str | Sampler,
     *,
     prompt: Any = None,
+    prompt_embeds: Any = None,
     gen_length: int | None = None,
     batch: int = 1,
     seed: Any = 0,
@@ -570,6 +573,9 @@ def sample(
             Canvas made by Canvas.infill. None: the rows begin empty. If the denoiser has a tokenizer, a row may also be a
             text, or a conversation, [{"role": "user", "content": ...}], which is written by the chat template: one of
             them, or a list of B.
+        prompt_embeds: embeddings that stand before the prompt, such as those of an image (LLaDA-V): (P, D), (B, P, D), or a list
+            of B of any lengths, in the model's own width. In the Sample they are ids from denoiser.embedding[0] on. To mix them
+            with tokens in another order: TokenDenoiser.with_embeddings.
         gen_length: the number of positions to fill after each prompt. None: what is left of a denoiser of fixed length.
         batch: the number of rows, if the prompt does not say it. One prompt is repeated.
         seed: an integer, whose rows are numbered from `first_row`; or one integer per row. Row i of a batch is what

@@ -30,9 +30,10 @@ from torch import Tensor
 
 from . import ops
 from .canvas import PAD
-from .checks import bool_rows, check_room, check_tokens, flag, integer, integers, pads, shown, token_rows
+from .checks import bool_rows, check_room, check_tokens, flag, guidance, integer, integers, pads, shown, token_rows
 from .denoiser import Counter, Denoiser, Previous, TokenDenoiser
 from .errors import DenoiserError, FamilyError, OptionError, did_you_mean
+from .ops.masked_softmax import guide
 from .random import Rng, uniform
 from .schedule import MaskSchedule, mask_schedule
 
@@ -106,6 +107,7 @@ def nll(
     stratified: bool = True,
     antithetic: bool = True,
     replicates: int = 8,
+    cfg_scale: float = 0.0,
     seed: Any = 0,
     first_row: int = 0,
     batch: int = 32,
@@ -138,6 +140,9 @@ def nll(
         replicates: independent copies of the design that mc is shared out to; their spread is the standard error, so that
             it takes strata and pairs into account. More make it surer and the strata coarser. Without `stratified` every
             pair (or mask) is its own.
+        cfg_scale: w of guided probabilities, those of the logits (1 + w) l(x | given) - w l(x | given masked), as sample() draws
+            from them; every mask then takes two rows of a forward pass. Guided conditionals are those of no joint
+            distribution, so the number is the mean over orders of how surprised guided decoding is, and no bound of a likelihood.
         seed, first_row: as in sample(); row i is what row i alone is, whatever the batch.
         batch: masks per forward pass.
         ragged: as in sample(): "pad" masks rows of different lengths in one forward pass, the shorter ones filled up, and the
@@ -160,6 +165,11 @@ def nll(
     batch, first_row = integer("batch", batch), integer("first_row", first_row, 0)
     progress = flag("progress", progress)
     x, lengths, fill = _rows(denoiser, x, prompt, fill)
+    scale, _ = guidance(cfg_scale, (0.0, 1.0))
+    if scale and bool((fill == (x != PAD)).all()):
+        raise OptionError(
+            f"nll: cfg_scale={scale:g} guides by what is given, and no position is: give prompt= or fill="
+        )
     n = fill.sum(1)  # (B,)
     design = _design(
         integer("mc", mc),
@@ -181,7 +191,10 @@ def nll(
             row, draw = who[which // design.mc], which % design.mc  # (A,)
             length = int(lengths[row].max())
             hidden = _hidden(rng, row, draw, count[row, draw], fill[row, :length], design)  # (A, length) bool
-            loss = _loss(counter, x[row, :length], hidden, level[row, draw], row, lengths[row])  # (A,) float64
+            given = ~fill[row, :length] if scale else None
+            loss = _loss(
+                counter, x[row, :length], hidden, level[row, draw], row, lengths[row], scale, given
+            )  # (A,) float64
             values[row, draw] = weight[row, draw] * loss
             done()
 
@@ -275,43 +288,67 @@ def _hidden(rng: Rng, row: Tensor, draw: Tensor, count: Tensor, fill: Tensor, de
 # ---------------------------------------------------------------------------------------------- what the model says
 
 
-def _loss(counter: Counter, x: Tensor, hidden: Tensor, level: Tensor, row: Tensor, lengths: Tensor) -> Tensor:
+def _loss(
+    counter: Counter,
+    x: Tensor,
+    hidden: Tensor,
+    level: Tensor,
+    row: Tensor,
+    lengths: Tensor,
+    scale: float,
+    blind: Tensor | None,
+) -> Tensor:
     """C(S): minus the sum of log p of the tokens at `hidden` (A, L), which are masked. (A,) float64, on the CPU.
 
-    lengths: (A,) int64, of each row; L is the longest.
+    lengths: (A,) int64, of each row; L is the longest. blind: (A, L) bool, positions that are masked in the second half of a
+    guided forward pass; None: it is not guided, `scale` is 0.
     """
     denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
     device = denoiser.device
     needed = int(hidden.sum())
     given = x[hidden].to(device)  # (N,)
-    noisy = torch.where(hidden | (x == PAD), denoiser.mask_id, x).to(device)  # type: ignore[arg-type]
-    t = level.to(device) if denoiser.time_conditioned else None
+    noisy = torch.where(hidden | (x == PAD), denoiser.mask_id, x)  # type: ignore[arg-type]
+    rows, t = hidden, level.to(device) if denoiser.time_conditioned else None
+    if blind is not None:
+        noisy, rows = torch.cat([noisy, noisy.masked_fill(blind, denoiser.mask_id or 0)]), torch.cat([rows, rows])
+        lengths, t = torch.cat([lengths, lengths]), None if t is None else torch.cat([t, t])
+    noisy, rows = noisy.to(device), rows.to(device)
     if t is not None and denoiser.time_per_position:
-        t = torch.where(hidden.to(device), t[:, None], 0.0)  # (A, L)
-    more = {}
+        noise = rows if blind is None else rows | torch.cat([torch.zeros_like(blind), blind]).to(device)
+        t = torch.where(noise, torch.where(rows, t[:, None], 1.0), 0.0)  # (A, L)
+    more: dict[str, Any] = {}
     if denoiser.self_conditioned:  # every mask is a first look: there is no answer from before
-        zeros = torch.zeros(needed, denoiser.vocab_size, dtype=torch.float32, device=device)
-        more["previous"] = Previous(hidden.to(device), zeros)
-    ends = {"lengths": lengths.to(device)} if bool((lengths < x.shape[1]).any()) else {}
-    forbid, rows = torch.tensor([denoiser.mask_id], device=device), hidden.to(device)
+        zeros = torch.zeros(int(rows.sum()), denoiser.vocab_size, dtype=torch.float32, device=device)
+        more["previous"] = Previous(rows, zeros)
+    if bool((lengths < x.shape[1]).any()):
+        more["lengths"] = lengths.to(device)
+    forbid, asked = torch.tensor([denoiser.mask_id], device=device), len(rows) // len(hidden) * needed
+    guided: dict[str, Any] = {} if blind is None else {"cfg_scale": scale}
     if denoiser.head is None:
-        logits, index = counter.tokens(noisy, t, rows, needed, **more, **ends)
-        best = ops.masked_softmax(logits, index, forbid=forbid)
-        at = torch.arange(needed, device=device) if index is None else index
+        logits, index = counter.tokens(noisy, t, rows, asked, **more)
+        at = torch.arange(asked, device=device) if index is None else index
+        if blind is not None:
+            guided |= {"guidance": logits, "guidance_index": at[needed:]}
+        best = ops.masked_softmax(logits, at[:needed], forbid=forbid, **guided)
 
-        def of(token: Tensor) -> Tensor:
-            return logits[at, token].to(torch.float64)
+        def of_half(token: Tensor, half: int) -> Tensor:
+            return logits[at[half * needed :][:needed], token].float()
     else:
-        head, states = denoiser.head, counter.hidden(noisy, t, rows, needed, **ends)  # (N, D)
-        best = counter.head(
-            lambda: ops.headless_softmax(states, head.weight, bias=head.bias, softcap=head.softcap, forbid=forbid)
-        )
+        head, states = denoiser.head, counter.hidden(noisy, t, rows, asked, **more)  # (N, D) or (2 N, D)
+        if blind is not None:
+            guided["guidance"] = states[needed:]
+        how = {"bias": head.bias, "softcap": head.softcap, "forbid": forbid, **guided}
+        best = counter.head(lambda: ops.headless_softmax(states[:needed], head.weight, **how))
 
-        def of(token: Tensor) -> Tensor:
+        def of_half(token: Tensor, half: int) -> Tensor:
             # Rounded as the head rounds: best.confidence is of logits in its dtype.
-            out = (states.double() * head.weight[token].double()).sum(1)
+            out = (states[half * needed :][:needed].double() * head.weight[token].double()).sum(1)
             out = (out if head.bias is None else out + head.bias[token]).to(states.dtype)
-            return (out if head.softcap is None else (out / head.softcap).tanh() * head.softcap).double()
+            return (out if head.softcap is None else (out / head.softcap).tanh() * head.softcap).float()
+
+    def of(token: Tensor) -> Tensor:
+        plain = of_half(token, 0)
+        return (plain if blind is None else guide(plain, of_half(token, 1), scale)).double()
 
     if bool(best.status.any()):
         i = int(best.status.ne(0).nonzero()[0])

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import samplers
-from samplers import DenoiserError, FamilyError, Head, OptionError, TokenDenoiser, problems
+from samplers import DenoiserError, FamilyError, Head, OptionError, TokenDenoiser, nll, problems
 from samplers.canvas import PAD
 from samplers.likelihood import METHODS
+from samplers.models import zoo
 from samplers.testing.tiny import TinyJoint, TinyMixture, TinyNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -446,3 +447,55 @@ def test_a_bad_answer_names_its_place():
 def test_progress_is_shown(capsys):
     samplers.nll(TinyNet(), [[0, 1, 2]], mc=16, progress=True)
     assert "any_order" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------- guidance
+
+
+def guided_by_subsets(denoiser, row, fill, scale):
+    """The number of the module's second line under guided conditionals, by all subsets, in float64."""
+    given, n = ~fill, int(fill.sum())
+    total = 0.0
+    for bits in itertools.product((False, True), repeat=n):
+        hidden = fill.clone()
+        hidden[fill] = torch.tensor(bits)
+        k = int(hidden.sum())
+        if k:
+            x = torch.where(hidden, denoiser.mask_id, row)[None]
+            blind = torch.where(given, denoiser.mask_id, x)
+            plain, other = (denoiser.predict(z).view(len(row), -1).double() for z in (x, blind))
+            logits = torch.where(plain.isinf() | other.isinf(), plain, (1 + scale) * plain - scale * other)
+            logits[:, denoiser.mask_id] = -torch.inf
+            total -= float(logits.log_softmax(1)[hidden, row[hidden]].sum()) / k / math.comb(n, k)
+    return total
+
+
+@pytest.mark.parametrize("scale", [0.7, 2.0])
+def test_guided_surprise_is_that_of_all_subsets(scale):
+    denoiser = TinyJoint(length=4, seed=3)
+    x, fill = torch.tensor([[0, 2, 1, 0], [1, 1, 0, 2]]), torch.tensor([False, True, True, True])
+    for method in ("any_order", "lambda_dce"):
+        out = nll(denoiser, x, fill=fill, mc=2048, cfg_scale=scale, method=method, seed=1)
+        for i, row in enumerate(x):
+            exact = guided_by_subsets(denoiser, row, fill, scale)
+            assert abs(float(out.nll[i]) - exact) < 5 * float(out.stderr[i]) + 1e-6
+            assert float(out.stderr[i]) < 0.05
+    plain = nll(denoiser, x, fill=fill, mc=64)
+    assert not torch.allclose(plain.nll, out.nll, atol=0.02)
+    assert torch.equal(plain.nll, nll(denoiser, x, fill=fill, mc=64, cfg_scale=0.0).nll)
+    assert nll(denoiser, x, fill=fill, mc=64, cfg_scale=1.0).row_evals == 2 * plain.row_evals
+
+
+def test_guided_surprise_by_head_and_by_logits():
+    model = zoo.load("text-mdm", dtype=torch.float64)
+    by_logits = samplers.TokenDenoiser.wrap(
+        lambda ids: model.predict(ids).float(), vocab_size=model.vocab_size, mask_id=model.mask_id
+    )
+    x = [model.encode("The name of the module"), model.encode("A list")]
+    one, other = (nll(m, x, prompt=1, mc=16, cfg_scale=0.8) for m in (model, by_logits))
+    torch.testing.assert_close(one.nll, other.nll, rtol=1e-5, atol=0)
+
+
+def test_guidance_needs_something_given():
+    with pytest.raises(OptionError, match="cfg_scale=1 guides by what is given, and no position is"):
+        nll(TinyJoint(length=3), [[0, 1, 2]], cfg_scale=1.0)

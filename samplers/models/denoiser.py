@@ -77,7 +77,7 @@ class TransformerDenoiser(TokenDenoiser):
         self.takes_lengths = True
         self.mask_id, self.vocab_size = mask_id, c.vocab_size
         self.attention, self.caches = c.attention, CACHES[c.attention]
-        self.attention_block = c.block_length or 1
+        self.attention_block, self.embedding = c.block_length or 1, (c.embeddings, c.width)
         self.device = model.embed.weight.device
         self.head = model.head
         self.learn(tokenizer, stop_ids)
@@ -127,7 +127,9 @@ class TransformerDenoiser(TokenDenoiser):
     ) -> Tensor:
         if cache is None:
             check_room("x", [x.shape[1]], self)
-        told = {"count": lengths} if cache is None else _told(x, cache)
+        told: dict[str, Any] = {"count": lengths} if cache is None else _told(x, cache)
+        if self.extra is not None:
+            told["extra"] = self.extra
         with torch.no_grad():
             if not self.shift:
                 return self.model(x, rows=rows, **told).flatten(0, -2)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import flag, integer, shown
-from ..denoiser import CacheUse, Head, TextTokenizer, TokenDenoiser, TrainModeCheck
+from ..denoiser import CacheUse, Head, TextTokenizer, TokenDenoiser, TrainModeCheck, embedded
 from ..errors import ModelError, OptionError, SamplersError
 from .cache import Cache
 from .denoiser import CACHES
@@ -251,7 +251,11 @@ class HuggingFaceDenoiser(TokenDenoiser):
             told |= {"use_cache": True} if "use_cache" in told else {}
         told |= self._mask(x, cache, lengths, 0 if view is None else view.columns)
         with torch.no_grad():
-            return self._net(input_ids=x.to(self._entry), **told)
+            if self.extra is None:
+                return self._net(input_ids=x.to(self._entry), **told)
+            assert self.embedding is not None
+            rows = embedded(self.model.get_input_embeddings(), x.to(self._entry), self.embedding[0], self.extra)
+            return self._net(inputs_embeds=rows, **told)
 
     def _columns(self, cache: CacheUse) -> int:
         """Rows of the cache that a forward pass is given: those that are filled in some batch row, or all on a device."""
@@ -302,6 +306,8 @@ class HuggingFaceDenoiser(TokenDenoiser):
         try:
             embedding = self.model.get_input_embeddings().weight
             ids, self._entry = len(embedding), embedding.device
+            if "inputs_embeds" in inspect.signature(self.model.forward).parameters:
+                self.embedding = tuple(embedding.shape)
         except (NotImplementedError, AttributeError):  # remote code need not say
             ids, self._entry = int(self._config.vocab_size), self.model.device
         if self._entry.type == "meta":  # kept elsewhere until it is used

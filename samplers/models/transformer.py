@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..denoiser import Head
+from ..denoiser import Head, embedded
 from ..errors import OptionError
 from ..ops.cached_attention import KINDS, cached_attention
 from .cache import Cache
@@ -389,6 +389,7 @@ class Transformer(nn.Module):
         keep: Tensor | None = None,
         runs: Sequence[tuple[int, int]] | None = None,
         condition: Tensor | None = None,
+        extra: Tensor | None = None,
     ) -> Tensor:
         """Hidden rows of n tokens, for `head`.
 
@@ -413,6 +414,7 @@ class Transformer(nn.Module):
                 hidden rows alone; attention must be causal. None: as `count`.
             runs: for "fill", the batch rows of the cache that the B rows are, in order, as (first, end); None: all.
             keep: (B, cache.length) bool, rows of the cache that may be seen; None: all that are filled.
+            extra: (M, D), embeddings of the ids Config.embeddings to Config.embeddings + M - 1.
             condition: (B, 1, C), what the layers of a subclass are told beside the tokens (dit.DiT: the noise level).
 
         Returns:
@@ -446,11 +448,11 @@ class Transformer(nn.Module):
         if positions is None:
             positions = here.expand_as(ids) if places is None else places.clamp(min=0)
         if _looks(ids.device):
-            _check_range("ids", ids, c.embeddings)
+            _check_range("ids", ids, c.embeddings + (0 if extra is None else len(extra)))
             _check_range("positions", positions, c.max_length)
         attend = self._attention(ids, cache, store, places, count, keep)
 
-        x = self.embed(ids)  # (B, n, D)
+        x = self.embed(ids) if extra is None else embedded(self.embed, ids, c.embeddings, extra)  # (B, n, D)
         angle = positions[:, None, :, None] * rope_frequencies(c, ids.device)  # (B, 1, n, w / 2) float32
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         new: list[tuple[Tensor, Tensor]] = []
