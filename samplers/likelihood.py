@@ -30,7 +30,7 @@ from torch import Tensor
 
 from . import ops
 from .canvas import PAD
-from .checks import bool_rows, check_room, check_tokens, flag, integer, integers, shown, token_rows
+from .checks import bool_rows, check_room, check_tokens, flag, integer, integers, row_numbers, shown, token_rows
 from .denoiser import Counter, Denoiser, Previous, TokenDenoiser
 from .errors import DenoiserError, FamilyError, OptionError, did_you_mean
 from .random import Rng, uniform
@@ -107,7 +107,7 @@ def nll(
     antithetic: bool = True,
     replicates: int = 8,
     seed: Any = 0,
-    first_row: int = 0,
+    first_row: Any = 0,
     batch: int = 32,
     progress: bool = False,
 ) -> Likelihood:
@@ -153,7 +153,7 @@ def nll(
     _check_denoiser(denoiser)
     if method not in METHODS:
         raise OptionError(f"unknown method {method!r}{did_you_mean(str(method), METHODS)} Known: {', '.join(METHODS)}")
-    batch, first_row = integer("batch", batch), integer("first_row", first_row, 0)
+    batch, first_row = integer("batch", batch), row_numbers(first_row)
     progress = flag("progress", progress)
     x, lengths, fill = _rows(denoiser, x, prompt, fill)
     n = fill.sum(1)  # (B,)
