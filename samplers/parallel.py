@@ -232,6 +232,10 @@ class RayMap:
                     except RayTaskError as error:  # what `work` raised, with the worker's own traceback as its text
                         raise error.cause from error
                     except (RayActorError, NodeDiedError, OutOfMemoryError) as error:
+                        if getattr(error, "actor_init_failed", False):  # such as a module that the other machine lacks
+                            raise SamplersError(
+                                f"a worker cannot begin: {str(error).strip().splitlines()[-1]}"
+                            ) from error
                         self.lost += 1
                         if lost + 1 >= self.tries:
                             what = task[1] if isinstance(task, tuple) and len(task) == 2 else task

@@ -11,7 +11,17 @@ from rich.console import Console
 
 from ..errors import OptionError
 from .arguments import FAMILY, OPTION, Commands, Flat, budgets, command, names
-from .measuring import USER_MODEL, interrupted, measured, request_fields, resume_command, user_model
+from .measuring import (
+    USER_MODEL,
+    interrupted,
+    measured,
+    ray_map,
+    request_fields,
+    resume_command,
+    shard_of,
+    shared_out,
+    user_model,
+)
 from .output import complain, make_console
 
 
@@ -43,17 +53,19 @@ def _bench(args: argparse.Namespace) -> int:
             )
         ]
         name = f"{'-'.join(where)}-{datetime.now():%Y%m%d-%H%M%S}".replace(":", ".")
-    folder = Path(args.out or Path("runs") / name)
+    shard, folder = shard_of(args, Path(args.out or Path("runs") / name))
     command = resume_command(args, folder)
     display = Display(console, quiet=args.quiet, metric=args.metric)
     try:
-        with writing(folder), display:
+        with ray_map(args) as spread, writing(folder), display:
             outcome = run(
                 requests,
                 folder,
                 fresh=args.fresh,
                 command=command,
                 threads=args.threads or (1 if args.demo else None),
+                shard=shard,
+                map=spread,
                 started=display.started,
                 running=display.running,
                 finished=display.finished,
@@ -142,6 +154,7 @@ def add(commands: Commands) -> None:
         **OPTION,
     )
     measured(p, 3)
+    shared_out(p)
     p.add_argument(
         "--demo", action="store_true", help="measure sudoku, digits and a mixture in about two minutes, into runs/demo"
     )
