@@ -30,6 +30,7 @@ from .ops._check import COLDEST, HOTTEST
 from .predictor import SamplingConfig
 from .random import Rng
 from .sampler import Sampler
+from .text import StopText
 
 if TYPE_CHECKING:
     from .driver import Constraint
@@ -41,6 +42,7 @@ __all__ = [
     "driver_arguments",
     "parse_stop",
     "read_arguments",
+    "read_stop",
     "wrong_argument",
 ]
 
@@ -125,6 +127,7 @@ class TokenArguments:
         rng: the randomness of its rows.
         steps, block_length: as given; None: one step per position, one block.
         stop: phrases, (m,) int64 each.
+        stop_text: strings at which rows end as well, or None.
         config: how answers are read.
         scheme: of the KV cache; None: no cache.
         constrain: the hook, or None.
@@ -137,6 +140,7 @@ class TokenArguments:
     steps: int | None
     block_length: int | None
     stop: tuple[Tensor, ...]
+    stop_text: StopText | None
     config: SamplingConfig
     scheme: Scheme | None
     constrain: Callable[[TokenState], Constraint | None] | None
@@ -206,7 +210,7 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
     config = _read_config(denoiser, sampler, given)
     scheme = cache_scheme(given("cache"), denoiser)
     constrain = hook("constrain", given("constrain"))
-    stop = parse_stop(given("stop"), denoiser)
+    stop, stop_text = read_stop(given("stop"), denoiser)
     canvas, gen_length = _read_canvas(denoiser, given)
     if config.cfg_scale and given("prompt") is None:
         # A prompt that is given and empty is fine: a row of a batch is guided by nothing, and alone it is the same.
@@ -223,11 +227,13 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
         "steps": steps,
         "block_length": block_length,
         "cache": None if scheme is None else str(scheme),
-        "stop": [phrase.tolist() for phrase in stop] or None,
+        "stop": [*(phrase.tolist() for phrase in stop), *(() if stop_text is None else stop_text.strings)] or None,
     } | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     rng = Rng.of(seed, batch, first_row, denoiser.device)
     given.refuse_the_rest(sampler)
-    return TokenArguments(canvas, rng, steps, block_length, stop, config, scheme, constrain, progress, settings)
+    return TokenArguments(
+        canvas, rng, steps, block_length, stop, stop_text, config, scheme, constrain, progress, settings
+    )
 
 
 def _read_canvas(denoiser: TokenDenoiser, given: _Given) -> tuple[Canvas, int | None]:
@@ -293,11 +299,48 @@ def _token_ids(name: str, value: Any, denoiser: TokenDenoiser) -> tuple[int, ...
     return tuple(ids.tolist())
 
 
-STOP_FORMS = "stop=[7, 8] stops a row at any of these tokens; stop=[[13, 13], [7]] at any of these phrases"
+STOP_FORMS = (
+    "stop=[7, 8] stops a row at any of these tokens; stop=[[13, 13], [7]] at any of these phrases; "
+    "stop='Q:' or ['Q:', 7] at a string, if the denoiser has a tokenizer"
+)
+
+
+def read_stop(stop: Any, denoiser: TokenDenoiser) -> tuple[tuple[Tensor, ...], StopText | None]:
+    """The stop rules of a run: phrases, (m,) int64 each, and strings.
+
+    Args:
+        stop: as `parse_stop` takes it; a string; or a collection of strings, beside tokens or phrases. None: the denoiser's
+            own stop_ids, if it has any. An empty collection: no rule.
+
+    Raises:
+        OptionError: as of `parse_stop`; a string that is empty, or one for a denoiser without a tokenizer.
+    """
+    if stop is None:
+        own = (i for i in denoiser.stop_ids if 0 <= i < denoiser.vocab_size and i != denoiser.mask_id)
+        return tuple(integers("stop_ids", [i], STOP_FORMS) for i in own), None
+    parts = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, (list, tuple, AbstractSet)) else None
+    if parts == [] or (isinstance(stop, (Tensor, np.ndarray, range)) and tuple(np.shape(stop)) == (0,)):
+        return (), None
+    if parts is None or not any(isinstance(part, str) for part in parts):
+        return parse_stop(stop, denoiser), None
+    others = [part for part in parts if not isinstance(part, str)]
+    phrases = list(parse_stop(others, denoiser)) if others else []
+    strings = []
+    if denoiser.tokenizer is None:
+        raise OptionError(f"stop={shown(stop)}: denoiser {denoiser.name!r} has no tokenizer; {STOP_FORMS}")
+    for part in dict.fromkeys(part for part in parts if isinstance(part, str)):
+        if not part:
+            raise OptionError(f"stop={shown(stop)}: a string must have a character; {STOP_FORMS}")
+        ids = denoiser.tokenizer.encode(part, begin=False)
+        if len(ids) and not denoiser.tokenizer.decode(ids):  # special tokens such as <|im_end|>, which are not text
+            phrases += parse_stop([ids], denoiser)
+        else:
+            strings.append(str(part))
+    return tuple(phrases), StopText(tuple(strings), denoiser.tokenizer) if strings else None
 
 
 def parse_stop(stop: Any, denoiser: TokenDenoiser) -> tuple[Tensor, ...]:
-    """Stop rules as phrases, (m,) int64 each; a row ends after the first of them that it holds.
+    """Stop rules of token ids as phrases, (m,) int64 each; a row ends after the first of them that it holds.
 
     Args:
         stop: an integer, or a flat collection of integers (list, tuple, set, range, array, tensor): any of these tokens.

@@ -30,6 +30,7 @@ from .errors import OptionError
 from .gaussian.denoiser import GaussianDenoiser
 from .noise_schedules import Point
 from .random import Rng
+from .text import StopText, prompt_rows
 
 if TYPE_CHECKING:
     from .state import NoiseState, TokenState
@@ -77,7 +78,7 @@ class Canvas:
 
         Args:
             prompt: None; (P,) or (B, P) ints as a tensor, array or list; or a list of B prompts of any lengths. One
-                prompt is repeated `batch` times.
+                prompt is repeated `batch` times. A denoiser with a tokenizer also takes text: see text.prompt_rows.
             gen_length: None takes what is left of a denoiser of fixed `length`.
 
         Raises:
@@ -86,7 +87,7 @@ class Canvas:
                 of the denoiser's device cannot hold.
         """
         batch, gen_length = integer("batch", batch), optional_integer("gen_length", gen_length)
-        prompts = [torch.zeros(0, **HOST)] if prompt is None else token_rows("prompt", prompt)
+        prompts = [torch.zeros(0, **HOST)] if prompt is None else token_rows("prompt", prompt_rows(prompt, denoiser))
         if len(prompts) > 1 and batch not in (1, len(prompts)):
             raise OptionError(
                 f"prompt has {len(prompts)} rows and batch={batch}; give one prompt, or as many prompts as rows"
@@ -206,6 +207,7 @@ class Canvas:
         block_length: int | Tensor | None = None,
         steps: int | None = None,
         stop: tuple[Tensor, ...] = (),
+        stop_text: StopText | None = None,
         rng: Rng,
     ) -> Layout:
         """This canvas cut into blocks, with `steps` allocated to them.
@@ -214,6 +216,7 @@ class Canvas:
             block_length: positions per block, (B,) int64 if rows have their own; None: one block.
             steps: steps per row; None: one per position.
             stop: phrases, (m,) int64 each.
+            stop_text: strings at which rows end as well, or None.
             rng: the randomness of the rows.
 
         Raises:
@@ -237,6 +240,7 @@ class Canvas:
             block_size=size.to(device),
             block_steps=_allocate_steps(size, blocks, steps).to(device),
             stop=tuple(p.to(device) for p in stop),
+            stop_text=stop_text,
             rng=rng,
         )
 
@@ -272,6 +276,7 @@ class Layout(Canvas):
         block_size: (B, blocks) int64, positions to fill in each block.
         block_steps: (B, blocks) int64, steps allocated to each block.
         stop: phrases, (m,) int64 each; a row ends after the first that it contains.
+        stop_text: strings that end it likewise, or None.
         rng: the randomness of the rows.
     """
 
@@ -280,6 +285,7 @@ class Layout(Canvas):
     block_size: Tensor  # (B, blocks) int64
     block_steps: Tensor  # (B, blocks) int64
     stop: tuple[Tensor, ...]
+    stop_text: StopText | None
     rng: Rng
 
     def state_class(self, revises: bool) -> type[TokenState]:
@@ -287,6 +293,11 @@ class Layout(Canvas):
         from .state import DraftState, TokenState
 
         return DraftState if revises or self.mask_id is None else TokenState
+
+    @property
+    def stops(self) -> bool:
+        """Whether rows may end early."""
+        return bool(self.stop) or self.stop_text is not None
 
     @functools.cached_property
     def rows_by_length(self) -> dict[int, list[int]]:

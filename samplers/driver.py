@@ -261,6 +261,7 @@ class Stream(Iterator[State]):
             trace=tuple(trace) if trace is not None else None,
             info=None if self.recorder is None else self.recorder.stacked(),
             fill=fill,
+            tokenizer=getattr(counter.denoiser, "tokenizer", None),
         )
 
 
@@ -370,7 +371,9 @@ def _other_family(denoiser: Denoiser, sampler: Sampler[Any]) -> FamilyError:
 def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArguments) -> Stream:
     assert isinstance(denoiser, TokenDenoiser)
     config, batch = read.config, len(read.canvas.x)
-    layout = read.canvas.layout(block_length=read.block_length, steps=read.steps, stop=read.stop, rng=read.rng)
+    layout = read.canvas.layout(
+        block_length=read.block_length, steps=read.steps, stop=read.stop, stop_text=read.stop_text, rng=read.rng
+    )
     counter = Counter(denoiser)
     feed: Feed
     if sampler.effective_facts.sequential:
@@ -382,7 +385,7 @@ def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArgument
     predictor = Predictor(counter, feed, config, sampler=sampler.name)
     predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
     state = _first_state(sampler, layout)
-    if _uses_dry_run(sampler, denoiser) and not layout.stop and read.constrain is None:
+    if _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
         predictor.dry_run = DryRun(sampler, layout, predictor)
     # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
     limit = int(layout.block_steps.sum(1).max()) + layout.x.shape[1] + 16
@@ -465,7 +468,9 @@ def sample(
         denoiser: the model. See TokenDenoiser.wrap and GaussianDenoiser.wrap for models that are plain callables.
         sampler: the name of a sampler, whose options are given as `options`; or a Sampler made by create().
         prompt: token ids: one row (P,), rows of one length (B, P), or a list of B rows of any lengths. For infilling it is a
-            Canvas made by Canvas.infill. None: the rows begin empty.
+            Canvas made by Canvas.infill. None: the rows begin empty. If the denoiser has a tokenizer, a row may also be a
+            text, or a conversation, [{"role": "user", "content": ...}], which is written by the chat template: one of
+            them, or a list of B.
         gen_length: the number of positions to fill after each prompt. None: what is left of a denoiser of fixed length.
         batch: the number of rows, if the prompt does not say it. One prompt is repeated.
         seed: an integer, whose rows are numbered from `first_row`; or one integer per row. Row i of a batch is what
@@ -493,7 +498,10 @@ def sample(
             margin count as 0 and its entropy as log V, while the logits stay as they are. It has no effect on samplers that
             choose positions without the model's confidence.
         stop: where rows end. An integer, or a flat collection of integers, stops a row after any of these tokens:
-            stop=[7, 8]. A list of lists stops it after any of these phrases: stop=[[13, 13], [7]].
+            stop=[7, 8]. A list of lists stops it after any of these phrases: stop=[[13, 13], [7]]. If the denoiser has a
+            tokenizer, a string, or strings beside tokens or phrases, stop=["\\n\\n", 7], stop it after the token that
+            completes one of them in the text of what is filled in and decided; Sample.texts end before the string. On a
+            device a string costs a device sync per step. None: after the denoiser's `stop_ids`, if it has any. []: nowhere.
         constrain: a function that is called before every step with the state. For tokens it returns a samplers.Constraint
             (tokens to decide at once, tokens not to draw in this step) or None; for continuous samplers another x, or None.
         start: x_0 to start from, (B, *shape) or (*shape): it is noised to the run's first noise level, exactly (SDEdit, image to

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .errors import SamplersError
+from .errors import OptionError, SamplersError
 from .info import at_commit, step_map
 from .sampler import State
+from .text import continued, cut, segments
+
+if TYPE_CHECKING:
+    from .denoiser import TextTokenizer
 
 __all__ = ["Sample", "Seconds"]
 
@@ -45,6 +49,7 @@ class Sample:
         settings: the driver's arguments, as numbers, strings and lists that json can write.
         trace: the state before the first step and the states after each step, on request.
         fill: (B, L) bool, the positions that the run had to fill; None for reals.
+        tokenizer: of the denoiser, if it has one; what `texts` are made with.
         info: on request, name -> (steps, B, ...) tensor. Of token samplers:
             committed: (steps, B, L) bool, the positions whose token was written in the step.
             confidence: (steps, B, L) float32, the probability that the model gave that token when it was read, at
@@ -72,6 +77,7 @@ class Sample:
     trace: tuple[State, ...] | None = None
     info: dict[str, Tensor] | None = None
     fill: Tensor | None = None
+    tokenizer: TextTokenizer | None = None
 
     def rows(self) -> list[Tensor]:
         """Each row without padding: (length_i,) int64, prompt included; of reals (*shape)."""
@@ -88,6 +94,38 @@ class Sample:
         if self.fill is None:
             return self.rows()
         return [row[fill[: len(row)]] for row, fill in zip(self.rows(), self.fill)]
+
+    def _filled_text(self, row: int) -> str:
+        """The text of all that was filled in, a stop string included."""
+        if self.tokenizer is None or self.fill is None:
+            raise OptionError("this run has no text: its denoiser has no tokenizer (TokenDenoiser.tokenizer)")
+        ids, fill = self.x[row].detach().cpu(), self.fill[row].cpu() & (self.x[row].cpu() >= 0)
+        return "".join(continued(self.tokenizer, ids[:a], ids[a:b]) for a, b in segments(fill))
+
+    def text(self, row: int) -> str:
+        """What the run filled in of a row, as text; it ends before the first string in stop=. Its tokens keep the string.
+
+        Raises:
+            OptionError: the denoiser has no tokenizer.
+        """
+        strings = [part for part in self.settings.get("stop") or () if isinstance(part, str)]
+        return cut(self._filled_text(row), strings)
+
+    @property
+    def texts(self) -> list[str]:
+        """`text` of every row."""
+        return [self.text(row) for row in range(len(self.x))]
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Of each row "stop" if what was filled in holds a stop rule, else "length": all positions were filled."""
+        found = []
+        for row, generated in enumerate(self.generated):
+            ids, rules = generated.tolist(), self.settings.get("stop") or ()
+            text = self._filled_text(row) if any(isinstance(rule, str) for rule in rules) else ""
+            stopped = any(rule in text if isinstance(rule, str) else _holds(ids, rule) for rule in rules)
+            found.append("stop" if stopped else "length")
+        return found
 
     def _recorded(self) -> dict[str, Tensor]:
         if self.info is None or "committed" not in self.info:
@@ -116,3 +154,9 @@ class Sample:
             f"<Sample: {rows} of {size} by {self.sampler!r}; {self.nfe} forward passes in {self.steps} steps, "
             f"{float(self.nfe_rows.double().mean()):.4g} forward passes per row; {self.seconds.total:.3g} s>"
         )
+
+
+def _holds(ids: list[int], phrase: list[int]) -> bool:
+    """Whether the phrase stands somewhere in the ids."""
+    m = len(phrase)
+    return any(ids[i : i + m] == phrase for i in range(len(ids) - m + 1))

@@ -130,7 +130,7 @@ class TokenState(State):
 
     def _before_end(self, where: Tensor) -> Tensor:
         """`where`, (B, L) bool, without what lies after a stop phrase. (Nothing to fill lies beyond a row's length.)"""
-        if not self.canvas.stop:
+        if not self.canvas.stops:
             return where
         return where & (torch.arange(where.shape[1], device=where.device) < self.end[:, None])
 
@@ -193,6 +193,9 @@ class TokenState(State):
         new = state.__dict__  # of a state that nobody has seen yet: what follows from x is filled in
         if canvas.stop:
             new["end"] = state._stopped()
+        if canvas.stop_text is not None:
+            final = state._final
+            new["end"] = canvas.stop_text.ends(x, canvas.fill, final, final & ~self._final, state.end)
         undecided = state.undecided
         if canvas.block_size.shape[1] == 1:
             opened, count = undecided, undecided.sum(1)
@@ -216,6 +219,12 @@ class TokenState(State):
     def _draft(self) -> Tensor:
         """(B, L) bool: positions whose token may still change."""
         return torch.zeros_like(self.open)
+
+    @property
+    def _final(self) -> Tensor:
+        """(B, L) bool: positions to fill whose token will not change any more."""
+        final = self.canvas.fill & ~self._draft
+        return final if self.canvas.mask_id is None else final & (self.x != self.canvas.mask_id)
 
     def _stopped(self) -> Tensor:
         """(B,): just after the earliest stop phrase that stands whole in the filled part; else the end as it was.

@@ -81,7 +81,7 @@ def wrap(fn=None, **kw):
             "fewer than the 4 blocks",
         ),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, cache="prefix"), OptionError, "cache='prefix'.*none"),
-        (lambda: samplers.sample(wrap(), "radd", gen_length=3, stop=[]), OptionError, "stop"),
+        (lambda: samplers.sample(wrap(), "radd", gen_length=3, stop=[[]]), OptionError, "stop"),
         (
             lambda: samplers.sample(wrap(length=8), "radd", prompt=list(range(8))),
             OptionError,

@@ -178,7 +178,7 @@ class Refusion(Sampler[SlotState]):
                     f"such as {near}, or other options; or give block_length, and the last slot may be short"
                 )
         length = n_fill // self.serial_num_blocks
-        return canvas.layout(block_length=length, stop=canvas.stop, rng=canvas.rng)
+        return canvas.layout(block_length=length, stop=canvas.stop, stop_text=canvas.stop_text, rng=canvas.rng)
 
 
 def _stop_tokens(state: SlotState) -> Tensor:

@@ -86,14 +86,14 @@ class TextDenoiser(TransformerDenoiser):
 
     Attributes:
         tokenizer: its Tokenizer.
-        eos_id: the token that ends a text: `sample(stop=denoiser.eos_id)` ends a row there.
+        eos_id: the token that ends a text, and with it a row, unless sample(stop=) says otherwise.
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, name: str):
         # Of the text models it is the causal one that was trained as ReFusion prescribes (bench/train.py).
         causal = model.config.attention == "causal"
         super().__init__(model, mask_id=tokenizer.mask_id, name=name, predicts_next=causal)
-        self.tokenizer, self.eos_id = tokenizer, tokenizer.eos_id
+        self.tokenizer, self.eos_id, self.stop_ids = tokenizer, tokenizer.eos_id, tokenizer.eos_ids
 
 
 class DigitsDenoiser(TokenDenoiser):
