@@ -182,7 +182,7 @@ def test_a_worker_that_is_killed_costs_nothing(ray_map, whole, tmp_path):
 
     mark, before = tmp_path / "killed", ray_map.lost
     with session(tmp_path / "run", {"command": ""}) as store:
-        sweep.execute(plan(SWEEP), store, map=ray_map, work=Mortal(mark, lives=2))
+        sweep.execute(plan(SWEEP), store, Mortal(mark, lives=2), map=ray_map)
     killed = int(mark.read_text())
     calls = [line.split() for line in (tmp_path / "killed.calls").read_text().splitlines()]
     assert ray_map.lost == before + 1
@@ -201,8 +201,8 @@ def test_a_task_that_kills_its_workers_is_given_up_and_the_sweep_goes_on_later(r
 
     cells = plan(SWEEP)
     monkeypatch.setattr(ray_map, "tries", 2)
-    with session(tmp_path, {"command": ""}) as store, pytest.raises(SamplersError, match="random_order.* died 2 times"):
-        sweep.execute(cells, store, map=ray_map, work=Mortal(tmp_path / "k", deadly=cells[2].key))
+    with session(tmp_path, {"command": ""}) as store, pytest.raises(SamplersError, match=r"random_order.* died 2 times"):
+        sweep.execute(cells, store, Mortal(tmp_path / "k", deadly=cells[2].key), map=ray_map)
     kept = len(Store(tmp_path, write=False).records)
     assert 2 <= kept < 8
     outcome = run(SWEEP, tmp_path)

@@ -160,7 +160,7 @@ def _check_shards(given: Sequence[tuple[Shard, Path]]) -> None:
 
 
 def _keep(found: dict[Any, Any], key: Any, record: dict[str, Any], part: Path, name: str) -> None:
-    """Take a record, unless there is one of its key, which must be the same. One that ended well counts before one that failed."""
+    """Take a record, unless there is one of its key, which must be the same; a failed one gives way."""
     if key not in found or found[key][0].get("status") == "failed":
         found[key] = record, part
         return

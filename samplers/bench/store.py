@@ -183,13 +183,16 @@ class Store:
 
 
 @contextlib.contextmanager
-def session(folder: str | Path, about: dict[str, Any], *, fresh: bool = False) -> Iterator[Store]:
+def session(
+    folder: str | Path, about: dict[str, Any], *, fresh: bool = False, kind: type[Store] = Store
+) -> Iterator[Store]:
     """The store of a folder, locked while it is used.
 
     Args:
         about: what is written beside the cells, for the report. Its command is added to those of earlier runs.
+        kind: the class of the store.
     """
-    store = Store(folder, fresh=fresh)
+    store = kind(folder, fresh=fresh)
     try:
         earlier = [] if fresh else read_about(folder).get("commands", [])
         commands = [c for c in dict.fromkeys([*earlier, about["command"]]) if c]

@@ -28,7 +28,7 @@ from .request import Request
 from .store import Store, session
 from .user_model import load_prompts, subject
 
-__all__ = ["CellWork", "Outcome", "execute", "run", "run_cell"]
+__all__ = ["CellWork", "Outcome", "execute", "run", "run_cell", "run_cells"]
 
 
 @dataclass
@@ -79,18 +79,57 @@ def run(
             recorded in its cell's line: status "failed", or "declined" for an OptionError, such as for a step count that it
             does not take.
     """
-    begun = time.perf_counter()
     cells, lost = plan(requests), unavailable(requests)
-    about = {"command": command, "requests": [dataclasses.asdict(r) for r in requests], "plan": [c.key for c in cells]}
+    about = {"command": command, "requests": [dataclasses.asdict(r) for r in requests]}
+    return run_cells(
+        cells,
+        folder,
+        about,
+        CellWork(threads),
+        fresh=fresh,
+        shard=shard,
+        map=map,
+        unavailable=lost,
+        started=started,
+        running=running,
+        finished=finished,
+    )
+
+
+def run_cells(
+    cells: list[Cell],
+    folder: str | Path,
+    about: dict[str, Any],
+    work: Callable[[Cell], Record],
+    *,
+    fresh: bool = False,
+    shard: Shard | None = None,
+    map: MapLike | None = None,
+    kind: type[Store] = Store,
+    unavailable: dict[str, str] | None = None,
+    started: Callable[[list[Cell], Store], None] | None = None,
+    running: Callable[[Cell], None] | None = None,
+    finished: Callable[[Record], None] | None = None,
+) -> Outcome:
+    """As `run`, for cells that are planned already.
+
+    Args:
+        about: what is written beside the cells; see `session`.
+        work: makes a cell's record, in this process or wherever `map` calls it.
+        kind: the class of the store.
+        unavailable: samplers that cannot be loaded, and why.
+    """
+    begun, lost = time.perf_counter(), unavailable or {}
+    about = about | {"plan": [c.key for c in cells]}
     if shard is not None:
         about["shard"], cells = list(shard), cells[shard[0] :: shard[1]]
-    with session(folder, about, fresh=fresh) as store:
+    with session(folder, about, fresh=fresh, kind=kind) as store:
         todo = [c for c in cells if not store.done(c)]
         store.note_changes(cells)
         store.notes += [f"left out: {error}" for error in lost.values()]
         if started:
             started(cells, store)
-        execute(todo, store, threads=threads, map=map, running=running, finished=finished)
+        execute(todo, store, work, map=map, running=running, finished=finished)
     ends = [store.records[c.key] for c in cells if c.key in store.records]
     return Outcome(
         store.folder,
@@ -106,19 +145,13 @@ def run(
 def execute(
     todo: Sequence[Cell],
     store: Store,
+    work: Callable[[Cell], Record],
     *,
-    threads: int | None = None,
     map: MapLike | None = None,
     running: Callable[[Cell], None] | None = None,
     finished: Callable[[Record], None] | None = None,
-    work: Callable[[Cell], Record] | None = None,
 ) -> None:
-    """Run cells; each is on the disk before the next begins. The arguments are those of `run`.
-
-    Args:
-        work: what makes a cell's record; None: CellWork.
-    """
-    before = torch.get_num_threads()
+    """Run cells; each record is on the disk before the next is taken. The arguments are those of `run_cells`."""
 
     def cells() -> Iterator[Cell]:
         for cell in todo:
@@ -126,8 +159,9 @@ def execute(
                 running(cell)
             yield cell
 
+    before = torch.get_num_threads()
     try:
-        for _, record in share_out(cells(), work or CellWork(threads), map=map):
+        for _, record in share_out(cells(), work, map=map):
             store.add(record)
             if finished:
                 finished(record)

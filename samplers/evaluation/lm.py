@@ -22,7 +22,7 @@ from ..bench.user_model import load_denoiser
 from ..checks import integer
 from ..denoiser import TokenDenoiser
 from ..driver import sample
-from ..errors import FamilyError, OptionError
+from ..errors import FamilyError, OptionError, unknown_option
 from ..likelihood import nll
 from ..sampler import Sampler
 
@@ -168,10 +168,10 @@ class SamplersLM(LM):
             known = {o.name: o for o in registry.load(sampler).options()}
             for name in options:
                 if name not in known:
-                    raise wrong_argument(f"SamplersLM with sampler {sampler!r}", name, [*SETTINGS, *known])
+                    raise unknown_option(f"SamplersLM with sampler {sampler!r}", name, [*SETTINGS, *known])
             return registry.create(sampler, **{k: known[k].parse(v) if isinstance(v, str) else v for k, v in options.items()})
         if options:
-            raise wrong_argument("SamplersLM", next(iter(options)), SETTINGS)
+            raise unknown_option("SamplersLM", next(iter(options)), SETTINGS)
         if sampler is not None and not isinstance(sampler, Sampler):
             raise OptionError(f"sampler is {type(sampler).__name__}; a sampler's name, or a Sampler, is needed")
         return sampler
@@ -341,22 +341,19 @@ class SamplersLM(LM):
             prompt=prompts,
             seed=self.seed,
             first_row=rows,
-            stop=list(ends) or None,
+            stop=[*until, *ends],
             **settings,
         )
-        written = made.generated
         cost = self.cost
         cost.rows += len(rows)
-        cost.tokens += sum(map(len, written))
+        cost.tokens += sum(map(len, made.generated))
         cost.passes += int(made.nfe_rows.sum())
         cost.forwards += made.nfe
         for name in ("row_evals", "token_evals", "cache_bytes"):
             setattr(cost, name, getattr(cost, name) + getattr(made, name))
         cost.denoiser += made.seconds.denoiser
         cost.sampler += made.seconds.sampler
-        # The padding before the ids says that they continue a text: a blank at the beginning stays.
-        texts = [self._tokenizer.decode([-1, *ids.tolist()]) for ids in written]
-        return [text[: min((at for u in until if (at := text.find(u)) >= 0), default=len(text))] for text in texts]
+        return made.texts
 
     # ------------------------------------------------------------------------------------------ likelihood
 
