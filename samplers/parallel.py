@@ -20,6 +20,7 @@ import re
 import socket
 import subprocess
 import sys
+import textwrap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -238,9 +239,9 @@ class RayMap:
                             ) from error
                         self.lost += 1
                         if lost + 1 >= self.tries:
-                            what = task[1] if isinstance(task, tuple) and len(task) == 2 else task
+                            what = task[1] if isinstance(task, tuple) and len(task) == 2 else task  # `execute` numbers them
                             raise SamplersError(
-                                f"the worker of {what} died {self.tries} times ({str(error).splitlines()[0]}). What is "
+                                f"the worker of {textwrap.shorten(str(what), 200)} died {self.tries} times ({str(error).splitlines()[0]}). What is "
                                 "finished is kept; if memory was short, use fewer workers (--workers) or smaller batches"
                             ) from error
                         again.append((task, lost + 1))

@@ -117,6 +117,12 @@ def merge_lines(files: Sequence[str | Path], out: str | Path) -> Merged:
                 index = int(record["index"])
             except (ValueError, TypeError, KeyError) as error:
                 raise OptionError(f"{part}, line {number}: an object with an index is needed ({error!r})") from error
+            first, where = next(iter(found.values()), (record, part))
+            if first.get("key") != record.get("key"):
+                raise OptionError(
+                    f"{where} and {part} were written with other settings: their lines differ in key (model, sampler, options, "
+                    "seed, version)"
+                )
             _keep(found, index, record, part, f"index {index}")
     missing = sorted(set(range(max(found, default=-1) + 1)) - set(found))
     lines = [json.dumps(found[i][0], ensure_ascii=False) + "\n" for i in sorted(found)]

@@ -22,12 +22,13 @@ from rich.text import Text
 from .. import registry
 from ..entries import one_line
 from ..errors import SamplersError
-from . import bench, catalogue, cite, env, merge, plugins, sample, show, tune
+from . import bench, catalogue, chat, cite, env, evaluate, generate, merge, plugins, sample, show, tune
 from .output import complain, speaks_unicode
 
 __all__ = ["main"]
 
-COMMANDS = (catalogue, show, cite, sample, bench, tune, merge, plugins, env)  # in the order of the help
+# In the order of the help.
+COMMANDS = (catalogue, show, cite, sample, generate, chat, bench, tune, evaluate, merge, plugins, env)
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # no place, no quota, too large, a bad disk
 
 

@@ -15,7 +15,7 @@ from . import arguments as a
 from .arguments import AS_JSON, FAMILY, OPTION, Commands, command
 from .output import make_console, print_json
 from .sample_output import as_json, print_costs, print_rows, save, writable
-from .tokens import check_room, method_of, token_ids
+from .tokens import TEXT, check_room, method_of, stop_rule, text_default, token_ids
 
 if TYPE_CHECKING:
     from ..denoiser import Denoiser
@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 
 ENOUGH = 100  # rows for which a score says something
 ROWS = 4
-# What runs if the command does not say. The small text models repeat themselves at a low temperature: at 0 text-mdm writes
-# "the name of the name of the name". Of some thirty settings that were tried these read best.
+# What runs if the command does not say.
 MODEL = "text-mdm"
 SAMPLERS = {"masked": "entropy_bound", "uniform": "d3pm_ancestral", "gaussian": "dpmpp_2m"}
-TEXT = {"temperature": 0.7, "gen_length": 64}
 
 
-def _options(sampler: str, texts: Sequence[str]) -> dict[str, Any]:
+def read_options(sampler: str, texts: Sequence[str]) -> dict[str, Any]:
     """-o name=value, read as the option's type. An unknown name is left for the sampler to refuse."""
     known = {o.name: o for o in registry.load(sampler).options()}
     made = {}
@@ -58,36 +56,35 @@ def _model(args: argparse.Namespace) -> tuple[Problem | None, Denoiser]:
     return problem, problem.denoiser(family or problem.families[0])
 
 
-def _default_sampler(denoiser: Denoiser) -> str:
+def default_sampler(denoiser: Denoiser) -> str:
     return "autoregressive" if getattr(denoiser, "predicts_next", False) else SAMPLERS[denoiser.family]
 
 
 def _sample(args: argparse.Namespace) -> int:
     from .. import watch as watching
     from ..driver import stream
-    from ..models import zoo
 
     # A wrong option is found before a model is loaded, which may take its time.
-    options = _options(args.sampler, args.option) if args.sampler is not None else None
+    options = read_options(args.sampler, args.option) if args.sampler is not None else None
     problem, denoiser = _model(args)
-    sampler_name = args.sampler or _default_sampler(denoiser)
+    sampler_name = args.sampler or default_sampler(denoiser)
     if options is None:
-        options = _options(sampler_name, args.option)
+        options = read_options(sampler_name, args.option)
     cls = registry.load(sampler_name)
     temperature, gen_length = args.temperature, args.gen_length
     if problem is not None and temperature is None and cls.family in ("masked", "uniform"):
         # On an exact problem the distribution is what one looks at, so draws are at temperature 1.
         temperature = 1.0
-    elif isinstance(denoiser, zoo.TextDenoiser):
-        temperature = TEXT["temperature"] if temperature is None else temperature
-        gen_length = int(TEXT["gen_length"]) if gen_length is None else gen_length
+    else:
+        temperature = text_default(denoiser, "temperature", temperature)
+        gen_length = text_default(denoiser, "gen_length", gen_length)
     batch = args.batch
     if batch is None:
         cold = cls.family != "gaussian" and (cls.default_temperature if temperature is None else temperature) == 0
         batch = 1 if cold else ROWS  # at temperature 0 rows are alike
     speaker = problem or denoiser
     prompt = token_ids(args.prompt, "--prompt", speaker, denoiser)
-    stop = [token_ids(text, "--stop", speaker, denoiser) for text in args.stop]
+    stop = [stop_rule(text, speaker, denoiser) for text in args.stop]
     check_room(denoiser, prompt, gen_length)
     file = writable(args.save)
     console = make_console()
@@ -217,7 +214,8 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         metavar="IDS",
-        help="token, or phrase of several tokens, after which a row ends; repeat it for several",
+        help="token, or phrase of several tokens, after which a row ends; or a string, if the model is one of text; repeat it "
+        "for several",
     )
     p.add_argument("--forbid", type=a.text, metavar="IDS", help="tokens that are never drawn")
     p.add_argument(

@@ -55,6 +55,7 @@ class EvalRequest:
         block_length: positions per block.
         chat: whether prompts are written by the model's chat template. system: a system message.
         mc: masks per text, where likelihoods are bounds. check_greedy: as in SamplersLM.
+        metric: what tables and plots use of a task that has it; None: its first.
     """
 
     model: str
@@ -74,6 +75,7 @@ class EvalRequest:
     system: str | None = None
     mc: int = 128
     check_greedy: bool = False
+    metric: str | None = None
     include: tuple[str, ...] = ()
 
 
