@@ -239,10 +239,12 @@ class RayMap:
                             ) from error
                         self.lost += 1
                         if lost + 1 >= self.tries:
-                            what = task[1] if isinstance(task, tuple) and len(task) == 2 else task  # `execute` numbers them
+                            # `execute` numbers its tasks.
+                            what = task[1] if isinstance(task, tuple) and len(task) == 2 else task
                             raise SamplersError(
-                                f"the worker of {textwrap.shorten(str(what), 200)} died {self.tries} times ({str(error).splitlines()[0]}). What is "
-                                "finished is kept; if memory was short, use fewer workers (--workers) or smaller batches"
+                                f"the worker of {textwrap.shorten(str(what), 200)} died {self.tries} times "
+                                f"({str(error).splitlines()[0]}). What is finished is kept; if memory was short, use fewer "
+                                "workers (--workers) or smaller batches"
                             ) from error
                         again.append((task, lost + 1))
                         continue

@@ -201,7 +201,10 @@ def test_a_task_that_kills_its_workers_is_given_up_and_the_sweep_goes_on_later(r
 
     cells = plan(SWEEP)
     monkeypatch.setattr(ray_map, "tries", 2)
-    with session(tmp_path, {"command": ""}) as store, pytest.raises(SamplersError, match=r"random_order.* died 2 times"):
+    with (
+        session(tmp_path, {"command": ""}) as store,
+        pytest.raises(SamplersError, match=r"random_order.* died 2 times"),
+    ):
         sweep.execute(cells, store, Mortal(tmp_path / "k", deadly=cells[2].key), map=ray_map)
     kept = len(Store(tmp_path, write=False).records)
     assert 2 <= kept < 8
@@ -243,3 +246,25 @@ def test_without_ray_it_says_what_to_install(monkeypatch, cli):
     code, _, err = cli("bench", "--problem", "sudoku4", "--ray", "auto", "--out", "/nowhere")
     assert code == 2
     assert 'pip install "sampler-zoo[ray]"' in err
+
+
+def test_generate_and_eval_on_ray_give_the_records_of_one_process(ray_map, tmp_path):
+    """Batches of prompts, and cells of tasks: the model is loaded by each worker, and the records are the same."""
+    from samplers.generate import generate
+
+    prompts = ["The module is", "Return the", "If a", "A list of", "The file"]
+    settings = {"gen_length": 8, "steps": 4, "temperature": 0.8, "seed": 3, "batch": 2}
+    alone = list(generate("text-mdm", prompts, "low_confidence", **settings))
+    spread = generate("text-mdm", prompts, "low_confidence", map=ray_map, **settings)
+    assert sorted(spread, key=lambda r: r["index"]) == alone
+    pytest.importorskip("lm_eval")
+    from samplers.evaluation import EvalRequest
+    from samplers.evaluation import run as evaluate
+
+    request = EvalRequest("text-mdm", ("zoo_finish",), samplers=("low_confidence",), nfe=(2, 4), limit=2)
+    evaluate(request, tmp_path / "alone")
+    outcome = evaluate(request, tmp_path / "ray", map=ray_map)
+    assert not outcome.failed
+    assert fixed(Store(tmp_path / "ray", write=False)) == fixed(Store(tmp_path / "alone", write=False))
+    for file in (tmp_path / "alone" / "answers").iterdir():
+        assert (tmp_path / "ray" / "answers" / file.name).read_bytes() == file.read_bytes()

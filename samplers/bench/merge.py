@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import OptionError, SamplersError
 from ..parallel import Shard, shard_path, sharded
 from .records import json_ready
-from .store import CELLS, REQUEST, Store, read_about, write_whole, writing
+from .store import ANSWERS, CELLS, REQUEST, Store, read_about, write_whole, writing
 
 __all__ = ["Merged", "merge_lines", "merge_stores"]
 
@@ -69,6 +69,11 @@ def merge_stores(folders: Sequence[str | Path], out: str | Path) -> Merged:
         lines = [json.dumps(json_ready(r), ensure_ascii=False, allow_nan=False) + "\n" for r in records]
         about = {k: v for k, v in abouts[0].items() if k != "shard"}
         with writing(out):
+            for key, (_, where) in found.items():
+                answers = where.parent / ANSWERS / f"{key}.jsonl"
+                if where != target.path and answers.is_file():
+                    (target.folder / ANSWERS).mkdir(exist_ok=True)
+                    write_whole(target.folder / ANSWERS / answers.name, answers.read_bytes())
             write_whole(target.path, "".join(lines))
             write_whole(target.folder / REQUEST, json.dumps(about, indent=1) + "\n")
     finally:

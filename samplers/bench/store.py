@@ -16,9 +16,10 @@ from ..errors import OptionError, SamplersError
 from .cells import Cell
 from .records import Record, damage, json_ready
 
-__all__ = ["CELLS", "REQUEST", "Store", "read_about", "session", "write_whole", "writing"]
+__all__ = ["ANSWERS", "CELLS", "REQUEST", "Store", "read_about", "session", "write_whole", "writing"]
 
 CELLS, REQUEST = "cells.jsonl", "sweep.json"
+ANSWERS = "answers"  # the folder of what a cell has to say row by row, if it does: a file for each
 
 
 def _locked(folder: Path) -> Any:
@@ -125,13 +126,18 @@ class Store:
         self.records[record["key"]] = record
 
     def add(self, record: Record) -> None:
-        """Append a record; it is on the disk when this returns.
+        """Append a record; it is on the disk when this returns. Its "answers", if it has any, go to answers/KEY.jsonl.
 
         Raises:
             SamplersError: it cannot be written, as on a full disk. Nothing of it is left in the file then.
         """
+        answers, record = record.get("answers"), {k: v for k, v in record.items() if k != "answers"}
         line = (json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
         with writing(self.folder):
+            if answers is not None:
+                rows = [json.dumps(json_ready(a), ensure_ascii=False, default=str) + "\n" for a in answers]
+                (self.folder / ANSWERS).mkdir(exist_ok=True)
+                write_whole(self.folder / ANSWERS / f"{record['key']}.jsonl", "".join(rows))
             before = self.path.stat().st_size
             try:
                 with open(self.path, "ab", buffering=0) as file:
@@ -183,16 +189,13 @@ class Store:
 
 
 @contextlib.contextmanager
-def session(
-    folder: str | Path, about: dict[str, Any], *, fresh: bool = False, kind: type[Store] = Store
-) -> Iterator[Store]:
+def session(folder: str | Path, about: dict[str, Any], *, fresh: bool = False) -> Iterator[Store]:
     """The store of a folder, locked while it is used.
 
     Args:
         about: what is written beside the cells, for the report. Its command is added to those of earlier runs.
-        kind: the class of the store.
     """
-    store = kind(folder, fresh=fresh)
+    store = Store(folder, fresh=fresh)
     try:
         earlier = [] if fresh else read_about(folder).get("commands", [])
         commands = [c for c in dict.fromkeys([*earlier, about["command"]]) if c]

@@ -105,7 +105,6 @@ def run_cells(
     fresh: bool = False,
     shard: Shard | None = None,
     map: MapLike | None = None,
-    kind: type[Store] = Store,
     unavailable: dict[str, str] | None = None,
     started: Callable[[list[Cell], Store], None] | None = None,
     running: Callable[[Cell], None] | None = None,
@@ -116,14 +115,13 @@ def run_cells(
     Args:
         about: what is written beside the cells; see `session`.
         work: makes a cell's record, in this process or wherever `map` calls it.
-        kind: the class of the store.
         unavailable: samplers that cannot be loaded, and why.
     """
     begun, lost = time.perf_counter(), unavailable or {}
     about = about | {"plan": [c.key for c in cells]}
     if shard is not None:
         about["shard"], cells = list(shard), cells[shard[0] :: shard[1]]
-    with session(folder, about, fresh=fresh, kind=kind) as store:
+    with session(folder, about, fresh=fresh) as store:
         todo = [c for c in cells if not store.done(c)]
         store.note_changes(cells)
         store.notes += [f"left out: {error}" for error in lost.values()]

@@ -124,7 +124,9 @@ def report_run(console: Console, folder: str | Path, *, tables: bool, every: boo
         for section in sections(points(Store(folder, write=False).records.values(), plotted(about))):
             group = section.points
             console.print()
-            console.print(table(group, group if every else best_rows(group), title=section.title, narrow=console.width < 120))
+            console.print(
+                table(group, group if every else best_rows(group), title=section.title, narrow=console.width < 120)
+            )
         console.print("[dim]• on the Pareto front by NFE; all settings are in table.md[/]\n", highlight=False)
     for note in notes:
         console.print(f"[yellow]note:[/] {note}", highlight=False)

@@ -72,7 +72,10 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def add(commands: Commands) -> None:
     p = command(
-        commands, "eval", _evaluate, "score a model and its samplers on tasks of lm-eval; a stopped run goes on where it was"
+        commands,
+        "eval",
+        _evaluate,
+        "score a model and its samplers on tasks of lm-eval; a stopped run goes on where it was",
     )
     p.add_argument(
         "--model",
@@ -113,7 +116,9 @@ def add(commands: Commands) -> None:
     )
     p.add_argument("-o", "--option", help="option of all samplers that have it; or sampler.name=value", **OPTION)
     p.add_argument("--limit", type=a.whole, metavar="N", help="documents per task (default: all)")
-    p.add_argument("--fewshot", type=a.whole_or_0, metavar="N", help="examples in the prompt (default: as the task says)")
+    p.add_argument(
+        "--fewshot", type=a.whole_or_0, metavar="N", help="examples in the prompt (default: as the task says)"
+    )
     p.add_argument("--chat", action="store_true", help="write prompts by the model's chat template")
     p.add_argument("--system", metavar="TEXT", help="system message, of the chat template")
     p.add_argument("--seeds", type=a.whole, default=1, metavar="N", help="number of seeds (default 1)")
@@ -126,7 +131,11 @@ def add(commands: Commands) -> None:
     )
     p.add_argument("--block-length", type=a.whole, metavar="N", help="positions per block, from left to right")
     p.add_argument(
-        "--mc", type=a.whole, default=128, metavar="N", help="masks per text, where likelihoods are bounds (default 128)"
+        "--mc",
+        type=a.whole,
+        default=128,
+        metavar="N",
+        help="masks per text, where likelihoods are bounds (default 128)",
     )
     p.add_argument(
         "--check-greedy",

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..arguments import wrong_argument
 from ..bench.user_model import load_denoiser
 from ..checks import integer
 from ..denoiser import TokenDenoiser
@@ -36,7 +35,18 @@ __all__ = ["Cost", "Likelihoods", "SamplersLM"]
 
 # The arguments of sample() that may be given, to the class or by a task's generation_kwargs; the others it sets itself.
 SETTINGS = (
-    *("steps", "block_length", "cache", "cfg_scale", "cfg_interval", "temperature", "top_k", "top_p", "forbid", "demote"),
+    *(
+        "steps",
+        "block_length",
+        "cache",
+        "cfg_scale",
+        "cfg_interval",
+        "temperature",
+        "top_k",
+        "top_p",
+        "forbid",
+        "demote",
+    ),
 )
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names that tasks use for the positions to fill
 REPEAT = 1 << 32  # a document's k-th repeat, or window, is row document + k * REPEAT
@@ -152,14 +162,21 @@ class SamplersLM(LM):
         self.batch_size = integer("batch_size", batch_size)
         self.gen_length = None if gen_length is None else integer("gen_length", gen_length)
         self.max_gen_toks, self.seed = integer("max_gen_toks", max_gen_toks), seed
-        self.mc, self.nll_batch, self.check_greedy = integer("mc", mc), integer("nll_batch", nll_batch), bool(check_greedy)
+        self.mc, self.nll_batch, self.check_greedy = (
+            integer("mc", mc),
+            integer("nll_batch", nll_batch),
+            bool(check_greedy),
+        )
         if likelihood not in ("auto", "bound", "next"):
             raise OptionError(f"likelihood is {likelihood!r}; auto, bound or next is needed")
         if likelihood == "next" and not self.denoiser.predicts_next:
-            raise OptionError(f'likelihood="next" needs a model that predicts the next token; {self.denoiser.name!r} does not')
+            raise OptionError(
+                f'likelihood="next" needs a model that predicts the next token; {self.denoiser.name!r} does not'
+            )
         exact = likelihood == "next" or (likelihood == "auto" and self.denoiser.predicts_next)
         self.likelihoods = Likelihoods("next" if exact else "any_order", self.mc)
         self.cost = Cost()
+        self.progress = True  # whether bars are shown, if lm-eval does not say
         self._rendered: set[str] = set()  # prompts that a chat template has written
         self._warned: set[str] = set()
 
@@ -169,7 +186,9 @@ class SamplersLM(LM):
             for name in options:
                 if name not in known:
                     raise unknown_option(f"SamplersLM with sampler {sampler!r}", name, [*SETTINGS, *known])
-            return registry.create(sampler, **{k: known[k].parse(v) if isinstance(v, str) else v for k, v in options.items()})
+            return registry.create(
+                sampler, **{k: known[k].parse(v) if isinstance(v, str) else v for k, v in options.items()}
+            )
         if options:
             raise unknown_option("SamplersLM", next(iter(options)), SETTINGS)
         if sampler is not None and not isinstance(sampler, Sampler):
@@ -272,7 +291,9 @@ class SamplersLM(LM):
                 "give fewer (gen_length=, --gen-length)"
             )
         counts.cut += 1
-        self._warn("cut", f"prompts longer than {most - more} tokens lose their beginning: {self.denoiser.name!r} takes {most}")
+        self._warn(
+            "cut", f"prompts longer than {most - more} tokens lose their beginning: {self.denoiser.name!r} takes {most}"
+        )
         return ids[len(ids) + more - most :]
 
     def _warn(self, what: str, text: str) -> None:
@@ -289,7 +310,9 @@ class SamplersLM(LM):
         top_p, top_k, and arguments of samplers.sample such as steps; what the class was given goes first.
         """
         if self.sampler is None:
-            raise OptionError("this task generates text: say by which sampler, as in SamplersLM(denoiser, 'entropy_bound')")
+            raise OptionError(
+                "this task generates text: say by which sampler, as in SamplersLM(denoiser, 'entropy_bound')"
+            )
         answers = [""] * len(requests)
         groups: dict[str, tuple[dict[str, Any], list[str], list[tuple[int, list[int], int]]]] = {}
         for i, (request, row) in enumerate(zip(requests, _rows(requests))):
@@ -297,7 +320,7 @@ class SamplersLM(LM):
             settings, until = self._asked(asked)
             ids = self._fitting(self._encode(context), settings["gen_length"], self.cost)
             groups.setdefault(repr((settings, until)), (settings, until, []))[2].append((i, ids, row))
-        with _bar("generate", len(requests), disable_tqdm or self.rank != 0) as bar:
+        with _bar("generate", len(requests), disable_tqdm or not self.progress or self.rank != 0) as bar:
             for settings, until, jobs in groups.values():
                 jobs.sort(key=lambda job: len(job[1]))  # rows of one length share their forward passes
                 for first in range(0, len(jobs), self.batch_size):
@@ -398,7 +421,9 @@ class SamplersLM(LM):
         # As lm-eval's own models have it: what the whole has beyond the context's tokens.
         rest = whole[len(before) :] or self._tokenizer.encode(after, begin=False).tolist()
         if not rest:
-            raise OptionError(f"the continuation {continuation!r} has no token in the vocabulary of {self.denoiser.name!r}")
+            raise OptionError(
+                f"the continuation {continuation!r} has no token in the vocabulary of {self.denoiser.name!r}"
+            )
         before = self._fitting(before, len(rest), self.likelihoods)
         return before + rest, len(before)
 
@@ -410,7 +435,7 @@ class SamplersLM(LM):
         errors = [0.0] * len(pairs)
         order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]), pairs[i][1]))
         begun, kept = time.perf_counter(), self.likelihoods
-        with _bar("score", len(pairs), disable_tqdm or self.rank != 0) as bar:
+        with _bar("score", len(pairs), disable_tqdm or not self.progress or self.rank != 0) as bar:
             for first in range(0, len(order), self.nll_batch):
                 part = order[first : first + self.nll_batch]
                 texts, given = [pairs[i][0] for i in part], [pairs[i][1] for i in part]
@@ -472,7 +497,10 @@ class SamplersLM(LM):
             kept.token_evals += x.numel()
 
         x = torch.nn.utils.rnn.pad_sequence([torch.tensor(t, dtype=torch.int64, device="cpu") for t in texts], True, 0)
-        length, begin = torch.tensor([[len(t)] for t in texts], device="cpu"), torch.tensor(given, device="cpu")[:, None]
+        length, begin = (
+            torch.tensor([[len(t)] for t in texts], device="cpu"),
+            torch.tensor(given, device="cpu")[:, None],
+        )
         position = torch.arange(x.shape[1], device="cpu")
         # Position j answers for token j + 1. What stands to the right of it, such as filling, it does not see.
         rows = (position >= (begin - 1).clamp(min=0)) & (position < length - 1)  # (B, L)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -23,9 +22,9 @@ import torch
 from .. import registry
 from ..bench.cells import Cell, cells_of
 from ..bench.machine import machine
-from ..bench.records import Record, json_ready
+from ..bench.records import Record
 from ..bench.request import Request
-from ..bench.store import Store, write_whole, writing
+from ..bench.store import Store
 from ..bench.sweep import Outcome, run_cells
 from ..entries import DISTRIBUTION
 from ..errors import OptionError
@@ -34,9 +33,8 @@ from ..problems.base import wilson
 from .lm import SamplersLM
 from .tasks import TaskUnit, load_tasks
 
-__all__ = ["ANSWERS", "EvalRequest", "EvalWork", "plan", "run"]
+__all__ = ["EvalRequest", "EvalWork", "plan", "run"]
 
-ANSWERS = "answers"  # the folder of what each document was answered, a file per cell
 SCORER = "nll"  # how cells of tasks that ask no sampler are called
 FEWSHOT_SEED = 1234  # of the choice of examples, lm-eval's own default
 
@@ -90,7 +88,9 @@ def plan(request: EvalRequest) -> list[Cell]:
     units = load_tasks(request.tasks, request.include)
     writing_tasks = [u.name for u in units if u.generates]
     if writing_tasks and not request.samplers:
-        raise OptionError(f"task {writing_tasks[0]!r} generates text: say by which samplers (--samplers entropy_bound,radd)")
+        raise OptionError(
+            f"task {writing_tasks[0]!r} generates text: say by which samplers (--samplers entropy_bound,radd)"
+        )
     cells: dict[str, Cell] = {}
     for seed in range(request.seeds):
         for unit in units:
@@ -200,6 +200,7 @@ def _result(cell: Cell, unit: TaskUnit) -> dict[str, Any]:
         settings |= {"mc": cell.value, "check_greedy": said["check_greedy"]}
         settings["likelihood"] = "next" if said["likelihood"] == "next" else "bound"
     lm = SamplersLM(said["model"], sampler, seed=cell.seed, batch_size=cell.batch, **settings)
+    lm.progress = False
     for task in unit.tasks.values():
         if said["fewshot"] is not None and task.get_config("num_fewshot") != 0:  # a task that says 0 means it
             task.set_config(key="num_fewshot", value=said["fewshot"])
@@ -268,10 +269,13 @@ def _score(results: Any, unit: TaskUnit) -> dict[str, Any]:
         name = metric if chosen == "none" else f"{metric}, {chosen}"
         stderr = found.get(f"{metric}_stderr,{chosen}")
         stderr = float(stderr) if isinstance(stderr, (int, float)) and math.isfinite(stderr) else None
-        each = [
-            a.get(metric) for t in unit.tasks for a in results["samples"][t] if a.get("filter", chosen) == chosen
-        ]
-        if len(unit.tasks) == 1 and each and all(v in (0, 1) for v in each) and abs(sum(each) / len(each) - value) < 1e-9:
+        each = [a.get(metric) for t in unit.tasks for a in results["samples"][t] if a.get("filter", chosen) == chosen]
+        if (
+            len(unit.tasks) == 1
+            and each
+            and all(v in (0, 1) for v in each)
+            and abs(sum(each) / len(each) - value) < 1e-9
+        ):
             low, high = (lambda e: (e.low, e.high))(wilson(int(sum(each)), len(each)))
         else:
             low, high = (value - 1.96 * stderr, value + 1.96 * stderr) if stderr is not None else (None, None)
@@ -280,19 +284,6 @@ def _score(results: Any, unit: TaskUnit) -> dict[str, Any]:
             "value": float(value), "low": low, "high": high, "n": n, "better": better, "truth": None, "stderr": stderr
         }  # fmt: skip
     return {"primary": next(iter(estimates), ""), "estimates": estimates}
-
-
-class AnswerStore(Store):
-    """A store that puts what each document was answered into a file of its own: answers/KEY.jsonl."""
-
-    def add(self, record: Record) -> None:
-        answers = record.get("answers")
-        if answers is not None:
-            lines = [json.dumps(json_ready(a), ensure_ascii=False, default=str) + "\n" for a in answers]
-            with writing(self.folder):
-                (self.folder / ANSWERS).mkdir(exist_ok=True)
-                write_whole(self.folder / ANSWERS / f"{record['key']}.jsonl", "".join(lines))
-        super().add({k: v for k, v in record.items() if k != "answers"})
 
 
 def run(
@@ -322,7 +313,6 @@ def run(
         fresh=fresh,
         shard=shard,
         map=map,
-        kind=AnswerStore,
         started=started,
         running=running,
         finished=finished,
