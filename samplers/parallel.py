@@ -173,10 +173,10 @@ class RayMap:
         import ray
 
         if not ray.is_initialized():
-            quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
             address = _cluster(self.address)
-            more = self.start if address is None else {"address": address}
-            ray.init(**quiet, **({"include_dashboard": False} if address is None else {}), **more)
+            asked: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+            asked |= {"include_dashboard": False} | self.start if address is None else {"address": address}
+            ray.init(**asked)
             self._ours = True
         return self
 
@@ -205,7 +205,7 @@ class RayMap:
         from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
         workers, share = self._shares()
-        kept, actor = ray.put(work), ray.remote(**share)(_Worker)
+        kept, actor = ray.put(work), ray.remote(_Worker).options(**share)
         busy: dict[Any, tuple[Any, Any, int]] = {}  # what will be the result: (worker, task, workers that it has lost)
         idle: list[Any] = []
         again: deque[tuple[Any, int]] = deque()

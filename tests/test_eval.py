@@ -166,7 +166,7 @@ def test_likelihoods_of_a_model_that_predicts_the_next_token_are_exact():
     lm = SamplersLM(denoiser)
     pairs = [("Return True if the object is", " not None"), ("The file", " is closed."), ("", "Return")]
     found = lm.loglikelihood(asked("loglikelihood", pairs), disable_tqdm=True)
-    assert lm.likelihoods.forwards == 2  # all three texts at once, and the first token of the one without a context
+    assert lm.likelihoods.nfe == 2  # all three texts at once, and the first token of the one without a context
     assert lm.likelihoods.stderr == [0.0] * 3
     for (context, rest), (value, greedy) in zip(pairs, found):
         ids, n = denoiser.encode(context + rest), len(denoiser.encode(context))

@@ -59,14 +59,14 @@ class Cost:
     Attributes:
         rows: answers. tokens: positions that they fill, up to a row's end; the token that ends a row is one of them.
         passes: forward passes that a row took part in, summed over rows: tokens / passes are the tokens per pass.
-        forwards, row_evals, token_evals, cache_bytes, denoiser, sampler: as in Sample, summed over batches.
+        nfe, row_evals, token_evals, cache_bytes, denoiser, sampler: as in Sample, summed over batches.
         cut: prompts that were longer than the model takes, and lost their beginning.
     """
 
     rows: int = 0
     tokens: int = 0
     passes: int = 0
-    forwards: int = 0
+    nfe: int = 0
     row_evals: int = 0
     token_evals: int = 0
     cache_bytes: int = 0
@@ -82,7 +82,7 @@ class Likelihoods:
     Attributes:
         method: "next": the chain rule, exact. "any_order": the bound of samplers.nll, by Monte Carlo; mc masks per text.
         nll, stderr: one per request, nats: minus the log-likelihood or its bound, and the Monte Carlo standard error.
-        tokens: scored. forwards, row_evals, token_evals: what it cost; seconds: in all.
+        tokens: how many were scored. nfe, row_evals, token_evals: what it cost; seconds: in all.
     """
 
     method: str
@@ -90,7 +90,7 @@ class Likelihoods:
     nll: list[float] = field(default_factory=list)
     stderr: list[float] = field(default_factory=list)
     tokens: int = 0
-    forwards: int = 0
+    nfe: int = 0
     row_evals: int = 0
     token_evals: int = 0
     seconds: float = 0.0
@@ -118,7 +118,7 @@ class SamplersLM(LM):
         sampler: a sampler's name or a Sampler, for tasks that generate. Its options are among `more`.
         batch_size: prompts per run of the sampler.
         max_gen_toks: positions to fill if the task does not say. gen_length: the same, whatever the task says.
-        seed: of all random numbers.
+        seed: what all random numbers are made of.
         likelihood: "next": the chain rule from left to right, exact, for models that predict the next token; "bound": the
             bound of samplers.nll, for masked models. "auto": the first that the model can.
         mc: masks per text of the bound. nll_batch: masks per forward pass.
@@ -371,7 +371,7 @@ class SamplersLM(LM):
         cost.rows += len(rows)
         cost.tokens += sum(map(len, made.generated))
         cost.passes += int(made.nfe_rows.sum())
-        cost.forwards += made.nfe
+        cost.nfe += made.nfe
         for name in ("row_evals", "token_evals", "cache_bytes"):
             setattr(cost, name, getattr(cost, name) + getattr(made, name))
         cost.denoiser += made.seconds.denoiser
@@ -467,7 +467,7 @@ class SamplersLM(LM):
                 "generates"
             ) from error
         kept = self.likelihoods
-        kept.forwards += bound.nfe
+        kept.nfe += bound.nfe
         kept.row_evals += bound.row_evals
         kept.token_evals += self.mc * sum(map(len, texts))
         return bound
@@ -492,7 +492,7 @@ class SamplersLM(LM):
                 values[i] += v
                 equal[i] &= same
             kept = self.likelihoods
-            kept.forwards += 1
+            kept.nfe += 1
             kept.row_evals += len(x)
             kept.token_evals += x.numel()
 
@@ -526,7 +526,7 @@ class SamplersLM(LM):
                 steps=n,
                 temperature=0.0,
             )
-            self.likelihoods.forwards += made.nfe
+            self.likelihoods.nfe += made.nfe
             for i, row in zip(which, made.rows()):
                 equal[i] = row.tolist() == texts[i]
         return equal

@@ -36,7 +36,7 @@ from .tasks import TaskUnit, load_tasks
 __all__ = ["EvalRequest", "EvalWork", "plan", "run"]
 
 SCORER = "nll"  # how cells of tasks that ask no sampler are called
-FEWSHOT_SEED = 1234  # of the choice of examples, lm-eval's own default
+FEWSHOT_SEED = 1234  # lm-eval's own default: which examples are in a prompt
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def plan(request: EvalRequest) -> list[Cell]:
 def _cells(request: EvalRequest, unit: TaskUnit, seed: int, lm: SamplersLM) -> list[Cell]:
     from importlib.metadata import version
 
-    about = {"model": request.model, "task": unit.name, "fewshot": request.fewshot, "limit": request.limit}
+    about: dict[str, Any] = {"model": request.model, "task": unit.name, "fewshot": request.fewshot, "limit": request.limit}
     about |= {"chat": request.chat, "system": request.system, "lm_eval": version("lm_eval")}
     about |= {"include": list(map(str, request.include))}
     facts: dict[str, Any] = {"problem": f"{request.model}: {unit.name}", "rows": unit.documents(request.limit)}
@@ -240,7 +240,7 @@ def _cost(lm: SamplersLM, documents: int) -> dict[str, Any]:
     passes = c.passes + k.row_evals
     out: dict[str, Any] = {
         "nfe": {
-            "forwards": c.forwards + k.forwards,
+            "forwards": c.nfe + k.nfe,
             "row_evals": c.row_evals + k.row_evals,
             "token_evals": c.token_evals + k.token_evals,
             "cache_bytes": c.cache_bytes,
