@@ -358,7 +358,7 @@ class Results:
 
     Args:
         path: it is made if it is missing, and goes on if it is there.
-        key: of the Job that writes it.
+        job: what writes it.
         prompts: what the records are of.
         overwrite: begin it anew.
 
@@ -371,8 +371,8 @@ class Results:
             or other weights of the model.
     """
 
-    def __init__(self, path: str | Path, key: str, prompts: Sequence[Prompt], *, overwrite: bool = False):
-        self.path, self.key = Path(path), key
+    def __init__(self, path: str | Path, job: Job, prompts: Sequence[Prompt], *, overwrite: bool = False):
+        self.path, self.job = Path(path), job
         self.done: set[int] = set()
         self.notes: list[str] = []
         self.weights: Any = None
@@ -426,10 +426,11 @@ class Results:
             index, key = record["index"], record["key"]
         except (ValueError, KeyError, TypeError) as error:
             raise OptionError(f"{where} is no record of samplers generate; {again}") from error
-        if key != self.key:
-            raise OptionError(
-                f"{where} was written with other settings (model, sampler, options, seed, version); {again}"
-            )
+        if key != self.job.key:
+            asked = json.loads(json.dumps(self.job.made_by, default=str))
+            others = [name for name in asked if record.get(name) != asked[name]]
+            what = ", ".join(others) or "an argument of sample() such as gen_length or temperature"
+            raise OptionError(f"{where} was written with other settings ({what}); {again}")
         if index not in prompts or prompts[index].content != record.get("prompt"):
             raise OptionError(f"{where} is of another prompt than number {index} of these; {again}")
         self._same_weights(record, where, again)

@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from texts import SAYS, reciter, tokenizer_folder
 
 import samplers
 from samplers.denoiser import TextTokenizer
 from samplers.errors import ModelError, OptionError
+from samplers.generate import generate, read_prompts, weights_of
 from samplers.models import zoo
-
-WORDS = ["the cat sat on the mat. Q: what did the cat do?\n\nA: it sat äöü"] * 3
-TEMPLATE = (
-    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
-    "<|{{ m.role }}|>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
-
-def tokenizer_folder(folder: Path, kind: str = "bytes", chat: bool = True) -> Path:
-    """A folder with a real BPE trained on a few lines: of bytes, or of words with a mark for the blank, as Llama 2 has it."""
-    tokenizers = pytest.importorskip("tokenizers")
-    transformers = pytest.importorskip("transformers")
-    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-
-    special = ["<s>", "</s>", "<mask>", "<pad>", "<|system|>", "<|user|>", "<|assistant|>"]
-    made = tokenizers.Tokenizer(models.BPE(unk_token="<pad>" if kind == "words" else None))
-    if kind == "bytes":
-        made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-    else:
-        made.pre_tokenizer, made.decoder, alphabet = pre_tokenizers.Metaspace(), decoders.Metaspace(), []
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator(WORDS, trainer)
-    ends = [(name, made.token_to_id(name)) for name in ("<s>", "</s>")]
-    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", mask_token="<mask>", pad_token="<pad>"
-    )
-    if chat:
-        fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    return folder
 
 
 def test_a_tokenizer_of_transformers(tmp_path: Path) -> None:
@@ -100,8 +70,6 @@ def test_folders_without_a_tokenizer_and_with_a_broken_one(tmp_path: Path) -> No
 
 # ---------------------------------------------------------------------------------------------- prompts and stops
 
-SAYS = "the cat did sit.\n\nA: ä cat sat on the mäöt. Q: what did the cat do?"
-
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
@@ -109,23 +77,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
     made = tokenizer_of(tokenizer_folder(tmp_path_factory.mktemp("tokenizer")))
     assert made is not None
-    return made
-
-
-def reciter(text: TextTokenizer, says: str = SAYS, seed: int = 0) -> samplers.TokenDenoiser:
-    """A model that says one text, whatever it is given, and is surer of some positions than of others.
-
-    The text stands at positions from 0 on; after it come tokens that end a text.
-    """
-    ids = torch.nn.functional.pad(text.encode(says, begin=False), (0, 200), value=1)
-    sure = 5 + torch.rand(len(ids), generator=torch.Generator().manual_seed(seed))
-    logits = torch.nn.functional.one_hot(ids, text.vocab_size) * sure[:, None]  # (n, V)
-
-    def fn(x: torch.Tensor) -> torch.Tensor:
-        return logits[: x.shape[1]].expand(len(x), -1, -1).contiguous()
-
-    made = samplers.TokenDenoiser.wrap(fn, vocab_size=text.vocab_size, mask_id=text.mask_id, name="reciter")
-    made.tokenizer, made.stop_ids = text, text.eos_ids
     return made
 
 
@@ -195,9 +146,9 @@ def test_stop_strings_beside_phrases_and_special_tokens(text: TextTokenizer) -> 
     assert out.finish_reasons == ["length"]
     with pytest.raises(OptionError, match="a string must have a character"):
         run(["Q:", ""])
-    with pytest.raises(OptionError, match=r"'plain' has no tokenizer.*stop='Q:'"):
-        plain = samplers.TokenDenoiser.wrap(lambda ids: None, vocab_size=9, mask_id=9, name="plain")  # type: ignore[arg-type,return-value]
-        samplers.sample(plain, "low_confidence", gen_length=8, stop=["Q:"])
+    model.tokenizer = None
+    with pytest.raises(OptionError, match=r"'reciter' has no tokenizer.*stop='Q:'"):
+        run(["Q:"])
 
 
 def test_blanks_of_words_are_kept_where_a_text_goes_on(tmp_path: Path) -> None:
@@ -237,3 +188,81 @@ def test_prompts_that_are_text(text: TextTokenizer) -> None:
         _ = samplers.sample(model, "radd", prompt=[cat], **kw).texts
     with pytest.raises(OptionError, match="no chat template"):
         samplers.sample(zoo.load("text-mdm"), "radd", prompt=chat, **kw)
+
+
+# ---------------------------------------------------------------------------------------------- many prompts
+
+KW: dict[str, Any] = {"gen_length": 10, "temperature": 1.0, "seed": 3, "stop": ["e "]}
+
+
+@pytest.fixture(scope="module")
+def mdm() -> samplers.TokenDenoiser:
+    model = zoo.load("text-mdm")
+    assert isinstance(model, samplers.TokenDenoiser)
+    return model
+
+
+def test_records_do_not_depend_on_batches_and_shards(text: TextTokenizer) -> None:
+    model = reciter(text)
+    prompts: list[Any] = ["the cat", "sat", [4, 5, 6], [{"role": "user", "content": "mat?"}], "on", "the mat sat", "A:"]
+    alone = list(generate(model, prompts, "radd", batch=1, ids=True, **KW))
+    assert [r["index"] for r in alone] == [r["row"] for r in alone] == list(range(7))
+    assert list(generate(model, prompts, "radd", batch=3, ids=True, **KW)) == alone
+    shards = [list(generate(model, prompts, "radd", batch=2, shard=(i, 3), ids=True, **KW)) for i in range(3)]
+    assert [record for shard in shards for record in shard] == alone
+    assert [len(s) for s in shards] == [2, 2, 3]
+    skipped = list(generate(model, prompts, "radd", batch=4, skip={0, 2, 3}, ids=True, **KW))
+    assert skipped == [alone[i] for i in (1, 4, 5, 6)]
+    for i, record in enumerate(alone):
+        one = samplers.sample(model, "radd", prompt=prompts[i] if i != 2 else [prompts[2]], first_row=i, **KW)
+        assert record["ids"] == one.generated[0].tolist() and record["text"] == one.texts[0]
+        assert record["finish_reason"] == one.finish_reasons[0] and record["nfe"] == int(one.nfe_rows[0])
+        assert record["tokens_per_pass"] == pytest.approx(record["tokens"] / record["nfe"], abs=1e-4)
+    backwards = list(generate(model, prompts, "radd", batch=2, map=lambda f, b: [*map(f, b)][::-1], ids=True, **KW))
+    assert backwards != alone and sorted(backwards, key=lambda r: r["index"]) == alone
+
+
+def test_what_generate_refuses_is_said_before_anything_runs(text: TextTokenizer) -> None:
+    model = reciter(text)
+    model.max_length = 16
+    for call, says in (
+        (lambda: generate(model, ["sat", "the cat " * 9], "radd", gen_length=4), r"prompt 1: .*at most 16"),
+        (lambda: generate(model, ["sat"], "radd", gen_length=4, nonsense=1), "nonsense"),
+        (lambda: generate(model, ["sat"], "radd", gen_length=4, info=True), "takes no 'info'"),
+        (lambda: generate(model, "sat", "radd", gen_length=4), "one text"),
+        (lambda: generate(model, ["sat"], "radd", gen_length=4, shard=(2, 2)), "shard must be"),
+        (lambda: generate("digits-gauss", ["sat"], "radd", gen_length=4), "a model of tokens"),
+    ):
+        with pytest.raises(samplers.SamplersError, match=says):
+            call()
+
+
+def test_prompts_are_read_from_lines() -> None:
+    lines = ["the cat\n", "\n", " sat \r\n"]
+    assert [(p.index, p.content, p.id) for p in read_prompts(lines, "x")] == [(0, "the cat", None), (1, " sat ", None)]
+    said = {"role": "user", "content": "a"}
+    objects = [{"prompt": "a", "id": "q1"}, {"messages": [said]}, {"ids": [1, 2]}, {"prompt": ""}]
+    read = read_prompts(map(json.dumps, objects), "x", chat=True, system="s")
+    system = {"role": "system", "content": "s"}
+    empty = {"role": "user", "content": ""}
+    assert [p.content for p in read] == [[system, said], [system, said], [1, 2], [system, empty]]
+    assert [p.id for p in read] == ["q1", None, None, None]
+    for bad, says in (
+        ([], "x: there is no prompt"),
+        (['{"prompt": "a"}', "b"], "x, line 2 is not JSON"),
+        (['{"prompt": 3}'], "line 1: prompt is 3"),
+        (['{"text": "a"}'], "none of prompt, messages and ids"),
+        (['{"prompt": "a", "ids": [1]}'], "has prompt and ids"),
+        (['{"ids": [1.5]}'], "ids is"),
+    ):
+        with pytest.raises(OptionError, match=re.escape(says)):
+            read_prompts(bad, "x")
+
+
+def test_weights_are_told_apart(mdm: samplers.TokenDenoiser, text: TextTokenizer) -> None:
+    first = weights_of(mdm)
+    assert first == weights_of(zoo.load("text-mdm")) and weights_of(reciter(text)) is None  # type: ignore[arg-type]
+    with torch.no_grad():
+        mdm.model.norm.weight[0] += 0.5  # type: ignore[attr-defined]
+        assert weights_of(mdm) != first
+        mdm.model.norm.weight[0] -= 0.5  # type: ignore[attr-defined]

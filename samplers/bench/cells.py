@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import registry
-from ..errors import PluginError, UnknownNameError
+from ..errors import OptionError, PluginError, UnknownNameError
 from ..feeds.sequence import missing_capabilities
 from .request import Request, parse_options
 from .source import fingerprint
@@ -120,6 +120,8 @@ def _families(request: Request, name: str) -> tuple[str, ...]:
 def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
     _check_patterns(request.samplers)
     families = _families(request, problem)
+    if is_user_model(problem):
+        _check_length(request, problem, families)
     chosen = [(f, n) for f in families for n in registry.names(request.samplers, f) if _runs(n, f, problem)]
     given = parse_options(request.options, [n for _, n in chosen])
     modules = [spec.partition(":")[0] for spec in (problem, request.prompts, request.metric) if spec and ":" in spec]
@@ -172,6 +174,12 @@ def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
                 )
             )
     return cells
+
+
+def _check_length(request: Request, model: str, families: Sequence[str]) -> None:
+    """OptionError if nobody says how long the texts of a user's model are."""
+    if "gaussian" not in families and request.gen_length is None and subject(model).length is None:
+        raise OptionError(f"--gen-length is needed: {model!r} takes a canvas of any length")
 
 
 def _runs(name: str, family: str, problem: str) -> bool:

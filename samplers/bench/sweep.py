@@ -224,12 +224,14 @@ def _joined(parts: Sequence[Sample]) -> Sample:
     narrow = [
         torch.nn.functional.pad(p.x, (0, wide - p.x.shape[1]), value=PAD) if p.x.dim() == 2 else p.x for p in parts
     ]
+    fills = [torch.nn.functional.pad(p.fill, (0, wide - p.fill.shape[1])) for p in parts if p.fill is not None]
     lengths = [p.lengths for p in parts if p.lengths is not None]
     return dataclasses.replace(
         parts[0],
         x=torch.cat(narrow),
         nfe_rows=torch.cat([p.nfe_rows for p in parts]),
         lengths=torch.cat(lengths) if lengths else None,
+        fill=torch.cat(fills) if fills else None,
         seconds=Seconds(sum(p.seconds.denoiser for p in parts), sum(p.seconds.sampler for p in parts)),
         **{
             k: sum(getattr(p, k) for p in parts)

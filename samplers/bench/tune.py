@@ -250,7 +250,9 @@ class _Cells:
         name = what.request.problems[0]
         problem = subject(name, what.request.metric, what.request.higher)
         if is_user_model(name) and what.request.metric is None:
-            raise OptionError("a search on a model of your own needs --metric MODULE:FUNCTION to judge by")
+            raise OptionError(
+                "a search on a model needs --metric MODULE:FUNCTION to judge by; or --metric nll, if it is a masked model"
+            )
         fixed = tuple(f"{k}={v}" for k, v in self.own.items())
         request = dataclasses.replace(what.request, samplers=(what.sampler,), options=fixed, family=cls.family)
         self.templates = {c.settings["steps"]: c for c in cells_of(request, name, 0)}

@@ -18,6 +18,7 @@ import torch
 from .. import problems, registry
 from ..denoiser import Denoiser
 from ..errors import ModelError, OptionError, SamplersError, UnknownNameError, did_you_mean
+from ..likelihood import nll
 from ..models import pretrained, zoo
 from ..problems import Estimate, Problem, Score
 from ..problems.base import mean_estimate
@@ -115,7 +116,8 @@ class UserModel(Problem):
 
     Args:
         spec: its name, as `load_denoiser` takes it.
-        metric: module:function, which takes a Sample and returns a number or (B,) numbers, one per row; None: nothing is scored.
+        metric: module:function, which takes a Sample and returns a number or (B,) numbers, one per row; or "nll": nats per
+            token of what the run filled in, by samplers.nll of the model itself. None: nothing is scored.
         higher: whether more of the metric is better.
     """
 
@@ -125,11 +127,17 @@ class UserModel(Problem):
         self.name, self.made = spec, load_denoiser(spec)
         self.families = (self.made.family,)
         self.length = getattr(self.made, "length", None)
-        self.metric = load_object(metric, "--metric") if metric else None
+        self.metric = self._nll if metric == "nll" else load_object(metric, "--metric") if metric else None
         self.metric_name = metric.rpartition(":")[2] if metric else None
         self.higher = higher
         if metric and not callable(self.metric):
             raise OptionError(f"--metric {metric!r} is {type(self.metric).__name__}, not a function of a Sample")
+
+    def _nll(self, sample: Any) -> torch.Tensor:
+        """(B,) float64: nats per token of what was filled in, given the rest of the row; a bound, of 16 masks per row."""
+        fill = [where[: len(row)] for row, where in zip(sample.rows(), sample.fill)]
+        found = nll(self.made, sample.rows(), fill=fill, mc=16)  # type: ignore[arg-type]
+        return found.nll / found.tokens
 
     def denoiser(self, family: str | None = None, **kw: Any) -> Denoiser:
         self._family(family)

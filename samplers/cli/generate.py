@@ -104,7 +104,7 @@ def _generate(args: argparse.Namespace) -> int:
                     _show(console, record)
         return 0
     path = Path(args.out) if shard[1] == 1 else shard_path(args.out, shard)
-    with ray_map(args) as spread, Results(path, job.key, prompts, overwrite=args.overwrite) as results:
+    with ray_map(args) as spread, Results(path, job, prompts, overwrite=args.overwrite) as results:
         for note in results.notes:
             Console(stderr=True).print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
         before = len(results.done)
@@ -117,7 +117,7 @@ def _generate(args: argparse.Namespace) -> int:
             return interrupted(f"{len(results.done)} of {len(mine)} records are in {path}", again)
         written, kept = len(results.done) - before, f", {before} were there already" if before else ""
     if not args.quiet:
-        Console(stderr=True).print(f"{written} written{kept}: {path}", highlight=False, markup=False, soft_wrap=True)
+        make_console().print(f"{written} written{kept}: {path}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

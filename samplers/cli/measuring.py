@@ -13,6 +13,7 @@ from rich.console import Console
 from ..errors import OptionError
 from ..parallel import RayMap, Shard, parse_shard, shard_path
 from .arguments import temperature, whole
+from .tokens import TEXT, text_default
 
 USER_MODEL: dict[str, Any] = {
     "metavar": "NAME|hf:NAME|MODULE:ATTRIBUTE",
@@ -30,11 +31,17 @@ def measured(p: argparse.ArgumentParser, seeds: int) -> None:
         "--metric",
         metavar="M",
         help="metric to plot and to judge by: one of the problem's; with --denoiser MODULE:FUNCTION, which is given the "
-        "Sample and returns a number, or one per row",
+        "Sample and returns a number, or one per row; or nll, of masked models: nats per token that the model itself finds "
+        "in what was written, few where a text repeats itself (what `tune` takes on a masked model in the box)",
     )
     p.add_argument("--higher", action="store_true", help="say that more of your own metric is better")
     p.add_argument("--prompts", metavar="MODULE:ATTRIBUTE", help="lists of token ids, one per row; with --denoiser")
-    p.add_argument("--gen-length", type=whole, metavar="N", help="positions to fill; with --denoiser")
+    p.add_argument(
+        "--gen-length",
+        type=whole,
+        metavar="N",
+        help=f"positions to fill; with --denoiser (default on the text models in the box: {TEXT['gen_length']})",
+    )
     p.add_argument("--seeds", type=whole, metavar="N", help=f"number of seeds (default {seeds})")
     p.add_argument("--rows", type=whole, metavar="N", help="samples per run (default 512)")
     p.add_argument("--batch", type=whole, metavar="B", help="samples at a time (default 512)")
@@ -113,7 +120,8 @@ def user_model(args: argparse.Namespace) -> list[str]:
     from ..bench.user_model import load_denoiser
 
     if args.denoiser and ":" not in args.denoiser:
-        load_denoiser(args.denoiser)  # its error knows the names of the models in the box
+        # Its error knows the names of the models in the box.
+        args.gen_length = text_default(load_denoiser(args.denoiser), "gen_length", args.gen_length)
     return [args.denoiser] if args.denoiser else []
 
 

@@ -21,8 +21,11 @@ def _tune(args: argparse.Namespace) -> int:
     from ..bench.request import Request
     from ..bench.store import writing
     from ..bench.user_model import subject
+    from ..models import zoo
 
     (where,) = user_model(args) or [args.problem]
+    if args.denoiser in zoo.list_models() and args.metric is None and subject(where).families == ("masked",):
+        args.metric = "nll"  # any other model is judged by what its owner says
     names = tune.DEFAULTS.get(args.sampler)
     if not names and not (args.x and args.y):
         raise OptionError(

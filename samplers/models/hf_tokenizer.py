@@ -18,14 +18,14 @@ from ..errors import ModelError, OptionError
 
 __all__ = ["HuggingFaceTokenizer", "tokenizer_of"]
 
-# A folder has a tokenizer if it has one of these: transformers', tokenizers', sentencepiece's, and the vocabularies of old.
+# A folder has a tokenizer if it has one of these files: of tokenizers, transformers, sentencepiece, BPE's merges, WordPiece.
 FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
-    "vocab.json",
+    "merges.txt",
     "vocab.txt",
 )
 ANCHOR = "a"  # any text that is one word: what stands before a piece that does not begin a text

@@ -101,7 +101,7 @@ class Tokenizer:
     def chat(self, messages: str | Sequence[Mapping[str, str]]) -> Tensor:
         raise OptionError(
             "this tokenizer has no chat template: the models in the box continue texts and were never taught to answer; "
-            "give the text itself as the prompt"
+            "give the text itself as the prompt (samplers chat --raw)"
         )
 
     def save(self, path: str | Path) -> None:

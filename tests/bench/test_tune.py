@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -504,8 +505,31 @@ def test_a_model_in_the_box_is_measured_by_its_name(cli, tmp_path):
     code, _, err = cli("bench", *base, "--samplers", "radd", "--nfe", 2)
     assert code == 0, err
     assert {r["problem"] for r in lines(tmp_path)} == {"digits-mdm"}
-    assert "--metric MODULE:FUNCTION" in cli("tune", "beta_energy", *base)[2]  # no longer the name that is refused
     assert "did you mean 'digits-mdm'" in cli("bench", "--denoiser", "digits-mdn")[2]
+
+
+def test_bench_and_tune_take_a_text_model_in_the_box(cli, tmp_path):
+    """Nothing needs to be said of it: 64 positions are filled, and a search judges by the model's own likelihood."""
+    model = samplers.models.zoo.load("text-mdm")
+    base = ("--denoiser", "text-mdm", "--rows", 3, "--batch", 2, "--out", tmp_path / "o")
+    code, _, err = cli("bench", *base, "--samplers", "random_order", "--nfe", 2, "--seeds", 1, "--metric", "nll")
+    assert code == 0, err
+    (record,) = lines(tmp_path / "o")
+    assert record["settings"]["gen_length"] == 64
+    x = samplers.sample(model, "random_order", gen_length=64, batch=3, steps=2)
+    bound = samplers.nll(model, x.rows(), mc=16)
+    mean = float((bound.nll / bound.tokens).mean())
+    assert record["score"]["estimates"]["nll"]["value"] == pytest.approx(mean, rel=1e-4)
+    base = (*base[:-1], tmp_path / "t", "--seeds", 2, "--gen-length", 8, "--steps", 2, "--grid", "0.5,1", "--refine", 0)
+    code, out, err = cli("tune", "beta_energy", *base)
+    assert code == 0, err
+    assert "--denoiser text-mdm --sampler beta_energy --steps 2" in out
+    assert all("nll" in r["score"]["estimates"] for r in lines(tmp_path / "t"))
+    code, _, err = cli(
+        "bench", "--denoiser", f"hf:{Path(samplers.models.zoo.__file__).parent / 'text-mdm'}", "--samplers", "radd"
+    )
+    assert code == 2
+    assert "--gen-length is needed" in err
 
 
 def test_a_full_disk_while_a_search_is_written(cli, tmp_path, full_disk):
