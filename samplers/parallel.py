@@ -18,14 +18,13 @@ import importlib.util
 import os
 import re
 import socket
-import subprocess
-import sys
 import textwrap
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from .entries import one_line
 from .errors import OptionError, SamplersError
 
 __all__ = ["MapLike", "RayMap", "Shard", "execute", "parse_shard", "shard_path", "sharded"]
@@ -150,8 +149,9 @@ class RayMap:
     or whose machine is lost, is replaced, and its task is run again; results that have come are never asked for again.
 
     Args:
-        address: "auto": the cluster that this machine belongs to (RAY_ADDRESS, or `ray start`), and if there is none, Ray is
-            started here until the context ends. HOST:PORT or ray://HOST:PORT: that cluster.
+        address: "auto": the cluster that this machine belongs to (RAY_ADDRESS, or `ray start`); if there is none, as "local".
+            "local": Ray is started here, until the context ends. HOST:PORT or ray://HOST:PORT: that cluster; its machines need
+            this package, in the same version.
         workers: how many processes. None: one per GPU of the cluster, or per CPU core if it has no GPU. GPUs are shared
             out evenly among them.
         tries: how often a task may lose its worker before it is given up.
@@ -173,10 +173,7 @@ class RayMap:
         import ray
 
         if not ray.is_initialized():
-            address = _cluster(self.address)
-            asked: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-            asked |= {"include_dashboard": False} | self.start if address is None else {"address": address}
-            ray.init(**asked)
+            self._join()
             self._ours = True
         return self
 
@@ -185,6 +182,27 @@ class RayMap:
             import ray
 
             ray.shutdown()
+
+    def _join(self) -> None:
+        import ray
+
+        given = os.environ.get("RAY_ADDRESS", "auto") if self.address == "auto" else self.address
+        asked: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        if "PYTHONPATH" in os.environ:
+            asked["runtime_env"] = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+        if given not in ("auto", "local"):
+            _answers(given)
+        if given != "local":
+            try:
+                ray.init(address=given, **asked)
+                return
+            except ConnectionError as error:
+                if given != "auto":
+                    raise OptionError(
+                        f"--ray {given} answers, but cannot be joined ({one_line(error)}). If that cluster asks for a token, as "
+                        "Ray 2.60 does unless told otherwise, set RAY_AUTH_MODE=token"
+                    ) from error
+        ray.init(address="local", **asked, **{"include_dashboard": False} | self.start)
 
     def _shares(self) -> tuple[int, dict[str, float]]:
         """How many workers, and what each asks the cluster for."""
@@ -222,7 +240,7 @@ class RayMap:
             while True:
                 while len(busy) < workers and (found := next_task()) is not None:
                     task, lost = found
-                    worker = idle.pop() if idle else actor.remote(kept, os.getcwd())
+                    worker: Any = idle.pop() if idle else actor.remote(kept, os.getcwd())
                     busy[worker.run.remote(task)] = worker, task, lost
                 if not busy:
                     return
@@ -255,36 +273,27 @@ class RayMap:
                 ray.kill(worker)
 
 
-def _cluster(address: str) -> str | None:
-    """What ray.init is to join; None: no cluster runs, and "auto" was asked for, so one is to be started here.
+def _answers(address: str) -> None:
+    """OptionError if nothing that may be Ray answers at an address.
 
-    ray.init itself waits for 40 seconds and more, and then ends the process: so a socket is tried first, and then another
-    process, which may be given up.
+    ray.init itself waits for 20 to 40 seconds, and then may end the process. Ray speaks gRPC, which is HTTP/2: both sides
+    begin with a frame of settings (RFC 9113, section 3.4).
     """
-    given = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-    if given == "auto":
-        return "auto" if _joins("auto") else None
-    host, sign, port = given.removeprefix("ray://").rpartition(":")
+    host, sign, port = address.removeprefix("ray://").rpartition(":")
     if not sign or not host or not port.isdigit():
-        raise OptionError(f"--ray {given!r}: write auto, or the address as HOST:PORT, such as 10.0.0.1:6379")
+        raise OptionError(f"--ray {address!r}: write auto, local, or the address as HOST:PORT, such as 10.0.0.1:6379")
     remedy = (
-        f"start it there with `ray start --head --port={port}`, or write --ray auto for the cluster of this machine, or one "
-        "that is started here"
+        f"start it there with `ray start --head --port={port}`, or write --ray auto for the cluster of this machine, or "
+        "--ray local to start one here"
     )
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=4).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=4) as opened:
+            if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):  # else this is said after the keys are exchanged
+                opened.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+                said = opened.recv(4)
+                if len(said) < 4 or said[3] != 4:  # the type of a frame: settings
+                    raise OptionError(f"--ray {address}: what answers there is not Ray; {remedy}")
+    except TimeoutError as error:
+        raise OptionError(f"--ray {address}: nothing answers there within 4 seconds; {remedy}") from error
     except (OSError, OverflowError) as error:
-        raise OptionError(f"--ray {given}: nothing answers there ({error}); {remedy}") from error
-    if not _joins(given):
-        raise OptionError(f"--ray {given}: something listens there, but it does not answer as Ray does; {remedy}")
-    return given
-
-
-def _joins(address: str, seconds: float = 8) -> bool:
-    """Whether a process can join a cluster."""
-    code = "import sys, ray; ray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False)"
-    try:
-        done = subprocess.run([sys.executable, "-c", code, address], capture_output=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+        raise OptionError(f"--ray {address}: nothing answers there ({error}); {remedy}") from error

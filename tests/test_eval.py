@@ -223,7 +223,9 @@ def test_chat_templates(tmp_path):
     assert lm.tokenizer_name == str(tmp_path / "tok")
 
 
-def test_bad_input(text):
+def test_bad_input(text, monkeypatch):
+    SamplersLM(text, device="cuda:0")  # what lm-eval asks for where there is none
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     plain = samplers.TokenDenoiser.wrap(lambda x: torch.zeros(*x.shape, 4), vocab_size=4, mask_id=4, name="plain")
     for wrong, says in (
         (lambda: SamplersLM(plain), "'plain' has no tokenizer"),

@@ -171,7 +171,7 @@ class Mortal:
 def ray_map():
     ray = pytest.importorskip("ray")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
-    with RayMap("auto", workers=2, num_cpus=2) as made:
+    with RayMap("local", workers=2, num_cpus=2) as made:
         yield made
 
 
@@ -222,22 +222,30 @@ def test_what_the_work_raises_arrives_as_it_is(ray_map):
         list(execute([7], fails, map=ray_map))
 
 
-def test_an_address_that_does_not_answer_is_one_sentence(monkeypatch, cli):
+def test_an_address_that_does_not_answer_is_one_sentence(cli, monkeypatch):
     pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **kw: pytest.fail("it waits for 40 seconds"))
+    said = b"HTTP/1.0 400 Bad request"
     begun = time.monotonic()
     with socket.socket() as listening:  # something that is not Ray
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         port = listening.getsockname()[1]
-        monkeypatch.setattr("samplers.parallel._joins.__defaults__", (1.5,))
-        with pytest.raises(OptionError, match="something listens there, but it does not answer as Ray does"):
-            samplers.parallel._cluster(f"127.0.0.1:{port}")
-    with pytest.raises(OptionError, match=rf"127.0.0.1:{port}: nothing answers there .*ray start --head --port={port}"):
-        samplers.parallel._cluster(f"127.0.0.1:{port}")
-    for wrong in ("somewhere", "host:", ":6379"):
-        with pytest.raises(OptionError, match="HOST:PORT"):
-            samplers.parallel._cluster(wrong)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: listening.accept()[0].sendall(said))
+            with pytest.raises(OptionError, match="what answers there is not Ray"):
+                RayMap(f"127.0.0.1:{port}").__enter__()
+    command = ["bench", "--problem", "sudoku4", "--samplers", "radd", "--out", "/nowhere", "--ray"]
+    code, _, err = cli(*command, f"127.0.0.1:{port}")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert f"127.0.0.1:{port}: nothing answers there" in err
+    assert f"ray start --head --port={port}" in err
     assert time.monotonic() - begun < 10
+    for wrong in ("somewhere", "host:", ":6379", "ray://x"):
+        assert "HOST:PORT" in cli(*command, wrong)[2]
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch, cli):

@@ -73,8 +73,9 @@ def shared_out(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--ray",
-        metavar="auto|HOST:PORT",
-        help="share the work out over a Ray cluster: that of this machine, or one that is started here; or the one at an address",
+        metavar="auto|local|HOST:PORT",
+        help="share the work out over a Ray cluster: that of this machine if there is one, one that is started here, or the one "
+        "at an address",
     )
     p.add_argument(
         "--workers",

@@ -125,7 +125,8 @@ class SamplersLM(LM):
         check_greedy: whether is_greedy is worked out for the bound: that the text is what the model decodes at temperature
             0, the surest position first, one position per forward pass. It costs as many passes as the text has tokens; without
             it is_greedy is False. Of "next" it costs nothing and is always worked out.
-        device, max_batch_size: lm-eval gives these; the model's name says where it runs, and batches are not searched for.
+        device, max_batch_size: lm-eval gives these; the model's name says where it runs, which must agree on a machine with a
+            GPU, and batches are not searched for.
         more: arguments of samplers.sample (SETTINGS), which go before what a task says; and options of the sampler.
 
     Raises:
@@ -152,7 +153,8 @@ class SamplersLM(LM):
         super().__init__()
         self.denoiser: TokenDenoiser = _token_denoiser(denoiser)
         self._device = self.denoiser.device  # `device` has no setter
-        if device is not None and torch.device(device).type != self.denoiser.device.type:
+        # lm-eval asks for cuda:0 if nothing is said, whether there is one or not.
+        if device is not None and torch.cuda.is_available() and torch.device(device).type != self.denoiser.device.type:
             raise OptionError(
                 f"device is {device!r}, and the model is on {self.denoiser.device}: say it where the model is loaded, as in "
                 "hf:NAME?device=cuda, or give a denoiser that is there"

@@ -102,7 +102,12 @@ def plan(request: EvalRequest) -> list[Cell]:
 def _cells(request: EvalRequest, unit: TaskUnit, seed: int, lm: SamplersLM) -> list[Cell]:
     from importlib.metadata import version
 
-    about: dict[str, Any] = {"model": request.model, "task": unit.name, "fewshot": request.fewshot, "limit": request.limit}
+    about: dict[str, Any] = {
+        "model": request.model,
+        "task": unit.name,
+        "fewshot": request.fewshot,
+        "limit": request.limit,
+    }
     about |= {"chat": request.chat, "system": request.system, "lm_eval": version("lm_eval")}
     about |= {"include": list(map(str, request.include))}
     facts: dict[str, Any] = {"problem": f"{request.model}: {unit.name}", "rows": unit.documents(request.limit)}
@@ -270,15 +275,14 @@ def _score(results: Any, unit: TaskUnit) -> dict[str, Any]:
         stderr = found.get(f"{metric}_stderr,{chosen}")
         stderr = float(stderr) if isinstance(stderr, (int, float)) and math.isfinite(stderr) else None
         each = [a.get(metric) for t in unit.tasks for a in results["samples"][t] if a.get("filter", chosen) == chosen]
-        if (
-            len(unit.tasks) == 1
-            and each
-            and all(v in (0, 1) for v in each)
-            and abs(sum(each) / len(each) - value) < 1e-9
-        ):
-            low, high = (lambda e: (e.low, e.high))(wilson(int(sum(each)), len(each)))
-        else:
-            low, high = (value - 1.96 * stderr, value + 1.96 * stderr) if stderr is not None else (None, None)
+        low: float | None = None
+        high: float | None = None
+        mean = sum(each) / len(each) if each and all(v in (0, 1) for v in each) else None
+        if len(unit.tasks) == 1 and mean is not None and abs(mean - value) < 1e-9:  # a share
+            share = wilson(int(sum(each)), len(each))
+            low, high = share.low, share.high
+        elif stderr is not None:
+            low, high = value - 1.96 * stderr, value + 1.96 * stderr
         better = "lower" if higher.get(metric) is False else "higher"
         estimates[name] = {
             "value": float(value), "low": low, "high": high, "n": n, "better": better, "truth": None, "stderr": stderr
