@@ -201,6 +201,7 @@ def test_a_task_that_kills_its_workers_is_given_up_and_the_sweep_goes_on_later(r
 
     cells = plan(SWEEP)
     monkeypatch.setattr(ray_map, "tries", 2)
+    monkeypatch.setattr(ray_map, "workers", 1)  # no more processes than are needed: each takes its time to begin
     with (
         session(tmp_path, {"command": ""}) as store,
         pytest.raises(SamplersError, match=r"random_order.* died 2 times"),
@@ -256,7 +257,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch, cli):
     assert 'pip install "sampler-zoo[ray]"' in err
 
 
-def test_generate_and_eval_on_ray_give_the_records_of_one_process(ray_map, tmp_path):
+def test_generate_and_eval_on_ray_give_the_records_of_one_process(ray_map, tmp_path, monkeypatch):
     """Batches of prompts, and cells of tasks: the model is loaded by each worker, and the records are the same."""
     from samplers.generate import generate
 
@@ -266,6 +267,7 @@ def test_generate_and_eval_on_ray_give_the_records_of_one_process(ray_map, tmp_p
     spread = generate("text-mdm", prompts, "low_confidence", map=ray_map, **settings)
     assert sorted(spread, key=lambda r: r["index"]) == alone
     pytest.importorskip("lm_eval")
+    monkeypatch.setattr(ray_map, "workers", 1)
     from samplers.evaluation import EvalRequest
     from samplers.evaluation import run as evaluate
 

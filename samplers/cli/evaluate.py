@@ -140,7 +140,7 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--check-greedy",
         action="store_true",
-        help="work out whether a text is what the model decodes at temperature 0; it costs a forward pass per token",
+        help="work out whether a text is what the model decodes at temperature 0; one forward pass is needed per token",
     )
     p.add_argument("--metric", metavar="M", help="metric to plot and to judge by (default: the task's first)")
     p.add_argument("--threads", type=a.whole, metavar="N", help="threads of torch (default: its own choice)")

@@ -49,6 +49,7 @@ SETTINGS = (
     ),
 )
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens")  # names that tasks use for the positions to fill
+MAX_GEN_TOKS = 256  # if neither the task nor the user says
 REPEAT = 1 << 32  # a document's k-th repeat, or window, is row document + k * REPEAT
 
 
@@ -139,7 +140,7 @@ class SamplersLM(LM):
         sampler: Any = None,
         *,
         batch_size: Any = 8,
-        max_gen_toks: Any = 256,
+        max_gen_toks: Any = MAX_GEN_TOKS,
         gen_length: Any = None,
         seed: int = 0,
         likelihood: str = "auto",

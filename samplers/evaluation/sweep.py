@@ -139,13 +139,14 @@ def _cells(request: EvalRequest, unit: TaskUnit, seed: int, lm: SamplersLM) -> l
         batch=request.batch,
         temperature=request.temperature,
         block_length=request.block_length,
-        gen_length=request.gen_length,
+        gen_length=request.gen_length or unit.gen_length,
         options=request.options,
         caches=request.caches,
     )
     cells = cells_of(asked, request.model, seed)
+    about["gen_length"] = request.gen_length  # None: as each task says
     codes = [hashlib.sha256(f"{c.code} {print_of_task}".encode()).hexdigest()[:12] for c in cells]
-    return [dataclasses.replace(c, **facts, code=k, settings=about | c.settings) for c, k in zip(cells, codes)]
+    return [dataclasses.replace(c, **facts, code=k, settings=c.settings | about) for c, k in zip(cells, codes)]
 
 
 # ---------------------------------------------------------------------------------------------- running

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import OptionError, SamplersError, UnknownNameError, did_you_mean
 from ..registry import one_line
+from .lm import LENGTHS, MAX_GEN_TOKS
 
 __all__ = ["BOX", "TaskUnit", "load_tasks"]
 
@@ -39,6 +40,12 @@ class TaskUnit:
     def generates(self) -> bool:
         """Whether a sampler is asked; else the score depends on the model's likelihood alone."""
         return any(t.get_config("output_type") == "generate_until" for t in self.tasks.values())
+
+    @property
+    def gen_length(self) -> int:
+        """The most positions that an answer may fill, by the tasks' generation_kwargs."""
+        asked = [t.get_config("generation_kwargs") or {} for t in self.tasks.values()]
+        return max(int(next((kw[k] for k in LENGTHS if k in kw), MAX_GEN_TOKS)) for kw in asked)
 
     def documents(self, limit: int | None) -> int:
         """How many documents are asked, with `limit` per task."""
