@@ -100,12 +100,18 @@ class StopText:
         filled, final, fresh = (mark.bool() for mark in marks)
         ends = end.tolist()
         for row in fresh.any(1).nonzero().flatten().tolist():
-            for first, last in segments(final[row]):
-                last = min(last, ends[row])
-                if bool(fresh[row, first:last].any()):
-                    known = first == 0 or not bool(filled[row, first - 1])  # what stands before it is given
-                    count = self._complete(tokens[row, :first] if known else None, tokens[row, first:last])
-                    ends[row] = ends[row] if count is None else first + count
+            whole, last = final[row].tolist(), 0
+            for position in fresh[row].nonzero().flatten().tolist():
+                if not last <= position < ends[row]:
+                    continue  # in the stretch that was read last, or after the end
+                first, last = position, position + 1
+                while first > 0 and whole[first - 1]:
+                    first -= 1
+                while last < ends[row] and whole[last]:
+                    last += 1
+                known = first == 0 or not bool(filled[row, first - 1])  # what stands before it is given
+                count = self._complete(tokens[row, :first] if known else None, tokens[row, first:last])
+                ends[row] = ends[row] if count is None else first + count
         return torch.tensor(ends, dtype=end.dtype, device=end.device)
 
     def _complete(self, before: Tensor | None, ids: Tensor) -> int | None:

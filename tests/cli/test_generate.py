@@ -40,7 +40,7 @@ def test_generate_goes_on_where_it_was(run, tmp_path):
     whole = (tmp_path / "o.jsonl").read_bytes()
     made = records(tmp_path / "o.jsonl")
     assert [r["prompt"] for r in made] == list(PROMPTS)
-    out = samplers.sample(
+    same = samplers.sample(
         zoo.load("text-mdm"),
         "entropy_bound",
         prompt=list(PROMPTS),
