@@ -360,6 +360,30 @@ metric_list: [{{metric: exact_match}}]
     assert "cannot be written" in err
 
 
+def test_a_group_has_a_score_of_its_own_and_a_sampler_without_steps_runs_once(tmp_path, cli):
+    box = Path(samplers.__file__).parent / "evaluation" / "data"
+    for name in ("documents.py", "phrases.jsonl"):
+        (tmp_path / name).write_bytes((box / name).read_bytes())
+    for part in "ab":
+        text = (box / "zoo_choose.yaml").read_text().replace("task: zoo_choose", f"task: part_{part}")
+        (tmp_path / f"{part}.yaml").write_text(text)
+    (tmp_path / "group.yaml").write_text(
+        "group: both\ntask: [part_a, part_b]\naggregate_metric_list: [{metric: acc, weight_by_size: true}]\n"
+    )
+    command = ("eval", "--model", "text-refusion", "--tasks", "both", "zoo_finish", "--include-path", tmp_path)
+    code, _, err = cli(*command, "--samplers", "autoregressive", "--limit", 5, "--out", tmp_path / "out")
+    assert code == 0, err
+    scored, written = records(tmp_path / "out")
+    assert (scored["sampler"], scored["rows"], scored["likelihood"]["method"]) == ("nll", 10, "next")
+    acc = scored["score"]["estimates"]["acc"]
+    answers = [json.loads(a) for a in (tmp_path / "out/answers" / f"{scored['key']}.jsonl").read_text().splitlines()]
+    assert {a["task"] for a in answers} == {"part_a", "part_b"}
+    assert acc["value"] == pytest.approx(sum(a["acc"] for a in answers) / 10)
+    assert 0 <= acc["low"] <= acc["value"] <= acc["high"] <= 1
+    assert (written["knob"], written["value"], written["settings"]["steps"]) == ("steps", None, None)
+    assert written["tokens"]["per_pass"] == 1.0  # one token per pass is what autoregression is
+
+
 def test_without_lm_eval_it_says_what_to_install(monkeypatch, cli):
     for name in [n for n in sys.modules if n.split(".")[0] == "lm_eval" or n.startswith("samplers.evaluation")]:
         monkeypatch.delitem(sys.modules, name)

@@ -279,7 +279,7 @@ def _score(results: Any, unit: TaskUnit) -> dict[str, Any]:
         low: float | None = None
         high: float | None = None
         mean = sum(each) / len(each) if each and all(v in (0, 1) for v in each) else None
-        if len(unit.tasks) == 1 and mean is not None and abs(mean - value) < 1e-9:  # a share
+        if mean is not None and abs(mean - value) < 1e-9:  # a share, of a task or of all documents of a group
             share = wilson(int(sum(each)), len(each))
             low, high = share.low, share.high
         elif stderr is not None:
