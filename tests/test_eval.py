@@ -189,6 +189,9 @@ def test_likelihoods_of_a_model_that_predicts_the_next_token_are_exact():
     )
     assert greedy
     assert not other
+    # A blank at the context's end belongs to the first word after it, as the tokens have it.
+    assert lm._pair("The file ", "is") == lm._pair("The file", " is")
+    assert lm._pair("The file", " is") == (denoiser.encode("The file is").tolist(), len(denoiser.encode("The file")))
     with pytest.raises(OptionError, match="needs a model that predicts the next token"):
         SamplersLM("text-mdm", likelihood="next")
 
