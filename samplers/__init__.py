@@ -9,12 +9,14 @@ from .hookspecs import hookimpl
 if TYPE_CHECKING:
     from . import authoring, energy, models, ops, problems, schedule
     from .canvas import PAD, Canvas
-    from .denoiser import Denoiser, Head, TokenDenoiser
+    from .denoiser import BlockDenoiser, Denoiser, Head, TokenDenoiser
     from .driver import Constraint, sample, stream
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
     from .gaussian.denoiser import GaussianDenoiser
     from .likelihood import Likelihood, nll
+    from .pool import Pool
     from .prediction import Prediction
+    from .real_tokens import RealTokens, sample_reals
     from .registry import create, list_samplers
     from .result import Sample
     from .sampler import Sampler, State, option
@@ -30,12 +32,16 @@ _WHERE = {
     "problems": "",
     "schedule": "",
     "PAD": "canvas",
+    "BlockDenoiser": "denoiser",
     "Canvas": "canvas",
     "Denoiser": "denoiser",
     "GaussianDenoiser": "gaussian.denoiser",
     "Head": "denoiser",
     "TokenDenoiser": "denoiser",
+    "Pool": "pool",
     "Prediction": "prediction",
+    "RealTokens": "real_tokens",
+    "sample_reals": "real_tokens",
     "Constraint": "driver",
     "Sample": "result",
     "sample": "driver",

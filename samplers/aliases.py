@@ -1,4 +1,4 @@
-"""What ComfyUI, A1111's web UI, k-diffusion and diffusers call our samplers.
+"""What ComfyUI, A1111's web UI, k-diffusion, transformers and diffusers call our samplers.
 
 A name such as "DPM++ 2M Karras", "uni_pc_bh2" or "DPMSolverMultistepScheduler" stands for one of our samplers with some options.
 Capital letters, spaces, '_' and '-' make no difference. A name may end in that of a grid, as A1111's do.
@@ -37,6 +37,8 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "res_multistep_cfg_pp": ("res_multistep", {"cfg_pp": True}),
     "uni_pc": ("unipc", {"order": 3, "variant": "bh1"}),
     "uni_pc_bh2": ("unipc", {"order": 3, "variant": "bh2"}),
+    # transformers
+    "diffusion_gemma": ("entropy_bound_uniform", {"pace": False, "final": "best"}),
     # A1111
     "DPM++ 2M": ("dpmpp_2m", {}),
     "DPM++ 2M SDE": ("dpmpp_2m_sde", {}),
@@ -51,6 +53,7 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "PLMS": ("ipndm", {}),  # they begin with two evaluations of one step
     "UniPC": ("unipc", {"order": 3, "variant": "bh1"}),
     # diffusers
+    "BlockRefinementScheduler": ("block_refinement", {"tempered": True}),
     "CosineDPMSolverMultistepScheduler": ("dpmpp_2m_sde", {"grid": "exponential"}),
     "DDIMParallelScheduler": ("ddim", {}),
     "DDIMScheduler": ("ddim", {}),
@@ -60,8 +63,10 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "DPMSolverMultistepScheduler": ("dpmpp_2m", {}),
     "DPMSolverSDEScheduler": ("dpmpp_sde", {}),
     "DPMSolverSinglestepScheduler": ("dpm_solver", {"method": "singlestep"}),
+    "DiscreteDDIMScheduler": ("d3pm_ancestral", {}),
     "EDMDPMSolverMultistepScheduler": ("dpmpp_2m", {"grid": "karras"}),
     "EDMEulerScheduler": ("euler", {"grid": "karras"}),
+    "EntropyBoundScheduler": ("entropy_bound_uniform", {"pace": False, "final": "noise"}),
     "EulerAncestralDiscreteScheduler": ("euler_ancestral", {}),
     "EulerDiscreteScheduler": ("euler", {}),
     "FlowMatchEulerDiscreteScheduler": ("flow_euler", {}),
@@ -92,6 +97,15 @@ _GRIDS = {
     "uniform": "time_uniform",
     "beta": "beta",
     "align your steps": "ays:sd15",
+}
+# Settings of diffusers' schedulers of tokens, and our options.
+_TOKEN_SETTINGS = {
+    "corrector_k": "corrector_k",
+    "corrector_selection": "corrector_selection",
+    "corrector_steps": "corrector_steps",
+    "editing_threshold": "edit_threshold",
+    "entropy_bound": "bound",
+    "threshold": "threshold",
 }
 # Settings of a diffusers scheduler that choose a grid, in the order in which they count there.
 _SIGMA_GRIDS = {
@@ -135,7 +149,8 @@ def of_scheduler(config: Mapping[str, Any], name: str | None = None) -> tuple[st
     """(our name, options) of a diffusers scheduler's class and config.
 
     What is read: algorithm_type, solver_order, solver_type, predict_x0, stochastic_sampling, use_karras_sigmas and its kin, rho,
-    timestep_spacing, final_sigmas_type. Thresholding and clipping are arguments of sample(), not options of a sampler.
+    timestep_spacing, final_sigmas_type; for tokens the thresholds, the bound, t_min / t_max and the corrector. Thresholding and
+    clipping are arguments of sample(), not options of a sampler; so is the temperature, t_max.
 
     Args:
         name: the class, if config["_class_name"] does not say it.
@@ -178,6 +193,10 @@ def of_scheduler(config: Mapping[str, Any], name: str | None = None) -> tuple[st
         options["prediction"] = "noise" if noise_form else "x0"
     elif name == "DEISMultistepScheduler" and order is not None:
         options["order"] = order
+    elif name in ("BlockRefinementScheduler", "DiscreteDDIMScheduler", "EntropyBoundScheduler"):
+        options |= {_TOKEN_SETTINGS[key]: value for key, value in config.items() if key in _TOKEN_SETTINGS}
+        if config.get("t_max"):  # which is the argument temperature of sample()
+            options["anneal"] = config["t_min"] / config["t_max"]
     elif name == "FlowMatchEulerDiscreteScheduler" and config.get("stochastic_sampling"):
         options["stochastic"] = True
     for key, grid in _SIGMA_GRIDS.items():

@@ -19,10 +19,23 @@ import numpy as np
 from torch import Tensor
 
 from .canvas import Canvas
-from .checks import flag, guidance, hook, integer, integers, number, optional_integer, row_numbers, seeds_of, shown
-from .denoiser import Denoiser, TokenDenoiser
+from .checks import (
+    flag,
+    guidance,
+    hook,
+    integer,
+    integers,
+    number,
+    optional_integer,
+    pads,
+    row_numbers,
+    seeds_of,
+    shown,
+)
+from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
+from .feeds.encoded import block_arguments
 from .feeds.sequence import check_sequential
 from .gaussian.arguments import GaussianArguments, read_gaussian
 from .gaussian.denoiser import GaussianDenoiser
@@ -125,11 +138,16 @@ class TokenArguments:
     Attributes:
         canvas: what is given and what is to be filled.
         rng: the randomness of its rows.
-        steps, block_length: as given; None: one step per position, one block.
+        steps: as given; None: one per position.
+        block_length: as given, or the model's own; None: one block.
+        align: whether blocks are counted from position 0.
+        window: whether the model is given no more than what ends with the present block.
         stop: phrases, (m,) int64 each.
+        stop_rule: when one of them ends a row.
         stop_text: strings at which rows end as well, or None.
         config: how answers are read.
         scheme: of the KV cache; None: no cache.
+        pad: whether rows of different lengths share forward passes.
         constrain: the hook, or None.
         progress: whether a progress bar is wanted.
         settings: what Sample.settings records: numbers, strings and lists, so that json can write it.
@@ -139,10 +157,14 @@ class TokenArguments:
     rng: Rng
     steps: int | None
     block_length: int | None
+    align: bool
+    window: bool
     stop: tuple[Tensor, ...]
+    stop_rule: str
     stop_text: StopText | None
     config: SamplingConfig
     scheme: Scheme | None
+    pad: bool
     constrain: Callable[[TokenState], Constraint | None] | None
     progress: bool
     settings: dict[str, Any]
@@ -202,16 +224,24 @@ def read_arguments(
 
 def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, progress: bool) -> TokenArguments:
     if sampler.effective_facts.sequential:
-        check_sequential(
-            denoiser, sampler, {name: given(name) for name in ("cache", "cfg_scale", "steps", "constrain")}
-        )
+        names = ("cache", "ragged", "cfg_scale", "steps", "constrain", "window")
+        other_rule = given("stop_rule") != STOP_RULES[0]
+        check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
     steps = optional_integer("steps", given("steps"))
-    block_length = optional_integer("block_length", given("block_length"))
-    config = _read_config(denoiser, sampler, given)
-    scheme = cache_scheme(given("cache"), denoiser)
+    if steps is not None and getattr(sampler, "steps_per_block", None) is not None:
+        raise OptionError(
+            f"steps={steps} and steps_per_block={sampler.steps_per_block}: the second says how many steps a block takes, and "  # type: ignore[attr-defined]
+            "so how many the run does; give one of the two"
+        )
+    block_length, align = _read_blocks(denoiser, given)
+    scheme, pad = cache_scheme(given("cache"), denoiser), pads(given("ragged"), denoiser)
     constrain = hook("constrain", given("constrain"))
-    stop, stop_text = read_stop(given("stop"), denoiser)
+    window = _read_window(denoiser, scheme, given("window"))
+    (stop, stop_text), stop_rule = read_stop(given("stop"), denoiser), _read_stop_rule(denoiser, given("stop_rule"))
     canvas, gen_length = _read_canvas(denoiser, given)
+    config = _read_config(denoiser, sampler, given, len(canvas.x))
+    if isinstance(denoiser, BlockDenoiser):
+        steps, block_length = block_arguments(denoiser, canvas, config.cfg_scale, steps, block_length)
     if config.cfg_scale and given("prompt") is None:
         # A prompt that is given and empty is fine: a row of a batch is guided by nothing, and alone it is the same.
         raise OptionError(
@@ -226,14 +256,86 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
         "first_row": first_row,
         "steps": steps,
         "block_length": block_length,
+        "align": align,
+        "window": "block" if window else None,
         "cache": None if scheme is None else str(scheme),
+        "ragged": None if sampler.effective_facts.sequential else "pad" if pad else "groups",
         "stop": [*(phrase.tolist() for phrase in stop), *(() if stop_text is None else stop_text.strings)] or None,
+        "stop_rule": stop_rule,
     } | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     rng = Rng.of(seed, batch, first_row, denoiser.device)
     given.refuse_the_rest(sampler)
     return TokenArguments(
-        canvas, rng, steps, block_length, stop, stop_text, config, scheme, constrain, progress, settings
+        canvas,
+        rng,
+        steps,
+        block_length,
+        align,
+        window,
+        stop,
+        stop_rule,
+        stop_text,
+        config,
+        scheme,
+        pad,
+        constrain,
+        progress,
+        settings,
     )
+
+
+def _read_blocks(denoiser: TokenDenoiser, given: _Given) -> tuple[int | None, bool]:
+    """Positions per block, None for one block; and whether blocks are counted from position 0."""
+    own = denoiser.attention_block if denoiser.attention == "block_causal" else 1
+    length, align = optional_integer("block_length", given("block_length")), given("align")
+    length = own if length is None and own > 1 else length
+    align = own > 1 if align is None else flag("align", align)
+    if align and length is None:
+        raise OptionError(
+            f"align=True counts blocks from position 0, and denoiser {denoiser.name!r} has no blocks of its own: "
+            "give block_length=, or leave align out"
+        )
+    return length, align
+
+
+def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) -> bool:
+    """Whether the model is given no more than what ends with the present block."""
+    if window is None:
+        return False
+    if not isinstance(window, str) or window != "block":
+        raise OptionError(f'window must be "block" or None (the whole canvas), not {shown(window)}')
+    if scheme is not None:
+        raise OptionError(
+            f"window='block' does not go with cache={str(scheme)!r}: a cache decides itself what the model is given"
+            + (", and this one gives nothing after the block already" if scheme.name == "block" else "")
+            + "; use one of the two"
+        )
+    if denoiser.length is not None:
+        raise OptionError(
+            f"window='block' gives the model a part of the canvas, and denoiser {denoiser.name!r} takes exactly "
+            f"{denoiser.length} positions; use window=None"
+        )
+    if denoiser.self_conditioned:
+        raise OptionError(
+            f"window='block': denoiser {denoiser.name!r} is self_conditioned, and its last logits are kept "
+            "for whole rows; use window=None"
+        )
+    return True
+
+
+STOP_RULES = ("decided", "block", "llada2")
+
+
+def _read_stop_rule(denoiser: TokenDenoiser, rule: Any) -> str:
+    """When a stop phrase ends a row."""
+    if not isinstance(rule, str) or rule not in STOP_RULES:
+        raise OptionError(f"stop_rule must be one of {', '.join(map(repr, STOP_RULES))}, not {shown(rule)}")
+    if rule == "llada2" and denoiser.mask_id is None:
+        raise OptionError(
+            f"stop_rule='llada2' asks whether a mask stands before the stop, and denoiser {denoiser.name!r} has no mask; "
+            "use 'decided' or 'block'"
+        )
+    return rule
 
 
 def _read_canvas(denoiser: TokenDenoiser, given: _Given) -> tuple[Canvas, int | None]:
@@ -250,16 +352,36 @@ def _read_canvas(denoiser: TokenDenoiser, given: _Given) -> tuple[Canvas, int | 
     return prompt, None
 
 
-def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given) -> SamplingConfig:
-    """How answers are read."""
-    temperature = given("temperature")
-    temperature = sampler.default_temperature if temperature is None else number("temperature", temperature, 0.0)
+def _temperature(sampler: Sampler[Any], value: Any) -> float:
+    temperature = sampler.default_temperature if value is None else number("temperature", value, 0.0)
     if temperature != 0 and not COLDEST <= temperature <= HOTTEST:
         raise OptionError(f"temperature must be 0 or a number from {COLDEST:g} to {HOTTEST:g}, not {temperature!r}")
-    top_k, top_p = integer("top_k", given("top_k"), 0), given("top_p")
-    share = number("top_p", top_p, 0.0)
+    return temperature
+
+
+def _share(value: Any) -> float:
+    share = number("top_p", value, 0.0)
     if not 0 < share <= 1:
-        raise OptionError(f"top_p must be a number above 0, up to 1 (all), not {shown(top_p)}")
+        raise OptionError(f"top_p must be a number above 0, up to 1 (all), not {shown(value)}")
+    return share
+
+
+def _per_row(name: str, value: Any, batch: int, read: Callable[[Any], Any]) -> Any:
+    """An argument that is one value, or a collection of one per row of the batch, each read by `read`."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1:
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        return read(value)
+    if len(value) != batch:
+        raise OptionError(f"{name}: {len(value)} values were given for {batch} rows; give one, or one per row")
+    return tuple(read(v) for v in value)
+
+
+def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, batch: int) -> SamplingConfig:
+    """How answers are read."""
+    temperature = _per_row("temperature", given("temperature"), batch, functools.partial(_temperature, sampler))
+    top_k = _per_row("top_k", given("top_k"), batch, lambda value: integer("top_k", value, 0))
+    top_p = _per_row("top_p", given("top_p"), batch, _share)
     forbid = _token_ids("forbid", given("forbid"), denoiser)
     if len({*forbid, denoiser.mask_id} & set(range(denoiser.vocab_size))) == denoiser.vocab_size:
         raise OptionError(
@@ -269,7 +391,7 @@ def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given) 
         temperature,
         *guidance(given("cfg_scale"), given("cfg_interval")),
         top_k,
-        share,
+        top_p,
         forbid,
         _token_ids("demote", given("demote"), denoiser),
     )

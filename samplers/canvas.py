@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from .text import StopText, prompt_rows
 if TYPE_CHECKING:
     from .state import NoiseState, TokenState
 
-__all__ = ["FAR", "PAD", "Canvas", "Layout", "NoiseCanvas"]
+__all__ = ["FAR", "PAD", "Canvas", "Layout", "NoiseCanvas", "rows_of_each"]
 
 PAD = -1  # in a finished Sample: beyond a row's own end. Never given to a model.
 FAR = 2**40  # the number of no block: later than any other
@@ -206,7 +207,9 @@ class Canvas:
         *,
         block_length: int | Tensor | None = None,
         steps: int | None = None,
+        align: bool = False,
         stop: tuple[Tensor, ...] = (),
+        stop_rule: str = "decided",
         stop_text: StopText | None = None,
         rng: Rng,
     ) -> Layout:
@@ -215,31 +218,43 @@ class Canvas:
         Args:
             block_length: positions per block, (B,) int64 if rows have their own; None: one block.
             steps: steps per row; None: one per position.
+            align: count blocks from position 0 of the row, not from the first position to fill.
             stop: phrases, (m,) int64 each.
+            stop_rule: when a phrase ends a row; see sample().
             stop_text: strings at which rows end as well, or None.
             rng: the randomness of the rows.
 
         Raises:
             OptionError: fewer steps than blocks, a block_length below 1.
         """
-        n_fill = self.fill.sum(1).cpu()  # (B,)
+        fill, ends = self.fill.cpu(), torch.tensor(self.lengths, **HOST)[:, None]  # (B, L), (B, 1)
         if isinstance(block_length, Tensor):
-            length = block_length.cpu()  # (B,)
+            length = block_length.cpu()[:, None]  # (B, 1)
         else:
-            most = int(n_fill.max()) if block_length is None else integer("block_length", block_length)
-            length = torch.full_like(n_fill, most)
+            most = int(fill.sum(1).max()) if block_length is None else integer("block_length", block_length)
+            length = torch.full_like(ends, most)
+        position = torch.arange(fill.shape[1], **HOST).expand_as(fill)  # (B, L)
+        number = (position if align else fill.cumsum(1) - 1) // length
+        first = torch.where(fill, number, FAR).amin(1, keepdim=True)  # (B, 1), 0 if not aligned
+        number -= first
+        n = int(number[fill].max()) + 1  # blocks; of infilling, some may have nothing to fill
+        into = torch.where(fill, number, n)
+        size = torch.zeros(len(fill), n + 1, **HOST).scatter_add_(1, into, torch.ones_like(into))[:, :n]  # (B, blocks)
+        if align:
+            end = (first + torch.arange(1, n + 1, **HOST)) * length
+        else:  # where the next block begins
+            end = torch.full((len(fill), n + 1), FAR, **HOST).scatter_reduce_(1, into, position, "amin")[:, 1:]
+            end[:, -1] = FAR
         device = self.x.device
-        rank = self.fill.cumsum(1) - 1  # (B, L) number among the positions to fill
-        blocks = -(-n_fill // length)  # (B,)
-        starts = torch.arange(int(blocks.max()), **HOST) * length[:, None]  # (B, blocks)
-        size = torch.minimum((n_fill[:, None] - starts).clamp(min=0), length[:, None])  # (B, blocks)
         return Layout(
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(Canvas)},
             block_length=block_length,
-            block=torch.where(self.fill, rank // length.to(device)[:, None], FAR),
+            block=torch.where(fill, number, FAR).to(device),
             block_size=size.to(device),
-            block_steps=_allocate_steps(size, blocks, steps).to(device),
+            block_steps=_allocate_steps(size, steps).to(device),
+            block_end=torch.minimum(end, ends).to(device),
             stop=tuple(p.to(device) for p in stop),
+            stop_rule=stop_rule,
             stop_text=stop_text,
             rng=rng,
         )
@@ -275,7 +290,9 @@ class Layout(Canvas):
         block: (B, L) int64, the number of each position's block; FAR if there is nothing to fill.
         block_size: (B, blocks) int64, positions to fill in each block.
         block_steps: (B, blocks) int64, steps allocated to each block.
+        block_end: (B, blocks) int64, the position after the block's last: where the next one begins, or the row's end.
         stop: phrases, (m,) int64 each; a row ends after the first that it contains.
+        stop_rule: when a phrase ends a row; see sample().
         stop_text: strings that end it likewise, or None.
         rng: the randomness of the rows.
     """
@@ -284,7 +301,9 @@ class Layout(Canvas):
     block: Tensor  # (B, L) int64
     block_size: Tensor  # (B, blocks) int64
     block_steps: Tensor  # (B, blocks) int64
+    block_end: Tensor  # (B, blocks) int64
     stop: tuple[Tensor, ...]
+    stop_rule: str
     stop_text: StopText | None
     rng: Rng
 
@@ -301,11 +320,8 @@ class Layout(Canvas):
 
     @functools.cached_property
     def rows_by_length(self) -> dict[int, list[int]]:
-        """Row length -> the rows of that length. Rows of one length share a forward pass."""
-        rows: dict[int, list[int]] = {}
-        for i, length in enumerate(self.lengths):
-            rows.setdefault(length, []).append(i)
-        return dict(sorted(rows.items()))
+        """Row length -> the rows of that length, which share a forward pass unless rows of all lengths do."""
+        return rows_of_each(self.lengths)
 
     @functools.cached_property
     def length(self) -> Tensor:
@@ -346,6 +362,14 @@ def _padded(rows: list[Tensor], length: int, denoiser: TokenDenoiser) -> Tensor:
     return x
 
 
+def rows_of_each(lengths: Iterable[int]) -> dict[int, list[int]]:
+    """Length -> the numbers of the rows that have it, both ascending."""
+    rows: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        rows.setdefault(length, []).append(i)
+    return dict(sorted(rows.items()))
+
+
 def _lengths(lengths: list[int]) -> str:
     return (
         f"{len(lengths)} rows of {lengths[0] if len(set(lengths)) == 1 else shown(lengths)}" if lengths else "no rows"
@@ -361,7 +385,7 @@ def _check_size(denoiser: TokenDenoiser, rows: int, length: int) -> None:
     check_memory(f"a canvas of {rows} rows of {length} positions", size, torch.device(denoiser.device))
 
 
-def _allocate_steps(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
+def _allocate_steps(size: Tensor, steps: int | None) -> Tensor:
     """Steps for each block: one per position if `steps` is None, else one each and the rest by size. (B, blocks) int64.
 
     Blocks of equal size get equal steps whenever the division is even, as in LLaDA. If it is not, the sum still is
@@ -369,7 +393,7 @@ def _allocate_steps(size: Tensor, blocks: Tensor, steps: int | None) -> Tensor:
     """
     if steps is None:
         return size
-    steps = integer("steps", steps)
+    steps, blocks = integer("steps", steps), (size > 0).sum(1)
     if (most := int(blocks.max())) > steps:
         row = int(blocks.argmax())
         raise OptionError(

@@ -331,6 +331,23 @@ def check_room(name: str, lengths: list[int], denoiser: TokenDenoiser) -> None:
             )
 
 
+def pads(ragged: Any, denoiser: TokenDenoiser) -> bool:
+    """Whether rows of different lengths share forward passes, by the argument ragged= of sample() and nll().
+
+    Raises:
+        OptionError: it is not None, "groups" or "pad"; "pad" for a denoiser that does not take lengths.
+    """
+    if ragged not in (None, "groups", "pad"):
+        raise OptionError(f"ragged must be None, 'groups' or 'pad', not {shown(ragged)}")
+    if ragged == "pad" and not denoiser.takes_lengths:
+        raise OptionError(
+            f"ragged='pad': denoiser {denoiser.name!r} does not take rows of different lengths in one forward pass "
+            "(takes_lengths). If the model can be told what is padding: samplers.TokenDenoiser.wrap(fn, ..., "
+            "takes_lengths=True), where fn(ids, mask=, positions=); else use ragged='groups', or leave it out"
+        )
+    return denoiser.takes_lengths if ragged is None else ragged == "pad"
+
+
 def reals(name: str, value: Any, shape: tuple[int, ...], rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """`value` as (rows, *shape) of `dtype` on `device`: of that shape, or of `shape` for all rows.
 

@@ -21,11 +21,12 @@ from . import registry
 from .arguments import GaussianArguments, TokenArguments, read_arguments, wrong_argument
 from .canvas import PAD
 from .checks import flag, shown
-from .denoiser import Counter, Denoiser, TokenDenoiser
+from .denoiser import BlockDenoiser, Counter, Denoiser, TokenDenoiser
 from .dry_run import DryRun
 from .errors import FamilyError, OptionError, SamplersError
 from .feeds import Feed
 from .feeds.cached import CachedFeed
+from .feeds.encoded import EncodedFeed
 from .feeds.plain import PlainFeed
 from .feeds.sequence import SequenceFeed
 from .gaussian.denoiser import GaussianDenoiser
@@ -38,7 +39,7 @@ from .sampler import Sampler, State
 from .state import TokenState
 from .syncs import dry_runs_pay
 
-__all__ = ["Constraint", "Stream", "sample", "stream"]
+__all__ = ["Constraint", "Event", "Stream", "sample", "stream"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -118,14 +119,22 @@ class Stream(Iterator[State]):
         """Take one step."""
         start = time.perf_counter()
         try:
-            self._step()
+            self.begin_step()
+            self.take_step()
         except Exception:
-            # What was wrong before explains what came of it: an answer that is found late on a device, an id that is no token.
-            self.predictor.check()
-            self._check_tokens()
+            self.explain()
             raise
+        self.count_step(time.perf_counter() - start)
+
+    def explain(self) -> None:
+        """Raise what explains an error of a step: an answer that is found late on a device, an id that is no token."""
+        self.predictor.check()
+        self._check_tokens()
+
+    def count_step(self, seconds: float) -> None:
+        """Count a step that was taken, and how long it took."""
         self.steps += 1
-        self.wall += time.perf_counter() - start
+        self.wall += seconds
         if self.steps > self.limit:
             self.predictor.check()
             raise SamplersError(
@@ -133,28 +142,58 @@ class Stream(Iterator[State]):
                 "position in the last of its block's steps, or move on"
             )
 
-    def _step(self) -> None:
-        with torch.no_grad():
-            if self.constrain is not None:
-                self._apply_constraint() if isinstance(self.state, TokenState) else self._apply_hook()
-            memory = None
-            if isinstance(self.predictor, Predictor):
-                assert isinstance(self.state, TokenState)
-                if self.predictor.dry_run is not None:
-                    self.predictor.dry_run.advance()
-                memory = self.predictor.feed.memory
-                if memory is not None:
-                    memory.begin_step(self.state)
-            x, version = self.state.x, _version(self.state.x)
-            stepped = self.sampler.step(self.predict, self.state)
-            self._check_unwritten(x, version, f"sampler {self.sampler.name!r}")
-            state, returned = stepped if isinstance(stepped, tuple) and len(stepped) == 2 else (stepped, {})
-            self._check_step(state, returned)
+    @torch.no_grad()
+    def begin_step(self) -> None:
+        """What comes before a step, once: the constraint is asked."""
+        if self.constrain is not None:
+            self._apply_constraint() if isinstance(self.state, TokenState) else self._apply_hook()
+        if isinstance(self.predictor, Predictor) and self.predictor.dry_run is not None:
+            self.predictor.dry_run.advance()
+
+    @torch.no_grad()
+    def take_step(self) -> None:
+        """The step itself, a function of the state: if it is cut short it can be begun again (see samplers.pool)."""
+        memory = None
+        if isinstance(self.predictor, Predictor):
+            assert isinstance(self.state, TokenState)
+            memory = self.predictor.feed.memory
             if memory is not None:
-                state = memory.end_step(state)
-            if self.recorder is not None:
-                self.recorder.end_step(self.state, state, returned)
-            self.state = state
+                memory.begin_step(self.state)
+        if self.recorder is not None:
+            self.recorder.begin_step()
+        x, version = self.state.x, _version(self.state.x)
+        stepped = self.sampler.step(self.predict, self.state)
+        self._check_unwritten(x, version, f"sampler {self.sampler.name!r}")
+        state, returned = stepped if isinstance(stepped, tuple) and len(stepped) == 2 else (stepped, {})
+        self._check_step(state, returned)
+        if memory is not None:
+            state = memory.end_step(state)
+        if self.recorder is not None:
+            self.recorder.end_step(self.state, state, returned)
+        self.state = state
+
+    def events(self) -> Iterator[Event]:
+        """What each step settles and what it only proposes, for programs that show or use a run while it goes on.
+
+        Use it in place of iterating over the states, from the beginning of a run over tokens. It takes the steps. Each event
+        costs one device sync.
+
+        Raises:
+            OptionError: the run is continuous, or has begun.
+        """
+        if self.begun or not isinstance(self.state, TokenState) or not isinstance(self.predictor, Predictor):
+            raise OptionError("events() is for runs over tokens, before their first step")
+        if self.recorder is None:
+            self.recorder = self.predictor.recorder = InfoRecorder(keep=False)
+        return self._events(self.recorder)
+
+    def _events(self, recorder: InfoRecorder) -> Iterator[Event]:
+        before: Any = None
+        for state in self:
+            if before is not None:
+                assert isinstance(state, TokenState)
+                yield Event.between(before, state, recorder.last, self.steps, self.nfe)
+            before = state
 
     def _check_step(self, state: Any, returned: Any) -> None:
         """SamplersError if a step returned anything but a state of this run, alone or with a dictionary of tensors."""
@@ -250,6 +289,8 @@ class Stream(Iterator[State]):
             head_rows=counter.head_rows,
             cache_bytes=self.predictor.cache_bytes,
             nfe_rows=self.predictor.nfe_rows,
+            encoder_passes=counter.encoder_passes,
+            encoder_rows=self.predictor.encoder_rows if isinstance(self.predictor, Predictor) else None,
             steps=self.steps,
             seconds=Seconds(inside, max(self.wall - inside, 0.0)),
             lengths=lengths,
@@ -263,6 +304,51 @@ class Stream(Iterator[State]):
             fill=fill,
             tokenizer=getattr(counter.denoiser, "tokenizer", None),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """What a step has done; n tokens on the CPU, in the order of rows and positions.
+
+    Attributes:
+        step: the number of the step, from 1. nfe: forward passes of the run so far.
+        row, position, token: (n,) int64. Positions count from the row's first token, prompt included.
+        logprob: (n,) float32, what the model gave the token in this step, at temperature 1 unless the sampler asked otherwise;
+            NaN if it was not asked about this token.
+        final: (n,) bool. True: the token is committed for good, and each is reported once. False: it is provisional, a draft
+            that may still change, or the present proposal at a position that stays masked.
+        ended: the rows that have ended in this step.
+    """
+
+    step: int
+    nfe: int
+    row: Tensor  # (n,) int64
+    position: Tensor  # (n,) int64
+    token: Tensor  # (n,) int64
+    logprob: Tensor  # (n,) float32
+    final: Tensor  # (n,) bool
+    ended: tuple[int, ...]
+
+    @classmethod
+    def between(
+        cls, before: TokenState, after: TokenState, read: tuple[Tensor, Tensor] | None, step: int, nfe: int
+    ) -> Event:
+        """Of a step from `before` to `after`, in which the model answered `read`: token and confidence, (B, L) each."""
+        token, logprob = after.x, torch.full(after.x.shape, torch.nan, dtype=torch.float32, device=after.x.device)
+        noise = after.x == after.canvas.mask_id if after.canvas.mask_id is not None else torch.zeros_like(after.open)
+        proposed = torch.zeros_like(after.open)
+        if read is not None:
+            guess, confidence = read
+            asked = confidence > -torch.inf
+            proposed = asked & after.undecided
+            token = torch.where(proposed & noise, guess, token)
+            logprob = torch.where(asked & (guess == token), confidence.log(), logprob)
+        final = after.settled & ~before.settled
+        row, position = (final | proposed).nonzero().unbind(1)
+        ended = (after.done & ~before.done).nonzero().squeeze(1)
+        at = row, position
+        token, logprob, final = token[at].cpu(), logprob[at].cpu(), final[at].cpu()
+        return cls(step, nfe, row.cpu(), position.cpu(), token, logprob, final, tuple(ended.tolist()))
 
 
 def _version(x: Tensor) -> int:
@@ -372,23 +458,32 @@ def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArgument
     assert isinstance(denoiser, TokenDenoiser)
     config, batch = read.config, len(read.canvas.x)
     layout = read.canvas.layout(
-        block_length=read.block_length, steps=read.steps, stop=read.stop, stop_text=read.stop_text, rng=read.rng
+        block_length=read.block_length,
+        steps=read.steps,
+        align=read.align,
+        stop=read.stop,
+        stop_rule=read.stop_rule,
+        stop_text=read.stop_text,
+        rng=read.rng,
     )
     counter = Counter(denoiser)
     feed: Feed
     if sampler.effective_facts.sequential:
         feed = SequenceFeed(counter, batch)
+    elif isinstance(denoiser, BlockDenoiser):
+        feed = EncodedFeed(counter, batch)
     elif read.scheme is not None:
-        feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme)
+        feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme, read.pad)
     else:
-        feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval)
+        feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.pad, window=read.window)
     predictor = Predictor(counter, feed, config, sampler=sampler.name)
     predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
     state = _first_state(sampler, layout)
     if _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
         predictor.dry_run = DryRun(sampler, layout, predictor)
     # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
-    limit = int(layout.block_steps.sum(1).max()) + layout.x.shape[1] + 16
+    extra = sampler.extra_steps * layout.block_size.shape[1]
+    limit = int(layout.block_steps.sum(1).max()) + layout.x.shape[1] + extra + 16
     return Stream(sampler, predictor, predict, state, limit, read.settings, read.constrain)
 
 
@@ -433,15 +528,19 @@ def sample(
     first_row: Any = 0,
     steps: int | None = None,
     block_length: int | None = None,
+    align: bool | None = None,
+    window: str | None = None,
     cache: str | None = None,
+    ragged: str | None = None,
     cfg_scale: float = 0.0,
     cfg_interval: tuple[float, float] = (0.0, 1.0),
-    temperature: float | None = None,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    temperature: float | Sequence[float | None] | None = None,
+    top_k: int | Sequence[int] = 0,
+    top_p: float | Sequence[float] = 1.0,
     forbid: int | Sequence[int] | None = None,
     demote: int | Sequence[int] | None = None,
     stop: Any = None,
+    stop_rule: str = "decided",
     constrain: Callable[[Any], Any] | None = None,
     start: Any = None,
     strength: float = 1.0,
@@ -477,12 +576,28 @@ def sample(
             `sample(..., batch=1, first_row=i)` gives.
         first_row: the number of the batch's first row under its seed; or the number of each row, so that a part of a larger
             run may hold any of its rows.
-        steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones; None: one
+        steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones (steps of
+            llada2 and block_refinement that only edit come on top, and their max_post_steps is a cap on those); None: one
             step per position. For continuous samplers it is the number of function evaluations; None: 20, or 1000 at
             most if a tolerance decides.
-        block_length: positions per block. Blocks are filled from left to right. None: one block.
+        block_length: positions per block. Blocks are filled from left to right. None: the blocks of a model of block_causal
+            attention, or a BlockDenoiser's own; one block for any other model.
+        align: where blocks are counted from. True: from position 0 of each row, so that the first block to fill is what is
+            left of the prompt's last one. False: from the first position to fill. None: True for models of block_causal
+            attention, whose own blocks are counted so (LLaDA2, SDAR, BD3-LM); else False.
+        window: "block": the model is given each row up to the end of its present block only. A model of causal or
+            block_causal attention answers the same for less; one of full attention no longer sees the masks of later
+            blocks, which changes its answers. Rows whose blocks end at different positions do not share a forward pass. None:
+            the whole canvas.
         cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one.
             samplers.feeds.cached says which of them change nothing but the cost. None: no cache.
+        ragged: how rows of different lengths are given to the model. "pad": all in one forward pass, which is as long as the
+            longest row that is not done; shorter ones are filled up on the right with what the model does not see.
+            "groups": those of one length share a forward pass. None: "pad" if the denoiser can (takes_lengths), else
+            "groups". Row i of a batch is what it is alone in both; but float products may round otherwise in a forward
+            pass of another shape, and then two tokens whose scores are equal but for the last bits may change places.
+            Only "groups", with a denoiser whose answer for a row does not depend on the rows beside it, is exact to the
+            bit.
         cfg_scale: w of the guided logits (1 + w) l(x | prompt) - w l(x | prompt masked). 0: no guidance. It needs
             a prompt; a row whose prompt is empty is not changed by it. Of a continuous denoiser, likewise with its answer and
             the one without the condition, which GaussianDenoiser.wrap is told of. Other libraries' guidance scale is 1 + w.
@@ -492,7 +607,8 @@ def sample(
         top_k: draw from the k most likely tokens only. 0: from all.
         top_p: draw, among those, from the fewest tokens that hold this share of the probability at `temperature`. 1: from all.
             Both restrict the draw alone. Samplers choose positions by the model's own distribution at temperature 1, unless an
-            option such as low_confidence's `tempered` asks for the other.
+            option such as low_confidence's `tempered` asks for the other. Each of these three may be a list of one value per
+            row, at the cost of a device sync per forward pass; for other settings per row see Pool.
         forbid: a token id, or a flat collection of them, that is never drawn.
         demote: a token id, or a flat collection of them, such as the end of a text, that is committed last: its confidence and
             margin count as 0 and its entropy as log V, while the logits stay as they are. It has no effect on samplers that
@@ -502,6 +618,11 @@ def sample(
             tokenizer, a string, or strings beside tokens or phrases, stop=["\\n\\n", 7], stop it after the token that
             completes one of them in the text of what is filled in and decided; Sample.texts end before the string. On a
             device a string costs a device sync per step. None: after the denoiser's `stop_ids`, if it has any. []: nowhere.
+        stop_rule: when that is. "decided": as soon as a phrase is decided; nothing after it is filled in, and what is
+            undecided before it is. "block": when a phrase stands in a block that is filled and done, as in SDAR's code.
+            "llada2": as in LLaDA2's and diffusers' code: after a step that writes into a phrase, if no mask stands before
+            the first one's end; what could still be edited stays as it is. If that never happens, all blocks are filled,
+            and the row is cut after its first phrase.
         constrain: a function that is called before every step with the state. For tokens it returns a samplers.Constraint
             (tokens to decide at once, tokens not to draw in this step) or None; for continuous samplers another x, or None.
         start: x_0 to start from, (B, *shape) or (*shape): it is noised to the run's first noise level, exactly (SDEdit, image to

@@ -55,7 +55,7 @@ class DryRun:
     ) -> Prediction:
         return self._answer(state, self._ask(state, rows), want)
 
-    def logits(self, state: TokenState, rows: Tensor | None = None, *, t: Tensor | None = None) -> Logits:
+    def logits(self, state: TokenState, rows: Tensor | None = None, **how: Any) -> Logits:
         """One number per position in place of V: what is made of them has no bearing on what is asked next."""
         row, position = self._ask(state, rows).nonzero().unbind(1)
         return Logits(row, position, torch.zeros(len(row), 1, dtype=torch.float32, device="cpu"))

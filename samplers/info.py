@@ -15,11 +15,25 @@ __all__ = ["InfoRecorder", "at_commit", "step_map"]
 
 
 class InfoRecorder:
-    """Notes one dictionary of tensors per step; `sample(info=True)` makes one for the run."""
+    """Notes one dictionary of tensors per step; `sample(info=True)` makes one for the run.
 
-    def __init__(self) -> None:
+    Args:
+        keep: whether the notes of all steps are kept, for `stacked`.
+
+    Attributes:
+        last: token and confidence of the last step's predictions, (B, L) each, confidence -inf at positions that were not asked
+            about; None if the model was not asked.
+    """
+
+    def __init__(self, keep: bool = True) -> None:
+        self.keep = keep
+        self.last: tuple[Tensor, Tensor] | None = None
         self._steps: list[dict[str, Tensor]] = []
         self._read: tuple[Tensor, Tensor] | None = None  # token and confidence of this step's predictions, (B, L) each
+
+    def begin_step(self) -> None:
+        """A step begins, perhaps once more, if it had to wait for an answer (see samplers.pool)."""
+        self._read = None
 
     def read(self, token: Tensor, confidence: Tensor) -> None:
         """Take note of an answer: (B, L) each, confidence -inf at positions that were not asked about."""
@@ -40,12 +54,13 @@ class InfoRecorder:
                 token, p = self._read
                 confidence = torch.where(committed & (token == after.x) & (p != -torch.inf), p, confidence)
             noted = {"committed": committed, "confidence": confidence, "logprob": confidence.log()}
-        self._read = None
+        self.last = self._read
         if clash := noted.keys() & returned.keys():
             raise SamplersError(
                 f"a step returned {', '.join(sorted(clash))}, which is a name that the driver uses in Sample.info"
             )
-        self._steps.append(noted | dict(returned))
+        if self.keep:
+            self._steps.append(noted | dict(returned))
 
     def stacked(self) -> dict[str, Tensor]:
         """Name -> (steps, B, ...). SamplersError if the steps returned different names."""

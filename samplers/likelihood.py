@@ -30,7 +30,7 @@ from torch import Tensor
 
 from . import ops
 from .canvas import PAD
-from .checks import bool_rows, check_room, check_tokens, flag, integer, integers, row_numbers, shown, token_rows
+from .checks import bool_rows, check_room, check_tokens, flag, integer, integers, pads, row_numbers, shown, token_rows
 from .denoiser import Counter, Denoiser, Previous, TokenDenoiser
 from .errors import DenoiserError, FamilyError, OptionError, did_you_mean
 from .random import Rng, uniform
@@ -109,6 +109,7 @@ def nll(
     seed: Any = 0,
     first_row: Any = 0,
     batch: int = 32,
+    ragged: str | None = None,
     progress: bool = False,
 ) -> Likelihood:
     """-log p of tokens under a masked model, a bound that is tight where its conditionals agree (see the module).
@@ -139,6 +140,9 @@ def nll(
             pair (or mask) is its own.
         seed, first_row: as in sample(); row i is what row i alone is, whatever the batch.
         batch: masks per forward pass.
+        ragged: as in sample(): "pad" masks rows of different lengths in one forward pass, the shorter ones filled up, and the
+            numbers are those of each row alone up to float products; "groups" does not mix lengths. None: "pad" if the
+            denoiser can.
         progress: show a progress bar.
 
     Returns:
@@ -168,18 +172,16 @@ def nll(
 
     counter = Counter(denoiser)
     values = torch.empty(len(x), design.mc, dtype=torch.float64, device="cpu")
-    jobs = [
-        (g, first)
-        for g in sorted(set(lengths.tolist()))
-        for first in range(0, int((lengths == g).sum()) * design.mc, batch)
-    ]
+    order = lengths.argsort(stable=True)  # neighbours are of similar lengths
+    groups = (order,) if pads(ragged, denoiser) else order.split(lengths.unique(return_counts=True)[1].tolist())
+    jobs = [(who, first) for who in groups for first in range(0, len(who) * design.mc, batch)]
     with torch.no_grad(), _bar(progress, method, len(jobs)) as done:
-        for length, first in jobs:
-            who = (lengths == length).nonzero().squeeze(1)  # rows of this length: a model never sees beyond a row's end
+        for who, first in jobs:
             which = torch.arange(first, min(first + batch, len(who) * design.mc), device="cpu")
             row, draw = who[which // design.mc], which % design.mc  # (A,)
+            length = int(lengths[row].max())
             hidden = _hidden(rng, row, draw, count[row, draw], fill[row, :length], design)  # (A, length) bool
-            loss = _loss(counter, x[row, :length], hidden, level[row, draw], row)  # (A,) float64
+            loss = _loss(counter, x[row, :length], hidden, level[row, draw], row, lengths[row])  # (A,) float64
             values[row, draw] = weight[row, draw] * loss
             done()
 
@@ -273,13 +275,16 @@ def _hidden(rng: Rng, row: Tensor, draw: Tensor, count: Tensor, fill: Tensor, de
 # ---------------------------------------------------------------------------------------------- what the model says
 
 
-def _loss(counter: Counter, x: Tensor, hidden: Tensor, level: Tensor, row: Tensor) -> Tensor:
-    """C(S): minus the sum of log p of the tokens at `hidden` (A, L), which are masked. (A,) float64, on the CPU."""
+def _loss(counter: Counter, x: Tensor, hidden: Tensor, level: Tensor, row: Tensor, lengths: Tensor) -> Tensor:
+    """C(S): minus the sum of log p of the tokens at `hidden` (A, L), which are masked. (A,) float64, on the CPU.
+
+    lengths: (A,) int64, of each row; L is the longest.
+    """
     denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
     device = denoiser.device
     needed = int(hidden.sum())
     given = x[hidden].to(device)  # (N,)
-    noisy = torch.where(hidden, denoiser.mask_id, x).to(device)  # type: ignore[arg-type]
+    noisy = torch.where(hidden | (x == PAD), denoiser.mask_id, x).to(device)  # type: ignore[arg-type]
     t = level.to(device) if denoiser.time_conditioned else None
     if t is not None and denoiser.time_per_position:
         t = torch.where(hidden.to(device), t[:, None], 0.0)  # (A, L)
@@ -287,16 +292,17 @@ def _loss(counter: Counter, x: Tensor, hidden: Tensor, level: Tensor, row: Tenso
     if denoiser.self_conditioned:  # every mask is a first look: there is no answer from before
         zeros = torch.zeros(needed, denoiser.vocab_size, dtype=torch.float32, device=device)
         more["previous"] = Previous(hidden.to(device), zeros)
+    ends = {"lengths": lengths.to(device)} if bool((lengths < x.shape[1]).any()) else {}
     forbid, rows = torch.tensor([denoiser.mask_id], device=device), hidden.to(device)
     if denoiser.head is None:
-        logits, index = counter.tokens(noisy, t, rows, needed, **more)
+        logits, index = counter.tokens(noisy, t, rows, needed, **more, **ends)
         best = ops.masked_softmax(logits, index, forbid=forbid)
         at = torch.arange(needed, device=device) if index is None else index
 
         def of(token: Tensor) -> Tensor:
             return logits[at, token].to(torch.float64)
     else:
-        head, states = denoiser.head, counter.hidden(noisy, t, rows, needed)  # (N, D)
+        head, states = denoiser.head, counter.hidden(noisy, t, rows, needed, **ends)  # (N, D)
         best = counter.head(
             lambda: ops.headless_softmax(states, head.weight, bias=head.bias, softcap=head.softcap, forbid=forbid)
         )

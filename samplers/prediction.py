@@ -104,11 +104,22 @@ class Predict(Protocol):
         """
         ...
 
-    def logits(self, state: TokenState, rows: Tensor | None = None, *, t: Tensor | None = None) -> Logits:
+    def logits(
+        self,
+        state: TokenState,
+        rows: Tensor | None = None,
+        *,
+        t: Tensor | None = None,
+        temperature: Tensor | None = None,
+    ) -> Logits:
         """As a call, but the logits themselves, guided and packed: for rules that combine distributions.
 
         They are stored as (N, V) float32: ask about no more positions than you need. What you make of them goes
         through `read`.
+
+        Args:
+            temperature: (B,) float32, by which the logits of each row are divided. A self-conditioned model is then told these
+                in the next step, and not its own; so read them at temperature 1.
         """
         ...
 

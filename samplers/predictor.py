@@ -7,10 +7,11 @@ is the business of samplers.feeds; guidance of logits, temperature, draws, count
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from .denoiser import Counter, TokenDenoiser
 from .dry_run import DryRun
 from .errors import DenoiserError, OptionError, SamplersError, did_you_mean
 from .feeds import Answer, Feed, Query
+from .feeds.encoded import EncodedFeed
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
 from .info import InfoRecorder
 from .ops.masked_softmax import guide
@@ -37,6 +39,7 @@ _STATUS = {
     2: "only -inf logits: no token is possible",
     3: "a row of logits that is not there",
 }
+PER_POSITION = ("uniform", "given", "guidance_index")  # the op's arguments with an entry for each position that is read
 _BARRED = 4  # the model finds tokens possible, and the caller's forbid= or constrain= bars every one of them
 
 
@@ -93,15 +96,43 @@ class ErrorTracker:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How answers are read: the driver's arguments that the predictor keeps."""
+    """How answers are read: the driver's arguments that the predictor keeps.
 
-    temperature: float
+    Attributes:
+        temperature, top_k, top_p: of the token draw; a tuple has one value per row of the batch.
+    """
+
+    temperature: float | tuple[float, ...]
     cfg_scale: float = 0.0
     cfg_interval: tuple[float, float] = (0.0, 1.0)
-    top_k: int = 0
-    top_p: float = 1.0
+    top_k: int | tuple[int, ...] = 0
+    top_p: float | tuple[float, ...] = 1.0
     forbid: tuple[int, ...] = ()
     demote: tuple[int, ...] = ()
+
+    def draws(self) -> tuple[list[DrawSetting], list[int] | None]:
+        """The different settings of the draw, and of each row the number of its own; None if all rows have the same."""
+        values: tuple[Any, ...] = (self.temperature, self.top_k, self.top_p)
+        rows = max((len(v) for v in values if isinstance(v, tuple)), default=1)
+        each = [DrawSetting(*[v[i] if isinstance(v, tuple) else v for v in values]) for i in range(rows)]
+        different = sorted(set(each))
+        return different, None if len(different) == 1 else [different.index(e) for e in each]
+
+
+class DrawSetting(NamedTuple):
+    """How the tokens of a row are drawn."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+
+    def arguments(self, temperature: float | None, truncated: bool) -> dict[str, Any]:
+        """The op's arguments. temperature: the sampler's own, or None for the run's."""
+        temperature = self.temperature if temperature is None else temperature
+        how: dict[str, Any] = {"temperature": temperature}
+        if (self.top_k or self.top_p < 1) and (temperature > 0 or truncated):  # they never remove the best token
+            how |= {"top_k": self.top_k, "top_p": self.top_p, "truncated": truncated}
+        return how
 
 
 class Predictor(ErrorTracker):
@@ -119,8 +150,9 @@ class Predictor(ErrorTracker):
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
         denoiser, device = self.denoiser, self.denoiser.device
         self.feed, self.config = feed, config
-        truncates = config.top_k or config.top_p < 1
-        self._truncation = {"top_k": config.top_k, "top_p": config.top_p} if truncates else {}
+        self._draws, number = config.draws()
+        # (B,) the number of each row's setting; None if all rows draw alike
+        self._draw_of = None if number is None else torch.tensor(number, dtype=torch.int64, device=device)
         if denoiser.head is not None and len(denoiser.head.weight) != denoiser.vocab_size:
             raise DenoiserError(
                 f"denoiser {denoiser.name!r} has vocab_size {denoiser.vocab_size} and a head of "
@@ -138,12 +170,23 @@ class Predictor(ErrorTracker):
 
     @property
     def temperature(self) -> float:
-        return self.config.temperature
+        temperature = self._draws[0].temperature
+        if any(draw.temperature != temperature for draw in self._draws):
+            raise OptionError(
+                f"sampler {self.sampler!r} works with the run's temperature itself, so it takes one for all rows; runs of "
+                "several temperatures can share their forward passes: samplers.Pool"
+            )
+        return temperature
 
     @property
     def nfe_rows(self) -> Tensor:
         """(B,) int64, forward passes that each row took part in so far."""
         return self.feed.nfe_rows
+
+    @property
+    def encoder_rows(self) -> Tensor | None:
+        """(B,) int64, of nfe_rows those in which a BlockDenoiser read decided tokens; None of any other denoiser."""
+        return self.feed.encoder_rows if isinstance(self.feed, EncodedFeed) else None
 
     @property
     def cache_bytes(self) -> int:
@@ -174,17 +217,28 @@ class Predictor(ErrorTracker):
             given=given,
         )
 
-    def logits(self, state: TokenState, rows: Tensor | None = None, *, t: Tensor | None = None) -> Logits:
+    def logits(
+        self,
+        state: TokenState,
+        rows: Tensor | None = None,
+        *,
+        t: Tensor | None = None,
+        temperature: Tensor | None = None,
+    ) -> Logits:
         parts = []
         for query in self.queries(state, rows, t):
+            if temperature is not None:
+                query = dataclasses.replace(query, temperature=temperature)
             answer = self.feed.feed(state, query)
             value, index = self._logits_of(answer)
             if index is not None:
                 value = value[index]
-            elif self.denoiser.head is None:
+            elif self.denoiser.head is None and temperature is None:
                 value = value.clone()  # ours, to write into
             if query.guided:
                 value = guide(value[: query.count].float(), value[query.count :].float(), self.config.cfg_scale)
+            if temperature is not None:
+                value = value.float() / temperature[query.row][:, None]
             value = self._apply_constraint(value.float(), query).index_fill_(1, self._forbid_inside, -torch.inf)
             parts.append(Logits(query.row, query.position, value))
         if len(parts) == 1:
@@ -210,7 +264,8 @@ class Predictor(ErrorTracker):
         want = self._wanted(want)
         values = self.fill_values(state, want)
         how = self._draw_arguments(state, logits, want, temperature, confidence_temperature, truncated, given, draw)
-        out = self._blamed(ops.masked_softmax(logits.value, **how), None)
+        out = self._drawn(logits, how, lambda at, own: ops.masked_softmax(logits.value, at, **own))
+        out = self._blamed(out, None)
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
 
@@ -247,7 +302,8 @@ class Predictor(ErrorTracker):
         for query in queries:
             how = self._draw_arguments(state, query, want, temperature, confidence_temperature, truncated, given)
             # What top_k and top_p cut off is known when all logits are, so then they must be stored.
-            headless = self.denoiser.head is not None and "top_k" not in how and self.constraint is None
+            stored = self.constraint is not None or any("top_k" in draw for draw in how["draws"])
+            headless = self.denoiser.head is not None and not stored
             out = self._read_hidden(state, query, how) if headless else self._read_logits(state, query, how)
             self._scatter(out, query, query.on_canvas(state.x.shape[1]), values)
         return self._prediction(state, values)
@@ -287,21 +343,53 @@ class Predictor(ErrorTracker):
             index = torch.arange(2 * query.count, device=logits.device) if index is None else index
             how |= {"guidance": logits, "guidance_index": index[query.count :], "cfg_scale": self.config.cfg_scale}
             index = index[: query.count]
-        out = ops.masked_softmax(logits, index, **how)
-        return self._blamed(out, lambda: model[: query.count] if own is None else model[own])
+
+        def read(at: Tensor | None, own: dict[str, Any]) -> ops.MaskedSoftmax:
+            return ops.masked_softmax(logits, index if at is None else at if index is None else index[at], **own)
+
+        return self._blamed(self._drawn(query, how, read), lambda: model[: query.count] if own is None else model[own])
 
     def _read_hidden(self, state: TokenState, query: Query, how: dict[str, Any]) -> ops.MaskedSoftmax:
         """The same of hidden rows and the head: logits are never stored."""
         head = self.denoiser.head
         assert head is not None
-        hidden = self.feed.feed(state, query).packed()
+        hidden, blind = self.feed.feed(state, query).packed(), None
         if query.guided:
-            how |= {"guidance": hidden[query.count :], "cfg_scale": self.config.cfg_scale}
-            hidden = hidden[: query.count]
-        out = self.counter.head(
-            lambda: ops.headless_softmax(hidden, head.weight, bias=head.bias, softcap=head.softcap, **how)
-        )
+            how |= {"cfg_scale": self.config.cfg_scale}
+            hidden, blind = hidden[: query.count], hidden[query.count :]
+
+        def read(at: Tensor | None, own: dict[str, Any]) -> ops.MaskedSoftmax:
+            asked = hidden if at is None else hidden[at]
+            if blind is not None:
+                own |= {"guidance": blind if at is None else blind[at]}
+            return ops.headless_softmax(asked, head.weight, bias=head.bias, softcap=head.softcap, **own)
+
+        out = self.counter.head(lambda: self._drawn(query, how, read))
         return self._blamed(out, lambda: head.logits(hidden))
+
+    def _drawn(
+        self, asked: Asked, how: dict[str, Any], read: Callable[[Tensor | None, dict[str, Any]], ops.MaskedSoftmax]
+    ) -> ops.MaskedSoftmax:
+        """What `read` makes of N positions; if rows draw differently, of the positions of each setting by themselves.
+
+        Args:
+            how: the op's arguments, those of each setting in "draws".
+            read: called with the numbers of the positions that are read, (n,) int64 or None for all, and the op's arguments.
+        """
+        common = {name: value for name, value in how.items() if name != "draws"}
+        if self._draw_of is None:
+            return read(None, common | how["draws"][0])
+        number, parts = self._draw_of[asked.row], []
+        for i, draw in enumerate(how["draws"]):
+            at = (number == i).nonzero().squeeze(1)  # a device sync, which rows that draw alike are spared
+            if len(at):
+                own = {name: common[name][at] for name in PER_POSITION if common.get(name) is not None}
+                parts.append((at, read(at, common | own | draw)))
+        if not parts:
+            return read(None, common | how["draws"][0])
+        back = torch.cat([at for at, _ in parts]).argsort()
+        fields: Any = [None if p[0] is None else torch.cat(p)[back] for p in zip(*(out for _, out in parts))]
+        return ops.MaskedSoftmax(*fields)
 
     def _apply_constraint(self, logits: Tensor, query: Query) -> Tensor:
         """(N, V) logits with what this step's constraint forbids at -inf."""
@@ -322,17 +410,16 @@ class Predictor(ErrorTracker):
         given: Tensor | None,
         draw: int = DRAW_TOKEN,
     ) -> dict[str, Any]:
-        """The op's arguments that say how to draw, and what else is wanted of N positions."""
-        temperature = self.temperature if temperature is None else temperature
+        """The op's arguments that say how to draw, and what else is wanted of N positions; see `_drawn`."""
+        draws = [setting.arguments(temperature, truncated) for setting in self._draws]
+        hot = any(setting["temperature"] > 0 for setting in draws)
         how = {
-            "uniform": state.rng.at(asked.row, asked.position, state.step, draw) if temperature > 0 else None,
-            "temperature": temperature,
+            "draws": draws,
+            "uniform": state.rng.at(asked.row, asked.position, state.step, draw) if hot else None,
             "confidence_temperature": confidence_temperature,
             "forbid": self._forbid,
             "want": want,
         }
-        if self._truncation and (temperature > 0 or truncated):  # they never remove the best token
-            how |= {**self._truncation, "truncated": truncated}
         if "given" in want:
             how["given"] = ids = (state.x if given is None else given)[asked.row, asked.position]
             mask_id = self.denoiser.mask_id

@@ -38,10 +38,13 @@ class Sample:
         x: (B, L) int64 tokens, PAD (-1) beyond a row's end; or (B, *shape) reals.
         nfe: forward passes: calls of the model, whatever the batch. A guided step is one forward pass.
         row_evals: rows over all forward passes; a guided step has two for each row.
-        token_evals: positions over all forward passes.
+        token_evals: positions that the model was given over all forward passes, the filling after shorter rows included.
         head_rows: positions at which logits were asked for.
         cache_bytes: bytes of keys and values that were written to caches.
         nfe_rows: (B,) int64, forward passes that each row took part in; what the row would cost alone.
+        encoder_passes: forward passes, counted in nfe, in which a BlockDenoiser read decided tokens.
+        encoder_rows: (B,) int64, those of each row, counted in nfe_rows; None for any other denoiser. Tokens per decoder pass are
+            generated / (nfe_rows - encoder_rows).
         steps: steps of the driver, including those that cost no forward pass.
         seconds: split into denoiser and sampler.
         lengths: (B,) int64, each row's own length, prompt included; None for reals.
@@ -76,6 +79,8 @@ class Sample:
     settings: dict[str, Any] = field(default_factory=dict)
     trace: tuple[State, ...] | None = None
     info: dict[str, Tensor] | None = None
+    encoder_passes: int = 0
+    encoder_rows: Tensor | None = None
     fill: Tensor | None = None
     tokenizer: TextTokenizer | None = None
 

@@ -252,6 +252,11 @@ class Sampler(Generic[S]):
         """The facts under the options of this sampler. Override it if an option changes one of them."""
         return self.facts
 
+    @property
+    def extra_steps(self) -> int:
+        """The most steps that a block may take on top of its share of `steps`. Override it if yours takes any."""
+        return 0
+
     @classmethod
     def options(cls) -> tuple[Option, ...]:
         """The options, in order."""

@@ -128,6 +128,11 @@ class TokenState(State):
         """(B, L) bool: positions still to decide, in any block; here those that hold the mask."""
         return self.masked
 
+    @property
+    def settled(self) -> Tensor:
+        """(B, L) bool: positions that the run had to fill and whose token is final; none after a row's end."""
+        return self._before_end(self.canvas.fill) & ~self.undecided
+
     def _before_end(self, where: Tensor) -> Tensor:
         """`where`, (B, L) bool, without what lies after a stop phrase. (Nothing to fill lies beyond a row's length.)"""
         if not self.canvas.stops:
@@ -191,11 +196,8 @@ class TokenState(State):
         canvas = self.canvas
         state = dataclasses.replace(self, x=x, **changes)
         new = state.__dict__  # of a state that nobody has seen yet: what follows from x is filled in
-        if canvas.stop:
-            new["end"] = state._stopped()
-        if canvas.stop_text is not None:
-            final = state._final
-            new["end"] = canvas.stop_text.ends(x, canvas.fill, final, final & ~self._final, state.end)
+        if canvas.stops:
+            new.update(state._stopped(self))
         undecided = state.undecided
         if canvas.block_size.shape[1] == 1:
             opened, count = undecided, undecided.sum(1)
@@ -226,23 +228,58 @@ class TokenState(State):
         final = self.canvas.fill & ~self._draft
         return final if self.canvas.mask_id is None else final & (self.x != self.canvas.mask_id)
 
-    def _stopped(self) -> Tensor:
-        """(B,): just after the earliest stop phrase that stands whole in the filled part; else the end as it was.
+    def _stopped(self, before: TokenState) -> dict[str, Tensor]:
+        """What follows from the stop phrases and strings: "end", (B,) int64, just after the earliest that counts, else as it was.
 
         Tokens are never changed once decided, so a phrase that stands will stay, and what lies after it need not be
         filled in. The row is done when everything before it is decided as well.
+
+        Args:
+            before: the state that this one was reached from.
         """
-        canvas, end = self.canvas, self.end
-        length = self.x.shape[1]
-        for phrase in canvas.stop:
+        canvas, rule = self.canvas, self.canvas.stop_rule
+        if rule == "llada2":
+            stands = canvas.fill & ~self.masked  # drafts count as well
+        else:
+            stands = canvas.fill & ~self._draft
+        if rule == "block":
+            present = torch.where(self.undecided, canvas.block, FAR).amin(1, keepdim=True)
+            stands &= canvas.block < present
+        end, wrote = self._first_phrase(stands, self.x != before.x)
+        if canvas.stop_text is not None:
+            whole, phrase_end = stands if canvas.mask_id is None else stands & (self.x != canvas.mask_id), end
+            fresh = whole & ~before._final if rule == "decided" else whole
+            end = canvas.stop_text.ends(self.x, canvas.fill, whole, fresh, end)
+            wrote |= end < phrase_end
+        if rule != "llada2":
+            return {"end": end}
+        position = torch.arange(self.x.shape[1], device=self.x.device)
+        full = ~(self.masked & (position < end[:, None])).any(1)
+        return self._ended(end, full & (wrote | ~self.undecided.any(1)))
+
+    def _ended(self, end: Tensor, over: Tensor) -> dict[str, Tensor]:
+        """What follows if the rows `over`, (B,) bool, end at `end`, (B,) int64, whether or not a token was to be edited."""
+        return {"end": torch.where(over, end, self.end)}
+
+    def _first_phrase(self, stands: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) int64: just after the earliest phrase, at most `end`; (B,) bool: whether any phrase has a written position.
+
+        Args:
+            stands: (B, L) bool, positions of which a phrase may be made.
+            written: (B, L) bool, positions that the last step wrote.
+        """
+        end, length = self.end, self.x.shape[1]
+        wrote = torch.zeros_like(self.done)
+        for phrase in self.canvas.stop:
             m = len(phrase)
             if m > length:
                 continue
             hit = (self.x.unfold(1, m, 1) == phrase).all(2)  # (B, L - m + 1)
-            hit &= (canvas.fill & ~self._draft).unfold(1, m, 1).all(2)
+            hit &= stands.unfold(1, m, 1).all(2)
             after = torch.arange(m, length + 1, device=self.x.device)
             end = torch.minimum(end, torch.where(hit, after, FAR).amin(1))
-        return end
+            wrote |= (hit & written.unfold(1, m, 1).any(2)).any(1)
+        return end, wrote
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,6 +339,10 @@ class DraftState(TokenState):
         where = where & self.undecided
         x = torch.where(where, token, self.x)
         return self._advance(x, steps=0, decided=self._decided_with(where, x))
+
+    def _ended(self, end: Tensor, over: Tensor) -> dict[str, Tensor]:
+        decided = self._decided_with(over[:, None] & self.canvas.fill, self.x)
+        return super()._ended(end, over) | {"decided": decided}
 
     def _decided_with(self, more: Tensor, x: Tensor) -> Tensor:
         """(B, L): what is decided when `more` is decided as well."""

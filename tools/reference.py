@@ -87,7 +87,8 @@ def cost_of(cls: Any) -> str:
         return "`steps`"
     if cls.facts.sweep:
         option, values = cls.facts.sweep
-        cap = "" if cls.facts.sequential else "; `steps` is an upper bound"
+        extra = f", with {n} more per block," if (n := cls().extra_steps) else ""
+        cap = "" if cls.facts.sequential else f"; `steps`{extra} is an upper bound"
         return (
             f"depends on the model; set it with `{option}`{cap}. `samplers bench` tries {', '.join(map(str, values))}"
         )

@@ -20,6 +20,7 @@ from ..denoiser import Denoiser
 from ..errors import ModelError, OptionError, SamplersError, UnknownNameError, did_you_mean
 from ..likelihood import nll
 from ..models import pretrained, zoo
+from ..models.denoiser import read_spec
 from ..problems import Estimate, Problem, Score
 from ..problems.base import mean_estimate
 
@@ -73,14 +74,16 @@ def load_denoiser(spec: str) -> Denoiser:
 
     Args:
         spec: module:attribute of a Denoiser, or of a function that returns one; the name of a model in the box; or hf:NAME
-            for a folder of safetensors or a repository on the Hugging Face hub.
+            for a folder of safetensors or a repository on the Hugging Face hub, with arguments of `pretrained` if need be:
+            hf:NAME?attention=full&shift=1 (see read_spec).
 
     Raises:
         OptionError: there is no such model, or it cannot be loaded.
     """
     if spec.startswith("hf:"):
         try:
-            return pretrained(spec.removeprefix("hf:"))
+            name, told = read_spec(spec.removeprefix("hf:"))
+            return pretrained(name, **told)
         except ModelError as error:
             raise OptionError(f"--denoiser {spec!r}: {error}") from error
     if spec and ":" not in spec:

@@ -97,6 +97,8 @@ def _sample(args: argparse.Namespace) -> int:
         seed=args.seed,
         steps=args.steps,
         block_length=args.block_length,
+        align=args.align,
+        window=args.window,
         cache=args.cache,
         cfg_scale=args.cfg_scale,
         cfg_interval=args.cfg_interval,
@@ -104,6 +106,7 @@ def _sample(args: argparse.Namespace) -> int:
         top_p=args.top_p,
         temperature=temperature,
         stop=stop or None,
+        stop_rule=args.stop_rule,
         forbid=token_ids(args.forbid, "--forbid", speaker, denoiser),
         demote=token_ids(args.demote, "--demote", speaker, denoiser),
         **options,
@@ -148,7 +151,9 @@ def add(commands: Commands) -> None:
         "--denoiser",
         metavar="NAME|hf:NAME|MODULE:ATTRIBUTE",
         help="model in the box (digits-gauss, digits-mdm, text-mdm, text-refusion); folder of safetensors or repository "
-        "on the Hugging Face hub; Denoiser of your own, or function that returns one "
+        "on the Hugging Face hub, corrected by arguments if need be: hf:NAME?attention=full&shift=1 (also mask_id, "
+        "block_length, dtype, device, loader, tokenizer, revision, trust_remote_code; see samplers show-model); "
+        "Denoiser of your own, or function that returns one "
         f"(default: {MODEL}, if there is no --problem)",
     )
     p.add_argument(
@@ -176,6 +181,17 @@ def add(commands: Commands) -> None:
         f"{TEXT['temperature']} on the text models in the box; otherwise the sampler's own)",
     )
     p.add_argument("--block-length", type=a.whole, metavar="N", help="positions per block, from left to right")
+    p.add_argument(
+        "--align",
+        action=argparse.BooleanOptionalAction,
+        help="blocks counted from position 0, or with --no-align from the end of the prompt (default: as the model's are)",
+    )
+    p.add_argument(
+        "--window",
+        choices=("block",),
+        metavar="block",
+        help="part of the canvas that the model is given: up to the end of the present block (default: all)",
+    )
     p.add_argument(
         "--cache", metavar="SCHEME", help="KV cache, if the denoiser has one: prefix, dual, delayed, delayed(k), block"
     )
@@ -216,6 +232,13 @@ def add(commands: Commands) -> None:
         metavar="IDS",
         help="token, or phrase of several tokens, after which a row ends; or a string, if the model is one of text; repeat it "
         "for several",
+    )
+    p.add_argument(
+        "--stop-rule",
+        choices=("decided", "block", "llada2"),
+        default="decided",
+        metavar="RULE",
+        help="when it ends: decided, as soon as the stop is decided (default); block, after its block; llada2, as in its code",
     )
     p.add_argument("--forbid", type=a.text, metavar="IDS", help="tokens that are never drawn")
     p.add_argument(

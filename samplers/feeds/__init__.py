@@ -6,6 +6,7 @@ model is given and nothing of what becomes of the answer:
     plain       the whole canvas of the rows that are asked about; guidance doubles the rows
     cached      a part of the canvas, the rest from a KV cache (the driver's cache= argument)
     sequence    decided tokens appended to one sequence per row, for samplers with Facts(sequential=True)
+    encoded     the open block, of a BlockDenoiser, which has read what is before it
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ class Query:
         t: (B,) float64, the noise level that the sampler gave, or None.
         members: the same rows as `rows`, on the host.
         whole: whether all rows take part with all their positions, so that mask is (B, L).
+        temperature: (B,) float32, what the logits are divided by before a self-conditioned denoiser is told of them in the
+            next step; None: nothing.
+        wide: how many positions a self-conditioned denoiser is asked for: those of `mask` and the rest of the present blocks.
+        lengths: (A,) int64, where each row ends, if they end at different positions: the model must not see what stands
+            after it. None: all rows have `length` positions.
     """
 
     batch: int
@@ -46,6 +52,9 @@ class Query:
     t: Tensor | None = None
     members: tuple[int, ...] = ()
     whole: bool = False
+    temperature: Tensor | None = None
+    wide: int = 0
+    lengths: Tensor | None = None
 
     @property
     def length(self) -> int:

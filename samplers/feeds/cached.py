@@ -20,6 +20,9 @@ Which of them change nothing but the cost:
     causal         yes                               not offered      yes
     block_causal   not offered: block is cheaper     not offered      yes
 
+A model whose answers are shifted (TokenDenoiser.shift) is also given the position before each asked one, whose line answers.
+With block, the position before the block is kept already: its line is taken from the forward pass that kept it.
+
 "yes" is exact up to the last bits of float products, whose order may depend on how many rows are multiplied at once.
 Full attention with dual and a block that is as long as the canvas is exact as well: all of it is given in every step.
 """
@@ -86,32 +89,40 @@ def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
 class CachedFeed:
     """Plans as the plain feed does, and gives the model a part of the canvas, the rest from caches of the run.
 
-    Rows of one length share a cache. With guidance the rows whose prompt is masked have a cache of their own.
+    Rows of one length share a cache, or with `pad` all rows. With guidance the rows whose prompt is masked have a cache of
+    their own.
     """
 
     memory = None  # self-conditioned models have no cache
 
     def __init__(
-        self, counter: Counter, batch: int, cfg_scale: float, cfg_interval: tuple[float, float], scheme: Scheme
+        self,
+        counter: Counter,
+        batch: int,
+        cfg_scale: float,
+        cfg_interval: tuple[float, float],
+        scheme: Scheme,
+        pad: bool = False,
     ):
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
         self.counter, self.scheme = counter, scheme
-        self._plain = PlainFeed(counter, batch, cfg_scale, cfg_interval)
+        self._plain = PlainFeed(counter, batch, cfg_scale, cfg_interval, pad)
         self.counts, self.idle, self.plan = self._plain.counts, self._plain.idle, self._plain.plan
         self.nfe_rows = self._plain.nfe_rows
-        self._caches: dict[tuple[int, bool], RunCache] = {}  # by length and whether the prompt is masked
+        self._caches: dict[tuple[int, bool], RunCache] = {}  # by the first row and whether the prompt is masked
 
     def feed(self, state: TokenState, query: Query) -> Answer:
-        canvas, rows, length = state.canvas, torch.zeros_like(state.open), query.length
-        rows[slice(None) if query.rows is None else query.rows, :length] = query.mask
+        canvas, rows = state.canvas, torch.zeros_like(state.open)
+        rows[slice(None) if query.rows is None else query.rows, : query.length] = query.mask
+        members = list(range(len(rows))) if self._plain.pad else canvas.rows_by_length[query.length]
         t = (state.noise_level if query.t is None else query.t) if self.denoiser.time_conditioned else None
         answers = []
         for blind in (False, True)[: 1 + query.guided]:
-            if (length, blind) not in self._caches:
-                members = canvas.rows_by_length[length]
-                self._caches[length, blind] = RunCache(self.denoiser, self.scheme, members, length)
+            if (members[0], blind) not in self._caches:
+                lengths = [canvas.lengths[i] for i in members]
+                self._caches[members[0], blind] = RunCache(self.denoiser, self.scheme, members, lengths)
             x = torch.where(canvas.prompt_mask, canvas.mask_id or 0, state.x) if blind else state.x
-            answer, cost = self._caches[length, blind].answer(state, x, t, rows, query.count, self.counter)
+            answer, cost = self._caches[members[0], blind].answer(state, x, t, rows, query.count, self.counter)
             answers.append(answer)
             if not blind:
                 self.nfe_rows += cost
@@ -123,26 +134,30 @@ class CachedFeed:
 
 
 class RunCache:
-    """The cache of the rows of one length in a run, and what is in it.
+    """The cache of rows of a run, and what is in it.
 
     Rows that are done are dropped, once: those after them move up. A row that is not asked about in a step keeps its
     place, is given to the model as filling, and is not written.
 
     Args:
         rows: the batch rows, ascending.
-        length: the length of each of them.
+        lengths: the length of each of them.
     """
 
-    def __init__(self, denoiser: TokenDenoiser, scheme: Scheme, rows: list[int], length: int):
-        self.denoiser, self.scheme, self.length = denoiser, scheme, length
+    def __init__(self, denoiser: TokenDenoiser, scheme: Scheme, rows: list[int], lengths: list[int]):
+        self.denoiser, self.scheme = denoiser, scheme
+        self.rows, self.lengths = rows, lengths
+        self.end = torch.tensor(lengths, dtype=torch.int64, device=denoiser.device)  # (A,) the same, on the device
+        self.length = self.room = length = max(lengths)  # what the longest row left has, and what the store has
         self.store = denoiser.new_cache(len(rows), length)
-        self.rows = rows
         device = denoiser.device
         # (A, length) the token that made each kept row
         self.cached_token = torch.full((len(rows), length), -1, dtype=torch.int64, device=device)
         # (A,) the block that the row was in when it was last given, and the forward passes since that block began
         self.block = torch.full((len(rows),), -1, dtype=torch.int64, device=device)
         self.age = torch.zeros(len(rows), dtype=torch.int64, device=device)
+        # (A, D) or (A, V), shift and block only: the answer for the position after what is kept; None until there is one
+        self.next_answer: Tensor | None = None
 
     def answer(
         self, state: TokenState, x: Tensor, t: Tensor | None, asked: Tensor, needed: int, counter: Counter
@@ -169,24 +184,36 @@ class RunCache:
         if self.scheme.name == "block":
             cost[who] += self._commit_final_prefix(state, who, x, t, begins, counter)
         full, feed, keep = self._choose_positions(state, who, x, asked, block, active, begins)
-        counts = torch.stack([full.sum(), (asked & full[:, None]).sum(), feed.sum(1).amax()]).tolist()
-        n_full, needed_full, width = counts
+        known = torch.zeros_like(asked)  # (A, length) asked positions whose answer is there already
+        if self.next_answer is not None:
+            after = torch.arange(self.length, device=x.device) == self.store.lengths[:, None]
+            known = asked & after & (self.store.lengths > 0)[:, None]
+        windowed = (asked & ~known).any(1) & ~full  # (A,) rows that are given a part of the canvas
+        feed = feed & windowed[:, None]
+        counts = [full.sum(), (asked & full[:, None]).sum(), feed.sum(1).amax(), known.sum()]
+        n_full, needed_full, width, n_known = torch.stack(counts).tolist()
         if n_full:
-            parts.append((full, self._fill(x, t, asked, full, n_full, needed_full, counter)))
+            parts.append((asked & full[:, None], self._fill(x, t, asked, full, n_full, needed_full, counter)))
+        if n_known:
+            assert self.next_answer is not None
+            index = torch.nonzero_static(known.any(1), size=n_known).squeeze(1)
+            parts.append((known, self.next_answer[index]))
         if width:
-            parts.append((active & ~full, self._window(x, t, asked, feed, keep, width, needed - needed_full, counter)))
+            rest = asked & ~known & ~full[:, None]
+            left = needed - needed_full - n_known
+            parts.append((rest, self._window(x, t, rest, feed, keep, width, left, counter)))
         self.cached_token = torch.where(
             full[:, None] | (feed if self.scheme.name in ("dual", "delayed") else False), x, self.cached_token
         )
         self.block, self.age = torch.where(active, block, self.block), self.age + active
-        cost[who] += active
+        cost[who] += full | windowed
         if len(parts) == 1:
             return parts[0][1], cost
-        # Two kinds of forward pass in one step: put their answers in the order of the asked positions.
+        # Answers of several kinds in one step: put them in the order of the asked positions.
         number = (asked.flatten().cumsum(0) - 1).view_as(asked)  # (A, length)
         out = parts[0][1].new_empty(needed, parts[0][1].shape[1])
-        for rows, answer in parts:
-            flat = torch.nonzero_static((asked & rows[:, None]).flatten(), size=len(answer)).squeeze(1)
+        for where, answer in parts:
+            flat = torch.nonzero_static(where.flatten(), size=len(answer)).squeeze(1)
             out[number.flatten()[flat]] = answer
         return out, cost
 
@@ -198,8 +225,12 @@ class RunCache:
             return
         source = torch.tensor(stays, device=self.cached_token.device)
         self.store.keep_rows(source)
-        self.rows = [self.rows[i] for i in stays]
-        self.cached_token, self.block, self.age = self.cached_token[source], self.block[source], self.age[source]
+        self.rows, self.lengths = ([of[i] for i in stays] for of in (self.rows, self.lengths))
+        self.length = max(self.lengths)
+        self.cached_token = self.cached_token[source, : self.length]
+        self.end, self.block, self.age = self.end[source], self.block[source], self.age[source]
+        if self.next_answer is not None:
+            self.next_answer = self.next_answer[source]
 
     def _choose_positions(
         self,
@@ -229,8 +260,16 @@ class RunCache:
         elif name == "dual":
             full, feed = begins, inside
         else:
-            full, feed, keep = begins, position >= start, position < start
-        return full, (feed | asked) & (active & ~full)[:, None], keep
+            full, feed = begins, position >= start
+            keep = torch.arange(self.room, device=x.device) < start
+        feed = feed | asked
+        if self.denoiser.shift and name != "block":
+            feed = feed | torch.nn.functional.pad(asked[:, 1:], (0, 1))  # the line before a position answers for it
+            if keep is not None:
+                first = torch.where(feed, position, self.length).amin(1, keepdim=True)  # (A, 1)
+                keep = keep & (torch.arange(keep.shape[1], device=x.device) < first)
+        there = position < self.end[:, None]  # (A, length)
+        return full, feed & there & (active & ~full)[:, None], keep
 
     def _fill(
         self, x: Tensor, t: Tensor | None, asked: Tensor, full: Tensor, n: int, needed: int, counter: Counter
@@ -238,9 +277,15 @@ class RunCache:
         """A forward pass over whole rows; all their keys and values are kept."""
         index = torch.nonzero_static(full, size=n).squeeze(1)  # (n,)
         rows = None if n == len(self.rows) else _runs(index.tolist())
-        position = torch.arange(self.length, device=x.device).expand(n, -1)
-        feed = CacheUse(self.store, position, write="fill", rows=rows)
-        return self._ask(x[index], None if t is None else t[index], asked[index], needed, counter, feed)
+        lengths = self.lengths
+        if rows is not None:
+            lengths = [length for first, end in rows for length in self.lengths[first:end]]
+        width = max(lengths)
+        count = self.end[index] if min(lengths) < width else None
+        position = torch.arange(width, device=x.device).expand(n, -1)
+        feed = CacheUse(self.store, position, count=count, write="fill", rows=rows)
+        x, asked = x[index, :width], asked[index, :width]
+        return self._ask(x, None if t is None else t[index], asked, needed, counter, feed)
 
     def _window(
         self,
@@ -269,14 +314,23 @@ class RunCache:
         size, stored = self.denoiser.attention_block, self.store.lengths
         position = torch.arange(self.length, device=x.device)
         first = torch.where(state.undecided[who, : self.length], position, self.length).amin(1)  # (A,)
-        count = torch.where(begins, first // size * size - stored, 0).clamp_min(0)
-        width = int(count.amax())
+        count = torch.where(begins, first // size * size - stored, 0).clamp_min(0)  # (A,)
+        fed = count > 0
+        width, n = torch.stack([count.amax(), fed.sum()]).tolist()
         if not width:
             return torch.zeros_like(stored)
-        at = (stored[:, None] + torch.arange(width, device=x.device)).clamp(max=self.length - 1)  # (A, width)
-        nothing = torch.zeros_like(at, dtype=torch.bool)
-        self._ask(x.gather(1, at), t, nothing, 0, counter, CacheUse(self.store, at, count=count, write="append"))
-        return (count > 0).to(torch.int64)
+        # With shift each row's last line answers for the position after it, which is asked about in a column of filling.
+        shift = self.denoiser.shift
+        column = torch.arange(width + 1 if shift else width, device=x.device)
+        at = (stored[:, None] + column).clamp(max=self.length - 1)  # (A, width)
+        asked = (column == count[:, None]) & fed[:, None] & shift
+        told = CacheUse(self.store, at, count=count, write="append")
+        answer = self._ask(x.gather(1, at), t, asked, n if shift else 0, counter, told)
+        if shift:
+            if self.next_answer is None:
+                self.next_answer = answer.new_zeros(len(fed), answer.shape[1])
+            self.next_answer[torch.nonzero_static(fed, size=n).squeeze(1)] = answer
+        return fed.to(torch.int64)
 
     def _ask(self, x: Tensor, t: Tensor | None, asked: Tensor, needed: int, counter: Counter, feed: CacheUse) -> Tensor:
         if self.denoiser.head is not None:

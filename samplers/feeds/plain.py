@@ -1,4 +1,7 @@
-"""The plain feed: the model is given the whole canvas of the rows that are asked about. Guidance doubles the rows."""
+"""The plain feed: the model is given the rows that are asked about, whole or up to the end of their present block.
+
+Guidance doubles the rows.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..canvas import Layout
+from ..canvas import Layout, rows_of_each
 from ..denoiser import Counter, Previous, TokenDenoiser
 from ..random import DRAW_BLIND
 from ..state import TokenState
@@ -18,16 +21,29 @@ __all__ = ["PlainFeed"]
 
 
 class PlainFeed:
-    """Plans forward passes by row length, and gives the model whole rows.
+    """Plans forward passes by how far rows are given, and gives the model whole rows or what ends with their present block.
 
     Args:
         cfg_scale, cfg_interval: the guidance of the run; see sample().
+        pad: rows of all lengths share a forward pass, which is as long as the longest of those that take part; a shorter
+            one is followed by filling. False: rows of one length do.
+        window: whether rows are given up to the end of their present block only.
     """
 
     cache_bytes = 0
 
-    def __init__(self, counter: Counter, batch: int, cfg_scale: float, cfg_interval: tuple[float, float]):
+    def __init__(
+        self,
+        counter: Counter,
+        batch: int,
+        cfg_scale: float,
+        cfg_interval: tuple[float, float],
+        pad: bool = False,
+        *,
+        window: bool = False,
+    ):
         self.counter, self.cfg_scale, self.cfg_interval = counter, cfg_scale, cfg_interval
+        self.pad, self.window = pad, window
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
         self.nfe_rows = torch.zeros(batch, dtype=torch.int64, device=self.denoiser.device)
         self.memory: SelfConditioning | None = None
@@ -47,41 +63,69 @@ class PlainFeed:
         level = state.noise_level
         return (level > low) & (level <= high)
 
+    def _ends(self, state: TokenState, rows: Tensor | None) -> Tensor | None:
+        """(B,) int64: how far each row is given; None: to its own end."""
+        if not self.window:
+            return None
+        canvas = state.canvas
+        present = state.block.clamp(max=canvas.block_end.shape[1] - 1)[:, None]
+        end = canvas.block_end.gather(1, present).squeeze(1)
+        if rows is not None:  # a sampler may ask beyond the block
+            after = torch.arange(1, rows.shape[1] + 1, device=rows.device)
+            end = torch.maximum(end, torch.where(rows & canvas.fill, after, 0).amax(1))
+        size = self.denoiser.attention_block  # the model's own block is given whole: its positions see each other
+        return torch.minimum(torch.div(end + size - 1, size, rounding_mode="floor") * size, canvas.length)
+
     def counts(self, state: TokenState, rows: Tensor | None) -> Tensor:
-        """(B,) int64, positions asked about in each row; then, if guidance depends on the level, (B,) whether it is on."""
-        count = state.count if rows is None else (rows & state.canvas.fill).sum(1)
-        inside = self._inside(state)
-        return count if inside is None else torch.cat([count, inside])
+        """(B,) int64, positions asked about in each row. Then, (B,) each: of a self-conditioned model those of the row's block as
+        well; whether guidance is on, if that depends on the level; where the window ends, if there is one.
+        """
+        parts = [state.count if rows is None else (rows & state.canvas.fill).sum(1)]
+        if self.memory is not None:
+            parts.append(self.memory.asked(state, rows).sum(1))
+        more = (self._inside(state), self._ends(state, rows))
+        return torch.cat([*parts, *(m.to(torch.int64) for m in more if m is not None)])
 
     def idle(self, counts: list[int]) -> bool:
         return not any(counts[: len(self.nfe_rows)])
 
     def plan(self, state: TokenState, rows: Tensor | None, counts: list[int], t: Tensor | None) -> list[Query]:
         canvas, batch = state.canvas, len(state.x)
+        inside, ends = self._inside(state), self._ends(state, rows)
         rows = state.open if rows is None else rows & canvas.fill
-        always = self._guides(canvas) and len(counts) == batch
-        inside = self._inside(state) if len(counts) > batch else None
+        parts = iter(counts[i : i + batch] for i in range(0, len(counts), batch))  # as `counts` has them
+        asked = next(parts)
+        wide = asked if self.memory is None else next(parts)
+        switch = None if inside is None else next(parts)
+        given, ends_of = (canvas.lengths, canvas.length) if ends is None else (next(parts), ends)
+        groups = [list(range(batch))] if self.pad else list(rows_of_each(given).values())
+        always = self._guides(canvas) and switch is None
         active: Tensor | None = None
         queries = []
-        for guided in (False, True) if len(counts) > batch else (always,):
-            for length, members in canvas.rows_by_length.items():
-                here = [i for i in members if counts[i] and (len(counts) == batch or counts[batch + i] == guided)]
+        for guided in (False, True) if switch is not None else (always,):
+            for members in groups:
+                here = [i for i in members if asked[i] and (switch is None or switch[i] == guided)]
                 if not here:
                     continue
+                length = max(given[i] for i in here)
                 which = None
                 if len(here) < batch:
                     active = rows.any(1) if active is None else active
                     member = active
-                    if len(canvas.rows_by_length) > 1:
-                        member = member & (canvas.length == length)
+                    if len(groups) > 1:
+                        member = member & (ends_of == length)
                     if inside is not None:
                         member = member & (inside == guided)
                     which = torch.nonzero_static(member, size=len(here)).squeeze(1)  # (A,)
                 mask = rows if which is None else rows[which]
-                count = sum(counts[i] for i in here)
+                count = sum(asked[i] for i in here)
                 whole = which is None and length == mask.shape[1]
                 mask = mask if whole else mask[:, :length]
-                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole))
+                more = sum(wide[i] for i in here)
+                lengths = None
+                if any(given[i] < length for i in here):
+                    lengths = ends_of if which is None else ends_of[which]
+                queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole, None, more, lengths))
         return queries
 
     # ------------------------------------------------------------------------------------------ one forward pass
@@ -92,13 +136,11 @@ class PlainFeed:
         else:
             self.nfe_rows[query.rows] += 1
         x, time, mask, more = self._input(state, query)
-        n = (1 + query.guided) * query.count
+        n = (1 + query.guided) * query.wide
         if self.denoiser.head is not None:
-            return Answer(self.counter.hidden(x, time, mask, n))
+            return Answer(self.counter.hidden(x, time, mask, n, **more))
         answer = Answer(*self.counter.tokens(x, time, mask, n, **more))
-        if self.memory is not None:
-            self.memory.remember(state, query, answer)
-        return answer
+        return answer if self.memory is None else self.memory.remember(state, query, answer)
 
     def _input(self, state: TokenState, query: Query) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]:
         """What the model is given: x, t, mask, more. Of a guided query the unconditional rows come after the others."""
@@ -112,10 +154,11 @@ class PlainFeed:
                 time = query.of_canvas(levels if query.t is None else torch.where(state.open, query.t[:, None], levels))
             else:
                 time = query.of_rows(state.noise_level if query.t is None else query.t)  # (A,)
-        more = {}
+        more: dict[str, Any] = {}
+        mask = query.mask
         if self.memory is not None:
             more["previous"] = self.memory.seen_by(state, query)
-        mask = query.mask
+            mask = mask | query.of_canvas(_present(state))
         if query.guided:
             # Unsupervised guidance (Nie et al. 2024, SMDM): the unconditional rows are the same with the prompt masked.
             # Uniform noise has no mask; a prompt of noise says nothing there.
@@ -129,11 +172,22 @@ class PlainFeed:
                 time = torch.cat([time, time])
             mask = torch.cat([mask, mask])
             more = {name: value.doubled() for name, value in more.items()}
+        if query.lengths is not None:
+            more["lengths"] = query.lengths.repeat(1 + query.guided)
         return x, time, mask, more
 
 
+def _present(state: TokenState) -> Tensor:
+    """(B, L) bool: the positions to fill of the rows' present blocks, decided ones included."""
+    return state.canvas.fill & (state.canvas.block == state.block[:, None])
+
+
 class SelfConditioning:
-    """The last logits of a self-conditioned denoiser, between the beginning and the end of a step: state.previous."""
+    """The last logits of a self-conditioned denoiser, between the beginning and the end of a step: state.previous.
+
+    Whatever a sampler asks about, the denoiser is asked about the whole present block: so no logits that it is told are older
+    than the others of the block.
+    """
 
     def __init__(self, vocab_size: int):
         self.vocab_size = vocab_size
@@ -148,6 +202,11 @@ class SelfConditioning:
             return state
         return dataclasses.replace(state, previous=self._previous)
 
+    def asked(self, state: TokenState, rows: Tensor | None) -> Tensor:
+        """(B, L) bool: what the denoiser is asked for if the sampler asks about `rows`."""
+        here = _present(state)
+        return here if rows is None else here | (rows & state.canvas.fill)
+
     def seen_by(self, state: TokenState, query: Query) -> Previous:
         """The last logits of the rows that take part, at the positions to fill."""
         canvas = state.canvas
@@ -161,10 +220,25 @@ class SelfConditioning:
         here = torch.nonzero_static(fill.flatten(), size=size).squeeze(1)
         return Previous(fill, self._previous[query.of_canvas(canvas.fill_number).flatten()[here]])
 
-    def remember(self, state: TokenState, query: Query, answer: Answer) -> None:
-        """Keep the (conditional) logits of the asked positions for the next forward pass."""
+    def remember(self, state: TokenState, query: Query, answer: Answer) -> Answer:
+        """Keep the (conditional) logits for the next forward pass; returns the answer at the positions of the query."""
         assert self._previous is not None
-        index = state.canvas.fill_number.flatten()[query.on_canvas(state.x.shape[1])]
+        whole = query if query.wide == query.count else self._widened(state, query)
+        index = state.canvas.fill_number.flatten()[whole.on_canvas(state.x.shape[1])]
         if not self._written:  # states are immutable: one copy per step
             self._previous, self._written = self._previous.clone(), True
-        self._previous.index_copy_(0, index, answer.packed()[: query.count].float())
+        rows = slice(None, query.wide) if answer.index is None else answer.index[: query.wide]
+        kept = answer.value[rows].float()
+        if query.temperature is not None:
+            kept = kept / query.temperature[whole.row][:, None]
+        self._previous.index_copy_(0, index, kept)
+        if whole is query:
+            return answer
+        asked = torch.nonzero_static(query.mask.flatten()[whole.flat], size=query.count).squeeze(1)
+        if query.guided:
+            asked = torch.cat([asked, asked + query.wide])
+        return Answer(answer.value, asked if answer.index is None else answer.index[asked])
+
+    def _widened(self, state: TokenState, query: Query) -> Query:
+        """The query about all that the denoiser was asked for."""
+        return dataclasses.replace(query, mask=query.mask | query.of_canvas(_present(state)), count=query.wide)

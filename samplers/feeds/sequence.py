@@ -64,9 +64,12 @@ def check_sequential(denoiser: TokenDenoiser, sampler: Sampler, args: Mapping[st
         )
     never = {
         "cache": "it always has one of its own, so give none",
+        "ragged": "rows of all lengths share its forward passes anyway, so give none",
         "cfg_scale": "guidance would need a second sequence, whose prompt is masked; use cfg_scale=0",
         "steps": "its forward passes follow from its options; give none",
         "constrain": "what it fixes would not be in the sequence; forbid= bars tokens everywhere",
+        "window": "it gives the model decided tokens and the masks of the present block, never the canvas",
+        "stop_rule": "it ends a row at the first stop token of its sequence; leave it out",
     }
     for name, why in never.items():
         if args[name]:

@@ -18,7 +18,16 @@ from ..schedule import mask_schedule
 from ..state import TokenState
 from .times import TimedState, even_grid
 
-__all__ = ["ScheduledSampler", "even_count", "fill_up_to", "min_count", "parse_plan", "scheduled_count"]
+__all__ = [
+    "ScheduledSampler",
+    "even_count",
+    "fill_up_to",
+    "min_count",
+    "parse_plan",
+    "scheduled_count",
+    "whole_block_count",
+    "whole_block_option",
+]
 
 
 def even_count(state: TokenState, ahead: int = 0) -> Tensor:
@@ -29,6 +38,19 @@ def even_count(state: TokenState, ahead: int = 0) -> Tensor:
     """
     n, steps = state.block_size, state.block_steps.clamp_min(1)
     return n // steps + (state.block_step + ahead < n % steps)
+
+
+def whole_block_count(state: TokenState, steps: int) -> Tensor:
+    """(B,) int64: even_count of a whole block of block_length positions in `steps` steps, however few this one has to fill.
+
+    So LLaDA2's and SDAR's codes count in a block that begins with the end of the prompt.
+    """
+    length = state.canvas.block_length
+    if length is None:
+        n = state.block_size
+    else:
+        n = length if isinstance(length, Tensor) else torch.full_like(state.block_size, length)
+    return n // steps + (state.block_step < n % steps)
 
 
 def min_count(state: TokenState) -> Tensor:
@@ -63,6 +85,16 @@ def scheduled_count(state: TimedState, least: int = 0) -> Tensor:
     totals = torch.floor(state.block_size[:, None] * state.table[state.which[state.block_steps]] + 0.5)  # (B, K + 1)
     total = torch.where(totals > have[:, None], totals, torch.inf).amin(1)  # the next total that differs
     return total.clamp(max=2**30).to(torch.int64) - have
+
+
+def whole_block_option() -> Any:
+    """The option steps_per_block, the same wherever it is."""
+    return option(
+        None,
+        "steps of a whole block, whose even counts hold in every block, however little of it is to be filled: the plan of "
+        "LLaDA2's and SDAR's code; none: each block has its share of `steps`",
+        ge=1,
+    )
 
 
 def _floor_end(plan: str) -> float | None:
@@ -108,6 +140,15 @@ class ScheduledSampler(Sampler[Any]):
         check=parse_plan,
     )
     least: int = option(0, "least number of positions per step; with 0 a plan may have steps that commit nothing", ge=0)
+    steps_per_block: int | None = whole_block_option()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps_per_block is not None and self.plan != "even":
+            raise OptionError(
+                f"sampler {self.name!r}: steps_per_block is the even plan of a whole block; it does not go with "
+                f"plan={self.plan!r}"
+            )
 
     def init(self, canvas: Layout) -> TokenState:
         scheduled = self.plan != "even" and _floor_end(self.plan) is None
@@ -115,6 +156,8 @@ class ScheduledSampler(Sampler[Any]):
 
     def count(self, state: TokenState) -> Tensor:
         """(B,) int64: the positions to commit in this step."""
+        if self.steps_per_block is not None:
+            return whole_block_count(state, self.steps_per_block).clamp_min(self.least)
         if self.plan == "even":
             return even_count(state).clamp_min(self.least)
         if (eps := _floor_end(self.plan)) is None:
@@ -129,6 +172,7 @@ class ScheduledSampler(Sampler[Any]):
     def expected_nfe(self, length: int, steps: int) -> float:
         """The number of steps that commit something."""
         eps = None if self.plan == "even" else _floor_end(self.plan)
+        steps = self.steps_per_block or steps
         a = mask_schedule("linear" if self.plan == "even" or eps is not None else self.plan)(even_grid(steps))
         left, nfe = length, 0
         for k in range(steps):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..prediction import Predict
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import TokenState
-from .plans import min_count
+from .plans import min_count, whole_block_count, whole_block_option
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,11 @@ class Threshold(Sampler[TokenState]):
     probability at temperature 1. A threshold above 1 commits one position at a time; since the choice depends on the drawn
     token, the distribution is then that of `low_confidence`, which is biased.
 
-    Differs from the reference: rows have their own counts; `steps` is a cap (if left out: no cap).
+    With `steps_per_block` this is SDAR's low_confidence_dynamic (arXiv 2510.06303, its code): in step k at least the even count
+    of a whole block. Its low_confidence_static is `low_confidence` with the same option.
+
+    Differs from the references: rows have their own counts; `steps` is a cap (if left out: no cap). SDAR's code writes over
+    tokens of the prompt if a block has fewer masks than its count; here a step takes at most the masks there are.
     """
 
     name = "threshold"
@@ -31,8 +35,10 @@ class Threshold(Sampler[TokenState]):
 
     threshold: float = option(0.9, "least probability of a committed token; above 1: one position per step", gt=0)
 
+    steps_per_block: int | None = whole_block_option()
+
     def step(self, predict: Predict, state: TokenState) -> TokenState:
         prediction = predict(state, want="confidence")
-        return state.commit_best(
-            prediction.confidence, prediction.token, threshold=self.threshold, least=min_count(state)
-        )
+        n = self.steps_per_block
+        least = min_count(state) if n is None else whole_block_count(state, n).clamp_min(1)
+        return state.commit_best(prediction.confidence, prediction.token, threshold=self.threshold, least=least)

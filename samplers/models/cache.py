@@ -82,15 +82,22 @@ class Cache:
         ops.kv_replace_(self.key, self.value, key, value, start, count)
         self._count(key.shape[-2], count)
 
-    def fill(self, key: Tensor, value: Tensor, runs: Sequence[tuple[int, int]]) -> None:
-        """The first n rows of batch rows first to end - 1, for each of `runs`; their lengths become n, if that is more."""
+    def fill(self, key: Tensor, value: Tensor, runs: Sequence[tuple[int, int]], count: Tensor | None = None) -> None:
+        """The first rows of batch rows first to end - 1, for each of `runs`; their lengths become as many, if that is more.
+
+        count: (B',) int64, of the new batch rows, in the order of the runs, only the first count[i] rows; None: all n.
+        """
         n, done = key.shape[-2], 0
         for first, end in runs:
             rows, new = slice(first, end), slice(done, done + end - first)
-            ops.kv_replace_(self.key[:, rows], self.value[:, rows], key[:, new], value[:, new], 0)
-            self.lengths[rows] = self.lengths[rows].clamp(min=n)
+            own = None if count is None else count[new]
+            ops.kv_replace_(self.key[:, rows], self.value[:, rows], key[:, new], value[:, new], 0, own)
+            self.lengths[rows] = self.lengths[rows].clamp(min=n if own is None else own)
             done += end - first
-        self._known += n * done
+        if count is None:
+            self._known += n * done
+        else:
+            self._counted += count.sum()
 
     def keep_rows(self, source: Tensor) -> None:
         """Batch row i becomes what source[i] was, and those beyond are gone. source: (B',) int64, ascending."""

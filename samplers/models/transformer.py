@@ -3,8 +3,9 @@
     h = x + O attend(R(p) Q n(x), R(p) K n(x), V n(x)),    x' = h + D (silu(G n(h)) * U n(h))
 
 (Touvron et al. 2302.13971; RoPE: Su et al. 2104.09864; grouped queries: Ainslie et al. 2305.13245; SwiGLU: Shazeer
-2002.05202.) A token's position is an argument and is in its key already when that is stored, so a cache may hold rows in
-any order: causal means the order in which rows came, position is what the rotation says.
+2002.05202.) In a layer with experts the second sum is over the few of them that a router picks for each token (Shazeer et
+al. 1701.06538); Experts says how it picks. A token's position is an argument and is in its key already when that is stored,
+so a cache may hold rows in any order: causal means the order in which rows came, position is what the rotation says.
 
 What a row sees is what lies in the cache and, of the rows that come with it, those that `Config.attention` allows.
 """
@@ -25,7 +26,7 @@ from ..errors import OptionError
 from ..ops.cached_attention import KINDS, cached_attention
 from .cache import Cache
 
-__all__ = ["Config", "Llama3Rope", "Transformer"]
+__all__ = ["Config", "Experts", "Llama3Rope", "Transformer"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,60 @@ class Llama3Rope:
     low_freq_factor: float
     high_freq_factor: float
     original_length: int
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of experts that takes the place of the MLP.
+
+    A router gives each token a score s_e for every expert, softmax(r) or sigmoid(r) of its products r in float32. The
+    token goes to the `per_token` experts of the largest s_e (plus the expert's bias, if there are biases; they decide who
+    is chosen and do not enter the weight). With groups (DeepSeek-V3, arXiv 2412.19437, section 2.1.2) only the experts of the
+    `groups_kept` best groups can be chosen, a group's score being the sum of its two largest. An expert's weight is
+    scale s_e, with s_e divided by the sum over the chosen ones if `normed`.
+
+    Args:
+        number: experts in a layer. per_token: how many of them each token goes to.
+        width: inner rows of an expert's SwiGLU.
+        shared_width: inner rows of one more SwiGLU that every token goes through; None: there is none.
+        score: softmax (Qwen3-MoE, LLaDA-MoE) or sigmoid (LLaDA2, DeepSeek-V3).
+        normed, scale, groups, groups_kept, bias: as above.
+        dense_layers: layers, counted from 0, that have an MLP instead.
+
+    Raises:
+        OptionError: numbers that are not positive integers or do not go together, an unknown score.
+    """
+
+    number: int
+    per_token: int
+    width: int
+    shared_width: int | None = None
+    score: str = "softmax"
+    normed: bool = False
+    scale: float = 1.0
+    groups: int = 1
+    groups_kept: int = 1
+    bias: bool = False
+    dense_layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dense_layers", tuple(self.dense_layers))  # JSON knows lists only
+        for name in ("number", "per_token", "width", "groups", "groups_kept"):
+            _check_whole("Experts", name, getattr(self, name))
+        if self.shared_width is not None:
+            _check_whole("Experts", "shared_width", self.shared_width)
+        if self.score not in ("softmax", "sigmoid"):
+            raise OptionError(f"Experts: score must be softmax or sigmoid, not {self.score!r}")
+        size = self.number // self.groups
+        if self.number % self.groups or (self.groups > 1 and size < 2):
+            raise OptionError(
+                f"Experts: {self.number} experts cannot be cut into {self.groups} groups of two or more experts each"
+            )
+        if self.groups_kept > self.groups or self.per_token > self.groups_kept * size:
+            raise OptionError(
+                f"Experts: per_token is {self.per_token}; {self.groups_kept} of {self.groups} groups of {size} experts "
+                "do not have so many"
+            )
 
 
 @dataclass(frozen=True)
@@ -55,14 +110,18 @@ class Config:
         block_length: positions per block of block_causal attention; blocks are cut from the first row, whatever the positions.
         embeddings: rows of the embedding, where that has more than V (a mask token without logits); None: V.
         tied: the head is the embedding.
-        qkv_bias: biases of q, k and v (Qwen2). qk_norm: RMSNorm of each head's q and k (Qwen3).
+        qkv_bias, o_bias, mlp_bias: biases of q, k and v (Qwen2), of o, of the MLP (Llama's attention_bias and mlp_bias).
+        qk_norm: RMSNorm of each head's q and k (Qwen3).
         rope_theta, rope_scaling: base of the rotary frequencies, and how Llama 3 changes them.
+        rotary_width: how many elements of a head the rotary positions turn, the first ones; None: all.
+        softcap: the head's logits are softcap * tanh(logits / softcap); None: as they are.
+        experts: mixtures of experts in the place of MLPs; None: none.
         norm_eps: epsilon of RMSNorm.
         max_length: positions are below it.
 
     Raises:
-        OptionError: a number that is no positive integer, heads that do not divide, an odd head_width, an unknown
-            attention, block_length without block_causal or the other way round.
+        OptionError: a number that is no positive integer, heads that do not divide, an odd head_width or rotary_width, an
+            unknown attention, block_length without block_causal or the other way round.
     """
 
     vocab_size: int
@@ -82,6 +141,11 @@ class Config:
     rope_scaling: Llama3Rope | None = None
     norm_eps: float = 1e-6
     max_length: int = 2**31 - 1
+    o_bias: bool = False
+    mlp_bias: bool = False
+    rotary_width: int = None  # type: ignore[assignment]
+    softcap: float | None = None
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         def default(name: str, value: int) -> None:
@@ -94,11 +158,16 @@ class Config:
         default("head_width", self.width // self.heads)
         default("mlp_width", max(64, round(self.width * 8 / 3 / 64) * 64))
         default("embeddings", self.vocab_size)
-        self._check_whole(("kv_heads", "head_width", "mlp_width", "embeddings", "max_length"))
+        default("rotary_width", self.head_width)
+        self._check_whole(("kv_heads", "head_width", "mlp_width", "embeddings", "max_length", "rotary_width"))
         if self.heads % self.kv_heads:
             raise OptionError(f"Config: {self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
         if self.head_width % 2:
             raise OptionError(f"Config: head_width is {self.head_width}; rotary positions turn pairs, so an even one")
+        if self.rotary_width % 2 or self.rotary_width > self.head_width:
+            raise OptionError(
+                f"Config: rotary_width is {self.rotary_width}; an even number of at most head_width {self.head_width} is needed"
+            )
         if self.embeddings < self.vocab_size:
             raise OptionError(f"Config: embeddings is {self.embeddings}, fewer than vocab_size {self.vocab_size}")
         if self.attention not in KINDS:
@@ -107,21 +176,24 @@ class Config:
             raise OptionError("Config: attention='block_causal' and block_length go together, one is missing")
         if self.block_length is not None:
             self._check_whole(("block_length",))
-        for name in ("rope_theta", "norm_eps"):
+        for name in ("rope_theta", "norm_eps") + (() if self.softcap is None else ("softcap",)):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 < value < math.inf):
                 raise OptionError(f"Config: {name} must be a positive number, not {value!r}")
 
     def _check_whole(self, names: tuple[str, ...]) -> None:
         for name in names:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise OptionError(f"Config: {name} must be a positive integer, not {value!r}")
+            _check_whole("Config", name, getattr(self, name))
+
+
+def _check_whole(who: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise OptionError(f"{who}: {name} must be a positive integer, not {value!r}")
 
 
 def rope_frequencies(config: Config, device: torch.device | str = "cpu") -> Tensor:
-    """Radians a position turns each of the head_width / 2 pairs: theta^(-2i / head_width). (head_width / 2,) float32."""
-    exponent = torch.arange(0, config.head_width, 2, device=device).float() / config.head_width
+    """Radians a position turns each of the w / 2 pairs, w = rotary_width: theta^(-2i / w). (w / 2,) float32."""
+    exponent = torch.arange(0, config.rotary_width, 2, device=device).float() / config.rotary_width
     frequency = 1.0 / (config.rope_theta**exponent)
     if config.rope_scaling is None:
         return frequency
@@ -132,16 +204,79 @@ def rope_frequencies(config: Config, device: torch.device | str = "cpu") -> Tens
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """R(p) x: element i and element i + head_width / 2 are a pair. x (B, H, n, D), cos and sin (B, 1, n, D / 2)."""
-    a, b = x.chunk(2, -1)
+    """R(p) x: of the first w elements, i and i + w / 2 are a pair. x (B, H, n, D), cos and sin (B, 1, n, w / 2)."""
+    half = cos.shape[-1]
+    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], -1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)  # nothing to do but under autocast
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+
+class Mixture(nn.Module):
+    """The experts of one layer, and who of them works on which token: see Experts.
+
+    The experts' weights are stacked: gate and up (E, width, D), down (E, D, width).
+    """
+
+    def __init__(self, experts: Experts, width: int):
+        super().__init__()
+        self.experts = e = experts
+        self.router = nn.Linear(width, e.number, False)
+        if e.bias:
+            self.choice_bias = nn.Parameter(
+                torch.zeros(e.number, dtype=torch.float32, device=self.router.weight.device)
+            )
+        empty: Any = {"dtype": self.router.weight.dtype, "device": self.router.weight.device}
+        self.gate = nn.Parameter(torch.empty(e.number, e.width, width, **empty))
+        self.up = nn.Parameter(torch.empty(e.number, e.width, width, **empty))
+        self.down = nn.Parameter(torch.empty(e.number, width, e.width, **empty))
+        if e.shared_width:
+            self.shared_gate = nn.Linear(width, e.shared_width, False)
+            self.shared_up = nn.Linear(width, e.shared_width, False)
+            self.shared_down = nn.Linear(e.shared_width, width, False)
+
+    def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, D) -> the chosen experts' weights (N, k), float32 at least, and their numbers (N, k) int64."""
+        e = self.experts
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if e.score == "softmax":
+            scores = self.router(x).softmax(-1, dtype=wide)  # (N, E)
+        else:
+            scores = F.linear(x.to(wide), self.router.weight.to(wide)).sigmoid()
+        choice = scores + self.choice_bias if e.bias else scores
+        if e.groups > 1:
+            groups = choice.unflatten(-1, (e.groups, -1))  # (N, G, E / G)
+            best = groups.topk(2, -1).values.sum(-1).topk(e.groups_kept, -1).indices
+            kept = torch.zeros_like(groups[..., 0], dtype=torch.bool).scatter_(-1, best, True)
+            choice = groups.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
+        index = choice.topk(e.per_token, -1).indices
+        weight = scores.gather(-1, index)
+        if e.normed:
+            weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
+        return weight * e.scale, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D). Waits for the device once: an expert's matrix product needs the number of its tokens."""
+        rows = x.reshape(-1, x.shape[-1])  # (N, D)
+        weight, index = self.route(rows)
+        order = index.flatten().argsort(stable=True)  # (N k,), the tokens of expert 0 first
+        sizes = index.flatten().bincount(minlength=self.experts.number).tolist()
+        tokens = torch.div(order, index.shape[1], rounding_mode="floor").split(sizes)
+        shares = weight.flatten()[order].split(sizes)
+        out = torch.zeros_like(rows, dtype=weight.dtype)
+        for i, (token, share) in enumerate(zip(tokens, shares)):
+            if len(token):
+                mine = rows[token]
+                made = F.linear(F.silu(F.linear(mine, self.gate[i])) * F.linear(mine, self.up[i]), self.down[i])
+                out.index_add_(0, token, made * share[:, None])  # a token goes to an expert once: no two add to one row
+        if self.experts.shared_width:
+            out = out + self.shared_down(F.silu(self.shared_gate(rows)) * self.shared_up(rows))
+        return out.to(x.dtype).view(x.shape)
 
 
 class Block(nn.Module):
-    """One layer. Parameters are named after what they make: q, k, v, o; gate, up, down."""
+    """One layer. Parameters are named after what they make: q, k, v, o; gate, up, down, or those of `experts`."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, number: int = 0):
         super().__init__()
         self.config = c = config
         q, kv = c.heads * c.head_width, c.kv_heads * c.head_width
@@ -149,14 +284,18 @@ class Block(nn.Module):
         self.q = nn.Linear(c.width, q, c.qkv_bias)
         self.k = nn.Linear(c.width, kv, c.qkv_bias)
         self.v = nn.Linear(c.width, kv, c.qkv_bias)
-        self.o = nn.Linear(q, c.width, False)
+        self.o = nn.Linear(q, c.width, c.o_bias)
         if c.qk_norm:
             self.norm_q = nn.RMSNorm(c.head_width, c.norm_eps)
             self.norm_k = nn.RMSNorm(c.head_width, c.norm_eps)
         self.norm_mlp = nn.RMSNorm(c.width, c.norm_eps)
-        self.gate = nn.Linear(c.width, c.mlp_width, False)
-        self.up = nn.Linear(c.width, c.mlp_width, False)
-        self.down = nn.Linear(c.mlp_width, c.width, False)
+        self.experts = None
+        if c.experts is not None and number not in c.experts.dense_layers:
+            self.experts = Mixture(c.experts, c.width)
+        else:
+            self.gate = nn.Linear(c.width, c.mlp_width, c.mlp_bias)
+            self.up = nn.Linear(c.width, c.mlp_width, c.mlp_bias)
+            self.down = nn.Linear(c.mlp_width, c.width, c.mlp_bias)
 
     def qkv(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, n, D) -> q (B, Hq, n, d), k and v (B, H, n, d), q and k turned to their positions."""
@@ -170,6 +309,8 @@ class Block(nn.Module):
         """What follows attention. x (..., D), seen (..., Hq, d) -> (..., D)."""
         x = x + self.o(seen.flatten(-2))
         y = self.norm_mlp(x)
+        if self.experts is not None:
+            return x + self.experts(y)
         return x + self.down(F.silu(self.gate(y)) * self.up(y))
 
 
@@ -197,7 +338,7 @@ class Transformer(nn.Module):
         self.config = config
         with torch.device("meta"):
             self.embed = nn.Embedding(config.embeddings, config.width, dtype=dtype)
-            self.blocks: Any = nn.ModuleList(Block(config).to(dtype) for _ in range(config.layers))
+            self.blocks: Any = nn.ModuleList(Block(config, i).to(dtype) for i in range(config.layers))
             self.norm = nn.RMSNorm(config.width, config.norm_eps, dtype=dtype)
             if not config.tied:
                 self.unembed = nn.Linear(config.width, config.vocab_size, False, dtype=dtype)
@@ -212,12 +353,12 @@ class Transformer(nn.Module):
             if p.dim() == 1:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
             else:
-                std = p.shape[1] ** -0.5
+                std = p.shape[-1] ** -0.5
                 if name.startswith("embed"):
                     std = 1.0
                 elif name.startswith("unembed"):
                     std = 0.02
-                elif name.endswith(("o.weight", "down.weight")):
+                elif name.endswith(("o.weight", "down.weight", "experts.down")):
                     std /= math.sqrt(2 * self.config.layers)
                 made = torch.empty(p.shape, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=generator)
                 p.copy_(made)
@@ -225,7 +366,8 @@ class Transformer(nn.Module):
     @property
     def head(self) -> Head:
         """Hidden rows to logits: (V, D)."""
-        return Head(self.embed.weight[: self.config.vocab_size] if self.config.tied else self.unembed.weight)
+        weight = self.embed.weight[: self.config.vocab_size] if self.config.tied else self.unembed.weight
+        return Head(weight, softcap=self.config.softcap)
 
     def cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of at most `length` tokens, in the dtype and on the device of the weights."""
@@ -246,6 +388,7 @@ class Transformer(nn.Module):
         stored: Tensor | None = None,
         keep: Tensor | None = None,
         runs: Sequence[tuple[int, int]] | None = None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Hidden rows of n tokens, for `head`.
 
@@ -270,6 +413,7 @@ class Transformer(nn.Module):
                 hidden rows alone; attention must be causal. None: as `count`.
             runs: for "fill", the batch rows of the cache that the B rows are, in order, as (first, end); None: all.
             keep: (B, cache.length) bool, rows of the cache that may be seen; None: all that are filled.
+            condition: (B, 1, C), what the layers of a subclass are told beside the tokens (dit.DiT: the noise level).
 
         Returns:
             (B, n, D), or (N, D) packed in the order of `rows`. With bfloat16 or float32 products a row may differ in
@@ -307,17 +451,19 @@ class Transformer(nn.Module):
         attend = self._attention(ids, cache, store, places, count, keep)
 
         x = self.embed(ids)  # (B, n, D)
-        angle = positions[:, None, :, None] * rope_frequencies(c, ids.device)  # (B, 1, n, d / 2) float32
+        angle = positions[:, None, :, None] * rope_frequencies(c, ids.device)  # (B, 1, n, w / 2) float32
         cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
         new: list[tuple[Tensor, Tensor]] = []
+        told: tuple[Tensor, ...] = () if condition is None else (condition,)
         for i, block in enumerate(self.blocks):
-            q, k, v = block.qkv(x, cos, sin)
+            q, k, v = block.qkv(x, cos, sin, *told)
             seen = attend(i, q, k, v).transpose(1, 2)  # (B, n, Hq, d)
             if store is not None or filled is not None:
                 new.append((k, v))
             if rows is not None and i == c.layers - 1:
                 x, seen = x[rows], seen[rows]  # the rest of the last layer is for the rows that are needed
-            x = block.rest(x, seen)
+                told = tuple(part.expand(-1, ids.shape[1], -1)[rows] for part in told)
+            x = block.rest(x, seen, *told)
         if cache is not None and store is not None:
             key, value = (_stacked(part, cache) for part in zip(*new))
             if store == "append":
@@ -329,8 +475,8 @@ class Transformer(nn.Module):
         if filled is not None:
             key, value = (_stacked(part, filled) for part in zip(*new))
             assert runs is not None
-            filled.fill(key, value, runs)
-        return self.norm(x)
+            filled.fill(key, value, runs, count)
+        return self.norm(x, *told)
 
     def _attention(
         self,
@@ -350,7 +496,9 @@ class Transformer(nn.Module):
             if c.block_length is not None:
                 mask = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
             if there is not None and c.attention != "causal":  # after the end, causal attention does not see them
-                mask = (there[:, None, None] & (True if mask is None else mask)) | (here[:, None] == here)
+                # A row of filling alone sees its first: a softmax over nothing would be a NaN.
+                seen = (there | (here == 0))[:, None, None]  # (B, 1, 1, n): the same for all queries
+                mask = seen if mask is None else seen & mask
             kinds: dict[str, Any] = {
                 "attn_mask": mask,
                 "is_causal": c.attention == "causal",

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OptionError
-from ..schedule import NoiseSchedule
+from ..real_tokens import RealTokens
+from ..schedule import NoiseSchedule, noise_schedule
 from .base import (
     ExactTokens,
     Problem,
@@ -225,6 +226,67 @@ class Digits(Problem):
             device=device,
             name="digits/gaussian",
         )
+
+    def real_tokens(self, patch: int = 2) -> RealTokens:
+        """The exact model of the reals as (8 / patch)^2 tokens, each a square of patch^2 pixels, for sample_reals.
+
+        Given what is known, image n weighs w_n in proportion to the product of N(x_i; c_ni, width^2) over known i. A further
+        position is the mixture of the Gaussians around its part of each image; the head is the exact mean of that mixture under
+        noise.
+
+        Args:
+            patch: 1, 2, 4 or 8 pixels.
+        """
+        if patch not in (1, 2, 4, 8):
+            raise OptionError(f"patch must be 1, 2, 4 or 8, which divide the 8 pixels of a side, not {patch!r}")
+        parts = self.to_patches(self.to_reals(self.images), patch)  # (n, L, d) float64
+        length, width, variance = parts.shape[1], parts.shape[2], self.width**2
+        schedule = noise_schedule("vp_linear")
+
+        flat = parts.flatten(1)  # (n, 64)
+
+        def network(values: Tensor, known: Tensor) -> Tensor:
+            seen = known[..., None].expand(values.shape).flatten(1).to(torch.float64)  # (B, 64)
+            x = values.to(torch.float64).flatten(1) * seen
+            squares = (x**2).sum(1, keepdim=True) - 2 * x @ flat.t() + seen @ (flat**2).t()  # (B, n)
+            log_w = -squares / (2 * variance)
+            number = torch.arange(length, dtype=torch.float64, device="cpu")
+            each = log_w[:, None].expand(-1, length, -1)  # (B, L, n)
+            return torch.cat([each, number[None, :, None].expand(len(values), -1, 1)], 2)
+
+        def head(x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+            alpha, sigma = (f(t.to(torch.float64))[:, None] for f in (schedule.alpha, schedule.sigma))
+            spread, position = alpha**2 * variance + sigma**2, z[:, -1]  # (N, 1), (N,)
+            mean = torch.empty(x.shape, dtype=torch.float64, device="cpu")
+            for p in position.unique().tolist():
+                here, centres = position == p, parts[:, int(p)]  # (N,) bool, (n, d)
+                a = alpha[here]
+                fit = (a * (x[here].to(torch.float64) @ centres.t()) - a**2 * (centres**2).sum(1) / 2) / spread[here]
+                mean[here] = (z[here, :-1] + fit).softmax(1) @ centres
+            return (mean + alpha * variance / spread * (x - alpha * mean)).to(x.dtype)
+
+        return RealTokens(
+            network,
+            head,
+            length=length,
+            width=width,
+            schedule=schedule,
+            prediction="x0",
+            dtype=torch.float64,
+            name=f"digits in patches of {patch}",
+        )
+
+    @staticmethod
+    def to_patches(x: Tensor, patch: int) -> Tensor:
+        """Pictures (n, 8, 8) as tokens (n, (8 / patch)^2, patch^2), row by row; `from_patches` is the way back."""
+        parts = x.unflatten(2, (-1, patch)).unflatten(1, (-1, patch))  # (n, rows, patch, columns, patch)
+        return parts.transpose(2, 3).flatten(3).flatten(1, 2)
+
+    @staticmethod
+    def from_patches(x: Tensor) -> Tensor:
+        """Tokens (n, (8 / patch)^2, patch^2) as pictures (n, 8, 8)."""
+        side, patch = math.isqrt(x.shape[1]), math.isqrt(x.shape[2])
+        return x.unflatten(2, (patch, patch)).unflatten(1, (side, side)).transpose(2, 3).flatten(3).flatten(1, 2)
 
     @staticmethod
     def to_reals(x: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ class BlockRefinement(Sampler[EditState]):
     A token is drawn at every open position. Those with a probability of at least `threshold` are committed, and at least
     as many of the best as the plan demands: after step k of S, ceil((k + 1) n / S) of a block's n positions. The others get
     tokens of fresh noise. With `edit_threshold`, a committed token is replaced if its position draws another token with at
-    least that probability. When all tokens are committed, the block goes on editing until a step changes nothing, for at most
-    `max_post_steps` steps, and within its own steps.
+    least that probability. A block whose tokens are all committed before the last of its steps goes on editing until a step
+    changes nothing, for at most `max_post_steps` steps, which come on top of `steps`.
 
     Differs from the reference: rows count for themselves; without editing, a block is done when everything is committed
     (there: it runs all steps). An edit_threshold of 0 edits whatever the probability, as in SGLang (diffusers: off).
@@ -52,10 +52,24 @@ class BlockRefinement(Sampler[EditState]):
     edit_threshold: float | None = option(
         None, "least probability of a token that replaces another; none: no editing", ge=0
     )
-    max_post_steps: int = option(16, "steps for editing only, after a block is committed", ge=0)
+    max_post_steps: int = option(
+        16, "most steps for editing only, after a block is committed; on top of its steps", ge=0
+    )
+    tempered: bool = option(
+        False,
+        "probabilities of what is drawn from, as diffusers has them: at its temperature, of what top_k and top_p leave",
+    )
 
     def init(self, canvas: Layout) -> EditState:
         return EditState.begin(canvas, post=torch.zeros(len(canvas.x), dtype=torch.int64, device=canvas.x.device))
+
+    @property
+    def extra_steps(self) -> int:
+        return 0 if self.edit_threshold is None else self.max_post_steps
+
+    def steps_of(self, state: EditState) -> Tensor:
+        """(B,) int64: the steps in which the present block is to be committed."""
+        return state.block_steps
 
     def least(self, state: EditState, left: Tensor) -> Tensor:
         """(B,) int64: how many of the `left` (B,) uncommitted positions must be committed in this step."""
@@ -64,7 +78,13 @@ class BlockRefinement(Sampler[EditState]):
     def step(self, predict: Predict, state: EditState) -> EditState:
         fresh = state.open & (state.level > 0)
         left = fresh.sum(1)
-        prediction = predict(state, fresh if self.edit_threshold is None else state.open, want="confidence")
+        prediction = predict(
+            state,
+            fresh if self.edit_threshold is None else state.open,
+            want="confidence",
+            confidence_temperature=(predict.temperature or 1.0) if self.tempered else 1.0,
+            truncated=self.tempered,
+        )
         least = self.least(state, left)
         commit = ops.select(prediction.confidence, fresh, threshold=self.threshold, least=least).chosen
         blank = state.canvas.mask_id
@@ -77,4 +97,5 @@ class BlockRefinement(Sampler[EditState]):
         post = torch.where(left == 0, state.post + 1, 0)
         idle = (left == 0) & ~edit.any(1)
         tired = ~(fresh & ~commit).any(1) & (post >= self.max_post_steps)
-        return state.renoised(torch.where(edit, prediction.token, x), level, state.last_step | idle | tired, post=post)
+        late = (left > 0) & (state.block_step + 1 >= self.steps_of(state))
+        return state.renoised(torch.where(edit, prediction.token, x), level, late | idle | tired, post=post)

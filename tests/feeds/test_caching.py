@@ -24,10 +24,10 @@ class Glass(TokenDenoiser):
     seen in its logits, and can be simulated with a dictionary {position: (token, masks seen)}.
     """
 
-    vocab_size, mask_id, name = V + 1, MASK, "glass"
+    vocab_size, mask_id, name, takes_lengths = V + 1, MASK, "glass", True
 
-    def __init__(self, attention="full", block=1, seed=0):
-        self.attention, self.attention_block = attention, block
+    def __init__(self, attention="full", block=1, seed=0, shift=False):
+        self.attention, self.attention_block, self.shift = attention, block, shift
         self.caches = ("prefix", "dual", "delayed") if attention == "full" else ("prefix", "block")
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.randint(-999, 1000, (61, 97, V + 1), generator=generator).double()  # sums are exact
@@ -50,21 +50,26 @@ class Glass(TokenDenoiser):
     def new_cache(self, batch, length):
         return Store(batch)
 
-    def predict(self, x, t=None, *, rows=None, cache=None):
+    def predict(self, x, t=None, *, rows=None, cache=None, lengths=None):
         out = []
+        lengths = lengths if cache is None else cache.count
         for a in range(len(x)):
-            kept = {}
+            kept, n = {}, x.shape[1] if lengths is None else int(lengths[a])
             if cache is None or cache.write == "fill":
-                fed = dict(enumerate(x[a].tolist()))
+                fed = dict(enumerate(x[a, :n].tolist()))
             else:
-                n = x.shape[1] if cache.count is None else int(cache.count[a])
                 fed = dict(list(zip(cache.positions[a].tolist(), x[a].tolist()))[:n])
                 kept = {q: key for q, key in cache.store.rows[a].items() if cache.keep is None or cache.keep[a, q]}
                 if cache.write == "scatter":
                     kept = {q: key for q, key in kept.items() if q not in fed}
             new = self.feed(fed, kept)
-            asked = [p for i, p in enumerate(fed) if rows is None or rows[a, i]]
-            out += [self.logits_at(p, kept | new) for p in asked]
+            lines = list(fed)
+            asked = range(len(lines)) if rows is None else rows[a].nonzero().flatten().tolist()
+            if self.shift:  # the line before each, which must be of the position before it
+                places = range(x.shape[1]) if cache is None else cache.positions[a].tolist()
+                assert all(places[i] == (lines[i - 1] + 1 if i else 0) for i in asked)
+                asked = [max(i - 1, 0) for i in asked]
+            out += [self.logits_at(lines[i], kept | new) for i in asked]
             if cache is not None and cache.write is not None:
                 cache.store.take(a, cache, new)
         if cache is not None and cache.write == "append":
@@ -90,8 +95,11 @@ class Store:
         self.lengths = self.lengths[source]
 
 
-def simulate(model, scheme, prompt, gen_length, block_length, refresh=8):
-    """low_confidence at temperature 0, one position a step, under a caching scheme: plain Python, one row."""
+def simulate(model, scheme, prompt, gen_length, block_length, refresh=8, align=False):
+    """low_confidence at temperature 0, one position a step, under a caching scheme: plain Python, one row.
+
+    Blocks are counted from the end of the prompt, or with `align` from position 0.
+    """
     length = len(prompt) + gen_length
     x = prompt + [MASK] * gen_length
     kept, forwards, written = {}, 0, 0
@@ -99,33 +107,40 @@ def simulate(model, scheme, prompt, gen_length, block_length, refresh=8):
     def tokens(positions):
         return {q: x[q] for q in positions}
 
-    for begin in range(len(prompt), length, block_length):
-        block = range(begin, min(begin + block_length, length))
+    origin = len(prompt) // block_length * block_length if align else len(prompt)
+    for corner in range(origin, length, block_length):
+        begin = max(corner, len(prompt))
+        block = range(begin, min(corner + block_length, length))
         if scheme == "block" and (final := begin // model.attention_block * model.attention_block) > len(kept):
             new = model.feed(tokens(range(len(kept), final)), kept)
             kept, forwards, written = kept | new, forwards + 1, written + len(new)
         last = None
         for step in range(len(block)):
             full = step == 0 or (scheme == "delayed" and (step == 1 or step % refresh == 0))
+            before = {p - 1 for p in block if x[p] == MASK and p and model.shift}  # whose lines answer
             if scheme is None or (full and scheme != "block"):
                 keys = model.feed(tokens(range(length)), {})
                 kept, written = (keys, written + length) if scheme else ({}, 0)
             elif scheme == "prefix":
-                front = {q: key for q, key in kept.items() if q < begin}
-                keys = front | model.feed(tokens(range(begin, length)), front)
+                fed = before | set(range(begin, length))
+                front = {q: key for q, key in kept.items() if q < begin and q not in fed}
+                keys = front | model.feed(tokens(sorted(fed)), front)
             elif scheme == "block":
                 end = -(-(block[-1] + 1) // model.attention_block) * model.attention_block
                 keys = kept | model.feed(tokens(range(len(kept), min(end, length))), kept)
             else:
-                fed = block if scheme == "dual" else [q for q in range(length) if x[q] == MASK or q == last]
+                fed = set(block) if scheme == "dual" else {q for q in range(length) if x[q] == MASK or q == last}
+                fed = sorted(fed | before)
                 others = {q: key for q, key in kept.items() if q not in fed}
                 kept = keys = others | model.feed(tokens(fed), others)
                 written += len(fed)
-            forwards += 1
+            # Where a kept line answers for all that is masked, nothing is given to the model.
+            forwards += not (scheme == "block" and before == {len(kept) - 1})
             best = None
             for p in block:
                 if x[p] == MASK:
-                    probability = torch.softmax(model.logits_at(p, keys)[:V].double(), 0)
+                    line = max(p - 1, 0) if model.shift else p
+                    probability = torch.softmax(model.logits_at(line, keys)[:V].double(), 0)
                     if best is None or float(probability.max()) > best[0]:
                         best = (float(probability.max()), p, int(probability.argmax()))
             x[best[1]], last = best[2], best[1]
@@ -140,24 +155,40 @@ CASES = [
 
 
 @pytest.mark.parametrize(("attention", "size", "scheme"), CASES, ids=str)
-@pytest.mark.parametrize("block_length", [4, 5, 11])
-def test_a_scheme_is_what_it_says(attention, size, scheme, block_length):
+@pytest.mark.parametrize(
+    ("block_length", "shift", "align"),
+    [*((n, False, align) for n in (4, 5, 11) for align in (None, "the other")), (5, True, None)],
+)
+@pytest.mark.parametrize("ragged", ["groups", "pad"])
+def test_a_scheme_is_what_it_says(attention, size, scheme, block_length, shift, align, ragged):
     """Ragged rows in one batch, against the plain simulation of each: tokens, forwards, and what was written."""
     prompts = [[1, 2, 3], [4], [5, 6, 7]]
-    model = Glass(attention, size)
+    model = Glass(attention, size, shift=shift)
+    from_0 = (attention == "block_causal") == (align is None)
     out = samplers.sample(
-        model, "low_confidence", prompt=prompts, gen_length=11, block_length=block_length, cache=scheme
-    )
+        model, "low_confidence", prompt=prompts, gen_length=11, block_length=block_length, cache=scheme,
+        align=align and from_0, ragged=ragged,
+    )  # fmt: skip
     name, _, refresh = (scheme or "").partition("(")
     written = 0
     for i, prompt in enumerate(prompts):
         x, forwards, wrote = simulate(
-            Glass(attention, size), name or None, prompt, 11, block_length, int(refresh[:-1]) if refresh else 8
+            Glass(attention, size, shift=shift),
+            name or None,
+            prompt,
+            11,
+            block_length,
+            int(refresh[:-1]) if refresh else 8,
+            from_0,
         )
         assert out.x[i, : len(x)].tolist() == x
         assert int(out.nfe_rows[i]) == forwards
         written += wrote
     assert out.cache_bytes == written
+    if ragged == "pad" and scheme != "block":  # there a row may have nothing to keep when its block begins
+        # Aligned rows begin their blocks in different steps, and a whole row is not given together with parts of others.
+        assert int(out.nfe_rows.max()) <= out.nfe < int(out.nfe_rows.sum())
+        assert from_0 or out.nfe == int(out.nfe_rows.max())
 
 
 def test_inexact_schemes_do_differ():
@@ -205,6 +236,29 @@ def test_exact_schemes_change_no_token(attention, size, scheme, name):
         assert (plain.x == cached.x).all()
         assert cached.token_evals < plain.token_evals
         assert (cached.nfe_rows >= plain.nfe_rows).all() and cached.cache_bytes > 0 == plain.cache_bytes
+
+
+@pytest.mark.parametrize("size", [3, 4])
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("threshold", {"threshold": 0.3, "steps_per_block": 2}), ("llada2", {"threshold": 0.3, "edit_threshold": 0.2})],
+)
+def test_the_models_own_blocks_are_exact_and_cheaper(size, name, option):
+    """Every prompt length up to two blocks in one ragged batch; against no cache, and against blocks after the prompt."""
+    denoiser = transformer("block_causal", size)
+    prompts = [torch.arange(p) * 7 % 30 for p in range(1, 2 * size + 1)]
+    run = {"prompt": prompts, "gen_length": 11, **option}
+    plain = samplers.sample(denoiser, name, **run)
+    cached = samplers.sample(denoiser, name, cache="block", **run)
+    assert (plain.x == cached.x).all() and plain.settings["align"]
+    window = samplers.sample(denoiser, name, window="block", **run)
+    assert (plain.x == window.x).all() and cached.token_evals < window.token_evals < plain.token_evals
+    # One position per step, so that both take the same steps: a block of ours then lies in one block of the model's.
+    each = {"prompt": prompts, "gen_length": 11, "cache": "block"}
+    aligned, other = (
+        samplers.sample(denoiser, "low_confidence", block_length=size, align=a, **each) for a in (True, False)
+    )
+    assert aligned.token_evals < other.token_evals
 
 
 def test_full_attention_fed_in_full_is_exact():

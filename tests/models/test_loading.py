@@ -207,7 +207,7 @@ def test_a_denoiser_of_a_folder(tmp_path, cli):
 
 
 def test_a_denoiser_of_the_hub(monkeypatch, tmp_path, cli):
-    """huggingface_hub is asked for JSON and safetensors; where it is missing, or says no, that is what one reads."""
+    """huggingface_hub is asked for JSON, safetensors and tokenizers; where it is missing, or says no, that is what one reads."""
     save(Transformer(Config(30, 16, 2, 2), seed=0), tmp_path, mask_id=29)
     asked = []
 
@@ -220,14 +220,14 @@ def test_a_denoiser_of_the_hub(monkeypatch, tmp_path, cli):
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
     made = pretrained("someone/model")
     assert (made.name, made.mask_id, made.predicts_next) == ("someone/model", 29, True)
-    assert asked == [("someone/model", ["*.json", "*.safetensors"])]
+    assert asked == [("someone/model", ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"])]
     with pytest.raises(ModelError, match=r"'someone/nothing' is no folder, and .* no such repository"):
         pretrained("someone/nothing")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     code, _, err = cli("sample", "--denoiser", "hf:someone/model", "--sampler", "radd", "--gen-length", "4")
     assert code == 2 and "pip install huggingface_hub" in err
     save(Transformer(Config(30, 16, 2, 2), seed=0), tmp_path)
-    with pytest.raises(ModelError, match="names no mask token"):
+    with pytest.raises(ModelError, match="names a mask token, and none is known"):
         pretrained(tmp_path)
 
 
@@ -419,7 +419,6 @@ def test_folders_that_are_none(folder, tmp_path):
         ({"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2}}, "of the kind 'linear'"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'; this decoder does 'silu'"),
-        ({"attention_bias": True}, "attention_bias=True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layers of sliding_attention"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": None}, "config.json has no 'hidden_size', which LlamaForCausalLM needs"),

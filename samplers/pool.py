@@ -1,0 +1,270 @@
+"""Pool: runs that share their forward passes, each with a sampler, options and settings of its own.
+
+    pool = samplers.Pool(denoiser)
+    pool.add("entropy_bound", prompt=first, gen_length=64, temperature=0.7, seed=1)
+    pool.add("threshold", prompt=second, gen_length=64, threshold=0.9)
+    for run in pool:                      # as they end; more may be added in between
+        print(run.number, run.result())
+
+What a server and a loop of reinforcement learning need: requests come and go at any time, and one forward pass serves all that
+wait. A step of a sampler is a pure function of an immutable state. So it is begun, cut short where it asks the model, and begun
+again when the answer is there: no threads, and every sampler works as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import optional_integer
+from .denoiser import Counter, Previous, TokenDenoiser
+from .driver import Stream, stream
+from .errors import OptionError, SamplersError
+from .feeds import Answer, Query
+from .feeds.plain import PlainFeed
+from .predictor import Predictor
+from .result import Sample
+from .state import TokenState
+
+__all__ = ["Pool", "PooledRun"]
+
+
+class Waiting(BaseException):
+    """A step asks the model. (No Exception, so that no sampler can catch it by accident.)
+
+    Attributes:
+        x: (A, length) int64, what the model is to be given. time, mask, more: as PlainFeed makes them.
+        needed: how many positions are asked about.
+    """
+
+    def __init__(self, x: Tensor, time: Tensor | None, mask: Tensor, needed: int, more: dict[str, Any]):
+        super().__init__("a step waits for a forward pass; Pool catches this")
+        self.x, self.time, self.mask, self.needed, self.more = x, time, mask, needed, more
+
+
+class SharedFeed:
+    """A plain feed whose forward passes somebody else runs: it gives the answers that there are, and then raises Waiting."""
+
+    cache_bytes = 0
+
+    def __init__(self, plain: PlainFeed):
+        self.plain = plain
+        self.memory, self.nfe_rows = plain.memory, plain.nfe_rows
+        self.counts, self.idle, self.plan = plain.counts, plain.idle, plain.plan
+        self.answers: list[Answer] = []  # that the present step has had
+        self._given = 0  # how many of them this attempt at the step has had
+
+    def begin(self) -> None:
+        """The step is begun, perhaps once more."""
+        self._given = 0
+
+    def feed(self, state: TokenState, query: Query) -> Answer:
+        if self._given == len(self.answers) or self.memory is not None:  # the memory notes that the model is asked
+            x, time, mask, more = self.plain._input(state, query)
+        if self._given == len(self.answers):
+            raise Waiting(x, time, mask, (1 + query.guided) * query.wide, more)
+        if self._given == len(self.answers) - 1:  # the first time that this answer is read
+            self.nfe_rows[slice(None) if query.rows is None else query.rows] += 1
+        answer = self.answers[self._given]
+        self._given += 1
+        return answer if self.memory is None else self.memory.remember(state, query, answer)
+
+
+@dataclass(eq=False)
+class PooledRun:
+    """A run of a Pool.
+
+    Attributes:
+        number: from 0, in the order in which runs were added.
+        run: its Stream: `run.state`, `run.steps` and `run.nfe` say how far it is.
+        error: what it failed with; None if it did not.
+        finished: whether it has ended, well or not.
+    """
+
+    number: int
+    run: Stream
+    feed: SharedFeed
+    error: Exception | None = None
+    finished: bool = False
+    question: Waiting | None = field(default=None, repr=False)
+    begun: bool = field(default=False, repr=False)  # the present step
+    seconds: float = field(default=0.0, repr=False)  # that its attempts have taken
+
+    def result(self) -> Sample:
+        """What the run has made so far; its error, if it failed."""
+        if self.error is not None:
+            raise self.error
+        return self.run.result()
+
+    def advance(self) -> None:
+        """Take steps until the model is asked, or the run ends."""
+        start = time.perf_counter()
+        try:
+            self._advance()
+        except Waiting as question:
+            self.question = question
+        except Exception as error:
+            self._fail(error)
+        self.seconds += time.perf_counter() - start
+
+    def _advance(self) -> None:
+        run = self.run
+        while not run.predictor.finished(run.state):  # type: ignore[arg-type]
+            if not self.begun:
+                run.begin_step()
+                self.begun = True
+            self.feed.begin()
+            run.take_step()
+            self.feed.answers.clear()
+            self.begun = False
+            run.count_step(self.seconds)
+            self.seconds = 0.0
+        run.predictor.check()
+        self.finished = True
+
+    def _fail(self, error: Exception) -> None:
+        try:
+            self.run.explain()
+        except SamplersError as cause:
+            error = cause
+        self.error, self.finished = error, True
+
+    def answered(self, answer: Answer) -> None:
+        """The answer to its question has come."""
+        assert self.question is not None
+        self.run.predictor.counter.took_part(self.question.x, self.question.needed)
+        self.feed.answers.append(answer)
+        self.question = None
+
+
+class Pool:
+    """Runs over one denoiser that share its forward passes.
+
+    A run's tokens are those that it has alone, up to the order in which a larger batch adds its products. All runs share a
+    forward pass if the denoiser takes rows of different lengths (`takes_lengths`), else those whose canvases have one
+    length. Every argument of sample() may be given to `add`, and is its run's own, but for
+    `cache`, `trace` and `progress`. Sequential samplers (autoregressive, refusion) have caches of their own and cannot take part.
+
+    Args:
+        denoiser: a token denoiser.
+        most: the most rows per forward pass; those that came first go first. None: no bound.
+
+    Attributes:
+        runs: that have not ended, in the order in which they were added.
+        counter: forward passes, rows and seconds of all runs together.
+    """
+
+    def __init__(self, denoiser: TokenDenoiser, *, most: int | None = None):
+        if not isinstance(denoiser, TokenDenoiser):
+            raise OptionError(f"Pool takes a TokenDenoiser, not {type(denoiser).__name__}")
+        self.denoiser, self.most = denoiser, optional_integer("most", most)
+        self.runs: list[PooledRun] = []
+        self.counter = Counter(denoiser)
+        self._added = 0
+
+    @property
+    def nfe(self) -> int:
+        """Forward passes of all runs together, so far."""
+        return self.counter.nfe
+
+    def add(self, sampler: Any, **arguments: Any) -> PooledRun:
+        """Begin a run, with the arguments of sample(). It takes part from the next `step` on.
+
+        Raises:
+            OptionError: as of sample(); an argument that a shared run cannot have.
+        """
+        for name in ("cache", "trace", "progress"):
+            if arguments.get(name):
+                raise OptionError(f"{name} does not go with Pool: the runs of a pool share plain forward passes")
+        run = stream(self.denoiser, sampler, **arguments)
+        if not isinstance(run.predictor, Predictor) or not isinstance(run.predictor.feed, PlainFeed):
+            raise OptionError(
+                f"sampler {run.sampler.name!r} does not go with Pool: it feeds the model through a cache of its own"
+            )
+        run.predictor.dry_run = None  # a step that is begun again would have to be planned again
+        feed = SharedFeed(run.predictor.feed)
+        run.predictor.feed = feed
+        pooled = PooledRun(self._added, run, feed)
+        self._added += 1
+        self.runs.append(pooled)
+        return pooled
+
+    def step(self) -> list[PooledRun]:
+        """One round: every run goes on until it asks the model, and then all that wait are answered.
+
+        Returns:
+            The runs that have ended in this round; they are no longer part of the pool.
+        """
+        for run in self.runs:
+            if run.question is None:
+                run.advance()
+        ended = [run for run in self.runs if run.finished]
+        self.runs = [run for run in self.runs if not run.finished]
+        for members in self._shares():
+            self._answer(members)
+        return ended
+
+    def __iter__(self) -> Iterator[PooledRun]:
+        """The runs as they end. More may be added in between."""
+        while self.runs:
+            yield from self.step()
+
+    def _shares(self) -> list[list[PooledRun]]:
+        """The runs that wait, in groups that share a forward pass."""
+        groups: dict[Any, list[PooledRun]] = {}
+        for run in self.runs:
+            if run.question is not None:
+                length = 0 if self.denoiser.takes_lengths else run.question.x.shape[1]
+                groups.setdefault(length, []).append(run)
+        shares: list[list[PooledRun]] = []
+        for members in groups.values():
+            rows = 0
+            for run in members:
+                assert run.question is not None
+                size = len(run.question.x)
+                if rows == 0 or (self.most is not None and rows + size > self.most):
+                    shares.append([])
+                    rows = 0
+                shares[-1].append(run)
+                rows += size
+        return shares
+
+    @torch.no_grad()
+    def _answer(self, members: list[PooledRun]) -> None:
+        """One forward pass for all of them."""
+        asked = [run.question for run in members if run.question is not None]
+        width = max(q.x.shape[1] for q in asked)
+        x = _padded([q.x for q in asked], width, self.denoiser.mask_id or 0)
+        mask = _padded([q.mask for q in asked], width, False)
+        time = None if asked[0].time is None else _padded([q.time for q in asked if q.time is not None], width, 0.0)
+        more: dict[str, Any] = {}
+        if any("lengths" in q.more or q.x.shape[1] < width for q in asked):
+            ends = [q.more.get("lengths", torch.full_like(q.x[:, 0], q.x.shape[1])) for q in asked]
+            more["lengths"] = torch.cat(ends)
+        if "previous" in asked[0].more:
+            said: list[Previous] = [q.more["previous"] for q in asked]
+            more["previous"] = Previous(
+                _padded([p.fill for p in said], width, False), torch.cat([p.value for p in said])
+            )
+        needed = [q.needed for q in asked]
+        if self.denoiser.head is not None:
+            values = self.counter.hidden(x, time, mask, sum(needed), **more).split(needed)
+            answers = [Answer(value) for value in values]
+        else:
+            logits, index = self.counter.tokens(x, time, mask, sum(needed), **more)
+            index = torch.arange(len(logits), device=logits.device) if index is None else index
+            answers = [Answer(logits, part) for part in index.split(needed)]
+        for run, answer in zip(members, answers):
+            run.answered(answer)
+
+
+def _padded(parts: list[Tensor], width: int, filling: Any) -> Tensor:
+    """Rows of several runs one after the other, (A, n) each filled up to `width` on the right, or (A,)."""
+    if parts[0].dim() == 1:
+        return torch.cat(parts)
+    return torch.cat([torch.nn.functional.pad(p, (0, width - p.shape[1]), value=filling) for p in parts])
