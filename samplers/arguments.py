@@ -20,7 +20,20 @@ import torch
 from torch import Tensor
 
 from .canvas import Canvas
-from .checks import flag, guidance, hook, integer, integers, number, optional_integer, pads, seeds_of, shown, token_rows
+from .checks import (
+    flag,
+    guidance,
+    hook,
+    integer,
+    integers,
+    number,
+    optional_integer,
+    pads,
+    row_numbers,
+    seeds_of,
+    shown,
+    token_rows,
+)
 from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
@@ -237,7 +250,7 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
             f"cfg_scale={config.cfg_scale:g} guides by a prompt, and none was given: give prompt=, or leave cfg_scale out"
         )
     batch, seed = len(canvas.x), seeds_of(given("seed"))
-    first_row = integer("first_row", given("first_row"), 0)
+    first_row = row_numbers(given("first_row"))
     settings = {
         "gen_length": gen_length,
         "batch": batch,

@@ -44,6 +44,7 @@ __all__ = [
     "number",
     "optional_integer",
     "reals",
+    "row_numbers",
     "seeds_of",
     "shown",
     "signed",
@@ -385,6 +386,21 @@ def reals(name: str, value: Any, shape: tuple[int, ...], rows: int, dtype: torch
 
 
 # ---------------------------------------------------------------------------------------------- seeds
+
+
+def row_numbers(value: Any) -> int | list[int]:
+    """first_row: the number of a batch's first row, 0 or more; or one number per row, as a list.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    if _is_scalar(value) or isinstance(value, (str, bytes)) or value is None:
+        return integer("first_row", value, 0)
+    needed = "an integer of 0 or more is needed, or one per row"
+    rows = integers("first_row", value, needed)
+    if rows.dim() != 1 or bool((rows < 0).any()):
+        raise OptionError(f"first_row is {shown(value)}; {needed}")
+    return rows.tolist()
 
 
 def seeds_of(seed: Any) -> int | list[int]:

@@ -528,7 +528,7 @@ def sample(
     gen_length: int | None = None,
     batch: int = 1,
     seed: Any = 0,
-    first_row: int = 0,
+    first_row: Any = 0,
     steps: int | None = None,
     block_length: int | None = None,
     align: bool | None = None,
@@ -580,7 +580,8 @@ def sample(
         batch: the number of rows, if the prompt does not say it. One prompt is repeated.
         seed: an integer, whose rows are numbered from `first_row`; or one integer per row. Row i of a batch is what
             `sample(..., batch=1, first_row=i)` gives.
-        first_row: the number of the batch's first row under its seed.
+        first_row: the number of the batch's first row under its seed; or the number of each row, so that a part of a larger
+            run may hold any of its rows.
         steps: the number of steps to spend. It is exact for samplers of fixed count and a cap for adaptive ones (steps of
             llada2 and block_refinement that only edit come on top, and their max_post_steps is a cap on those); None: one
             step per position. For continuous samplers it is the number of function evaluations; None: 20, or 1000 at

@@ -17,10 +17,10 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,11 +31,11 @@ from .checks import check_room, integer, token_rows
 from .denoiser import Denoiser, TokenDenoiser
 from .driver import sample
 from .errors import OptionError, SamplersError
+from .parallel import MapLike
 from .text import prompt_rows
 
 __all__ = ["Job", "Prompt", "Results", "generate", "read_prompts", "weights_of"]
 
-MapLike: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 OWN = ("batch", "seed", "first_row")  # settings that say which part of a run it is, and change nothing
 NOT_HERE = (
     "prompt",

@@ -30,7 +30,19 @@ from torch import Tensor
 
 from . import ops
 from .canvas import PAD
-from .checks import bool_rows, check_room, check_tokens, flag, guidance, integer, integers, pads, shown, token_rows
+from .checks import (
+    bool_rows,
+    check_room,
+    check_tokens,
+    flag,
+    guidance,
+    integer,
+    integers,
+    pads,
+    row_numbers,
+    shown,
+    token_rows,
+)
 from .denoiser import Counter, Denoiser, Previous, TokenDenoiser
 from .errors import DenoiserError, FamilyError, OptionError, did_you_mean
 from .ops.masked_softmax import guide
@@ -109,7 +121,7 @@ def nll(
     replicates: int = 8,
     cfg_scale: float = 0.0,
     seed: Any = 0,
-    first_row: int = 0,
+    first_row: Any = 0,
     batch: int = 32,
     ragged: str | None = None,
     progress: bool = False,
@@ -162,7 +174,7 @@ def nll(
     _check_denoiser(denoiser)
     if method not in METHODS:
         raise OptionError(f"unknown method {method!r}{did_you_mean(str(method), METHODS)} Known: {', '.join(METHODS)}")
-    batch, first_row = integer("batch", batch), integer("first_row", first_row, 0)
+    batch, first_row = integer("batch", batch), row_numbers(first_row)
     progress = flag("progress", progress)
     x, lengths, fill = _rows(denoiser, x, prompt, fill)
     scale, _ = guidance(cfg_scale, (0.0, 1.0))
@@ -425,6 +437,11 @@ def _rows(denoiser: TokenDenoiser, x: Any, prompt: Any, fill: Any) -> tuple[Tens
     fill = fill & real
     for row in (~fill.any(1)).nonzero().flatten().tolist():
         raise OptionError(f"nll: row {row} has no position to score")
+    for row, place in (fill & (x >= denoiser.vocab_size)).nonzero().tolist():
+        raise OptionError(
+            f"nll: row {row}, position {place} is {int(x[row, place])}, the id of an embedding, which cannot be scored: let "
+            "prompt= or fill= leave it out"
+        )
     return x, lengths, fill
 
 

@@ -115,10 +115,11 @@ class Rng:
     row: Tensor  # (B,) int64
 
     @classmethod
-    def of(cls, seed: Any, batch: int, first_row: int = 0, device: torch.device | str = "cpu") -> Rng:
+    def of(cls, seed: Any, batch: int, first_row: int | list[int] = 0, device: torch.device | str = "cpu") -> Rng:
         """Rows first_row, first_row + 1, ... of one seed; or, of one seed per row, row `first_row` of each.
 
         Args:
+            first_row: a number, or `batch` of them, the number of each row.
             seed: an integer of 64 bits, with a sign or without, or `batch` of them, in any type that checks.seeds_of reads.
 
         Raises:
@@ -126,7 +127,13 @@ class Rng:
         """
         seeds = seeds_of(seed)
         here: dict[str, Any] = {"dtype": torch.int64, "device": device}
-        if isinstance(seeds, int):
+        if isinstance(first_row, list):
+            if len(first_row) != batch:
+                raise OptionError(
+                    f"first_row: {len(first_row)} numbers were given for {batch} rows; give one integer, or one per row"
+                )
+            seeds, rows = [seeds] * batch if isinstance(seeds, int) else seeds, torch.tensor(first_row, **here)
+        elif isinstance(seeds, int):
             seeds, rows = [seeds] * batch, torch.arange(first_row, first_row + batch, **here)
         else:
             rows = torch.full((len(seeds),), first_row, **here)

@@ -479,7 +479,7 @@ def test_guided_surprise_is_that_of_all_subsets(scale):
         for i, row in enumerate(x):
             exact = guided_by_subsets(denoiser, row, fill, scale)
             assert abs(float(out.nll[i]) - exact) < 5 * float(out.stderr[i]) + 1e-6
-            assert float(out.stderr[i]) < 0.05
+            assert float(out.stderr[i]) < 0.1
     plain = nll(denoiser, x, fill=fill, mc=64)
     assert not torch.allclose(plain.nll, out.nll, atol=0.02)
     assert torch.equal(plain.nll, nll(denoiser, x, fill=fill, mc=64, cfg_scale=0.0).nll)

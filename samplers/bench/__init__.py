@@ -9,6 +9,7 @@ Each module may import those that stand before it:
     cells.py        the plan: which runs a request makes
     records.py      what a line of cells.jsonl holds
     store.py        the file that remembers them
+    merge.py        the files of several shards made one
     sweep.py        running them
     estimates.py    seeds combined, intervals, numbers as text
     collect.py      cells combined to points, sections, the Pareto front

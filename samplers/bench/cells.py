@@ -132,7 +132,8 @@ def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
         sweep = cls.facts.sweep
         knob, values = ("steps", request.nfe) if sweep is None or sweep[0] in own else sweep
         if cls.facts.sequential and knob == "steps":  # which it does not take
-            knob, values = sweep[0], (own[sweep[0]],)
+            # One that has nothing to walk along either, such as autoregressive, runs once.
+            knob, values = (sweep[0], (own[sweep[0]],)) if sweep is not None else ("steps", (None,))
         for value, cache in itertools.product(values, request.caches):
             sampler = cls.make(**own | ({knob: value} if knob != "steps" else {}))
             settings: dict[str, Any] = {"steps": value if knob == "steps" else None}
@@ -148,7 +149,7 @@ def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
                 settings |= {k: v for k, v in more.items() if v is not None}
                 if cache is not None:
                     settings["cache"] = cache
-            if knob == "steps" and request.block_length is not None and family != "gaussian":
+            if knob == "steps" and value is not None and request.block_length is not None and family != "gaussian":
                 length = request.gen_length or subject(problem).length or request.block_length
                 if value < -(-length // request.block_length):
                     continue  # fewer steps than blocks cannot be

@@ -60,6 +60,8 @@ class Point:
 
     @property
     def setting(self) -> str:
+        if self.value is None:  # a sampler that has no steps to set
+            return "–"
         return f"{self.knob} {self.value:g}" if isinstance(self.value, (int, float)) else f"{self.knob} {self.value}"
 
 

@@ -11,7 +11,17 @@ from typing import Any
 __all__ = ["OPTIONAL", "cpu_model", "machine", "packages"]
 
 # Packages that add something when they are there.
-OPTIONAL = ("matplotlib", "scikit-learn", "transformers", "diffusers", "triton", "pytest", "pytest-benchmark")
+OPTIONAL = (
+    "matplotlib",
+    "scikit-learn",
+    "transformers",
+    "diffusers",
+    "lm-eval",
+    "ray",
+    "triton",
+    "pytest",
+    "pytest-benchmark",
+)
 
 
 @functools.cache

@@ -89,7 +89,7 @@ def _drawn(made: Sequence[Point], price: Callable[[Point], float]) -> tuple[list
 
 
 def _place(p: Point) -> tuple[bool, Any]:
-    return isinstance(p.value, str), p.value
+    return isinstance(p.value, str), p.value if p.value is not None else 0
 
 
 def _spread(wanted: list[float], gap: float, top: float) -> list[float]:
@@ -232,7 +232,9 @@ def _ticks(axes: Any, made: Sequence[Point], cost: str, log: bool) -> None:
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     if cost == "nfe" and right / left < 600:
         low, high = math.ceil(math.log2(left) - 1e-9), math.floor(math.log2(right) + 1e-9)
-        asked = sorted({float(p.value) for p in made if p.knob == "steps" and left <= p.value <= right})
+        asked = sorted(
+            {float(p.value) for p in made if p.knob == "steps" and p.value is not None and left <= p.value <= right}
+        )
         axes.set_xticks(asked if 2 < len(asked) < 8 else [2.0**k for k in range(low, high + 1)])
     else:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right / left < 60 else (1, 3)))

@@ -189,7 +189,9 @@ def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:
 
 def _budgets(group: Sequence[Point], most: int) -> list[float]:
     """A few budgets for the columns of pictures, spread evenly over the step counts that were run."""
-    asked = sorted({p.value for p in group if p.knob == "steps"}) or sorted({round(p.nfe, 1) for p in group})
+    asked = sorted({p.value for p in group if p.knob == "steps" and p.value is not None}) or sorted(
+        {round(p.nfe, 1) for p in group}
+    )
     if len(asked) <= most:
         return [float(a) for a in asked]
     return [float(asked[round(i * (len(asked) - 1) / (most - 1))]) for i in range(most)]

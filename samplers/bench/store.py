@@ -16,9 +16,10 @@ from ..errors import OptionError, SamplersError
 from .cells import Cell
 from .records import Record, damage, json_ready
 
-__all__ = ["CELLS", "REQUEST", "Store", "read_about", "session", "write_whole", "writing"]
+__all__ = ["ANSWERS", "CELLS", "REQUEST", "Store", "read_about", "session", "write_whole", "writing"]
 
 CELLS, REQUEST = "cells.jsonl", "sweep.json"
+ANSWERS = "answers"  # the folder of what a cell has to say row by row, if it does: a file for each
 
 
 def _locked(folder: Path) -> Any:
@@ -125,13 +126,18 @@ class Store:
         self.records[record["key"]] = record
 
     def add(self, record: Record) -> None:
-        """Append a record; it is on the disk when this returns.
+        """Append a record; it is on the disk when this returns. Its "answers", if it has any, go to answers/KEY.jsonl.
 
         Raises:
             SamplersError: it cannot be written, as on a full disk. Nothing of it is left in the file then.
         """
+        answers, record = record.get("answers"), {k: v for k, v in record.items() if k != "answers"}
         line = (json.dumps(json_ready(record), ensure_ascii=False, allow_nan=False) + "\n").encode()
         with writing(self.folder):
+            if answers is not None:
+                rows = [json.dumps(json_ready(a), ensure_ascii=False, default=str) + "\n" for a in answers]
+                (self.folder / ANSWERS).mkdir(exist_ok=True)
+                write_whole(self.folder / ANSWERS / f"{record['key']}.jsonl", "".join(rows))
             before = self.path.stat().st_size
             try:
                 with open(self.path, "ab", buffering=0) as file:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +17,8 @@ from .. import registry
 from ..canvas import PAD
 from ..driver import Sample, Seconds, sample
 from ..errors import OptionError
+from ..parallel import MapLike, Shard
+from ..parallel import execute as share_out
 from ..problems import Problem
 from ..sampler import Sampler
 from .cells import Cell, plan, unavailable
@@ -26,7 +28,7 @@ from .request import Request
 from .store import Store, session
 from .user_model import load_prompts, subject
 
-__all__ = ["Outcome", "execute", "run", "run_cell"]
+__all__ = ["CellWork", "Outcome", "execute", "run", "run_cell", "run_cells"]
 
 
 @dataclass
@@ -56,6 +58,8 @@ def run(
     fresh: bool = False,
     command: str = "",
     threads: int | None = None,
+    shard: Shard | None = None,
+    map: MapLike | None = None,
     started: Callable[[list[Cell], Store], None] | None = None,
     running: Callable[[Cell], None] | None = None,
     finished: Callable[[Record], None] | None = None,
@@ -65,6 +69,9 @@ def run(
     Args:
         command: the command that makes the same sweep; the report prints it.
         threads: threads of torch while this runs; None leaves them as they are. Records hold the number.
+        shard: (i, n): only the cells i, i + n, i + 2n, ... of the plan. Each shard needs a folder of its own; bench.merge makes
+            one of them.
+        map: who runs the cells, as in samplers.parallel.execute; records are written here, in the order in which they come.
         started, running, finished: are called with the plan, with each cell before it runs, and with each record.
 
     Raises:
@@ -72,16 +79,55 @@ def run(
             recorded in its cell's line: status "failed", or "declined" for an OptionError, such as for a step count that it
             does not take.
     """
-    begun = time.perf_counter()
     cells, lost = plan(requests), unavailable(requests)
     about = {"command": command, "requests": [dataclasses.asdict(r) for r in requests]}
+    return run_cells(
+        cells,
+        folder,
+        about,
+        CellWork(threads),
+        fresh=fresh,
+        shard=shard,
+        map=map,
+        unavailable=lost,
+        started=started,
+        running=running,
+        finished=finished,
+    )
+
+
+def run_cells(
+    cells: list[Cell],
+    folder: str | Path,
+    about: dict[str, Any],
+    work: Callable[[Cell], Record],
+    *,
+    fresh: bool = False,
+    shard: Shard | None = None,
+    map: MapLike | None = None,
+    unavailable: dict[str, str] | None = None,
+    started: Callable[[list[Cell], Store], None] | None = None,
+    running: Callable[[Cell], None] | None = None,
+    finished: Callable[[Record], None] | None = None,
+) -> Outcome:
+    """As `run`, for cells that are planned already.
+
+    Args:
+        about: what is written beside the cells; see `session`.
+        work: makes a cell's record, in this process or wherever `map` calls it.
+        unavailable: samplers that cannot be loaded, and why.
+    """
+    begun, lost = time.perf_counter(), unavailable or {}
+    about = about | {"plan": [c.key for c in cells]}
+    if shard is not None:
+        about["shard"], cells = list(shard), cells[shard[0] :: shard[1]]
     with session(folder, about, fresh=fresh) as store:
         todo = [c for c in cells if not store.done(c)]
         store.note_changes(cells)
         store.notes += [f"left out: {error}" for error in lost.values()]
         if started:
             started(cells, store)
-        execute(todo, store, threads=threads, running=running, finished=finished)
+        execute(todo, store, work, map=map, running=running, finished=finished)
     ends = [store.records[c.key] for c in cells if c.key in store.records]
     return Outcome(
         store.folder,
@@ -97,42 +143,55 @@ def run(
 def execute(
     todo: Sequence[Cell],
     store: Store,
+    work: Callable[[Cell], Record],
     *,
-    threads: int | None = None,
+    map: MapLike | None = None,
     running: Callable[[Cell], None] | None = None,
     finished: Callable[[Record], None] | None = None,
 ) -> None:
-    """Run cells; each is on the disk before the next begins. The arguments are those of `run`."""
+    """Run cells; each record is on the disk before the next is taken. The arguments are those of `run_cells`."""
+
+    def cells() -> Iterator[Cell]:
+        for cell in todo:
+            if running:
+                running(cell)
+            yield cell
+
     before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
     try:
-        _run_all(todo, store, running, finished)
+        for _, record in share_out(cells(), work, map=map):
+            store.add(record)
+            if finished:
+                finished(record)
     finally:
         torch.set_num_threads(before)
 
 
-def _run_all(
-    todo: Sequence[Cell],
-    store: Store,
-    running: Callable[[Cell], None] | None,
-    finished: Callable[[Record], None] | None,
-) -> None:
-    made: dict[tuple[Any, ...], tuple[Problem, Any]] = {}
-    for cell in todo:
-        if running:
-            running(cell)
+class CellWork:
+    """Runs a cell in whatever process it is called in; problems and denoisers are made once per process.
+
+    Args:
+        threads: threads of torch; None leaves them as they are.
+    """
+
+    def __init__(self, threads: int | None = None):
+        self.threads = threads
+        self._made: dict[tuple[Any, ...], tuple[Problem, Any]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # another process makes its own problems and denoisers
+        return CellWork, (self.threads,)
+
+    def __call__(self, cell: Cell) -> Record:
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         what = (cell.problem, cell.metric, cell.higher)
         where = (*what, cell.family)
-        if where not in made:
-            problem = next((p for key, (p, _) in made.items() if key[:3] == what), None)
+        if where not in self._made:
+            problem = next((p for key, (p, _) in self._made.items() if key[:3] == what), None)
             problem = problem or subject(*what)
-            made[where] = (problem, problem.denoiser(cell.family))
-            _warm_up(cell, *made[where])
-        record = run_cell(cell, *made[where])
-        store.add(record)
-        if finished:
-            finished(record)
+            self._made[where] = (problem, problem.denoiser(cell.family))
+            _warm_up(cell, *self._made[where])
+        return run_cell(cell, *self._made[where])
 
 
 def _warm_up(cell: Cell, problem: Problem, denoiser: Any) -> None:

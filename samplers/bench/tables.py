@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,10 +41,17 @@ def columns(group: Sequence[Point]) -> list[Column]:
         ("NFE per row", "number", lambda p: p.nfe),
         *((("positions fed", "number", lambda p: p.fed),) if not metrics or cached else ()),
         *((("MB cached", "number", lambda p: p.cached / 1e6),) if cached else ()),
+        *((("tokens per pass", "number", _per_pass),) if any("tokens" in p.records[0] for p in group) else ()),
         *((m, "metric", metric(m)) for m in metrics),
         ("ms denoiser", "number", lambda p: p.denoiser * 1e3),
         ("ms sampler", "number", lambda p: p.overhead * 1e3),
     ]
+
+
+def _per_pass(p: Point) -> float:
+    """Tokens written per forward pass of a row, where the cells say how many they wrote; else NaN."""
+    said = [r["tokens"]["per_pass"] for r in p.records if "tokens" in r]
+    return statistics.fmean(said) if said else math.nan
 
 
 def in_order(group: Sequence[Point]) -> list[Point]:

@@ -24,7 +24,7 @@ from .estimates import loss
 from .records import Record
 from .request import Request, parse_options
 from .store import Store, session
-from .sweep import execute
+from .sweep import CellWork, execute
 from .user_model import is_user_model, subject
 
 __all__ = ["DEFAULTS", "Axis", "Found", "Pair", "Search", "axis", "grid", "search"]
@@ -161,7 +161,7 @@ def search(
     Raises:
         SamplersError: as `sweep.plan` and `Store`, before anything is run; or a run failed, with its error.
     """
-    cells = _Cells(what)
+    cells, work = _Cells(what), CellWork(threads)
     asked = {k: v for k, v in dataclasses.asdict(what).items() if k != "request"}
     about = {"command": command, "requests": [dataclasses.asdict(what.request)], "search": asked}
     steps, seeds = what.request.nfe, range(what.request.seeds)
@@ -178,9 +178,7 @@ def search(
             store.note_changes(wanted)
             if stage:
                 stage(name, list(wanted), store)
-            execute(
-                [c for c in wanted if not store.done(c)], store, threads=threads, running=running, finished=finished
-            )
+            execute([c for c in wanted if not store.done(c)], store, work, running=running, finished=finished)
             for c in wanted:
                 if store.records[c.key]["status"] != "ok":
                     raise SamplersError(f"{c}: {store.records[c.key]['error']}")

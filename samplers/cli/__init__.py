@@ -22,13 +22,30 @@ from rich.text import Text
 from .. import registry
 from ..entries import one_line
 from ..errors import SamplersError
-from . import bench, catalogue, chat, cite, env, generate, plugins, sample, show, show_model, tune
+from . import (
+    bench,
+    catalogue,
+    chat,
+    cite,
+    env,
+    evaluate,
+    generate,
+    merge,
+    plugins,
+    sample,
+    show,
+    show_model,
+    tune,
+)
 from .output import complain, speaks_unicode
 
 __all__ = ["main"]
 
 # in the order of the help
-COMMANDS = (catalogue, show, show_model, cite, sample, generate, chat, bench, tune, plugins, env)
+COMMANDS = (
+    *(catalogue, show, show_model, cite, sample, generate, chat),
+    *(bench, tune, evaluate, merge, plugins, env),
+)
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # no place, no quota, too large, a bad disk
 
 

@@ -5,14 +5,27 @@ from __future__ import annotations
 import argparse
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from ..errors import OptionError
 from .arguments import FAMILY, OPTION, Commands, Flat, budgets, command, names
-from .measuring import USER_MODEL, interrupted, measured, request_fields, resume_command, user_model
+from .measuring import (
+    USER_MODEL,
+    interrupted,
+    measured,
+    ray_map,
+    request_fields,
+    resume_command,
+    shard_of,
+    shared_out,
+    user_model,
+)
 from .output import complain, make_console
+
+if TYPE_CHECKING:
+    from ..bench.sweep import Outcome
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -24,7 +37,7 @@ def _bench(args: argparse.Namespace) -> int:
     console = make_console()
     if args.report:
         with writing(args.report):
-            _report_run(console, args.report, tables=False)
+            report_run(console, args.report, tables=False)
         return 0
     where = args.problem or user_model(args)
     if bool(where) == args.demo or (args.problem and args.denoiser):
@@ -43,17 +56,19 @@ def _bench(args: argparse.Namespace) -> int:
             )
         ]
         name = f"{'-'.join(where)}-{datetime.now():%Y%m%d-%H%M%S}".replace(":", ".")
-    folder = Path(args.out or Path("runs") / name)
+    shard, folder = shard_of(args, Path(args.out or Path("runs") / name))
     command = resume_command(args, folder)
     display = Display(console, quiet=args.quiet, metric=args.metric)
     try:
-        with writing(folder), display:
+        with ray_map(args) as spread, writing(folder), display:
             outcome = run(
                 requests,
                 folder,
                 fresh=args.fresh,
                 command=command,
                 threads=args.threads or (1 if args.demo else None),
+                shard=shard,
+                map=spread,
                 started=display.started,
                 running=display.running,
                 finished=display.finished,
@@ -63,21 +78,28 @@ def _bench(args: argparse.Namespace) -> int:
     named = {pattern.rpartition("/")[2] for request in requests for pattern in request.samplers}
     broken = [error for name, error in outcome.unavailable.items() if name in named]
     failed = bool(outcome.failed or broken or _without_any(folder, outcome.declined))
-    ran = outcome.planned - outcome.reused
+    if not ended(console, outcome):
+        return 1
+    with writing(folder):
+        report_run(console, folder, tables=not args.quiet)
+    for error in broken:
+        complain(error)
+    return 1 if failed else 0
+
+
+def ended(console: Console, outcome: Outcome) -> bool:
+    """Say what became of a sweep, and whether any cell of it ended well."""
+    ran, bad = outcome.planned - outcome.reused, outcome.failed + outcome.declined
     console.print(
         f"{ran} cell{'s' * (ran != 1)} run in {outcome.seconds:.0f} s, {outcome.reused} were there already"
         + (f", [red]{len(outcome.failed)} failed[/]" if outcome.failed else "")
         + (f", {len(outcome.declined)} declined by their sampler" if outcome.declined else ""),
         highlight=False,
     )
-    if len(outcome.failed) + len(outcome.declined) == outcome.planned:
-        complain(f"no cell ended well; the first said: {(outcome.failed + outcome.declined)[0]['error']}")
-        return 1
-    with writing(folder):
-        _report_run(console, folder, tables=not args.quiet)
-    for error in broken:
-        complain(error)
-    return 1 if failed else 0
+    if len(bad) < outcome.planned:
+        return True
+    complain(f"no cell ended well; the first said: {bad[0]['error']}" if bad else "there are more shards than cells")
+    return False
 
 
 def _without_any(folder: Path, declined: list[dict[str, Any]]) -> set[str]:
@@ -88,8 +110,8 @@ def _without_any(folder: Path, declined: list[dict[str, Any]]) -> set[str]:
     return {r["sampler"] for r in declined if (r["problem"], r["sampler"]) not in ran}
 
 
-def _report_run(console: Console, folder: str | Path, *, tables: bool) -> None:
-    """Write the report of a folder, print its tables if asked for, and say where it is."""
+def report_run(console: Console, folder: str | Path, *, tables: bool, every: bool = False) -> None:
+    """Write the report of a folder, print its tables if asked for (with `every` row), and say where it is."""
     from ..bench.collect import points, sections
     from ..bench.live import table
     from ..bench.report import plotted, write_report
@@ -102,7 +124,9 @@ def _report_run(console: Console, folder: str | Path, *, tables: bool) -> None:
         for section in sections(points(Store(folder, write=False).records.values(), plotted(about))):
             group = section.points
             console.print()
-            console.print(table(group, best_rows(group), title=section.title, narrow=console.width < 120))
+            console.print(
+                table(group, group if every else best_rows(group), title=section.title, narrow=console.width < 120)
+            )
         console.print("[dim]• on the Pareto front by NFE; all settings are in table.md[/]\n", highlight=False)
     for note in notes:
         console.print(f"[yellow]note:[/] {note}", highlight=False)
@@ -142,6 +166,7 @@ def add(commands: Commands) -> None:
         **OPTION,
     )
     measured(p, 3)
+    shared_out(p)
     p.add_argument(
         "--demo", action="store_true", help="measure sudoku, digits and a mixture in about two minutes, into runs/demo"
     )

@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import OptionError
+from ..parallel import parse_shard, shard_path
 from . import arguments as a
 from .arguments import OPTION, Commands, command
-from .measuring import interrupted
+from .measuring import interrupted, ray_map, shared_out
 from .output import make_console
 from .sample import default_sampler, read_options
 from .tokens import TEXT, stop_rule, text_default
@@ -86,28 +87,28 @@ def writer(args: argparse.Namespace) -> tuple[TokenDenoiser, str, dict[str, Any]
 def _generate(args: argparse.Namespace) -> int:
     from ..generate import Results, job_of, run_job, shard_of
 
+    shard = (0, 1) if args.shard is None else parse_shard(args.shard)
     prompts = _prompts(args)
     denoiser, sampler, arguments = writer(args)
     if args.chat and denoiser.tokenizer is not None:
         denoiser.tokenizer.chat([{"role": "user", "content": "?"}])  # that there is no template is said before anything
     job = job_of(args.model, sampler, seed=args.seed, ids=args.ids, **arguments)
-    mine = shard_of(prompts, args.shard)
+    mine = shard_of(prompts, shard)
     if args.out is None:
         console = make_console()
-        for record in run_job(job, prompts, batch=args.batch, shard=args.shard):
-            if args.json:
-                print(json.dumps(record, ensure_ascii=False), flush=True)
-            else:
-                _show(console, record)
+        with ray_map(args) as spread:
+            for record in run_job(job, prompts, batch=args.batch, shard=shard, map=spread):
+                if args.json:
+                    print(json.dumps(record, ensure_ascii=False), flush=True)
+                else:
+                    _show(console, record)
         return 0
-    path = Path(args.out)
-    if args.shard[1] > 1:
-        path = path.with_name(f"{path.stem}.shard-{args.shard[0]}-of-{args.shard[1]}{path.suffix}")
-    with Results(path, job, prompts, overwrite=args.overwrite) as results:
+    path = Path(args.out) if shard[1] == 1 else shard_path(args.out, shard)
+    with ray_map(args) as spread, Results(path, job, prompts, overwrite=args.overwrite) as results:
         for note in results.notes:
             Console(stderr=True).print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
         before = len(results.done)
-        work = run_job(job, prompts, batch=args.batch, shard=args.shard, skip=results.done)
+        work = run_job(job, prompts, batch=args.batch, shard=shard, skip=results.done, map=spread)
         try:
             for record in _with_bar(work, before, len(mine), args.quiet):
                 results.add(record)
@@ -166,14 +167,6 @@ def _with_bar(records: Iterator[dict[str, Any]], before: int, total: int, quiet:
             bar.advance(task)
 
 
-def _shard(text: str) -> tuple[int, int]:
-    i, n = (int(part) for part in text.split("/"))
-    return i, n
-
-
-shard = a.kind(_shard, lambda pair: 0 <= pair[0] < pair[1], "i/n with i from 0 to n - 1, such as 0/4")
-
-
 def add(commands: Commands) -> None:
     p = command(commands, "generate", _generate, "write text for many prompts; a stopped run goes on where it was")
     writer_arguments(p)
@@ -194,9 +187,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help=f"prompts at a time (default {BATCH}); draws do not change",
     )
-    p.add_argument(
-        "--shard", type=shard, default=(0, 1), metavar="I/N", help="part I of N, counted from 0, and nothing else"
-    )
+    shared_out(p)
     p.add_argument(
         "--out", metavar="FILE.jsonl", help="file of records, one JSON object per line; it goes on if it is there"
     )

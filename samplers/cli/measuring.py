@@ -1,14 +1,17 @@
-"""What `samplers bench` and `samplers tune` share: how a setting is run, where results go, how a stopped run goes on."""
+"""What commands that measure share: how a setting is run, on which machines, where results go, how a stopped run goes on."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from ..errors import OptionError
+from ..parallel import RayMap, Shard, parse_shard, shard_path
 from .arguments import temperature, whole
 from .tokens import TEXT, text_default
 
@@ -58,6 +61,55 @@ def measured(p: argparse.ArgumentParser, seeds: int) -> None:
     )
     p.add_argument("--fresh", action="store_true", help="start again; earlier results are put aside")
     p.add_argument("--quiet", action="store_true", help="print failures and the place of the results only")
+
+
+def shared_out(p: argparse.ArgumentParser) -> None:
+    """Add the arguments that share work out over processes and machines."""
+    p.add_argument(
+        "--shard",
+        metavar="I/N|auto",
+        help="run part I of N only, counted from 0, into a place of its own under --out; auto: as torchrun, srun or mpirun "
+        "says in the environment; `samplers merge` makes one of the parts",
+    )
+    p.add_argument(
+        "--ray",
+        metavar="auto|local|HOST:PORT",
+        help="share the work out over a Ray cluster: that of this machine if there is one, one that is started here, or the one "
+        "at an address",
+    )
+    p.add_argument(
+        "--workers",
+        type=whole,
+        metavar="N",
+        help="processes on the Ray cluster, each with a model of its own (default: one per GPU, or per core if there is none)",
+    )
+
+
+def shard_of(args: argparse.Namespace, out: Path) -> tuple[Shard | None, Path]:
+    """The shard that --shard asks for, and where its results go.
+
+    Raises:
+        OptionError: it is no shard, or its place is not known to the other shards, since there is no --out.
+    """
+    if args.shard is None:
+        return None, out
+    if args.out is None:
+        raise OptionError("--shard needs --out, the same for all shards: each writes to a place of its own under it")
+    shard = parse_shard(args.shard)
+    return shard, shard_path(out, shard)
+
+
+def ray_map(args: argparse.Namespace) -> contextlib.AbstractContextManager[RayMap | None]:
+    """The map over the cluster that --ray asks for, or None: this process.
+
+    Raises:
+        OptionError: --workers without --ray; Ray is not installed, or (when entered) does not answer.
+    """
+    if args.ray is None:
+        if args.workers is not None:
+            raise OptionError("--workers goes with --ray")
+        return contextlib.nullcontext()
+    return RayMap(args.ray, workers=args.workers)
 
 
 def user_model(args: argparse.Namespace) -> list[str]:

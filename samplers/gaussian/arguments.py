@@ -11,7 +11,19 @@ import torch
 from torch import Tensor
 
 from ..canvas import NoiseCanvas
-from ..checks import check_memory, check_plan, guidance, hook, integer, number, optional_integer, reals, seeds_of, shown
+from ..checks import (
+    check_memory,
+    check_plan,
+    guidance,
+    hook,
+    integer,
+    number,
+    optional_integer,
+    reals,
+    row_numbers,
+    seeds_of,
+    shown,
+)
 from ..errors import OptionError
 from ..random import Rng
 from ..sampler import Sampler
@@ -72,7 +84,7 @@ def read_gaussian(
 ) -> GaussianArguments:
     """The arguments of a continuous run, checked and converted. See arguments.read_arguments."""
     batch, seed = integer("batch", given("batch")), seeds_of(given("seed"))
-    steps, first_row = optional_integer("steps", given("steps")), integer("first_row", given("first_row"), 0)
+    steps, first_row = optional_integer("steps", given("steps")), row_numbers(given("first_row"))
     config = _read_gaussian_config(denoiser, given)
     constrain = hook("constrain", given("constrain"))
     check_memory(f"batch={batch} of shape {tuple(denoiser.shape)}", batch * denoiser.row_bytes, denoiser.device)
