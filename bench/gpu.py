@@ -267,9 +267,55 @@ def bench_driver(_):
             yield f"{title}, {tokens:.0f} tokens per second", ms, 0.1 / ms
 
 
+def model_of(**shape):
+    """A TransformerDenoiser in bfloat16 with random weights, made on the device."""
+    config = samplers.models.Config(**shape)
+    model = samplers.models.Transformer(config, seed=None, dtype=torch.bfloat16).to_empty(device=GPU)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0) if p.dim() == 1 else p.normal_(0.0, p.shape[-1] ** -0.5)
+    return samplers.models.TransformerDenoiser(model, mask_id=config.vocab_size - 1)
+
+
+def bench_models(_):
+    """16 prompts of 16 lengths, 32 positions to fill in 8 steps, by a model of LLaDA-8B's shape: groups against pad.
+
+    The share is the time of the row before it over its own.
+    """
+    wide = {"vocab_size": 126464, "width": 4096, "layers": 32, "heads": 32, "mlp_width": 12288}
+    small = {"vocab_size": 1264, "width": 64, "layers": 2, "heads": 2, "mlp_width": 96}
+    denoiser = model_of(**size(wide, small), attention="full")
+    prompts = [list(range(1, n)) for n in range(34, 50)]
+    run = {"gen_length": 32, "steps": 8, "temperature": 0.0}
+    for cache in (None, "dual"):
+        for rows in (16, 4, 1):
+            before = None
+            for ragged in ("groups", "pad"):
+
+                def call(rows=rows, ragged=ragged, cache=cache):
+                    how = {"ragged": ragged, "cache": cache, "block_length": 32}
+                    return samplers.sample(denoiser, "low_confidence", prompt=prompts[:rows], **how, **run)
+
+                nfe = call().nfe
+                synchronize()
+                walls = []
+                for _ in range(size(3, 1)):
+                    begin = time.perf_counter()
+                    call()
+                    synchronize()
+                    walls.append((time.perf_counter() - begin) * 1e3)
+                ms = statistics.median(walls)
+                title = (
+                    f"8B {ragged} [{rows} rows] cache {cache}, {nfe} passes, {32e3 * rows / ms:.0f} tokens per second"
+                )
+                yield title, ms, None if before is None else before / ms
+                before = ms
+
+
 SUITES = {
     "softmax": bench_softmax,
     "driver": bench_driver,
+    "models": bench_models,
     "uniforms": bench_uniforms,
     "normals": bench_normals,
     "combine": bench_combine,

@@ -17,6 +17,7 @@ import samplers
 from samplers import ops, registry
 from samplers.models import Config, Transformer, TransformerDenoiser
 from samplers.models.cache import Cache
+from samplers.models.transformer import Experts
 from samplers.ops import _native, headless_softmax, masked_softmax, reference
 from samplers.syncs import pretend_device
 from samplers.testing import SyncRecorder, Watched, watched
@@ -885,6 +886,124 @@ class TestModels:
             TransformerDenoiser(model, mask_id=VOCAB), "low_confidence", gen_length=9, batch=3, steps=3
         )
         assert ((out.x >= 0) & (out.x < VOCAB)).all()
+
+
+# ---------------------------------------------------------------------------------------------- batches and requests
+
+
+SHAPES = {
+    "plain": {},
+    "experts": {
+        "experts": Experts(8, 2, 24, shared_width=32, score="sigmoid", normed=True, bias=True, dense_layers=(0,))
+    },
+    "rotary": {"rotary_width": 8, "qkv_bias": True, "o_bias": True, "softcap": 30.0},
+}
+
+
+def shaped(shape, attention, device, shift=False):
+    config = Config(
+        VOCAB, width=64, layers=2, heads=4, kv_heads=2, mlp_width=96, embeddings=VOCAB + 1, attention=attention,
+        block_length=4 if attention == "block_causal" else None, **SHAPES[shape],
+    )  # fmt: skip
+    model = Transformer(config, seed=3)
+    with torch.no_grad():
+        model.head.weight.mul_(20)
+    return TransformerDenoiser(model.to(device), mask_id=VOCAB, shift=shift)
+
+
+def both(make, run):
+    """A run on the CPU and the same on the GPU."""
+    results = []
+    for device, paths in (("cpu", contextlib.nullcontext()), (GPU, as_on_a_gpu())):
+        with paths:
+            results.append(run(make(device)))
+    return results
+
+
+class TestBatches:
+    @pytest.mark.parametrize("shape", SHAPES)
+    @pytest.mark.parametrize(
+        ("attention", "more"),
+        [
+            ("full", {}),
+            ("full", {"cache": "dual", "shift": True}),
+            ("full", {"cache": "prefix", "cfg_scale": 0.5}),
+            ("full", {"window": "block"}),
+            ("causal", {"cache": "block"}),
+            ("block_causal", {"cache": "block", "shift": True}),
+            ("block_causal", {"window": "block"}),
+        ],
+        ids=str,
+    )
+    def test_ragged_rows(self, shape, attention, more):
+        """Rows of three lengths, in groups and padded: the tokens and the passes of the CPU."""
+        shift = more.get("shift", False)
+        run = {key: value for key, value in more.items() if key != "shift"}
+        run |= {"prompt": [[1, 2, 3, 4, 5], [6, 7], [8]], "gen_length": 12, "block_length": 4, "temperature": 0.0}
+        for ragged in ("groups", "pad"):
+            a, b = both(
+                lambda device: shaped(shape, attention, device, shift),
+                lambda denoiser, ragged=ragged: samplers.sample(denoiser, "low_confidence", ragged=ragged, **run),
+            )
+            exactly([a.x, a.nfe_rows], [b.x, b.nfe_rows])
+            assert (a.nfe, a.token_evals, a.cache_bytes) == (b.nfe, b.token_evals, b.cache_bytes)
+
+    def test_settings_per_row(self):
+        run = {"gen_length": 12, "batch": 4, "steps": 6, "seed": 3}
+        run |= {"temperature": [0.0, 0.7, 1.0, 1.3], "top_p": [1.0, 0.9, 1.0, 0.5], "top_k": [0, 0, 3, 0]}
+        a, b = both(lambda device: looked_up("masked", device), lambda d: samplers.sample(d, "entropy_bound", **run))
+        exactly([a.x], [b.x])
+
+    def test_events(self):
+        def run(denoiser):
+            events = list(samplers.stream(denoiser, "entropy_bound", gen_length=9, batch=2, seed=2).events())
+            return [(e.row, e.position, e.token, e.final, e.ended) for e in events]
+
+        for one, other in zip(*both(lambda device: looked_up("masked", device), run), strict=True):
+            exactly(one[:4], other[:4])
+            assert one[4] == other[4]
+
+    def test_a_pool(self):
+        def run(denoiser):
+            pool = samplers.Pool(denoiser)
+            runs = [
+                pool.add(name, prompt=[1, 2, 3][: i + 1], gen_length=8, seed=i)
+                for i, name in enumerate(("entropy_bound", "radd", "low_confidence"))
+            ]
+            list(pool)
+            return pool.nfe, [run.result().x for run in runs]
+
+        a, b = both(lambda device: shaped("plain", "full", device), run)
+        assert a[0] == b[0]
+        exactly(a[1], b[1])
+
+    def test_prompts_as_embeddings(self):
+        embeds = torch.randn(2, 3, 64, generator=generator(5))
+        a, b = both(
+            lambda device: shaped("plain", "full", device),
+            lambda d: samplers.sample(d, "low_confidence", prompt_embeds=embeds, gen_length=8, temperature=0.0),
+        )
+        exactly([a.x], [b.x])
+
+    def test_blocks_that_are_read(self):
+        """A BlockDenoiser: what is decided is read once a block, and steps are given the open block alone."""
+        table = torch.randn(VOCAB, VOCAB, generator=generator(9)) * 2
+
+        def make(device):
+            own = table.to(device)
+
+            def read(tokens, context):
+                return own[tokens].sum(1) if context is None else context + own[tokens].sum(1)
+
+            def denoise(block, context):
+                return own[block] + context[:, None] / 4
+
+            return samplers.BlockDenoiser.wrap(denoise, read=read, vocab_size=VOCAB, canvas_length=4, device=device)
+
+        run = {"prompt": [[1, 2, 3], [4, 5, 6]], "gen_length": 8, "steps": 12, "seed": 1}
+        a, b = both(make, lambda d: samplers.sample(d, "entropy_bound_uniform", **run))
+        exactly([a.x, a.nfe_rows], [b.x, b.nfe_rows])
+        assert a.encoder_passes == b.encoder_passes
 
 
 # ---------------------------------------------------------------------------------------------- the rest
