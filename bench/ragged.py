@@ -27,7 +27,7 @@ import samplers
 from samplers import problems
 from samplers.models import zoo as models
 
-PAGE = Path(__file__).parents[1] / "docs" / "parts" / "ragged.md"
+PAGE = Path(__file__).parents[1] / "docs" / "blocks_and_batches.md"
 LENGTHS = range(33, 49)
 GEN = 32
 BATCHES = {1: [40], 4: [33, 38, 43, 48], 16: list(LENGTHS)}

@@ -1,18 +1,18 @@
 """Decoding as LLaDA does it, on the small text model that comes with the library.
 
-For LLaDA itself replace one line: model = samplers.models.pretrained("owner/name"), with a tokenizer of your own.
+For LLaDA itself replace one line: model = samplers.models.pretrained("GSAI-ML/LLaDA-8B-Instruct").
 """
 
 import samplers
 
 model = samplers.models.zoo.load("text-mdm")
-prompts = [model.encode("Return the "), model.encode("The value of the "), model.encode("Raise a ")]
+prompts = ["Return the ", "The value of the ", "Raise a "]
 
 
 def show(label: str, out: samplers.Sample) -> None:
     print(f"\n{label}: {out.nfe} forward passes, {out.token_evals:,} positions, {out.seconds.total:.2f} s")
-    for row, end in zip(out.x, out.lengths.tolist()):
-        print("  " + model.decode(row[:end]).replace("\n", " ")[:100])
+    for prompt, text in zip(prompts, out.texts):
+        print("  " + (prompt + text).replace("\n", " ")[:100])
 
 
 def main() -> None:
@@ -21,7 +21,6 @@ def main() -> None:
         "gen_length": 32,
         "block_length": 16,
         "temperature": 0.7,
-        "stop": model.eos_id,
         "seed": 1,
     }
     show("LLaDA's rule, one position per step", samplers.sample(model, "low_confidence", **shared))

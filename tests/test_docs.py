@@ -1,8 +1,9 @@
 """The pages keep their word: their code runs, their links lead somewhere, and nothing public is in no page.
 
-Blocks of a page run in order, in one namespace. Two marks, on the line before a block, are for readers of the source:
-`<!-- given: a, b -->` says which names the test puts there (STAND_INS), `<!-- not run: why -->` that a block cannot run here.
-A page that begins with `<!-- needs: module -->` is run where that module is installed.
+Blocks of a page run in order, in one namespace; lines of a block of shell run in order, in one folder. Two marks, on the line
+before a block, are for readers of the source: `<!-- given: a, b -->` says which names the test puts there (STAND_INS),
+`<!-- not run: why -->` that a block cannot run here. A page that begins with `<!-- needs: module -->` is run where that
+module is installed. Files that a block of shell names, and a reader would have, are those of FILES.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import ast
 import contextlib
 import io
 import itertools
+import json
 import os
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,11 +28,13 @@ from typing import Any
 
 import pytest
 import torch
+from texts import tokenizer_folder
 from torch import Tensor, nn
 
 import samplers
 from samplers import registry
 from samplers.cli import main
+from samplers.models import families
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [p for p in ("README.md", "CONTRIBUTING.md", "examples/README.md") if (ROOT / p).exists()]
@@ -38,7 +43,9 @@ PAGES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))
 NOT_RUN = {
     "README.md": 1,  # installing
     "CONTRIBUTING.md": 1,
+    "docs/evaluation.md": 3,  # lm-eval's own command, four processes, Ray
     "docs/likelihood_and_schedules.md": 2,  # a user's own modules
+    "docs/models.md": 1,  # checkpoints from the hub
     "docs/writing_a_sampler.md": 1,  # installing a user's own package
 }
 SMALL = {"--steps": "4", "--gen-length": "16", "--rows": "64", "--seeds": "1", "--batch": "2", "--nfe": "4"}
@@ -126,7 +133,30 @@ def pipe() -> Any:
     )
 
 
+def dream(folder: Path) -> Path:
+    """A folder as Dream's is, with a tokenizer, a chat template, and tiny random weights."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer_folder(folder)  # 292 ids; 0 begins a text, 1 ends it, 2 is the mask
+    config = transformers.Qwen2Config(
+        vocab_size=320, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=512, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stated |= {"architectures": ["DreamModel"], "mask_token_id": 2}
+    (folder / "config.json").write_text(json.dumps(stated), encoding="utf-8")
+    return folder
+
+
+FILES: dict[str, Callable[[Path], object]] = {
+    "my-model": dream,
+    "prompts.txt": lambda path: path.write_text("The module\nReturn the\nA list of\n", encoding="utf-8"),
+    "prompts.jsonl": lambda path: path.write_text('{"prompt": "The module", "id": 7}\n{"ids": [5, 6]}\n'),
+}
 STAND_INS: dict[str, Callable[[], Any]] = {
+    "folder": lambda: dream(Path(tempfile.mkdtemp())),
     "network": Network,
     "noise_net": lambda: noise_net,
     "denoiser": lambda: samplers.problems.create("sudoku4").denoiser("masked"),
@@ -136,16 +166,22 @@ STAND_INS: dict[str, Callable[[], Any]] = {
     "prompt_embeds": lambda: torch.ones(1, 5, 16),
     "negative_prompt_embeds": lambda: torch.zeros(1, 5, 16),
 }
-NEEDED = {"pipe": ("diffusers",)}  # a block that is given it is left out where these modules are not installed
+# A block that is given one of these is left out where its modules are not installed.
+NEEDED = {"pipe": ("diffusers",), "folder": ("transformers",)}
 
 
 # ---------------------------------------------------------------------------------------------- code runs
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in BLOCKS[p])])
-def test_python_blocks_run(page: str) -> None:
+def need(page: str) -> None:
+    """Leave the test out if the page needs a module that is not installed."""
     for needed in re.findall(r"\A<!-- needs: (\w+) -->$", (ROOT / page).read_text(encoding="utf-8"), re.M):
         pytest.importorskip(needed)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in BLOCKS[p])])
+def test_python_blocks_run(page: str) -> None:
+    need(page)
     module = type(sys)("page")
     sys.modules["page"] = module  # dataclasses look up their module
     try:
@@ -162,14 +198,12 @@ def test_python_blocks_run(page: str) -> None:
         del sys.modules["page"]
 
 
-def commands() -> Iterator[tuple[str, list[str]]]:
-    """(where, words) of each line of shell that is run."""
-    for block in itertools.chain(*BLOCKS.values()):
-        if block.language in ("sh", "bash", "shell", "console") and not block.not_run:
-            for number, line in enumerate(block.code.replace("\\\n", " ").splitlines()):
-                words = shlex.split(line, comments=True)
-                if words:
-                    yield f"{block.page}:{block.line + number + 1}", words
+def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
+    """(where, words) of each line of a block of shell."""
+    for number, line in enumerate(block.code.replace("\\\n", " ").splitlines()):
+        words = shlex.split(line, comments=True)
+        if words:
+            yield f"{block.page}:{block.line + number + 1}", words
 
 
 def smaller(words: list[str]) -> list[str]:
@@ -188,13 +222,25 @@ def smaller(words: list[str]) -> list[str]:
     return words
 
 
-COMMANDS = list(commands())
+SHELL = [block for block in itertools.chain(*BLOCKS.values()) if block.language == "sh" and not block.not_run]
 
 
-@pytest.mark.parametrize(("where", "words"), COMMANDS, ids=[where for where, _ in COMMANDS])
-def test_shell_blocks_run(where: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_shell_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need(block.page)
+    monkeypatch.chdir(tmp_path)
+    for name, make in FILES.items():
+        if name in block.code:
+            make(tmp_path / name)
+    for where, words in commands(block):
+        if words[:2] == ["samplers", "eval"]:
+            pytest.importorskip("lm_eval")
+        monkeypatch.setattr("sys.stdin", io.StringIO("The module\n"))  # what `samplers chat` is told
+        run(where, words)
+
+
+def run(where: str, words: list[str]) -> None:
     if words[0] == "samplers":
-        monkeypatch.chdir(tmp_path)
         with contextlib.redirect_stdout(io.StringIO()) as out:
             assert main(smaller(words[1:])) == 0, f"{where}: samplers {shlex.join(words[1:])}"
         assert out.getvalue()
@@ -287,6 +333,19 @@ def test_every_command_and_flag_is_in_the_pages() -> None:
             main([name, "--help"])
         for flag in set(re.findall(r"^  (?:-\w [^-]*, |-\w, )?(--[a-z][\w-]*)", out.getvalue(), re.M)) - {"--help"}:
             assert f"`{flag}" in section[1], f"docs/cli.md: {name} lacks {flag}"
+
+
+def test_every_family_of_models_is_in_its_table_with_its_sampler_and_settings() -> None:
+    page = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| family \| `pretrained.*\n(?:\|.*\n)+", page, re.M)
+    assert table
+    rows = [line.split("|")[1:-1] for line in table[0].splitlines()[2:]]
+    for architecture in set(families.KNOWN) - {"SamplersTransformer"}:
+        family = families.recognise({"architectures": [architecture]})
+        (row,) = [row for row in rows if re.search(rf"(?<![\w-]){re.escape(family.name)}(?![\w-])", row[0])]
+        settings = ", ".join(f"{key}={value!r}" for key, value in family.settings.items()).replace("'", '"')
+        said = [f"`{text}`" for text in (family.sampler, settings) if text]
+        assert row[2].strip() == ", ".join(said), f"docs/models.md: {family.name}"
 
 
 def test_every_public_name_for_authors_is_in_the_guide() -> None:

@@ -107,6 +107,17 @@ def test_ids_of_embeddings_anywhere_in_a_prompt():
     assert torch.allclose(scored[0].nll, scored[1].nll)
 
 
+@pytest.mark.parametrize("sampler", ["refusion", "entropy_bound"])
+def test_a_text_after_embeddings_is_that_after_the_tokens(sampler):
+    denoiser = samplers.models.zoo.load("text-refusion" if sampler == "refusion" else "text-mdm")
+    ids = denoiser.encode("Return the")
+    run = {"gen_length": 16, "block_length": 16, "stop": ["."]}
+    by_text = samplers.sample(denoiser, sampler, prompt="Return the", **run)
+    by_embeds = samplers.sample(denoiser, sampler, prompt_embeds=table(denoiser)(ids), **run)
+    assert by_text.texts == by_embeds.texts and by_text.finish_reasons == by_embeds.finish_reasons
+    assert denoiser.decode(by_embeds.x[0]) == denoiser.decode(by_text.generated[0])
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

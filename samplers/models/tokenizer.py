@@ -93,10 +93,11 @@ class Tokenizer:
             ids = _joined(ids, self.merges[rank], len(CHARACTERS) + rank)
 
     def decode(self, ids: Tensor | Iterable[int], *, mask: str = "", eos: str = "") -> str:
-        """The text of (n,) ids; a mask, padding (negative) and the end of a text are shown as told."""
+        """The text of (n,) ids; a mask and the end of a text as told, padding (negative) and ids beyond the tokens not at all."""
         numbers = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         special = {self.eos_id: eos, self.mask_id: mask}
-        return "".join("" if i < 0 else special[i] if i in special else self.texts[i] for i in numbers)
+        known = range(len(self.texts))  # beyond them stand, for instance, the embeddings of a prompt
+        return "".join(special[i] if i in special else self.texts[i] if i in known else "" for i in numbers)
 
     def chat(self, messages: str | Sequence[Mapping[str, str]]) -> Tensor:
         raise OptionError(
