@@ -217,6 +217,10 @@ class TokenDenoiser(Denoiser):
         extra: (M, D), the embeddings that stand in prompts under the ids from embedding[0] on; see with_embeddings.
         tokenizer: text to ids and back, as samplers.models.Tokenizer has it; None: the model knows ids only.
         stop_ids: the tokens that end a text; where sample() ends rows if it is not told.
+        recipe: (sampler, arguments): what the code that was published with the model runs, as a sampler of this zoo with
+            arguments of sample() and options of that sampler. `sample(model, model.recipe[0], **model.recipe[1], ...)` runs
+            it, and so do the commands sample, generate and chat without --sampler. None: nothing is known.
+        revision: the commit on the Hugging Face hub that its files are of; None: they are not from there.
     """
 
     vocab_size: int
@@ -234,6 +238,8 @@ class TokenDenoiser(Denoiser):
     time_per_position: bool = False
     tokenizer: TextTokenizer | None = None
     stop_ids: tuple[int, ...] = ()
+    recipe: tuple[str, dict[str, Any]] | None = None
+    revision: str | None = None
     embedding: tuple[int, int] | None = None
     extra: Tensor | None = None
 

@@ -172,7 +172,7 @@ class Job:
         model = self.denoiser
         like = model.head.weight if model.head is not None else next(iter(_parameters(model).values()), None)
         return {
-            "revision": getattr(model, "revision", None),
+            "revision": model.revision,
             "weights": weights_of(model),
             "dtype": None if like is None else str(like.dtype).removeprefix("torch."),
             "device": str(model.device),

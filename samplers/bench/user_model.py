@@ -85,7 +85,7 @@ def load_denoiser(spec: str) -> Denoiser:
             name, told = read_spec(spec.removeprefix("hf:"))
             return pretrained(name, **told)
         except ModelError as error:
-            raise OptionError(f"--denoiser {spec!r}: {error}") from error
+            raise OptionError(f"{spec}: {error}") from error
     if spec and ":" not in spec:
         try:
             return zoo.load(spec)

@@ -104,6 +104,8 @@ def _run(argv: Sequence[str] | None) -> int:
         parser.print_help()
         return 0
     args.argv = list(sys.argv[1:] if argv is None else argv)
+    if sys.stderr is None or not sys.stderr.isatty():  # bars of the libraries that fetch and load models: for terminals
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     python_style = warnings.formatwarning
     # On a terminal the message of a warning is what counts, not the line of this library that gave it.
     warnings.formatwarning = lambda message, *_, **__: f"{message}\n"

@@ -18,6 +18,15 @@ FAMILY: dict[str, Any] = {
     "help": f"kind of noise: {', '.join(FAMILIES)}",
 }
 OPTION: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
+STOP_RULE: dict[str, Any] = {
+    "choices": ("decided", "block", "llada2"),
+    "metavar": "RULE",
+    "help": "when it ends: decided, as soon as the stop is decided (default); block, after its block; llada2, as in its code",
+}
+SAMPLER_HELP = (
+    "sampler to run, with its own defaults (default: for a model of a folder or the hub, the one that `samplers show-model` "
+    "shows, with the settings shown there, which -o and other arguments replace; for others {})"
+)
 AS_JSON: dict[str, Any] = {"action": "store_true", "help": "print JSON and nothing else"}
 
 

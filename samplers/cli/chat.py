@@ -14,6 +14,7 @@ from ..errors import OptionError
 from .arguments import Commands, command
 from .generate import writer, writer_arguments
 from .output import complain, make_console
+from .sample import announce
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,14 +97,12 @@ def _answer(
 
 
 def _chat(args: argparse.Namespace) -> int:
-    denoiser, sampler, arguments = writer(args)
+    denoiser, sampler, arguments, note = writer(args)
     if denoiser.tokenizer is None:
         raise OptionError(f"{args.model!r} has no tokenizer (TokenDenoiser.tokenizer); chat needs a model of text")
     if args.raw and args.system is not None:
         raise OptionError("--system goes with a chat template; with --raw write it into the first line")
     gen_length, most = arguments.get("gen_length"), denoiser.max_length
-    if gen_length is None and denoiser.length is None:
-        raise OptionError(f"--gen-length is needed: {args.model!r} takes a canvas of any length")
     room = most - gen_length if most is not None and gen_length is not None else None
     talk = _Talk(denoiser.tokenizer, args.system, args.raw, room)
     if not args.raw:
@@ -112,6 +111,7 @@ def _chat(args: argparse.Namespace) -> int:
     costs = console if console.is_terminal else Console(stderr=True)
     if terminal:
         console.print(f"[dim]{denoiser.name} by {sampler}; {COMMANDS}[/]", highlight=False)
+    announce(note)
     turn = 0
     for line in _lines(console, terminal):
         word = line.strip()

@@ -19,8 +19,8 @@ from . import arguments as a
 from .arguments import OPTION, Commands, command
 from .measuring import interrupted, ray_map, shared_out
 from .output import make_console
-from .sample import default_sampler, read_options
-from .tokens import TEXT, stop_rule, text_default
+from .sample import SAMPLERS, announce, chosen, read_options
+from .tokens import TEXT, check_length, stop_rule, text_default
 
 if TYPE_CHECKING:
     from ..denoiser import TokenDenoiser
@@ -36,7 +36,7 @@ def writer_arguments(p: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="model in the box (text-mdm, text-refusion), hf:NAME of a folder or the Hugging Face hub, or MODULE:ATTRIBUTE",
     )
-    p.add_argument("--sampler", metavar="NAME", help="sampler to run (default: by the model, as `samplers sample`)")
+    p.add_argument("--sampler", metavar="NAME", help=a.SAMPLER_HELP.format(SAMPLERS["masked"]))
     p.add_argument("--steps", type=a.whole, metavar="N", help="forward passes to spend (default: one per position)")
     p.add_argument(
         "--gen-length",
@@ -52,8 +52,8 @@ def writer_arguments(p: argparse.ArgumentParser) -> None:
         metavar="T",
         help=f"sampling temperature (default on the text models in the box: {TEXT['temperature']}; otherwise the sampler's own)",
     )
-    p.add_argument("--top-k", type=a.whole_or_0, default=0, metavar="K", help="likeliest tokens to draw from (0: all)")
-    p.add_argument("--top-p", type=a.share, default=1.0, metavar="P", help="probability that they hold (1: all)")
+    p.add_argument("--top-k", type=a.whole_or_0, metavar="K", help="likeliest tokens to draw from (default 0: all)")
+    p.add_argument("--top-p", type=a.share, metavar="P", help="probability that they hold (default 1: all)")
     p.add_argument(
         "--stop",
         type=a.kind(str, bool, "a text that is not empty"),
@@ -63,54 +63,58 @@ def writer_arguments(p: argparse.ArgumentParser) -> None:
         help="string at which the text ends, or token ids such as '3 1'; \\n is the end of a line; repeat it for several "
         "(default: the model's own end of a text)",
     )
+    p.add_argument("--stop-rule", **a.STOP_RULE)
     p.add_argument("--seed", type=a.seed, default=0, metavar="S", help="seed of all random numbers (default 0)")
     p.add_argument("-o", "--option", help="option of the sampler; repeat it for several", **OPTION)
 
 
-def writer(args: argparse.Namespace) -> tuple[TokenDenoiser, str, dict[str, Any]]:
-    """The model, the sampler's name, and the arguments of sample() with the sampler's options."""
+def writer(args: argparse.Namespace) -> tuple[TokenDenoiser, str, dict[str, Any], str | None]:
+    """The model; the sampler's name, the arguments of sample() with its options, and a note for the user, as of `chosen`."""
     from ..bench.user_model import load_denoiser
     from ..denoiser import TokenDenoiser
 
-    options = read_options(args.sampler, args.option) if args.sampler is not None else None
+    if args.sampler is not None:  # a wrong option is found before a model is loaded
+        read_options(args.sampler, args.option)
     denoiser = load_denoiser(args.model)
     if not isinstance(denoiser, TokenDenoiser):
         raise OptionError(f"{args.model!r} is a model of the {denoiser.family} family; a model of text is needed")
-    sampler = args.sampler or default_sampler(denoiser)
-    settings = {name: getattr(args, name) for name in ("steps", "block_length", "cache", "top_k", "top_p")}
-    settings |= {name: text_default(denoiser, name, getattr(args, name)) for name in ("gen_length", "temperature")}
-    stop = [stop_rule(text, denoiser, denoiser) for text in args.stop]
-    own = {name: value for name, value in settings.items() if value is not None} | ({"stop": stop} if stop else {})
-    return denoiser, sampler, own | (options if options is not None else read_options(sampler, args.option))
+    names = ("steps", "block_length", "cache", "top_k", "top_p", "stop_rule")
+    told = {name: getattr(args, name) for name in names}
+    told |= {name: text_default(denoiser, name, getattr(args, name)) for name in ("gen_length", "temperature")}
+    told["stop"] = [stop_rule(text, denoiser, denoiser) for text in args.stop] or None
+    check_length(denoiser, told["gen_length"])
+    return denoiser, *chosen(denoiser, args.sampler, told, args.option)
 
 
 def _generate(args: argparse.Namespace) -> int:
     from ..generate import Results, job_of, run_job, shard_of
 
     shard = (0, 1) if args.shard is None else parse_shard(args.shard)
-    prompts = _prompts(args)
-    denoiser, sampler, arguments = writer(args)
+    prompts, shared = _prompts(args), ray_map(args)  # without Ray, an error before a model is loaded
+    denoiser, sampler, arguments, note = writer(args)
+    if args.quiet or args.json:
+        note = None
     if args.chat and denoiser.tokenizer is not None:
         denoiser.tokenizer.chat([{"role": "user", "content": "?"}])  # that there is no template is said before anything
     job = job_of(args.model, sampler, seed=args.seed, ids=args.ids, **arguments)
     mine = shard_of(prompts, shard)
     if args.out is None:
         console = make_console()
-        with ray_map(args) as spread:
-            for record in run_job(job, prompts, batch=args.batch, shard=shard, map=spread):
+        with shared as spread:
+            for record in _announced(run_job(job, prompts, batch=args.batch, shard=shard, map=spread), note):
                 if args.json:
                     print(json.dumps(record, ensure_ascii=False), flush=True)
                 else:
                     _show(console, record)
         return 0
     path = Path(args.out) if shard[1] == 1 else shard_path(args.out, shard)
-    with ray_map(args) as spread, Results(path, job, prompts, overwrite=args.overwrite) as results:
+    with shared as spread, Results(path, job, prompts, overwrite=args.overwrite) as results:
         for note in results.notes:
             Console(stderr=True).print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
         before = len(results.done)
         work = run_job(job, prompts, batch=args.batch, shard=shard, skip=results.done, map=spread)
         try:
-            for record in _with_bar(work, before, len(mine), args.quiet):
+            for record in _with_bar(_announced(work, note), before, len(mine), args.quiet):
                 results.add(record)
         except KeyboardInterrupt:
             again = "samplers " + shlex.join(word for word in args.argv if word != "--overwrite")
@@ -119,6 +123,14 @@ def _generate(args: argparse.Namespace) -> int:
     if not args.quiet:
         make_console().print(f"{written} written{kept}: {path}", highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def _announced(records: Iterator[dict[str, Any]], note: str | None) -> Iterator[dict[str, Any]]:
+    """The records, with the note before the first: what is wrong with arguments is known by then."""
+    for i, record in enumerate(records):
+        if not i:
+            announce(note)
+        yield record
 
 
 def _prompts(args: argparse.Namespace) -> list[Prompt]:

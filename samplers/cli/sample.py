@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
@@ -15,7 +16,7 @@ from . import arguments as a
 from .arguments import AS_JSON, FAMILY, OPTION, Commands, command
 from .output import make_console, print_json
 from .sample_output import as_json, print_costs, print_rows, save, writable
-from .tokens import TEXT, check_room, method_of, stop_rule, text_default, token_ids
+from .tokens import TEXT, check_length, check_room, method_of, stop_rule, text_default, token_ids
 
 if TYPE_CHECKING:
     from ..denoiser import Denoiser
@@ -56,61 +57,80 @@ def _model(args: argparse.Namespace) -> tuple[Problem | None, Denoiser]:
     return problem, problem.denoiser(family or problem.families[0])
 
 
-def default_sampler(denoiser: Denoiser) -> str:
-    return "autoregressive" if getattr(denoiser, "predicts_next", False) else SAMPLERS[denoiser.family]
+def chosen(
+    denoiser: Denoiser, sampler: str | None, told: dict[str, Any], options: Sequence[str]
+) -> tuple[str, dict[str, Any], str | None]:
+    """The sampler that runs, and what it runs with.
+
+    If the command names no sampler and the model has a recipe (TokenDenoiser.recipe), that is what runs, with what the command
+    says in its place. A sampler that is named runs with its own defaults and nothing of the recipe.
+
+    Args:
+        told: arguments of sample(); None: the command does not say.
+        options: -o, as they were written.
+
+    Returns:
+        The sampler's name; arguments of sample() beside options of the sampler; and what to tell the user of it: None if it is
+        no recipe.
+    """
+    recipe = getattr(denoiser, "recipe", None) if sampler is None else None
+    name, settings = (sampler, {}) if recipe is None else recipe
+    if name is None:
+        name = "autoregressive" if getattr(denoiser, "predicts_next", False) else SAMPLERS[denoiser.family]
+    own = {key: value for key, value in told.items() if value is not None} | read_options(name, options)
+    # `steps` and `steps_per_block` say the same thing in two ways.
+    kept = {k: v for k, v in settings.items() if k not in own and not (k == "steps_per_block" and "steps" in own)}
+    words = ", ".join([name, *(f"{key}={value}" for key, value in kept.items())])
+    note = f"sampler: {words} (see samplers show-model; --sampler NAME runs another)"
+    return name, kept | own, None if recipe is None else note
+
+
+def announce(note: str | None) -> None:
+    """Print the note of `chosen` on stderr, when no argument can be wrong any more: an error is one line."""
+    if note is not None:
+        Console(stderr=True).print(Text(note, style="dim"), soft_wrap=True)
 
 
 def _sample(args: argparse.Namespace) -> int:
     from .. import watch as watching
     from ..driver import stream
 
-    # A wrong option is found before a model is loaded, which may take its time.
-    options = read_options(args.sampler, args.option) if args.sampler is not None else None
+    if args.sampler is not None:  # a wrong option is found before a model is loaded, which may take its time
+        read_options(args.sampler, args.option)
     problem, denoiser = _model(args)
-    sampler_name = args.sampler or default_sampler(denoiser)
-    if options is None:
-        options = read_options(sampler_name, args.option)
+    names = ("steps", "block_length", "align", "window", "cache", "top_k", "top_p", "stop_rule")
+    told = {name: getattr(args, name) for name in names}
+    told |= {name: text_default(denoiser, name, getattr(args, name)) for name in ("gen_length", "temperature")}
+    sampler_name, arguments, note = chosen(denoiser, args.sampler, told, args.option)
     cls = registry.load(sampler_name)
-    temperature, gen_length = args.temperature, args.gen_length
-    if problem is not None and temperature is None and cls.family in ("masked", "uniform"):
+    if problem is not None and cls.family in ("masked", "uniform"):
         # On an exact problem the distribution is what one looks at, so draws are at temperature 1.
-        temperature = 1.0
-    else:
-        temperature = text_default(denoiser, "temperature", temperature)
-        gen_length = text_default(denoiser, "gen_length", gen_length)
+        arguments.setdefault("temperature", 1.0)
     batch = args.batch
     if batch is None:
-        cold = cls.family != "gaussian" and (cls.default_temperature if temperature is None else temperature) == 0
+        cold = cls.family != "gaussian" and arguments.get("temperature", cls.default_temperature) == 0
         batch = 1 if cold else ROWS  # at temperature 0 rows are alike
     speaker = problem or denoiser
     prompt = token_ids(args.prompt, "--prompt", speaker, denoiser)
     stop = [stop_rule(text, speaker, denoiser) for text in args.stop]
-    check_room(denoiser, prompt, gen_length)
+    check_length(denoiser, told["gen_length"])
+    check_room(denoiser, prompt, told["gen_length"])
     file = writable(args.save)
     console = make_console()
     run = stream(
         denoiser,
         sampler_name,
         prompt=prompt,
-        gen_length=gen_length,
         batch=batch,
         seed=args.seed,
-        steps=args.steps,
-        block_length=args.block_length,
-        align=args.align,
-        window=args.window,
-        cache=args.cache,
         cfg_scale=args.cfg_scale,
         cfg_interval=args.cfg_interval,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        temperature=temperature,
         stop=stop or None,
-        stop_rule=args.stop_rule,
         forbid=token_ids(args.forbid, "--forbid", speaker, denoiser),
         demote=token_ids(args.demote, "--demote", speaker, denoiser),
-        **options,
+        **arguments,
     )
+    announce(None if args.json else note)
     render = method_of(speaker, "render")
     watched = (args.watch or args.frames) and not args.json
     if watched:
@@ -157,7 +177,7 @@ def add(commands: Commands) -> None:
         f"(default: {MODEL}, if there is no --problem)",
     )
     p.add_argument(
-        "--sampler", metavar="NAME", help=f"sampler to run (default: {', '.join(SAMPLERS.values())}, by the family)"
+        "--sampler", metavar="NAME", help=a.SAMPLER_HELP.format(f"{', '.join(SAMPLERS.values())}, by the kind of noise")
     )
     p.add_argument("--family", **FAMILY)
     p.add_argument(
@@ -212,14 +232,13 @@ def add(commands: Commands) -> None:
         help="noise levels (LOW, HIGH] at which guidance is applied and paid for (default 0,1)",
     )
     p.add_argument(
-        "--top-k", type=a.whole_or_0, default=0, metavar="K", help="number of likeliest tokens to draw from (0: all)"
+        "--top-k", type=a.whole_or_0, metavar="K", help="number of likeliest tokens to draw from (default 0: all)"
     )
     p.add_argument(
         "--top-p",
         type=a.share,
-        default=1.0,
         metavar="P",
-        help="probability that the tokens to draw from must hold together (1: all)",
+        help="probability that the tokens to draw from must hold together (default 1: all)",
     )
     p.add_argument(
         "--prompt", type=a.text, metavar="IDS", help="token ids such as '3 1 4'; or text, if the model is one of text"
@@ -233,13 +252,7 @@ def add(commands: Commands) -> None:
         help="token, or phrase of several tokens, after which a row ends; or a string, if the model is one of text; repeat it "
         "for several",
     )
-    p.add_argument(
-        "--stop-rule",
-        choices=("decided", "block", "llada2"),
-        default="decided",
-        metavar="RULE",
-        help="when it ends: decided, as soon as the stop is decided (default); block, after its block; llada2, as in its code",
-    )
+    p.add_argument("--stop-rule", **a.STOP_RULE)
     p.add_argument("--forbid", type=a.text, metavar="IDS", help="tokens that are never drawn")
     p.add_argument(
         "--demote", type=a.text, metavar="IDS", help="tokens that are committed last, such as the end of a text"

@@ -31,6 +31,7 @@ def _facts(spec: str) -> dict[str, tuple[Any, str]]:
     stored = sorted({kind for kind, _ in tensors.values()})
     lines: dict[str, tuple[Any, str]] = {
         "family": (family.name, source["name"]),
+        "revision": (found.revision, "hub" if found.revision else "a folder that is not the hub's"),
         "architecture": (architecture_of(config), "config.json"),
         "loader": (family.loader, "argument" if "loader" in told else "family"),
         "parameters": (sum(math.prod(shape) for _, shape in tensors.values()), "headers of the safetensors"),

@@ -69,6 +69,16 @@ def token_ids(text: str | None, flag: str, speaker: Any, denoiser: Denoiser) -> 
     return ids
 
 
+def check_length(denoiser: Denoiser, gen_length: int | None) -> None:
+    """OptionError if nobody says how many positions there are to fill."""
+    from ..denoiser import TokenDenoiser
+
+    if isinstance(denoiser, TokenDenoiser) and denoiser.length is None and gen_length is None:
+        raise OptionError(
+            f"--gen-length is needed, the number of positions to fill after the prompt: {denoiser.name!r} takes any"
+        )
+
+
 def check_room(denoiser: Denoiser, prompt: list[int] | None, gen_length: int | None) -> None:
     """OptionError if the text is longer than the model can take."""
     most = getattr(denoiser, "max_length", None)
@@ -76,5 +86,5 @@ def check_room(denoiser: Denoiser, prompt: list[int] | None, gen_length: int | N
     if most is not None and given + asked > most:
         raise OptionError(
             f"--prompt has {given} tokens and --gen-length is {asked}: {given + asked} positions are too many; "
-            f"{denoiser.name!r} takes at most {most}"
+            f"{denoiser.name!r} takes at most {most}: shorten one of them"
         )

@@ -92,7 +92,8 @@ class TransformerDenoiser(TokenDenoiser):
         if tokenizer is not None:
             if tokenizer.vocab_size > (most := self.model.config.embeddings):
                 raise OptionError(
-                    f"the tokenizer has {tokenizer.vocab_size} ids, and the model embeds {most}: it is another model's"
+                    f"the tokenizer has {tokenizer.vocab_size} ids, and the model embeds {most}: it is another model's. Give "
+                    "this model's own (tokenizer=, or hf:NAME?tokenizer=FOLDER), or none: tokenizer=False, with ids for prompts"
                 )
             self.vocab_size = min(self.vocab_size, tokenizer.vocab_size)
             assert self.head is not None
@@ -166,6 +167,7 @@ class Checkpoint:
         family: what is recognised, with what the caller said in its place.
         tokenizer: that of the folder, or as given; None if there is none.
         remote: whether the model is code of its own in the folder, which only transformers can run.
+        revision: the commit on the Hugging Face hub that the files are of; None: the folder is not the hub's.
     """
 
     name: str
@@ -174,6 +176,7 @@ class Checkpoint:
     family: Family
     tokenizer: TextTokenizer | None
     remote: bool
+    revision: str | None
 
 
 def describe(
@@ -195,6 +198,10 @@ def describe(
     folder = Path(name)
     if not folder.exists():
         folder = _fetched(str(name), revision, code=trust_remote_code)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{name} has no config.json, which says what a model is: name the folder of a model, or a repository that holds one"
+        )
     # SMDM's checkpoints are single files without a configuration.
     config: dict[str, Any] = {"architectures": ["SMDM"]} if folder.is_file() else _read_json(folder / "config.json")
     generation = folder / "generation_config.json"
@@ -235,7 +242,13 @@ def describe(
         tokenizer=text,
         who=str(name),
     )
-    return Checkpoint(str(name), folder, config, family, text, remote)
+    return Checkpoint(str(name), folder, config, family, text, remote, _commit(folder))
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit that a folder of the hub's cache is of: it keeps each in .../snapshots/ with 40 hex digits."""
+    place = folder.absolute()
+    return place.name if place.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", place.name) else None
 
 
 def pretrained(
@@ -280,8 +293,9 @@ def pretrained(
             that names a mask token (it must be told how it denoises), or that names none; code of its own that is not
             trusted; a tokenizer larger than the embedding; a mask token that is not embedded; an argument that does not go
             with the loader.
+
+    The denoiser's `recipe` is what the family's own code runs, and its `revision` the commit on the hub.
     """
-    revision = more.get("revision")
     found = describe(
         name,
         tokenizer=tokenizer,
@@ -291,9 +305,35 @@ def pretrained(
         block_length=block_length,
         loader=loader,
         trust_remote_code=trust_remote_code,
-        revision=revision,
+        revision=more.get("revision"),
     )
-    family = found.family
+    made = _loaded(found, mask_id, shift, attention, block_length, dtype, device, more)
+    made.recipe, made.revision = _recipe(found.family, made), found.revision
+    return made
+
+
+def _recipe(family: Family, made: TokenDenoiser) -> tuple[str, dict[str, Any]] | None:
+    """The family's own sampler and settings, of which the cache depends on how the model was loaded."""
+    if family.sampler == "refusion" and not made.caches:  # its verification is by a cache
+        return None
+    settings = dict(family.settings)
+    if settings.get("cache") not in (None, *made.caches):
+        del settings["cache"]
+    return family.sampler, settings
+
+
+def _loaded(
+    found: Checkpoint,
+    mask_id: int | None,
+    shift: bool | None,
+    attention: str | None,
+    block_length: int | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    more: dict[str, Any],
+) -> TokenDenoiser:
+    """What `describe` has found, with its weights. The arguments are those of `pretrained`."""
+    name, family = found.name, found.family
     if family.loader == "transformers":
         return _by_transformers(found, shift, attention, dtype, device, more)
     if family.loader == "diffusion_gemma":  # by transformers as well
@@ -403,6 +443,8 @@ def _tokenizer(given: Any, folder: Path, family: Family, trust_remote_code: bool
 
     if given is None and (folder.is_file() or importlib.util.find_spec("transformers") is None):
         return None  # a model of ids is better than none
+    if given is not None and not Path(given).exists():
+        _no_folder(str(given), "tokenizer=")
     found = tokenizer_of(folder if given is None else given, trust_remote_code=trust_remote_code)
     if given is not None and found is None:
         raise ModelError(f"tokenizer={str(given)!r}: there is no tokenizer in this folder")
@@ -432,9 +474,13 @@ def read_spec(text: str) -> tuple[str, dict[str, Any]]:
     Raises:
         OptionError: a key that is not known, or a value that is none for it.
     """
+    name, _, query = text.partition("?")
+    if not name:
+        raise OptionError(
+            f"hf:{text}: a folder, or a repository on the Hugging Face hub as owner/name, is needed after hf:"
+        )
     if Path(text).is_dir():
         return text, {}
-    name, _, query = text.partition("?")
     made: dict[str, Any] = {}
     for pair in filter(None, query.split("&")):
         key, sign, value = pair.partition("=")
@@ -458,8 +504,9 @@ def _value(text: str, key: str, value: str) -> Any:
             raise OptionError(f"hf:{text}: {key} is 1 or 0, not {value!r}")
         return told
     if kind is int:
-        if not re.fullmatch(r"\d+", value):
-            raise OptionError(f"hf:{text}: {key} is an integer of 0 or more, not {value!r}")
+        least = int(key == "block_length")
+        if not re.fullmatch(r"\d+", value) or int(value) < least:
+            raise OptionError(f"hf:{text}: {key} is an integer of {least} or more, not {value!r}")
         return int(value)
     if key == "dtype":
         dtype = getattr(torch, value, None)
@@ -469,7 +516,17 @@ def _value(text: str, key: str, value: str) -> Any:
     return device_of("device", value) if key == "device" else value
 
 
+def _no_folder(name: str, what: str = "") -> None:
+    """ModelError if a name that is no folder cannot be that of a repository either, which is NAME or OWNER/NAME."""
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        raise ModelError(
+            f"{what}{name!r} is no folder, and no repository on the Hugging Face hub can be called so; write the path of a "
+            "folder that is there, or owner/name"
+        )
+
+
 def _fetched(name: str, revision: str | None = None, code: bool = False) -> Path:
+    _no_folder(name)
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -483,7 +540,8 @@ def _fetched(name: str, revision: str | None = None, code: bool = False) -> Path
         return Path(snapshot_download(name, allow_patterns=patterns, **more))
     except Exception as error:  # of many kinds: no such repository, no network, a name that cannot be one
         raise ModelError(
-            f"{name!r} is no folder, and the Hugging Face hub does not give it: {' '.join(str(error).split())}"
+            f"{name!r} is no folder, and the Hugging Face hub does not give it. Check the name and the network; or fetch the "
+            f"files on a machine that has one, and name their folder. It says: {' '.join(str(error).split())}"
         ) from error
 
 

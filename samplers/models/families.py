@@ -77,6 +77,7 @@ KNOWN: dict[str, dict[str, Any]] = {
         "where": "LLaDA's repository (generate.py, configuration_llada.py); LLaDA-1.5 and UltraLLaDA have the same code",
         "mask_id": 126336,
         "stop_ids": (126081, 126348),
+        "sampler": "low_confidence",
         "settings": {"temperature": 0.0},
     },
     "LLaDAMoEModelLM": {
@@ -84,6 +85,7 @@ KNOWN: dict[str, dict[str, Any]] = {
         "where": "dllm's copy of its code (shapes), dInfer's benchmarks (mask, eos)",
         "mask_id": 156895,
         "stop_ids": (156892,),
+        "sampler": "low_confidence",
         "settings": {"temperature": 0.0},
     },
     "LLaDA2MoeModelLM": {
@@ -212,6 +214,8 @@ def recognise(config: Mapping[str, Any]) -> Family:
         }
     default = f"family default ({facts.pop('where')})"
     source = dict.fromkeys(FIELDS, default)
+    if "sampler" not in facts:
+        source["sampler"] = "LLaDA's, for every model whose code has none"
 
     def stated(field: str, value: Any) -> None:
         facts[field], source[field] = value, CONFIG
@@ -229,7 +233,8 @@ def recognise(config: Mapping[str, Any]) -> Family:
         if shape.get("block_length") is not None:
             stated("block_length", shape["block_length"])
         facts["predicts_next"] = facts["attention"] == "causal" and not config.get("shift")
-        facts["sampler"] = "refusion" if facts["predicts_next"] else "low_confidence"
+        if facts["predicts_next"]:
+            stated("sampler", "refusion")
     elif facts.get("attention") == "block_causal" or facts.get("loader") == "diffusion_gemma":
         key = next((key for key in BLOCKS if config.get(key) is not None), None)
         if key is not None:
@@ -305,15 +310,19 @@ def corrected(
         if family.plain or family.name == "SamplersTransformer" or attention != family.attention:
             next_token = attention == "causal" and shift is None
             said("predicts_next", next_token)
-            facts["sampler"] = "refusion" if next_token else family.sampler
+            if next_token or family.sampler == "refusion":
+                said("sampler", "refusion" if next_token else Family.sampler)
             if attention != family.attention:  # what the family is set to for its own attention
                 source["settings"] = ARGUMENT
                 facts["settings"] = types.MappingProxyType({})
     elif shift and family.predicts_next:
         said("predicts_next", False)
+        said("sampler", Family.sampler)
     seen = attention or family.attention
     if block_length is not None:
         said("block_length", block_length)
+        if isinstance(block_length, bool) or not isinstance(block_length, int) or block_length < 1:
+            raise ModelError(f"{who}: block_length is an integer of 1 or more, not {block_length!r}")
         if seen != "block_causal" and family.loader != "diffusion_gemma":
             raise ModelError(
                 f"{who}: block_length={block_length!r} goes with attention='block_causal' only; its attention is {seen!r}"

@@ -179,9 +179,12 @@ def tokenizer_of(name: str | Path, *, trust_remote_code: bool = False) -> Huggin
         return None
     try:
         from transformers import AutoTokenizer, GenerationConfig
+        from transformers.utils import logging
     except ImportError:
         raise ModelError(f"{name}: its tokenizer needs transformers: pip install transformers") from None
+    before = logging.get_verbosity()
     try:
+        logging.set_verbosity_error()  # it warns of each config.json of a class that it does not have
         tokenizer = AutoTokenizer.from_pretrained(str(name), trust_remote_code=trust_remote_code)
     except (
         Exception
@@ -192,6 +195,8 @@ def tokenizer_of(name: str | Path, *, trust_remote_code: bool = False) -> Huggin
                 f"{name}: its tokenizer is code of its own, which runs only with trust_remote_code=True; read it first"
             ) from error
         raise ModelError(f"{name}: its tokenizer cannot be opened: {reason}") from error
+    finally:
+        logging.set_verbosity(before)
     ends: Any = None
     if folder.is_dir() and (folder / "generation_config.json").is_file():
         try:

@@ -99,7 +99,7 @@ def from_transformers(
     if mask_id is None:
         raise ModelError(
             f"{type(model).__name__}: neither config.mask_token_id nor the tokenizer names a mask token; say which id it is: "
-            "from_transformers(model, tokenizer, mask_id=...)"
+            "mask_id=, or hf:NAME?mask_id= on the command line"
         )
     usual = attention in (None, getattr(known, "attention", None))  # whether it is to attend as its family does
     return HuggingFaceDenoiser(

@@ -613,9 +613,11 @@ def _files(folder: Path) -> dict[str, Path]:
     if pickles:
         raise ModelError(
             f"{folder} has weights as pickles only ({pickles[0]}); a pickle may run code and is never loaded: "
-            "save them as safetensors"
+            "save them as safetensors, as transformers' save_pretrained does"
         )
-    raise ModelError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    raise ModelError(
+        f"{folder} has neither {SINGLE} nor {INDEX}: the weights are elsewhere; name the folder that has them beside config.json"
+    )
 
 
 def headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
