@@ -28,6 +28,8 @@ from .cache import Cache
 
 __all__ = ["Config", "Experts", "Llama3Rope", "Transformer"]
 
+SPAN = 1024  # queries under one mask, where block_causal attention has more; the mask is then (SPAN, n) and not (n, n)
+
 
 @dataclass(frozen=True)
 class Llama3Rope:
@@ -495,12 +497,15 @@ class Transformer(nn.Module):
         there = None if count is None else here < count[:, None]  # (B, n) bool
         if cache is None:
             mask = None
-            if c.block_length is not None:
-                mask = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
             if there is not None and c.attention != "causal":  # after the end, causal attention does not see them
                 # A row of filling alone sees its first: a softmax over nothing would be a NaN.
-                seen = (there | (here == 0))[:, None, None]  # (B, 1, 1, n): the same for all queries
-                mask = seen if mask is None else seen & mask
+                mask = (there | (here == 0))[:, None, None]  # (B, 1, 1, n) bool: the same for all queries
+            if c.block_length is not None:
+                if n > SPAN:
+                    seen, size = mask, c.block_length
+                    return lambda i, q, k, v: _attend_in_spans(q, k, v, size, seen)
+                blocks = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
+                mask = blocks if mask is None else mask & blocks
             kinds: dict[str, Any] = {
                 "attn_mask": mask,
                 "is_causal": c.attention == "causal",
@@ -629,6 +634,32 @@ class Transformer(nn.Module):
                 f"transformer: the cache holds {cache.lengths.tolist()} rows, expected whole blocks of {block}: what a row "
                 "of an unfinished block sees would depend on how it was cut"
             )
+
+
+def _attend_in_spans(q: Tensor, k: Tensor, v: Tensor, block_length: int, seen: Tensor | None) -> Tensor:
+    """Block-causal attention without a mask (n, n): a span of queries at a time, each under a mask of its own.
+
+    Args:
+        q, k, v: (B, Hq, n, d), and (B, H, n, d) each.
+        seen: (B, 1, 1, n) bool, the keys that are there; None: all.
+
+    Returns:
+        (B, Hq, n, d).
+    """
+    n, parts = q.shape[2], []
+    here = torch.arange(n, device=q.device)
+    span = -(-SPAN // block_length) * block_length  # whole blocks: no query of a span sees beyond its end
+    for begin in range(0, n, span):
+        end = min(begin + span, n)
+        mask = here[begin:end, None] // block_length >= here[:end] // block_length  # (span, end)
+        if seen is not None:
+            mask = mask & seen[..., :end]
+        parts.append(
+            F.scaled_dot_product_attention(
+                q[:, :, begin:end], k[:, :, :end], v[:, :, :end], attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        )
+    return torch.cat(parts, 2)
 
 
 def _stacked(parts: Sequence[Tensor], cache: Cache) -> Tensor:
