@@ -402,7 +402,8 @@ class Transformer(nn.Module):
             "append"   they go after the filled rows
             "replace"  they are rows start[b] and up, whose old keys and values are not seen; attention must be full
             "scatter"  token i is row index[b, i], the same; tokens of negative index are filling: not seen, not stored
-        Each is one op for all layers, after the last ("fill" one for each of `runs`). Without a cache gradients pass.
+        Each is one op for all layers, after the last ("fill" one for each layer and each of `runs`). Without a cache gradients
+        pass.
 
         Args:
             ids: (B, n) int64, below Config.embeddings.
@@ -462,7 +463,11 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             q, k, v = block.qkv(x, cos, sin, *told)
             seen = attend(i, q, k, v).transpose(1, 2)  # (B, n, Hq, d)
-            if store is not None or filled is not None:
+            if (
+                filled is not None and runs is not None
+            ):  # at once: kept until the end, the rows of all layers would take their memory twice more
+                filled.fill(k.to(filled.key.dtype)[None], v.to(filled.key.dtype)[None], runs, count, layer=i)
+            elif store is not None:
                 new.append((k, v))
             if rows is not None and i == c.layers - 1:
                 x, seen = x[rows], seen[rows]  # the rest of the last layer is for the rows that are needed
@@ -476,10 +481,6 @@ class Transformer(nn.Module):
                 cache.replace(key, value, start, count)
             elif index is not None:
                 cache.scatter(key, value, index)
-        if filled is not None:
-            key, value = (_stacked(part, filled) for part in zip(*new))
-            assert runs is not None
-            filled.fill(key, value, runs, count)
         return self.norm(x, *told)
 
     def _attention(

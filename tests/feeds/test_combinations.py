@@ -39,7 +39,7 @@ def transformer(attention, size, shift):
 def drawn(number):
     """A model, a sampler and the arguments of a run. Every number is drawn for all cases alike, so they go on their own."""
     draw = random.Random(number)
-    attention, size, shift = draw.choice([("full", 1), ("causal", 1), ("block_causal", 3)]) + (draw.random() < 0.3,)
+    attention, size, shift = (*draw.choice([("full", 1), ("causal", 1), ("block_causal", 3)]), draw.random() < 0.3)
     glass = number % 5 == 0  # exact, but slow
     model = Glass(attention, size, shift=shift) if glass else transformer(attention, size, shift)
     name = list(SAMPLERS)[number % len(SAMPLERS)]
