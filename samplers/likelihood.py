@@ -52,6 +52,7 @@ from .schedule import MaskSchedule, mask_schedule
 __all__ = ["METHODS", "Likelihood", "nll"]
 
 METHODS = ("any_order", "lambda_dce", "t_dce")
+PART = 4096  # hidden rows that are multiplied with their tokens' weights in float64 at once
 DRAW_ORDER, DRAW_LEVEL = (
     8,
     9,
@@ -354,7 +355,8 @@ def _loss(
 
         def of_half(token: Tensor, half: int) -> Tensor:
             # Rounded as the head rounds: best.confidence is of logits in its dtype.
-            out = (states[half * needed :][:needed].double() * head.weight[token].double()).sum(1)
+            pairs = zip(states[half * needed :][:needed].split(PART), token.split(PART))
+            out = torch.cat([(a.double() * head.weight[b].double()).sum(1) for a, b in pairs])
             out = (out if head.bias is None else out + head.bias[token]).to(states.dtype)
             return (out if head.softcap is None else (out / head.softcap).tanh() * head.softcap).float()
 

@@ -10,7 +10,8 @@ values of the other positions from a cache:
     delayed(k)    dKV-Cache-Decode (Ma et al. 2025, arXiv 2505.15781): a full forward pass in the first two steps of a block
                   and every k-th step (8 by default); else what is undecided, or was decided since it was last given.
     block         for models that look back only (BD3-LM, SDAR, LLaDA2): what lies before the first undecided position is
-                  given once more when a block begins, and kept for good; then the block alone, not kept.
+                  given once more when a block begins, and kept for good; then the block alone, not kept. A prompt of more
+                  than 2048 positions is given in pieces, a forward pass each.
 
 Which of them change nothing but the cost:
 
@@ -46,6 +47,7 @@ __all__ = ["SCHEMES", "CachedFeed", "Scheme", "cache_scheme"]
 
 SCHEMES = ("prefix", "dual", "delayed", "block")
 REFRESH = 8  # steps between full forward passes of "delayed", if it does not say
+PIECE = 2048  # most positions, but for whole blocks of the model, that "block" keeps in one forward pass
 
 
 @dataclass(frozen=True)
@@ -300,7 +302,8 @@ class RunCache:
     ) -> Tensor:
         """A forward pass over the `feed` positions of all rows, in the order of the canvas, with the cache for the others."""
         position = torch.arange(self.length, device=x.device)
-        places = torch.where(feed, position, self.length).sort(1).values[:, :width]  # (A, width), filling after them
+        # (A, width), filling after them; of a long row a small part is wanted, so it is not sorted as a whole
+        places = torch.where(feed, position, self.length).topk(width, largest=False, sorted=True).values
         at = places.clamp(max=self.length - 1)
         asked = asked.gather(1, at) & (places < self.length)
         write = "scatter" if self.scheme.name in ("dual", "delayed") else None
@@ -310,27 +313,35 @@ class RunCache:
     def _commit_final_prefix(
         self, state: TokenState, who: Tensor, x: Tensor, t: Tensor | None, begins: Tensor, counter: Counter
     ) -> Tensor:
-        """Keep what lies before the first undecided position, in whole blocks of the model; (A,) forward passes it took."""
+        """Keep what lies before the first undecided position, in whole blocks of the model; (A,) forward passes it took.
+
+        A long prompt is given in pieces, one after the other, so that a forward pass does not grow with it.
+        """
         size, stored = self.denoiser.attention_block, self.store.lengths
         position = torch.arange(self.length, device=x.device)
         first = torch.where(state.undecided[who, : self.length], position, self.length).amin(1)  # (A,)
         count = torch.where(begins, first // size * size - stored, 0).clamp_min(0)  # (A,)
-        fed = count > 0
-        width, n = torch.stack([count.amax(), fed.sum()]).tolist()
-        if not width:
-            return torch.zeros_like(stored)
-        # With shift each row's last line answers for the position after it, which is asked about in a column of filling.
-        shift = self.denoiser.shift
-        column = torch.arange(width + 1 if shift else width, device=x.device)
-        at = (stored[:, None] + column).clamp(max=self.length - 1)  # (A, width)
-        asked = (column == count[:, None]) & fed[:, None] & shift
-        told = CacheUse(self.store, at, count=count, write="append")
-        answer = self._ask(x.gather(1, at), t, asked, n if shift else 0, counter, told)
-        if shift:
-            if self.next_answer is None:
-                self.next_answer = answer.new_zeros(len(fed), answer.shape[1])
-            self.next_answer[torch.nonzero_static(fed, size=n).squeeze(1)] = answer
-        return fed.to(torch.int64)
+        counts, cost = count.tolist(), torch.zeros_like(stored)
+        piece = -(-PIECE // size) * size
+        for begin in range(0, max(counts), piece):
+            width = min(piece, max(counts) - begin)
+            here = (count - begin).clamp(0, width)  # (A,) of each row in this piece
+            # With shift each row's last line answers for the position after it, which is asked about in a column of filling.
+            ends = (
+                (here > 0) & (count - begin <= width) & self.denoiser.shift
+            )  # (A,) rows whose last line is in this piece
+            n = sum(begin < c <= begin + width for c in counts) if self.denoiser.shift else 0
+            column = torch.arange(width + 1 if self.denoiser.shift else width, device=x.device)
+            at = (self.store.lengths[:, None] + column).clamp(max=self.length - 1)  # (A, width)
+            asked = (column == here[:, None]) & ends[:, None]
+            told = CacheUse(self.store, at, count=here, write="append")
+            answer = self._ask(x.gather(1, at), t, asked, n, counter, told)
+            if n:
+                if self.next_answer is None:
+                    self.next_answer = answer.new_zeros(len(ends), answer.shape[1])
+                self.next_answer[torch.nonzero_static(ends, size=n).squeeze(1)] = answer
+            cost += here > 0
+        return cost
 
     def _ask(self, x: Tensor, t: Tensor | None, asked: Tensor, needed: int, counter: Counter, feed: CacheUse) -> Tensor:
         if self.denoiser.head is not None:

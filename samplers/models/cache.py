@@ -16,8 +16,8 @@ __all__ = ["Cache"]
 class Cache:
     """Preallocated keys and values, and how many rows of each batch row are filled.
 
-    Every method moves all layers in one op, in place, and writes the rows that it is about and nothing else;
-    `bytes_written` counts them. Shapes of new rows are (layers, B, H, n, d), as a Transformer makes them.
+    Every method moves all layers in one op (`fill` also one layer alone), in place, and writes the rows that it is about
+    and nothing else; `bytes_written` counts them. Shapes of new rows are (layers, B, H, n, d), as a Transformer makes them.
 
     Attributes:
         key, value: (layers, B, H, length, d). Rows from `lengths` on hold anything finite.
@@ -82,18 +82,26 @@ class Cache:
         ops.kv_replace_(self.key, self.value, key, value, start, count)
         self._count(key.shape[-2], count)
 
-    def fill(self, key: Tensor, value: Tensor, runs: Sequence[tuple[int, int]], count: Tensor | None = None) -> None:
+    def fill(
+        self, key: Tensor, value: Tensor, runs: Sequence[tuple[int, int]], count: Tensor | None = None, layer: int = -1
+    ) -> None:
         """The first rows of batch rows first to end - 1, for each of `runs`; their lengths become as many, if that is more.
 
-        count: (B',) int64, of the new batch rows, in the order of the runs, only the first count[i] rows; None: all n.
+        Args:
+            count: (B',) int64, of the new batch rows, in the order of the runs, only the first count[i] rows; None: all n.
+            layer: the only layer that is written, key and value being (1, B', H, n, d); the rows are counted with the last
+                one. -1: all layers.
         """
         n, done = key.shape[-2], 0
+        keys, values = (x if layer < 0 else x[layer : layer + 1] for x in (self.key, self.value))
         for first, end in runs:
             rows, new = slice(first, end), slice(done, done + end - first)
             own = None if count is None else count[new]
-            ops.kv_replace_(self.key[:, rows], self.value[:, rows], key[:, new], value[:, new], 0, own)
+            ops.kv_replace_(keys[:, rows], values[:, rows], key[:, new], value[:, new], 0, own)
             self.lengths[rows] = self.lengths[rows].clamp(min=n if own is None else own)
             done += end - first
+        if 0 <= layer < len(self.key) - 1:
+            return
         if count is None:
             self._known += n * done
         else:

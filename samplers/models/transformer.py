@@ -28,6 +28,8 @@ from .cache import Cache
 
 __all__ = ["Config", "Experts", "Llama3Rope", "Transformer"]
 
+SPAN = 1024  # queries under one mask, where block_causal attention has more; the mask is then (SPAN, n) and not (n, n)
+
 
 @dataclass(frozen=True)
 class Llama3Rope:
@@ -400,7 +402,8 @@ class Transformer(nn.Module):
             "append"   they go after the filled rows
             "replace"  they are rows start[b] and up, whose old keys and values are not seen; attention must be full
             "scatter"  token i is row index[b, i], the same; tokens of negative index are filling: not seen, not stored
-        Each is one op for all layers, after the last ("fill" one for each of `runs`). Without a cache gradients pass.
+        Each is one op for all layers, after the last ("fill" one for each layer and each of `runs`). Without a cache gradients
+        pass.
 
         Args:
             ids: (B, n) int64, below Config.embeddings.
@@ -460,7 +463,11 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             q, k, v = block.qkv(x, cos, sin, *told)
             seen = attend(i, q, k, v).transpose(1, 2)  # (B, n, Hq, d)
-            if store is not None or filled is not None:
+            if (
+                filled is not None and runs is not None
+            ):  # at once: kept until the end, the rows of all layers would take their memory twice more
+                filled.fill(k.to(filled.key.dtype)[None], v.to(filled.key.dtype)[None], runs, count, layer=i)
+            elif store is not None:
                 new.append((k, v))
             if rows is not None and i == c.layers - 1:
                 x, seen = x[rows], seen[rows]  # the rest of the last layer is for the rows that are needed
@@ -474,10 +481,6 @@ class Transformer(nn.Module):
                 cache.replace(key, value, start, count)
             elif index is not None:
                 cache.scatter(key, value, index)
-        if filled is not None:
-            key, value = (_stacked(part, filled) for part in zip(*new))
-            assert runs is not None
-            filled.fill(key, value, runs, count)
         return self.norm(x, *told)
 
     def _attention(
@@ -495,12 +498,15 @@ class Transformer(nn.Module):
         there = None if count is None else here < count[:, None]  # (B, n) bool
         if cache is None:
             mask = None
-            if c.block_length is not None:
-                mask = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
             if there is not None and c.attention != "causal":  # after the end, causal attention does not see them
                 # A row of filling alone sees its first: a softmax over nothing would be a NaN.
-                seen = (there | (here == 0))[:, None, None]  # (B, 1, 1, n): the same for all queries
-                mask = seen if mask is None else seen & mask
+                mask = (there | (here == 0))[:, None, None]  # (B, 1, 1, n) bool: the same for all queries
+            if c.block_length is not None:
+                if n > SPAN:
+                    seen, size = mask, c.block_length
+                    return lambda i, q, k, v: _attend_in_spans(q, k, v, size, seen)
+                blocks = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
+                mask = blocks if mask is None else mask & blocks
             kinds: dict[str, Any] = {
                 "attn_mask": mask,
                 "is_causal": c.attention == "causal",
@@ -629,6 +635,32 @@ class Transformer(nn.Module):
                 f"transformer: the cache holds {cache.lengths.tolist()} rows, expected whole blocks of {block}: what a row "
                 "of an unfinished block sees would depend on how it was cut"
             )
+
+
+def _attend_in_spans(q: Tensor, k: Tensor, v: Tensor, block_length: int, seen: Tensor | None) -> Tensor:
+    """Block-causal attention without a mask (n, n): a span of queries at a time, each under a mask of its own.
+
+    Args:
+        q, k, v: (B, Hq, n, d), and (B, H, n, d) each.
+        seen: (B, 1, 1, n) bool, the keys that are there; None: all.
+
+    Returns:
+        (B, Hq, n, d).
+    """
+    n, parts = q.shape[2], []
+    here = torch.arange(n, device=q.device)
+    span = -(-SPAN // block_length) * block_length  # whole blocks: no query of a span sees beyond its end
+    for begin in range(0, n, span):
+        end = min(begin + span, n)
+        mask = here[begin:end, None] // block_length >= here[:end] // block_length  # (span, end)
+        if seen is not None:
+            mask = mask & seen[..., :end]
+        parts.append(
+            F.scaled_dot_product_attention(
+                q[:, :, begin:end], k[:, :, :end], v[:, :, :end], attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
+            )
+        )
+    return torch.cat(parts, 2)
 
 
 def _stacked(parts: Sequence[Tensor], cache: Cache) -> Tensor:
