@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from . import registry
 from .arguments import driver_arguments
-from .checks import check_room, integer, token_rows
+from .checks import check_room, check_tokens, integer, token_rows
 from .denoiser import Denoiser, TokenDenoiser
 from .driver import sample
 from .errors import OptionError, SamplersError
@@ -45,6 +46,9 @@ NOT_HERE = (
     "progress",
     "constrain",
 )  # arguments of sample() that a Job does not take
+
+
+KNOWN = "; a prompt is made of tokens that are known"
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ class Job:
         for prompt in prompts:
             try:
                 (row,) = token_rows("prompt", prompt_rows(prompt.content, self.denoiser))
+                check_tokens("prompt", row[None], self.denoiser, torch.ones_like(row[None], dtype=torch.bool), KNOWN)
                 if (asked := self.settings.get("gen_length")) is not None:
                     check_room("prompt and gen_length", [len(row) + int(asked)], self.denoiser)
             except OptionError as error:
@@ -377,7 +382,10 @@ class Results:
         self.notes: list[str] = []
         self.weights: Any = None
         try:
-            self._file = open(self.path, "r+b" if self.path.exists() else "w+b")  # noqa: SIM115 - closed by close()
+            if self.path.exists() and not self.path.is_file():
+                raise OSError(errno.EINVAL, "it is no file")
+            # Without a buffer: what a full disk has no room for would stay in it, to be written once more by close().
+            self._file = open(self.path, "r+b" if self.path.exists() else "w+b", buffering=0)  # noqa: SIM115 - see close()
         except OSError as error:
             raise OptionError(f"--out {self.path} cannot be written: {error.strerror or error}") from error
         try:
@@ -454,8 +462,9 @@ class Results:
         self._same_weights(record, f"the record of prompt {record['index']}", "give another --out, or --overwrite")
         before = self._file.tell()
         try:
-            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+            line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
+            while line:  # one call may write a part of it
+                line = line[self._file.write(line) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             with contextlib.suppress(OSError):

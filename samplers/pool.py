@@ -147,8 +147,8 @@ class Pool:
 
     A run's tokens are those that it has alone, up to the order in which a larger batch adds its products. All runs share a
     forward pass if the denoiser takes rows of different lengths (`takes_lengths`), else those whose canvases have one
-    length. Every argument of sample() may be given to `add`, and is its run's own, but for
-    `cache`, `trace` and `progress`. Sequential samplers (autoregressive, refusion) have caches of their own and cannot take part.
+    length. Every argument of sample() may be given to `add`, and is its run's own, but for `prompt_embeds`, `cache`, `trace`
+    and `progress`. Sequential samplers (autoregressive, refusion) have caches of their own and cannot take part.
 
     Args:
         denoiser: a token denoiser.
@@ -178,6 +178,11 @@ class Pool:
         Raises:
             OptionError: as of sample(); an argument that a shared run cannot have.
         """
+        if arguments.get("prompt_embeds") is not None:
+            raise OptionError(
+                "prompt_embeds does not go with Pool, whose runs share one denoiser: denoiser.with_embeddings(rows) gives one "
+                "that knows them all, for Pool(...), and the ids under which they go into prompts"
+            )
         for name in ("cache", "trace", "progress"):
             if arguments.get(name):
                 raise OptionError(f"{name} does not go with Pool: the runs of a pool share plain forward passes")

@@ -75,7 +75,7 @@ class RealTokens:
         self.length, self.width = integer("length", length), integer("width", width)
         self.schedule, self.prediction, self.dtype = schedule, prediction, dtype
         self.device, self.name = device_of("device", device), name
-        self.head(torch.zeros(1, 1, dtype=dtype, device=self.device))  # a wrong schedule or prediction is found now
+        self.head(torch.zeros(1, 1, dtype=torch.float32, device=self.device))  # what is wrong is found now
 
     @property
     def state_dtype(self) -> torch.dtype:

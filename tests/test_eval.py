@@ -238,6 +238,10 @@ def test_bad_input(text, monkeypatch):
         (lambda: SamplersLM(text, likelihood="exact"), "auto, bound or next"),
         (lambda: SamplersLM(text).generate_until(asked("generate_until", [("a", {})]), True), "say by which sampler"),
         (lambda: plan(EvalRequest("text-mdm", ("zoo_finish",))), "say by which samplers"),
+        (
+            lambda: plan(EvalRequest("text-mdm", ("zoo_finish",), ("euler",))),
+            "nothing to run: no sampler of euler is of",
+        ),
         (lambda: load_tasks(["zoo_finish"], ["/no/such"]), "no such folder"),
         (lambda: load_tasks(["no/such.yaml"]), "no such file"),
     ):

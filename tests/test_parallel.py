@@ -137,6 +137,11 @@ def test_lines_of_shards_merge_in_the_order_of_the_prompts(tmp_path, cli):
         merge_lines([tmp_path / "out.jsonl"], tmp_path / "all.jsonl")
     write((1, 2), [line[3]])
     assert merge_lines([tmp_path / "out.jsonl"], tmp_path / "all.jsonl").notes == ["no part has the lines of index 1"]
+    # Characters that end a line for str.splitlines() and not for JSON.
+    text = json.dumps({"index": 0, "text": "a\u2028b\x85c"}, ensure_ascii=False) + "\n"
+    (tmp_path / "odd.jsonl").write_text(text, encoding="utf-8")
+    assert merge_lines([tmp_path / "odd.jsonl"], tmp_path / "all.jsonl").count == 1
+    assert (tmp_path / "all.jsonl").read_text(encoding="utf-8") == text
 
 
 # ---------------------------------------------------------------------------------------------- Ray

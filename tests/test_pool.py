@@ -203,6 +203,19 @@ def test_a_pool_of_self_conditioned_and_headless_models():
             )
 
 
+def test_embeddings_are_the_denoiser_s_and_not_a_run_s():
+    text = zoo.load("text-mdm", dtype=torch.float64)
+    embeds = torch.randn(2, text.embedding[1], generator=torch.Generator().manual_seed(0))
+    run = {"gen_length": 4, "steps": 2, "seed": 1}
+    with pytest.raises(OptionError, match=r"prompt_embeds does not go with Pool.*with_embeddings"):
+        samplers.Pool(text).add("radd", prompt_embeds=embeds, **run)
+    knows, (ids,) = text.with_embeddings([embeds])
+    pool = samplers.Pool(knows)
+    pooled = [pool.add("radd", prompt=prompt, **run) for prompt in (ids, text.encode("The name"))]
+    list(pool)
+    assert torch.equal(pooled[0].result().x, samplers.sample(text, "radd", prompt_embeds=embeds, **run).x)
+
+
 def test_a_failing_run_does_not_harm_the_others():
     net = TinyNet(visible_too=True)
 

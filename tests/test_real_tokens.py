@@ -110,6 +110,11 @@ def test_guidance_moves_away_from_the_unconditional_network():
         (lambda m: sample_reals(m, start=torch.zeros(4, 16), known=[True] * 3), OptionError, "known has 1 rows of"),
         (lambda m: sample_reals(m, start=torch.zeros(4, 16), known=[True] * 4), OptionError, "no position to fill"),
         (lambda m: sample_reals(m, treshold=1), OptionError, "treshold"),
+        (
+            lambda m: RealTokens(m.network, m.head_fn, length=4, width=1, dtype="float32"),
+            OptionError,
+            "dtype must be a float",
+        ),
         (lambda m: RealTokens(None, m.head_fn, length=4, width=1), OptionError, "network must be a callable"),
         (
             lambda m: sample_reals(RealTokens(lambda v, k: v[0], m.head_fn, length=4, width=1)),

@@ -156,7 +156,8 @@ def _lines(path: Path) -> Iterable[tuple[int, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     whole = text[: text.rfind("\n") + 1]
-    return [(i, line) for i, line in enumerate(whole.splitlines(), 1) if line.strip()]
+    # Not splitlines(), which also ends lines at characters that a text may hold, such as U+2028.
+    return [(i, line) for i, line in enumerate(whole.split("\n"), 1) if line.strip()]
 
 
 def _check_shards(given: Sequence[tuple[Shard, Path]]) -> None:

@@ -13,6 +13,7 @@ from ..errors import OptionError
 from .arguments import FAMILY, OPTION, Commands, Flat, budgets, command, names
 from .measuring import (
     USER_MODEL,
+    folder_name,
     interrupted,
     measured,
     ray_map,
@@ -55,7 +56,7 @@ def _bench(args: argparse.Namespace) -> int:
                 **request_fields(args),
             )
         ]
-        name = f"{'-'.join(where)}-{datetime.now():%Y%m%d-%H%M%S}".replace(":", ".")
+        name = folder_name(f"{'-'.join(where)}-{datetime.now():%Y%m%d-%H%M%S}")
     shard, folder = shard_of(args, Path(args.out or Path("runs") / name))
     command = resume_command(args, folder)
     display = Display(console, quiet=args.quiet, metric=args.metric)

@@ -10,7 +10,7 @@ from pathlib import Path
 from . import arguments as a
 from .arguments import OPTION, Commands, Flat, command
 from .bench import ended, report_run
-from .measuring import interrupted, ray_map, resume_command, shard_of, shared_out
+from .measuring import folder_name, interrupted, ray_map, resume_command, shard_of, shared_out
 from .output import make_console
 
 
@@ -43,7 +43,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         include=tuple(args.include_path),
     )
     console = make_console()
-    name = f"eval-{args.model}-{datetime.now():%Y%m%d-%H%M%S}".replace(":", ".").replace("/", ".")
+    name = folder_name(f"eval-{args.model}-{datetime.now():%Y%m%d-%H%M%S}")
     shard, folder = shard_of(args, Path(args.out or Path("runs") / name))
     again = resume_command(args, folder)
     display = Display(console, quiet=args.quiet, metric=args.metric)

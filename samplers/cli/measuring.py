@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ USER_MODEL: dict[str, Any] = {
     "metavar": "NAME|hf:NAME|MODULE:ATTRIBUTE",
     "help": "model in the box, of a folder or the hub, or of your own; see `samplers sample --help`",
 }
+
+
+def folder_name(text: str) -> str:
+    """A text such as hf:/a/model?shift=1 as the name of one folder."""
+    return re.sub(r"[^\w.+-]+", ".", text)
 
 
 def measured(p: argparse.ArgumentParser, seeds: int) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from .. import registry
 from ..errors import OptionError
 from .arguments import OPTION, Commands, budgets, command, whole_or_0
-from .measuring import USER_MODEL, interrupted, measured, request_fields, resume_command, user_model
+from .measuring import USER_MODEL, folder_name, interrupted, measured, request_fields, resume_command, user_model
 from .output import make_console
 
 
@@ -46,7 +46,7 @@ def _tune(args: argparse.Namespace) -> int:
         problems=(where,), samplers=(args.sampler,), nfe=tuple(steps), **{"seeds": 4, **request_fields(args)}
     )
     what = tune.Search(request, args.sampler, x, y, references, args.refine)
-    folder = Path(args.out or Path("runs") / f"tune-{args.sampler}-{where}".replace(":", "."))
+    folder = Path(args.out or Path("runs") / folder_name(f"tune-{args.sampler}-{where}"))
     command, console = resume_command(args, folder), make_console()
     display = SearchDisplay(console, quiet=args.quiet)
     try:

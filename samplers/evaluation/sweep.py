@@ -96,6 +96,11 @@ def plan(request: EvalRequest) -> list[Cell]:
         for unit in units:
             for cell in _cells(request, unit, seed, lm):
                 cells[cell.key] = cell
+    if not cells:
+        raise OptionError(
+            f"nothing to run: no sampler of {', '.join(request.samplers)} is of the family of {request.model!r} "
+            f"({lm.denoiser.family}), or they need a model that reads a sequence"
+        )
     return list(cells.values())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_room, device_of, integer, optional_integer
+from ..checks import check_room, device_of, flag, integer, optional_integer, shown
 from ..denoiser import CacheUse, TextTokenizer, TokenDenoiser
 from ..errors import ModelError, OptionError, did_you_mean
 from .cache import Cache
@@ -259,7 +259,7 @@ def pretrained(
     shift: bool | None = None,
     attention: str | None = None,
     block_length: int | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
     loader: str | None = None,
@@ -281,7 +281,7 @@ def pretrained(
         attention: full, causal or block_causal: what the model's positions see. None: as the family has it. "causal" without
             a word on shift is a model that predicts the next token as well (ReFusion).
         block_length: positions per block of block_causal attention.
-        dtype, device: of the weights; None: as they are stored.
+        dtype, device: of the weights, or their names, such as "bfloat16" and "cuda:0"; dtype None: as they are stored.
         trust_remote_code: whether Python files of the folder may run: of a model that only its own code can be, or of a
             tokenizer.
         loader: "transformers": let transformers load it, even if it could be loaded here. "ours": refuse everything else.
@@ -296,16 +296,19 @@ def pretrained(
 
     The denoiser's `recipe` is what the family's own code runs, and its `revision` the commit on the hub.
     """
+    revision = more.get("revision")
+    dtype = None if dtype is None else _dtype("dtype", dtype)
+    device = device_of("device", device)
     found = describe(
         name,
         tokenizer=tokenizer,
         mask_id=mask_id,
-        shift=shift,
+        shift=None if shift is None else flag("shift", shift),
         attention=attention,
         block_length=block_length,
         loader=loader,
-        trust_remote_code=trust_remote_code,
-        revision=more.get("revision"),
+        trust_remote_code=flag("trust_remote_code", trust_remote_code),
+        revision=revision,
     )
     made = _loaded(found, mask_id, shift, attention, block_length, dtype, device, more)
     made.recipe, made.revision = _recipe(found.family, made), found.revision
@@ -509,10 +512,7 @@ def _value(text: str, key: str, value: str) -> Any:
             raise OptionError(f"hf:{text}: {key} is an integer of {least} or more, not {value!r}")
         return int(value)
     if key == "dtype":
-        dtype = getattr(torch, value, None)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise OptionError(f"hf:{text}: dtype is float32, bfloat16, float16 or float64, not {value!r}")
-        return dtype
+        return _dtype(f"hf:{text}: dtype", value)
     return device_of("device", value) if key == "device" else value
 
 
@@ -523,6 +523,14 @@ def _no_folder(name: str, what: str = "") -> None:
             f"{what}{name!r} is no folder, and no repository on the Hugging Face hub can be called so; write the path of a "
             "folder that is there, or owner/name"
         )
+
+
+def _dtype(name: str, value: Any) -> torch.dtype:
+    """The dtype of weights that is given, or called so."""
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise OptionError(f"{name} is float32, bfloat16, float16 or float64, not {shown(value)}")
+    return dtype
 
 
 def _fetched(name: str, revision: str | None = None, code: bool = False) -> Path:

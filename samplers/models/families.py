@@ -222,7 +222,7 @@ def recognise(config: Mapping[str, Any]) -> Family:
 
     mask_id = next((config[key] for key in ("mask_token_id", "mask_id") if config.get(key) is not None), None)
     if mask_id is not None:
-        stated("mask_id", int(mask_id))
+        stated("mask_id", _id("the mask token", mask_id))
     elif name in ("MDLM", "BD3LM") and isinstance(config.get("vocab_size"), int):
         facts["mask_id"] = config["vocab_size"] - 1  # their last id
     elif name in ("RADD", "SEDD") and isinstance(config.get("tokens"), int):
@@ -238,12 +238,13 @@ def recognise(config: Mapping[str, Any]) -> Family:
     elif facts.get("attention") == "block_causal" or facts.get("loader") == "diffusion_gemma":
         key = next((key for key in BLOCKS if config.get(key) is not None), None)
         if key is not None:
-            stated("block_length", int(config[key]))
+            stated("block_length", _id(key, config[key]))
     if config.get("shift") is not None:
         stated("shift", bool(config["shift"]))
     ends = config.get("eos_token_id")
     if ends is not None:
-        ends = tuple(dict.fromkeys(int(i) for i in (ends if isinstance(ends, (list, tuple)) else [ends])))
+        ends = ends if isinstance(ends, (list, tuple)) else [ends]
+        ends = tuple(dict.fromkeys(_id("eos_token_id", i) for i in ends))
         more = facts.get("stop_ids", ())
         # LLaDA's file names the end of a text; the end of a turn, with which its answers end, is known from its code.
         stated("stop_ids", ends + tuple(i for i in more if i not in ends and set(ends) & set(more)))
@@ -255,6 +256,13 @@ def recognise(config: Mapping[str, Any]) -> Family:
         settings=types.MappingProxyType(dict(made.settings)),
         source=types.MappingProxyType(source | {"name": CONFIG, "settings": default}),
     )
+
+
+def _id(name: str, value: Any) -> int:
+    """A number of config.json or generation_config.json."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ModelError(f"config.json: {name} is {value!r}; an integer is needed")
+    return value
 
 
 def corrected(

@@ -86,6 +86,11 @@ def from_transformers(
         )
     model.eval()
     family = _family(model)
+    if getattr(family, "loader", None) == "diffusion_gemma":
+        raise ModelError(
+            f"{type(model).__name__} denoises block by block; samplers.models.diffusion_gemma.from_model(model, tokenizer) "
+            "makes a denoiser of it"
+        )
     # A plain family is one of models that predict the next token; how one of them came to fill masks, it does not know.
     known = None if getattr(family, "plain", False) else family
 
@@ -309,7 +314,12 @@ class HuggingFaceDenoiser(TokenDenoiser):
             if "inputs_embeds" in inspect.signature(self.model.forward).parameters:
                 self.embedding = tuple(embedding.shape)
         except (NotImplementedError, AttributeError):  # remote code need not say
-            ids, self._entry = int(self._config.vocab_size), self.model.device
+            if not isinstance(getattr(self._config, "vocab_size", None), int):
+                raise ModelError(
+                    f"{type(self.model).__name__} has no vocabulary (config.vocab_size): a model of text is needed, such as "
+                    "one of transformers.AutoModelForMaskedLM or AutoModelForCausalLM"
+                ) from None
+            ids, self._entry = self._config.vocab_size, self.model.device
         if self._entry.type == "meta":  # kept elsewhere until it is used
             self._entry = torch.device("cpu")
         if mask_id >= ids:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import resource
+import signal
 
 import pytest
 from texts import reciter, tokenizer_folder
@@ -77,6 +79,25 @@ def test_generate_goes_on_where_it_was(run, tmp_path):
     assert "line 1 is no record" in run(*base)[2]
 
 
+def test_a_full_disk_costs_no_record(run, tmp_path, monkeypatch):
+    """What could not be written is not in the file, and the error says which file; the same command then goes on."""
+    base = (*BASE, *(word for text in PROMPTS for word in ("--prompt", text)), "--batch", 1)
+    assert run(*base, "--out", tmp_path / "whole.jsonl")[0] == 0
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python has it
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
+        code, _, err = run(*base, "--out", tmp_path / "o.jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert code == 2 and "o.jsonl cannot be written: File too large. 2 records are safe in it" in err, err
+    assert (tmp_path / "o.jsonl").read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
+    assert "3 written, 2 were there already" in run(*base, "--out", tmp_path / "o.jsonl")[1]
+    assert (tmp_path / "o.jsonl").read_bytes() == whole
+
+
 def test_shards_are_the_whole(run, tmp_path):
     lines = "\n".join(json.dumps({"prompt": text, "id": f"q{i}"}) for i, text in enumerate(PROMPTS))
     code, out, err = run(*BASE, "--prompts", "-", "--json", stdin=lines)
@@ -102,13 +123,17 @@ def test_generate_prints_text(run):
 
 
 def test_what_generate_and_chat_refuse(run, tmp_path):
+    ids = tmp_path / "ids.jsonl"
+    ids.write_text('{"ids": [5]}\n' * 30 + '{"ids": [5, 1024], "id": "bad"}\n')
     for argv, says in (
+        ((*BASE, "--prompts", ids, "--out", tmp_path / "ids"), "prompt 30 (bad): prompt: row 0, position 1 is "),
         ((*BASE, "--prompts", tmp_path / "none.txt"), "none.txt cannot be read: No such file"),
         ((*BASE, "--prompts", "-"), "standard input: there is no prompt"),
         ((*BASE, "--prompt", "a", "--chat"), "no chat template"),
         ((*BASE, "--prompt", "a", "--system", "b"), "--system goes with --chat"),
         ((*BASE, "--prompt", "a " * 200), "prompt 0: "),
         ((*BASE, "--prompt", "a", "--out", tmp_path / "no" / "o.jsonl"), "cannot be written: No such file"),
+        ((*BASE, "--prompt", "a", "--out", "/dev/zero"), "--out /dev/zero cannot be written: it is no file"),
         (("generate", "digits-gauss", "--prompt", "a"), "a model of text is needed"),
         (("chat", "text-mdm"), "no chat template"),
         (("chat", "text-mdm", "--raw", "--system", "a"), "--system goes with a chat template"),
@@ -116,6 +141,7 @@ def test_what_generate_and_chat_refuse(run, tmp_path):
     ):
         code, _, err = run(*argv)
         assert code == 2 and says in err, (argv, err)
+    assert (tmp_path / "ids").read_text() == ""  # all prompts are looked at before the first one runs
 
 
 def test_chat_goes_on_with_a_text(run):

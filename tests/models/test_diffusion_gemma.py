@@ -313,6 +313,8 @@ def test_a_folder_in_one_line(model, tmp_path):
     model.generation_config.max_denoising_steps, model.generation_config.eos_token_id = 5, [1, 44]
     model.save_pretrained(tmp_path)
     denoiser = samplers.models.pretrained(tmp_path, dtype=torch.float64)
+    with pytest.raises(ModelError, match=r"denoises block by block; samplers\.models\.diffusion_gemma\.from_model"):
+        samplers.models.from_transformers(model)
     with pytest.raises(ModelError, match="attention cannot be told of a DiffusionGemma"):
         samplers.models.pretrained(tmp_path, attention="full")
     denoiser.model.set_experts_implementation("eager")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -496,12 +497,30 @@ def test_a_causal_model_with_a_mask_is_a_question(qwen, cli):
         ({"attention": "full", "device_map": "auto"}, "device_map goes to transformers' from_pretrained"),
         ({"attention": "full", "tokenizer": "nowhere/at all"}, "nowhere/at all"),
         ({"loader": "mine"}, "loader='mine'"),
+        ({"attention": "full", "dtype": "bf16"}, "dtype is float32, bfloat16, float16 or float64, not 'bf16'"),
+        ({"attention": "full", "dtype": torch.int8}, "dtype is float32"),
+        ({"attention": "full", "device": "gpu"}, "device='gpu': torch knows no such device"),
+        ({"attention": "full", "shift": "no"}, "shift must be True or False, not 'no'"),
+        ({"attention": "full", "trust_remote_code": "no"}, "trust_remote_code must be True or False, not 'no'"),
     ],
 )
 def test_corrections_that_are_wrong(qwen, told, says):
     edit(qwen, mask_token_id=59)
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises((ModelError, OptionError), match=says):
         pretrained(qwen, **told)
+
+
+def test_a_dtype_by_its_name(qwen):
+    assert pretrained(qwen, attention="full", mask_id=59, dtype="bfloat16").head.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("mask_token_id", "x59"), ("eos_token_id", [[3]]), ("eos_token_id", 2.5), ("block_size", "4")]
+)
+def test_numbers_of_a_configuration_that_are_none(key, value):
+    said = re.escape(str(value).strip("[]"))
+    with pytest.raises(ModelError, match=f"config.json: .* is .*{said}.*; an integer is needed"):
+        recognise({"architectures": ["SDARForCausalLM"], key: value})
 
 
 @pytest.mark.parametrize(

@@ -542,6 +542,13 @@ def broken():
             ModelError,
             "encoder with a decoder",
         ),
+        (
+            lambda: from_transformers(transformers.ViTModel(transformers.ViTConfig(
+                hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+            )), mask_id=3),
+            ModelError,
+            "ViTModel has no vocabulary .*: a model of text is needed",
+        ),
     ],
     ids=str,
 )  # fmt: skip
