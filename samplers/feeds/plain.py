@@ -122,9 +122,9 @@ class PlainFeed:
                 count = sum(asked[i] for i in here)
                 whole = which is None and length == mask.shape[1]
                 mask = mask if whole else mask[:, :length]
-                more = sum(wide[i] for i in here)
+                more = count if wide is asked else sum(wide[i] for i in here)
                 lengths = None
-                if any(given[i] < length for i in here):
+                if self.pad and any(given[i] < length for i in here):  # else all of a group are given as far
                     lengths = ends_of if which is None else ends_of[which]
                 queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole, None, more, lengths))
         return queries
