@@ -142,11 +142,11 @@ class Stream(Iterator[State]):
                 "position in the last of its block's steps, or move on"
             )
 
-    @torch.no_grad()
     def begin_step(self) -> None:
         """What comes before a step, once: the constraint is asked."""
         if self.constrain is not None:
-            self._apply_constraint() if isinstance(self.state, TokenState) else self._apply_hook()
+            with torch.no_grad():
+                self._apply_constraint() if isinstance(self.state, TokenState) else self._apply_hook()
         if isinstance(self.predictor, Predictor) and self.predictor.dry_run is not None:
             self.predictor.dry_run.advance()
 

@@ -376,17 +376,19 @@ class Predictor(ErrorTracker):
             how: the op's arguments, those of each setting in "draws".
             read: called with the numbers of the positions that are read, (n,) int64 or None for all, and the op's arguments.
         """
-        common = {name: value for name, value in how.items() if name != "draws"}
+        common = how.copy()
+        draws = common.pop("draws")
         if self._draw_of is None:
-            return read(None, common | how["draws"][0])
+            common.update(draws[0])
+            return read(None, common)
         number, parts = self._draw_of[asked.row], []
-        for i, draw in enumerate(how["draws"]):
+        for i, draw in enumerate(draws):
             at = (number == i).nonzero().squeeze(1)  # a device sync, which rows that draw alike are spared
             if len(at):
                 own = {name: common[name][at] for name in PER_POSITION if common.get(name) is not None}
                 parts.append((at, read(at, common | own | draw)))
         if not parts:
-            return read(None, common | how["draws"][0])
+            return read(None, common | draws[0])
         back = torch.cat([at for at, _ in parts]).argsort()
         fields: Any = [None if p[0] is None else torch.cat(p)[back] for p in zip(*(out for _, out in parts))]
         return ops.MaskedSoftmax(*fields)

@@ -245,13 +245,14 @@ class TokenState(State):
         if rule == "block":
             present = torch.where(self.undecided, canvas.block, FAR).amin(1, keepdim=True)
             stands &= canvas.block < present
-        end, wrote = self._first_phrase(stands, self.x != before.x)
+        # Whether a phrase was written into is asked by one rule only, and costs more than finding it.
+        end, wrote = self._first_phrase(stands, self.x != before.x if rule == "llada2" else None)
         if canvas.stop_text is not None:
             whole, phrase_end = stands if canvas.mask_id is None else stands & (self.x != canvas.mask_id), end
             fresh = whole & ~before._final if rule == "decided" else whole
             end = canvas.stop_text.ends(self.x, canvas.fill, whole, fresh, end)
-            wrote |= end < phrase_end
-        if rule != "llada2":
+            wrote = None if wrote is None else wrote | (end < phrase_end)
+        if wrote is None:
             return {"end": end}
         position = torch.arange(self.x.shape[1], device=self.x.device)
         full = ~(self.masked & (position < end[:, None])).any(1)
@@ -261,24 +262,28 @@ class TokenState(State):
         """What follows if the rows `over`, (B,) bool, end at `end`, (B,) int64, whether or not a token was to be edited."""
         return {"end": torch.where(over, end, self.end)}
 
-    def _first_phrase(self, stands: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:
+    def _first_phrase(self, stands: Tensor, written: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B,) int64: just after the earliest phrase, at most `end`; (B,) bool: whether any phrase has a written position.
 
         Args:
             stands: (B, L) bool, positions of which a phrase may be made.
-            written: (B, L) bool, positions that the last step wrote.
+            written: (B, L) bool, positions that the last step wrote; None: it is not asked, and not answered.
         """
         end, length = self.end, self.x.shape[1]
-        wrote = torch.zeros_like(self.done)
+        wrote = None if written is None else torch.zeros_like(stands[:, 0])
         for phrase in self.canvas.stop:
             m = len(phrase)
             if m > length:
                 continue
-            hit = (self.x.unfold(1, m, 1) == phrase).all(2)  # (B, L - m + 1)
-            hit &= stands.unfold(1, m, 1).all(2)
+            if m == 1:  # as below, in a third of the operations; most models have such phrases only
+                hit = stands & (self.x == phrase)
+            else:
+                hit = (self.x.unfold(1, m, 1) == phrase).all(2)  # (B, L - m + 1)
+                hit &= stands.unfold(1, m, 1).all(2)
             after = torch.arange(m, length + 1, device=self.x.device)
             end = torch.minimum(end, torch.where(hit, after, FAR).amin(1))
-            wrote |= (hit & written.unfold(1, m, 1).any(2)).any(1)
+            if wrote is not None and written is not None:
+                wrote |= (hit & written.unfold(1, m, 1).any(2)).any(1)
         return end, wrote
 
 

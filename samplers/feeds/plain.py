@@ -83,8 +83,8 @@ class PlainFeed:
         parts = [state.count if rows is None else (rows & state.canvas.fill).sum(1)]
         if self.memory is not None:
             parts.append(self.memory.asked(state, rows).sum(1))
-        more = (self._inside(state), self._ends(state, rows))
-        return torch.cat([*parts, *(m.to(torch.int64) for m in more if m is not None)])
+        parts += [m.to(torch.int64) for m in (self._inside(state), self._ends(state, rows)) if m is not None]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def idle(self, counts: list[int]) -> bool:
         return not any(counts[: len(self.nfe_rows)])
@@ -98,7 +98,8 @@ class PlainFeed:
         wide = asked if self.memory is None else next(parts)
         switch = None if inside is None else next(parts)
         given, ends_of = (canvas.lengths, canvas.length) if ends is None else (next(parts), ends)
-        groups = [list(range(batch))] if self.pad else list(rows_of_each(given).values())
+        of_length = canvas.rows_by_length if ends is None else rows_of_each(given)
+        groups = [list(range(batch))] if self.pad else list(of_length.values())
         always = self._guides(canvas) and switch is None
         active: Tensor | None = None
         queries = []
@@ -121,9 +122,9 @@ class PlainFeed:
                 count = sum(asked[i] for i in here)
                 whole = which is None and length == mask.shape[1]
                 mask = mask if whole else mask[:, :length]
-                more = sum(wide[i] for i in here)
+                more = count if wide is asked else sum(wide[i] for i in here)
                 lengths = None
-                if any(given[i] < length for i in here):
+                if self.pad and any(given[i] < length for i in here):  # else all of a group are given as far
                     lengths = ends_of if which is None else ends_of[which]
                 queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole, None, more, lengths))
         return queries
