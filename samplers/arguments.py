@@ -462,7 +462,8 @@ def read_stop(stop: Any, denoiser: TokenDenoiser) -> tuple[tuple[Tensor, ...], S
             own stop_ids, if it has any. An empty collection: no rule.
 
     Raises:
-        OptionError: as of `parse_stop`; a string that is empty, or one for a denoiser without a tokenizer.
+        OptionError: as of `parse_stop`; a string that is empty, or holds a special token beside text; a string for a denoiser
+            without a tokenizer.
     """
     if stop is None:
         own = (i for i in denoiser.stop_ids if 0 <= i < denoiser.vocab_size and i != denoiser.mask_id)
@@ -483,8 +484,14 @@ def read_stop(stop: Any, denoiser: TokenDenoiser) -> tuple[tuple[Tensor, ...], S
         ids = denoiser.tokenizer.encode(part, begin=False)
         if len(ids) and not denoiser.tokenizer.decode(ids):  # special tokens such as <|im_end|>, which are not text
             phrases += parse_stop([ids], denoiser)
-        else:
-            strings.append(str(part))
+            continue
+        special = {*denoiser.tokenizer.eos_ids, denoiser.tokenizer.mask_id} & set(ids.tolist())
+        if special:
+            raise OptionError(
+                f"stop={shown(stop)}: {part!r} holds the special token {special.pop()} among other characters, and decoded text "
+                "does not show special tokens, so it would never match: give the token as a stop of its own"
+            )
+        strings.append(str(part))
     return tuple(phrases), StopText(tuple(strings), denoiser.tokenizer) if strings else None
 
 

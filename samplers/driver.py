@@ -64,6 +64,7 @@ class Stream(Iterator[State]):
     wall: float = 0.0
     bar: _Bar | None = None
     begun: bool = False
+    pooled: bool = False  # its steps are taken by a Pool
     recorder: InfoRecorder | None = None
     _handed_out: tuple[Tensor, int] | None = None  # the x that was yielded last, and how often it had been written into
 
@@ -73,6 +74,8 @@ class Stream(Iterator[State]):
         return self.predictor.counter.nfe
 
     def __next__(self) -> State:
+        if self.pooled:
+            raise OptionError("this run belongs to a samplers.Pool, which takes its steps: iterate over the pool")
         try:
             going = self._go_on()
         except StopIteration as error:  # it would end the run in silence: a run ends when it is finished, and only then

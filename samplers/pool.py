@@ -191,6 +191,7 @@ class Pool:
             raise OptionError(
                 f"sampler {run.sampler.name!r} does not go with Pool: it feeds the model through a cache of its own"
             )
+        run.pooled = True
         run.predictor.dry_run = None  # a step that is begun again would have to be planned again
         feed = SharedFeed(run.predictor.feed)
         run.predictor.feed = feed

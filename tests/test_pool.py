@@ -240,6 +240,13 @@ def test_a_constraint_is_asked_once_a_step():
     assert asked == sorted(set(asked))
 
 
+def test_the_steps_of_a_pooled_run_are_the_pools():
+    run = samplers.Pool(TinyNet(visible_too=True)).add("radd", gen_length=4).run
+    for going in (run, run.events()):
+        with pytest.raises(OptionError, match=r"belongs to a samplers\.Pool.*iterate over the pool"):
+            next(iter(going))
+
+
 def test_what_a_pool_refuses():
     net = zoo.load("text-refusion")
     pool = samplers.Pool(net)

@@ -146,6 +146,9 @@ def test_stop_strings_beside_phrases_and_special_tokens(text: TextTokenizer) -> 
     assert out.finish_reasons == ["length"]
     with pytest.raises(OptionError, match="a string must have a character"):
         run(["Q:", ""])
+    name = text.tokenizer.convert_ids_to_tokens(text.eos_ids[0])  # type: ignore[attr-defined]
+    with pytest.raises(OptionError, match=r"holds the special token .* it would never match"):
+        run([f"x{name}"])
     model.tokenizer = None
     with pytest.raises(OptionError, match=r"'reciter' has no tokenizer.*stop='Q:'"):
         run(["Q:"])

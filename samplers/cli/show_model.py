@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import OptionError
 from .arguments import AS_JSON, Commands, command
 from .output import make_console, print_json
 
@@ -18,7 +19,13 @@ def _facts(spec: str) -> dict[str, tuple[Any, str]]:
     from ..models.denoiser import CACHES, describe, read_spec
     from ..models.families import architecture_of
     from ..models.load import headers
+    from ..models.zoo import list_models
 
+    if spec in list_models():
+        raise OptionError(
+            f'{spec!r} is a model in the box, not a folder: python -c "import samplers; '
+            f"print(samplers.models.zoo.facts('{spec}'))\" shows how it was trained and what it scores"
+        )
     name, told = read_spec(spec.removeprefix("hf:"))
     dtype, device = told.pop("dtype", None), told.pop("device", None)
     found = describe(name, **told)

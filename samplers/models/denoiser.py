@@ -195,6 +195,10 @@ def describe(
 
     A plain model that names no mask token is described as it is; `pretrained` cannot use it.
     """
+    if not str(name):
+        raise ModelError(
+            "the name of a model is empty; give a folder, or a repository on the Hugging Face hub as owner/name"
+        )
     folder = Path(name)
     if not folder.exists():
         folder = _fetched(str(name), revision, code=trust_remote_code)

@@ -80,6 +80,12 @@ def from_transformers(
             f"from_transformers takes a transformers.PreTrainedModel, not {type(model).__name__}; any other callable becomes a "
             "denoiser by samplers.TokenDenoiser.wrap(fn, vocab_size=..., mask_id=...)"
         )
+    how = getattr(model.config, "_attn_implementation", None)
+    if how == "flex_attention" and model.device.type == "cpu":  # torch then ends the process with "double free"
+        raise ModelError(
+            f"{type(model).__name__} was loaded with attn_implementation='flex_attention', which does not run on a CPU: load it "
+            "with 'sdpa', or call model.set_attn_implementation('sdpa')"
+        )
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(
             f"{type(model).__name__} is an encoder with a decoder; a model of one stack of layers is needed"

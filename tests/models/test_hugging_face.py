@@ -549,6 +549,11 @@ def broken():
             ModelError,
             "ViTModel has no vocabulary .*: a model of text is needed",
         ),
+        (
+            lambda: from_transformers(live("Llama", attn_implementation="flex_attention"), mask_id=3, attention="full"),
+            ModelError,
+            "attn_implementation='flex_attention', which does not run on a CPU",
+        ),
     ],
     ids=str,
 )  # fmt: skip
