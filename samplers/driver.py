@@ -425,6 +425,11 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: 
             "give them to samplers.create(), or name the sampler"
         )
     if not isinstance(denoiser, Denoiser):
+        if isinstance(denoiser, str):
+            raise OptionError(
+                f"denoiser is the text {denoiser!r}: load the model first, samplers.models.zoo.load(name) for one in the box, "
+                "samplers.models.pretrained(name) for a folder or one of the hub"
+            )
         raise OptionError(
             f"denoiser is {type(denoiser).__name__}, not a Denoiser: wrap a plain callable with "
             "samplers.TokenDenoiser.wrap(fn, vocab_size=..., mask_id=...) or samplers.GaussianDenoiser.wrap(fn, shape=...)"

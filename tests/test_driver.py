@@ -712,3 +712,11 @@ def test_gaussian_found_late(late):
     calls = []
     with pytest.raises(DenoiserError, match=r"row 1 a value that is not finite \(forward pass 3,"):
         samplers.sample(GaussianDenoiser.wrap(fn, shape=(2,)), "ddim", batch=3, steps=6)
+
+
+def test_the_name_of_a_model_is_no_model():
+    with pytest.raises(OptionError, match=r"samplers\.models\.zoo\.load\(name\).*samplers\.models\.pretrained\(name\)"):
+        samplers.sample("text-mdm", "radd", gen_length=4)
+    for name in ("hf:no-such-folder", "no-such-folder?attention=full"):  # as the command line has it
+        with pytest.raises(samplers.errors.ModelError, match=r"and here pretrained\(NAME, attention='full'\)"):
+            samplers.models.pretrained(name)

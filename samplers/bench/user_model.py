@@ -90,7 +90,9 @@ def load_denoiser(spec: str) -> Denoiser:
         try:
             return zoo.load(spec)
         except UnknownNameError as error:
-            raise OptionError(f"--denoiser: {error}. For one of your own write module:attribute") from error
+            raise OptionError(
+                f"{error}. A folder, or a model of the hub, is written hf:NAME; one of your own code, module:attribute"
+            ) from error
     found = load_object(spec, "--denoiser")
     if not isinstance(found, Denoiser):
         found = _call_if_function(found, spec, "--denoiser")

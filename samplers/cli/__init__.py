@@ -21,7 +21,7 @@ from rich.text import Text
 
 from .. import registry
 from ..entries import one_line
-from ..errors import SamplersError
+from ..errors import SamplersError, did_you_mean
 from . import (
     bench,
     catalogue,
@@ -99,7 +99,10 @@ def _sentence(error: OSError) -> str:
 
 def _run(argv: Sequence[str] | None) -> int:
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        complain(_what_instead(getattr(args, "parser", parser), unknown))
+        return 2
     if args.command is None:
         parser.print_help()
         return 0
@@ -120,6 +123,29 @@ def _run(argv: Sequence[str] | None) -> int:
         return 130
     finally:
         warnings.formatwarning = python_style
+
+
+def _what_instead(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
+    """A sentence about words that a command does not take, and what may have been meant."""
+    from ..arguments import ALIASES  # it imports torch
+
+    known = [option for action in parser._actions for option in action.option_strings]
+    word = words[0].partition("=")[0]
+    begin = f"{parser.prog} does not take {' '.join(words)!r}"
+    ours = "--" + ALIASES.get(word[2:].replace("-", "_"), "").replace("_", "-")
+    if word in ("--model", "--denoiser"):
+        other = next((option for option in ("--model", "--denoiser") if option in known), None)
+        if other:
+            return f"{begin}: it calls the model {other}"
+        if any(action.metavar == "MODEL" for action in parser._actions):
+            return f"{begin}: the model stands without an option, {parser.prog} MODEL"
+    if ours in known:
+        return f"{begin}: it calls this {ours}"
+    if word.startswith("-"):
+        own = " An option of the sampler is written -o NAME=VALUE." if "-o" in known else ""
+        return f"{begin}{did_you_mean(word, known)}{own} See {parser.prog} --help"
+    model = " A model is given as --denoiser NAME." if "--denoiser" in known else ""
+    return f"{begin}. Values of one option are written with commas, such as 4,8.{model} See {parser.prog} --help"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -40,7 +40,7 @@ def command(
         help: what it does; it begins with a small letter.
     """
     made = commands.add_parser(name, help=help, description=help[:1].upper() + help[1:] + ".")
-    made.set_defaults(run=run)
+    made.set_defaults(run=run, parser=made)
     return made
 
 

@@ -159,7 +159,13 @@ def add(commands: Commands) -> None:
         help="samplers to measure: names, 'masked/*', 'dpmpp*' (default: all that fit)",
     )
     p.add_argument("--family", **FAMILY)
-    p.add_argument("--nfe", type=budgets, metavar="N,N,...", help="budgets of forward passes (default 2,4,8,16)")
+    p.add_argument(
+        "--nfe",
+        type=budgets,
+        metavar="N,N,...",
+        help="budgets of forward passes (default 2,4,8,16); a sampler whose passes an option sets, such as entropy_bound's "
+        "bound, is run at several values of that option instead, unless -o gives it one",
+    )
     p.add_argument(
         "-o",
         "--option",

@@ -105,7 +105,8 @@ def add(commands: Commands) -> None:
         type=a.budgets,
         default=(8, 16, 32),
         metavar="N,N,...",
-        help="forward passes per answer (default 8,16,32)",
+        help="forward passes per answer (default 8,16,32); a sampler whose passes an option sets, such as entropy_bound's bound, "
+        "is run at several values of that option instead, unless -o gives it one",
     )
     p.add_argument(
         "--cache",
@@ -135,7 +136,7 @@ def add(commands: Commands) -> None:
         type=a.whole,
         default=128,
         metavar="N",
-        help="masks per text, where likelihoods are bounds (default 128)",
+        help="masks per text, where likelihoods are bounds: a multiple of 16 (default 128)",
     )
     p.add_argument(
         "--check-greedy",

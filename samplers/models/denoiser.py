@@ -522,6 +522,11 @@ def _value(text: str, key: str, value: str) -> Any:
 
 def _no_folder(name: str, what: str = "") -> None:
     """ModelError if a name that is no folder cannot be that of a repository either, which is NAME or OWNER/NAME."""
+    if name.startswith("hf:") or "?" in name:
+        raise ModelError(
+            f"{what}{name!r} is no folder; hf:NAME?attention=full is written on the command line, and here "
+            "pretrained(NAME, attention='full')"
+        )
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise ModelError(
             f"{what}{name!r} is no folder, and no repository on the Hugging Face hub can be called so; write the path of a "

@@ -562,7 +562,7 @@ def _shape(
     if name not in ARCHITECTURES:
         raise ModelError(
             f"{folder}: unsupported architecture {name!r}{did_you_mean(str(name), ARCHITECTURES)} "
-            f"Known: {', '.join(ARCHITECTURES)}"
+            f"Known: {', '.join(ARCHITECTURES)}. samplers.models.pretrained(folder) takes more"
         )
     family = recognise(raw)
     if attention is None:

@@ -327,6 +327,27 @@ def test_sample_from_a_denoiser_of_ones_own(cli, tmp_path, monkeypatch):
     assert sys.path == path
 
 
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("sample", "--model", "x"), "it calls the model --denoiser"),
+        (("eval", "--model", "x", "--tasks", "t", "--denoiser", "x"), "it calls the model --model"),
+        (("generate", "x", "--prompt", "a", "--model"), "the model stands without an option, samplers generate MODEL"),
+        (("generate", "x", "--prompt", "a", "--max-new-tokens", "4"), "it calls this --gen-length"),
+        (("generate", "x", "--prompt", "a", "--threshold", "0.5"), "An option of the sampler is written -o NAME=VALUE"),
+        (("sample", "--promt", "a"), "did you mean '--prompt'?"),
+        (("eval", "--model", "x", "--tasks", "t", "--nfe", "4", "8"), "written with commas, such as 4,8"),
+        (("sample", "hf:x"), "A model is given as --denoiser NAME"),
+        (("--nonsense",), "samplers does not take '--nonsense'"),
+        (("generate", "my-folder", "--prompt", "a"), "A folder, or a model of the hub, is written hf:NAME"),
+    ],
+)
+def test_what_a_command_does_not_take(cli, argv, says):
+    code, out, err = cli(*argv)
+    assert code == 2 and not out
+    assert err.count("\n") == 1 and says in err
+
+
 def test_watch_without_a_terminal(cli):
     base = ("sample", "--problem", "sudoku4", "--sampler", "random_order", "--steps", 4, "--batch", 2)
     code, out, _ = cli(*base, "--watch")
