@@ -116,7 +116,6 @@ def test_stop_means_any_of_these_tokens_or_any_of_these_phrases(stop, length):
         (torch.zeros(1, 1, 1, dtype=torch.int64), "nested too deeply"),
         (iter([7]), "stop="),
     ],
-    ids=str,
 )
 def test_any_other_stop_is_an_error_that_shows_both_forms(stop, says):
     with pytest.raises(OptionError, match=says) as caught:

@@ -200,7 +200,6 @@ def test_a_hook_sees_every_step():
         ({"constrain": lambda state: Constraint(forbid=torch.ones(12, dtype=torch.bool))}, "no token is possible"),
         ({"forbid": list(range(11))}, "no token is possible"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_bad_knobs(wrong, says):
     with pytest.raises(samplers.SamplersError, match=says):

@@ -50,7 +50,6 @@ def table(denoiser):
         (lambda: ours("causal"), {"cache": "prefix"}),
         (live, {}),
     ],
-    ids=str,
 )
 def test_embeddings_of_tokens_are_the_tokens(make, run):
     denoiser = make()

@@ -555,7 +555,6 @@ def broken():
             "attn_implementation='flex_attention', which does not run on a CPU",
         ),
     ],
-    ids=str,
 )  # fmt: skip
 def test_bad_models_and_arguments(make, error, says):
     with pytest.raises(error, match=says):
