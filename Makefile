@@ -49,8 +49,9 @@ setup: $(VENV)/.native
 
 native: $(VENV)/.native
 
+# A process for each core; a file's tests stay in one, which keeps what they share.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # These need no built extension: none of them runs an op.
 lint: $(VENV)/.ready
