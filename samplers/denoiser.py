@@ -286,6 +286,11 @@ class TokenDenoiser(Denoiser):
             return range(0)
         return range(self.embedding[0], self.embedding[0] + len(self.extra))
 
+    def __repr__(self) -> str:
+        noise = "uniform noise" if self.mask_id is None else f"mask {self.mask_id}"
+        caches = f", caches {' '.join(self.caches)}" if self.caches else ""
+        return f"<{type(self).__name__} {self.name!r}: {self.vocab_size} tokens, {noise}, {self.attention} attention{caches}>"
+
     def with_embeddings(self, rows: Sequence[Tensor]) -> tuple[TokenDenoiser, list[Tensor]]:
         """The same denoiser with further embeddings that may stand in a prompt, such as those of an image.
 

@@ -117,6 +117,13 @@ def test_a_text_after_embeddings_is_that_after_the_tokens(sampler):
     assert denoiser.decode(by_embeds.x[0]) == denoiser.decode(by_text.generated[0])
 
 
+def test_a_denoiser_says_what_it_is():
+    assert repr(ours()) == (
+        "<TransformerDenoiser 'transformer': 30 tokens, mask 30, full attention, caches prefix dual delayed>"
+    )
+    assert repr(TinyNet()) == "<TinyNet 'tiny net': 12 tokens, mask 11, full attention>"
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
