@@ -271,7 +271,12 @@ class TokenDenoiser(Denoiser):
         """
         if self.head is None:
             raise NotImplementedError(f"denoiser {self.name!r} has neither predict() nor a head")
-        out = self.head.logits(self.hidden(x, t, rows=rows, cache=cache))
+        return self._through_head(x, t, rows=rows, cache=cache)
+
+    def _through_head(self, x: Tensor, t: Tensor | None, *, rows: Tensor | None, **more: Any) -> Tensor:
+        """What `predict` answers, of a denoiser with a head. more: further arguments of `hidden`."""
+        assert self.head is not None
+        out = self.head.logits(self.hidden(x, t, rows=rows, **more))
         return out if rows is not None else out.view(*x.shape, -1)
 
     def _text(self) -> TextTokenizer:
@@ -566,8 +571,7 @@ class _WrappedTokens(TokenDenoiser):
         self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None, **more: Any
     ) -> Tensor:
         if self.head is not None:
-            out = self.head.logits(self.hidden(x, t, rows=rows, **more))
-            return out if rows is not None else out.view(*x.shape, -1)
+            return self._through_head(x, t, rows=rows, **more)
         out = self._call(x, t, **more)
         return out if rows is None else out[rows]
 

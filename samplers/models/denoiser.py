@@ -113,9 +113,7 @@ class TransformerDenoiser(TokenDenoiser):
         cache: CacheUse | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        assert self.head is not None
-        out = self.head.logits(self.hidden(x, t, rows=rows, cache=cache, lengths=lengths))
-        return out if rows is not None else out.view(*x.shape, -1)
+        return self._through_head(x, t, rows=rows, cache=cache, lengths=lengths)
 
     def hidden(
         self,
@@ -128,9 +126,7 @@ class TransformerDenoiser(TokenDenoiser):
     ) -> Tensor:
         if cache is None:
             check_room("x", [x.shape[1]], self)
-        told: dict[str, Any] = {"count": lengths} if cache is None else _told(x, cache)
-        if self.extra is not None:
-            told["extra"] = self.extra
+        told = self._told(x, t, cache, lengths)
         with torch.no_grad():
             if not self.shift:
                 return self.model(x, rows=rows, **told).flatten(0, -2)
@@ -139,6 +135,11 @@ class TransformerDenoiser(TokenDenoiser):
                 return torch.cat([lines[:, :1], lines[:, :-1]], 1).flatten(0, -2)
             lines, answers = shifted_lines(rows)
             return self.model(x, rows=lines, **told)[answers]
+
+    def _told(self, x: Tensor, t: Tensor | None, cache: CacheUse | None, lengths: Tensor | None) -> dict[str, Any]:
+        """What Transformer.forward is told beside tokens and rows."""
+        told: dict[str, Any] = {"count": lengths} if cache is None else told_of(x, cache)
+        return told if self.extra is None else told | {"extra": self.extra}
 
 
 def shifted_lines(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -562,7 +563,7 @@ def _fetched(name: str, revision: str | None = None, code: bool = False) -> Path
         ) from error
 
 
-def _told(x: Tensor, feed: CacheUse) -> dict[str, Any]:
+def told_of(x: Tensor, feed: CacheUse) -> dict[str, Any]:
     """What Transformer.forward is told of a cache."""
     told = {"cache": feed.store, "store": feed.write}
     if feed.write == "fill":

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from ..checks import integer
 from ..denoiser import CacheUse, Head
 from ..errors import ModelError, OptionError
-from .denoiser import TransformerDenoiser, _told
+from .denoiser import TransformerDenoiser
 from .load import _files, _refuse, read_tensors
 from .transformer import Config, Transformer, _turned
 
@@ -192,31 +192,18 @@ class DiTDenoiser(TransformerDenoiser):
         if (model.told is None) != (sigma is None):
             raise OptionError("DiTDenoiser: sigma goes with a model that is told the noise level, and only with one")
         self.sigma = sigma
-        self.time_conditioned, self.takes_lengths = sigma is not None, True
+        self.time_conditioned = sigma is not None
         if self.time_conditioned:
             self.caches = ()
 
-    def hidden(
-        self,
-        x: Tensor,
-        t: Tensor | None = None,
-        *,
-        rows: Tensor | None = None,
-        cache: CacheUse | None = None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
-        """As TokenDenoiser.hidden; lengths: (B,) int64, only the first lengths[i] positions of row i are there.
-
-        Raises:
-            OptionError: the model is told the noise level, and t is None.
-        """
-        told: dict[str, Any] = {"count": lengths} if cache is None else _told(x, cache)
-        if self.sigma is not None:
-            if t is None:
-                raise OptionError(f"denoiser {self.name!r} is time-conditioned: t, (B,) noise levels, is needed")
-            told["condition"] = self.model.condition(self.sigma(t))
-        with torch.no_grad():
-            return self.model(x, rows=rows, **told).flatten(0, -2)
+    def _told(self, x: Tensor, t: Tensor | None, cache: CacheUse | None, lengths: Tensor | None) -> dict[str, Any]:
+        """Of a model that is told the noise level the condition as well; OptionError if t is None."""
+        told = super()._told(x, t, cache, lengths)
+        if self.sigma is None:
+            return told
+        if t is None:
+            raise OptionError(f"denoiser {self.name!r} is time-conditioned: t, (B,) noise levels, is needed")
+        return told | {"condition": self.model.condition(self.sigma(t))}
 
 
 # ---------------------------------------------------------------------------------------------- from disk

@@ -191,9 +191,8 @@ class HuggingFaceDenoiser(TokenDenoiser):
     ) -> Tensor:
         """As TokenDenoiser.predict. lengths: (A,) int64, only the first lengths[i] positions of row i are there; None: all."""
         if self.head is not None:
-            out = self.head.logits(self.hidden(x, t, rows=rows, cache=cache, lengths=lengths))
-        else:
-            out = self._packed(self._forward(x, cache, lengths)[0], self._lines(x, rows))
+            return self._through_head(x, t, rows=rows, cache=cache, lengths=lengths)
+        out = self._packed(self._forward(x, cache, lengths)[0], self._lines(x, rows))
         return out if rows is not None else out.view(*x.shape, -1)
 
     def hidden(

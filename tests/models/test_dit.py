@@ -291,6 +291,16 @@ def test_blocks_and_their_cache(tmp_path):
     assert torch.equal(samplers.sample(wrapped, sampler, **run).x, cached.x)
 
 
+def test_prompts_as_embeddings(tmp_path):
+    """The embeddings of tokens are the tokens, as with every TransformerDenoiser."""
+    save(tmp_path, RADD)
+    denoiser = loaded(tmp_path)
+    made, (ids,) = denoiser.with_embeddings([denoiser.model.embed(torch.tensor([3, 1, 4]))])
+    run = {"gen_length": 6, "steps": 3, "temperature": 0.0}
+    by_ids = samplers.sample(denoiser, "low_confidence", prompt=[3, 1, 4], **run)
+    assert torch.equal(by_ids.generated[0], samplers.sample(made, "low_confidence", prompt=ids, **run).generated[0])
+
+
 def test_caches_of_full_attention(tmp_path):
     """A block that is as long as the canvas makes dual exact; a model that is told the noise level has no cache."""
     save(tmp_path, RADD)
