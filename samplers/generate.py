@@ -32,7 +32,7 @@ from .checks import check_room, check_tokens, integer, token_rows
 from .denoiser import Denoiser, TokenDenoiser
 from .driver import sample
 from .errors import OptionError, SamplersError
-from .parallel import MapLike
+from .parallel import MapLike, execute
 from .text import prompt_rows
 
 __all__ = ["Job", "Prompt", "Results", "generate", "read_prompts", "weights_of"]
@@ -273,9 +273,9 @@ def generate(
         shard: (i, n): only part i of n parts of neighbouring prompts, counted from 0. All shards together are the whole.
         skip: numbers of prompts that are done already.
         ids: put the token ids into the records as well; without a tokenizer they are there in any case.
-        map: a function like the built-in map, called as map(work, batches), where work makes the records of a batch; such as
-            one that shares batches out to other processes, for which the model must be a name. If it gives results in another
-            order, so come the records. None: one batch after the other.
+        map: a function like the built-in map, as samplers.parallel.execute takes it; such as one that shares batches out to other
+            processes, for which the model must be a name. If it gives results in another order, so come the records. None: one
+            batch after the other.
         arguments: arguments of sample(), and options of the sampler.
 
     Yields:
@@ -327,13 +327,10 @@ def run_job(
     parts = _batches(mine, batch)
 
     def records() -> Iterator[dict[str, Any]]:
-        for made in (_map if map is None else map)(job.run, parts):
+        for _, made in execute(parts, job.run, map=map):
             yield from made
 
     return records()
-
-
-_map = map  # `generate` has an argument of that name
 
 
 def shard_of(prompts: Sequence[Prompt], shard: tuple[int, int]) -> Sequence[Prompt]:
