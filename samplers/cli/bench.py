@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,18 +12,7 @@ from rich.console import Console
 
 from ..errors import OptionError
 from .arguments import FAMILY, OPTION, Commands, Flat, budgets, command, names
-from .measuring import (
-    USER_MODEL,
-    folder_name,
-    interrupted,
-    measured,
-    ray_map,
-    request_fields,
-    resume_command,
-    shard_of,
-    shared_out,
-    user_model,
-)
+from .measuring import INTERRUPTED, USER_MODEL, folder_name, measured, request_fields, shared_out, swept, user_model
 from .output import complain, make_console
 
 if TYPE_CHECKING:
@@ -30,7 +20,6 @@ if TYPE_CHECKING:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from ..bench.live import Display
     from ..bench.request import DEMO, NFE, Request
     from ..bench.store import writing
     from ..bench.sweep import run
@@ -57,25 +46,10 @@ def _bench(args: argparse.Namespace) -> int:
             )
         ]
         name = folder_name(f"{'-'.join(where)}-{datetime.now():%Y%m%d-%H%M%S}")
-    shard, folder = shard_of(args, Path(args.out or Path("runs") / name))
-    command = resume_command(args, folder)
-    display = Display(console, quiet=args.quiet, metric=args.metric)
-    try:
-        with ray_map(args) as spread, writing(folder), display:
-            outcome = run(
-                requests,
-                folder,
-                fresh=args.fresh,
-                command=command,
-                threads=args.threads or (1 if args.demo else None),
-                shard=shard,
-                map=spread,
-                started=display.started,
-                running=display.running,
-                finished=display.finished,
-            )
-    except KeyboardInterrupt:
-        return interrupted(f"{display.count} of {display.total} cells are in {folder}", command)
+    threads = args.threads or (1 if args.demo else None)
+    folder, outcome = swept(args, console, name, functools.partial(run, requests), threads)
+    if outcome is None:
+        return INTERRUPTED
     named = {pattern.rpartition("/")[2] for request in requests for pattern in request.samplers}
     broken = [error for name, error in outcome.unavailable.items() if name in named]
     failed = bool(outcome.failed or broken or _without_any(folder, outcome.declined))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from datetime import datetime
-from pathlib import Path
 
 from . import arguments as a
 from .arguments import OPTION, Commands, Flat, command
 from .bench import ended, report_run
-from .measuring import folder_name, interrupted, ray_map, resume_command, shard_of, shared_out
+from .measuring import INTERRUPTED, folder_name, kept, shared_out, swept
 from .output import make_console
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     # Before lm-eval is imported: one bar per cell and per data set would tear the display apart.
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from ..bench.live import Display
     from ..bench.store import writing
     from ..evaluation import EvalRequest, run
 
@@ -44,25 +43,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     console = make_console()
     name = folder_name(f"eval-{args.model}-{datetime.now():%Y%m%d-%H%M%S}")
-    shard, folder = shard_of(args, Path(args.out or Path("runs") / name))
-    again = resume_command(args, folder)
-    display = Display(console, quiet=args.quiet, metric=args.metric)
-    try:
-        with ray_map(args) as spread, writing(folder), display:
-            outcome = run(
-                request,
-                folder,
-                fresh=args.fresh,
-                command=again,
-                threads=args.threads,
-                shard=shard,
-                map=spread,
-                started=display.started,
-                running=display.running,
-                finished=display.finished,
-            )
-    except KeyboardInterrupt:
-        return interrupted(f"{display.count} of {display.total} cells are in {folder}", again)
+    folder, outcome = swept(args, console, name, functools.partial(run, request), args.threads)
+    if outcome is None:
+        return INTERRUPTED
     if not ended(console, outcome):
         return 1
     with writing(folder):
@@ -145,9 +128,5 @@ def add(commands: Commands) -> None:
     )
     p.add_argument("--metric", metavar="M", help="metric to plot and to judge by (default: the task's first)")
     p.add_argument("--threads", type=a.whole, metavar="N", help="threads of torch (default: its own choice)")
-    p.add_argument(
-        "--out", metavar="DIR", help="folder for results; a run that was stopped goes on there (default runs/eval-...)"
-    )
-    p.add_argument("--fresh", action="store_true", help="start again; earlier results are put aside")
-    p.add_argument("--quiet", action="store_true", help="print failures and the place of the results only")
+    kept(p, "runs/eval-...")
     shared_out(p)

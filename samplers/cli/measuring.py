@@ -6,8 +6,9 @@ import argparse
 import contextlib
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -15,6 +16,11 @@ from ..errors import OptionError
 from ..parallel import RayMap, Shard, parse_shard, shard_path
 from .arguments import temperature, whole
 from .tokens import TEXT, text_default
+
+if TYPE_CHECKING:
+    from ..bench.sweep import Outcome
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 USER_MODEL: dict[str, Any] = {
     "metavar": "NAME|hf:NAME|MODULE:ATTRIBUTE",
@@ -62,8 +68,13 @@ def measured(p: argparse.ArgumentParser, seeds: int) -> None:
     p.add_argument(
         "--threads", type=whole, metavar="N", help="threads of torch (default: its own choice; 1 for --demo)"
     )
+    kept(p, "runs/...")
+
+
+def kept(p: argparse.ArgumentParser, folder: str) -> None:
+    """Add the arguments that say where results go. folder: the default, for the help."""
     p.add_argument(
-        "--out", metavar="DIR", help="folder for results; a run that was stopped goes on there (default runs/...)"
+        "--out", metavar="DIR", help=f"folder for results; a run that was stopped goes on there (default {folder})"
     )
     p.add_argument("--fresh", action="store_true", help="start again; earlier results are put aside")
     p.add_argument("--quiet", action="store_true", help="print failures and the place of the results only")
@@ -118,6 +129,43 @@ def ray_map(args: argparse.Namespace) -> contextlib.AbstractContextManager[RayMa
     return RayMap(args.ray, workers=args.workers)
 
 
+def swept(
+    args: argparse.Namespace, console: Console, name: str, run: Callable[..., Outcome], threads: int | None
+) -> tuple[Path, Outcome | None]:
+    """Run a sweep as the command says, and show it.
+
+    Args:
+        name: of the folder under runs/, if there is no --out.
+        run: samplers.bench.sweep.run or another function of a folder with its arguments, the requests given.
+
+    Returns:
+        The folder; and what became of the sweep, None if it was interrupted, which the user is then told.
+    """
+    from ..bench.live import Display
+    from ..bench.store import writing
+
+    shard, folder = shard_of(args, Path(args.out or Path("runs") / name))
+    command = resume_command(args, folder)
+    display = Display(console, quiet=args.quiet, metric=args.metric)
+    try:
+        with ray_map(args) as spread, writing(folder), display:
+            outcome = run(
+                folder,
+                fresh=args.fresh,
+                command=command,
+                threads=threads,
+                shard=shard,
+                map=spread,
+                started=display.started,
+                running=display.running,
+                finished=display.finished,
+            )
+    except KeyboardInterrupt:
+        interrupted(f"{display.count} of {display.total} cells are in {folder}", command)
+        return folder, None
+    return folder, outcome
+
+
 def user_model(args: argparse.Namespace) -> list[str]:
     """The name of --denoiser as a list, empty if it was not given.
 
@@ -149,4 +197,4 @@ def interrupted(kept: str, command: str) -> int:
     Console(stderr=True).print(
         f"[yellow]interrupted[/]: {kept}; to go on:\n  {command}", highlight=False, soft_wrap=True
     )
-    return 130
+    return INTERRUPTED

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,11 +24,9 @@ from ..bench.cells import Cell, cells_of
 from ..bench.machine import machine
 from ..bench.records import Record
 from ..bench.request import Request
-from ..bench.store import Store
 from ..bench.sweep import Outcome, run_cells
 from ..entries import DISTRIBUTION
 from ..errors import OptionError
-from ..parallel import MapLike, Shard
 from ..problems.base import wilson
 from .lm import SamplersLM
 from .tasks import TaskUnit, load_tasks
@@ -297,33 +295,12 @@ def _score(results: Any, unit: TaskUnit) -> dict[str, Any]:
 
 
 def run(
-    request: EvalRequest,
-    folder: str | Path,
-    *,
-    fresh: bool = False,
-    command: str = "",
-    threads: int | None = None,
-    shard: Shard | None = None,
-    map: MapLike | None = None,
-    started: Callable[[list[Cell], Store], None] | None = None,
-    running: Callable[[Cell], None] | None = None,
-    finished: Callable[[Record], None] | None = None,
+    request: EvalRequest, folder: str | Path, *, command: str = "", threads: int | None = None, **how: Any
 ) -> Outcome:
-    """Run what is not in the folder yet. The arguments and the Outcome are those of samplers.bench.run.
+    """Run what is not in the folder yet. Arguments (how: fresh, shard, map, the callbacks) and Outcome as of samplers.bench.run.
 
     Raises:
         SamplersError: as `plan` raises it, before anything is run. What goes wrong in a cell is in its record.
     """
     about = {"command": command, "requests": [dataclasses.asdict(request)]}
-    return run_cells(
-        plan(request),
-        folder,
-        about,
-        EvalWork(request.tasks, request.include, threads),
-        fresh=fresh,
-        shard=shard,
-        map=map,
-        started=started,
-        running=running,
-        finished=finished,
-    )
+    return run_cells(plan(request), folder, about, EvalWork(request.tasks, request.include, threads), **how)
