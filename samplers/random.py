@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DRAW_BLIND",
     "DRAW_FIRST_FREE",
+    "DRAW_HEAD",
     "DRAW_NOISE",
     "DRAW_NOISE_TOKEN",
     "DRAW_PICK",
@@ -54,6 +55,7 @@ DRAW_REMASK = 9  # whether a position appears or is masked again, if that is dra
 DRAW_ROUTE = 10  # uniform noise: clean, stay or noise
 DRAW_NOISE_TOKEN = 11  # uniform noise: which token the noise puts there
 DRAW_PICK = 12  # uniform noise: which positions a corrector takes
+DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
 DRAW_FIRST_FREE = 1000
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57

@@ -28,11 +28,10 @@ from .driver import sample, stream
 from .errors import FamilyError, OptionError
 from .gaussian.denoiser import GaussianDenoiser
 from .noise_schedules import NoiseSchedule
-from .random import Rng, philox
+from .random import DRAW_HEAD, Rng, philox
 
 __all__ = ["RealSample", "RealTokens", "sample_reals"]
 
-DRAW_HEAD = 13  # the seed of the head's run at a position, in the step that draws it
 KNOWN, MASK = 0, 1  # what stands on the canvas of the order
 
 

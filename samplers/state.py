@@ -131,7 +131,7 @@ class TokenState(State):
     @property
     def settled(self) -> Tensor:
         """(B, L) bool: positions that the run had to fill and whose token is final; none after a row's end."""
-        return self._before_end(self.canvas.fill) & ~self.undecided
+        return self._before_end(self._final)
 
     def _before_end(self, where: Tensor) -> Tensor:
         """`where`, (B, L) bool, without what lies after a stop phrase. (Nothing to fill lies beyond a row's length.)"""
