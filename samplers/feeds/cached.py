@@ -327,9 +327,8 @@ class RunCache:
             width = min(piece, max(counts) - begin)
             here = (count - begin).clamp(0, width)  # (A,) of each row in this piece
             # With shift each row's last line answers for the position after it, which is asked about in a column of filling.
-            ends = (
-                (here > 0) & (count - begin <= width) & self.denoiser.shift
-            )  # (A,) rows whose last line is in this piece
+            # (A,) rows whose last line is in this piece
+            ends = (here > 0) & (count - begin <= width) & self.denoiser.shift
             n = sum(begin < c <= begin + width for c in counts) if self.denoiser.shift else 0
             column = torch.arange(width + 1 if self.denoiser.shift else width, device=x.device)
             at = (self.store.lengths[:, None] + column).clamp(max=self.length - 1)  # (A, width)

@@ -89,18 +89,20 @@ class Cache:
 
         Args:
             count: (B',) int64, of the new batch rows, in the order of the runs, only the first count[i] rows; None: all n.
-            layer: the only layer that is written, key and value being (1, B', H, n, d); the rows are counted with the last
-                one. -1: all layers.
+            layer: the only layer that is written, key and value being (1, B', H, n, d); the rows are counted, and lengths set,
+                with the last one. -1: all layers.
         """
         n, done = key.shape[-2], 0
         keys, values = (x if layer < 0 else x[layer : layer + 1] for x in (self.key, self.value))
+        last = layer < 0 or layer == len(self.key) - 1
         for first, end in runs:
             rows, new = slice(first, end), slice(done, done + end - first)
             own = None if count is None else count[new]
             ops.kv_replace_(keys[:, rows], values[:, rows], key[:, new], value[:, new], 0, own)
-            self.lengths[rows] = self.lengths[rows].clamp(min=n if own is None else own)
+            if last:
+                self.lengths[rows] = self.lengths[rows].clamp(min=n if own is None else own)
             done += end - first
-        if 0 <= layer < len(self.key) - 1:
+        if not last:
             return
         if count is None:
             self._known += n * done

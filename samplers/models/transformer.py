@@ -463,9 +463,8 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             q, k, v = block.qkv(x, cos, sin, *told)
             seen = attend(i, q, k, v).transpose(1, 2)  # (B, n, Hq, d)
-            if (
-                filled is not None and runs is not None
-            ):  # at once: kept until the end, the rows of all layers would take their memory twice more
+            if filled is not None and runs is not None:
+                # At once: kept until the end, the rows of all layers would take their memory twice more.
                 filled.fill(k.to(filled.key.dtype)[None], v.to(filled.key.dtype)[None], runs, count, layer=i)
             elif store is not None:
                 new.append((k, v))
