@@ -9,6 +9,7 @@ of Ozaki, Ogita, Oishi and Rump, "Error-free transformations of matrix multiplic
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ Z95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 # Steps of `uniform` that sample_truth uses. A sampler's steps count from 0 and would meet these only after 2^31 of
 # them, so exact samples of a seed share no draw with a sampler of the same seed.
 TRUTH_STEP = 1 << 31
+
+RULED_OUT = 1e6  # nats by which evidence speaks against a token that it rules out
 
 
 # ---------------------------------------------------------------------------------------------- scores
@@ -223,6 +226,11 @@ class Problem:
     figure_rows: int = 8
     figure_note: str = ""
 
+    @property
+    def tokens(self) -> int | None:
+        """How many clean tokens its token families have: 0 to tokens - 1; None if it has reals only."""
+        return None
+
     def denoiser(self, family: str | None = None, **kw: Any) -> Denoiser:
         """The exact denoiser of `family` (default: the first of `families`).
 
@@ -263,6 +271,34 @@ class Problem:
         if n < 1:
             raise OptionError(f"sample_truth: n must be 1 or more, not {n}")
         return self._sample_truth(n, seed, family)
+
+    def token_posterior(self, evidence: Tensor) -> Tensor:
+        """p(x_0,i = v | evidence), exact, for evidence that weighs every token at every position; the same in every batch.
+
+        x_0 weighs p(x_0) exp(sum_i evidence[i, x_0,i]): evidence is the log-likelihood of what was seen of position i if the
+        token there is v, up to a constant for each position. Zeros say nothing. -inf rules a token out (and counts as 1e6
+        nats, so that evidence that rules out everything still leaves what it contradicts least).
+
+        Args:
+            evidence: (B, L, tokens) floats.
+
+        Returns:
+            (B, L, tokens) float64, sums of 1 over the last dimension.
+
+        Raises:
+            FamilyError: the problem has reals only.
+            OptionError: a wrong shape or dtype, NaN or +inf, or a position at which every token is ruled out.
+        """
+        return self._exact_tokens.posterior_given(evidence)
+
+    @functools.cached_property
+    def _exact_tokens(self) -> ExactTokens:
+        made = self.denoiser("masked") if "masked" in self.families else None
+        if not isinstance(made, ExactTokens):
+            raise FamilyError(
+                f"problem {self.name!r} has no exact distribution of tokens: token_posterior is of sudoku4, digits and text"
+            )
+        return made
 
     def picture(self, x: Tensor, k: int = 8) -> list[np.ndarray]:
         """Small pictures of the first k rows (or one of all rows), uint8 (H, W) or (H, W, 3); [] if there is none."""
@@ -375,6 +411,27 @@ class ExactTokens(TokenDenoiser):
 
         t: as of `predict`; None for masked noise.
         """
+        raise NotImplementedError
+
+    def posterior_given(self, evidence: Tensor) -> Tensor:
+        """p(x_0,i = v | evidence): see Problem.token_posterior. (B, L, tokens) floats -> (B, L, tokens) float64."""
+        who, shape = f"token_posterior of {self.name!r}", (self.length, self.tokens)
+        if not isinstance(evidence, Tensor) or evidence.dim() != 3 or tuple(evidence.shape[1:]) != shape:
+            got = tuple(evidence.shape) if isinstance(evidence, Tensor) else type(evidence).__name__
+            raise OptionError(f"{who} takes evidence of shape (B, {shape[0]}, {shape[1]}), not {got}")
+        if not evidence.is_floating_point():
+            raise OptionError(f"{who} takes log-likelihoods in a floating dtype, not {evidence.dtype}")
+        best = evidence.amax(2, keepdim=True)  # (B, L, 1); NaN if there is one
+        bad = ~torch.isfinite(best).squeeze(2)
+        if bool(bad.any()):
+            row, position = (int(i) for i in bad.nonzero()[0])
+            raise OptionError(
+                f"{who}: evidence at row {row}, position {position} has a NaN or +inf, or rules out every token"
+            )
+        return self._posterior_given((evidence.to(torch.float64) - best.to(torch.float64)).clamp_min(-RULED_OUT))
+
+    def _posterior_given(self, evidence: Tensor) -> Tensor:
+        """The same of checked float64 evidence whose largest entry at every position is 0."""
         raise NotImplementedError
 
     def predict(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:

@@ -119,26 +119,43 @@ class KernelTokens(ExactTokens):
     def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         if positions is None:
             positions = torch.arange(self.length, device=x.device)
-        log_w = self.log_weights(x, t)  # (B, n)
-        w = torch.exp(log_w - log_w.amax(1, keepdim=True))  # (B, n), the largest 1
-        # A coarse grid makes the sum exact, so that dividing by it is the same in every batch; then the sum is 1 but
-        # for that coarseness, so a grid of 2^-52 keeps all further sums exact.
-        coarse = on_grid(w, 52 - math.ceil(math.log2(w.shape[1])))
-        w = on_grid(w / coarse.sum(1, keepdim=True), 52)
-        share = self._shares(w, positions) / w.sum(1)[:, None, None]  # (B, P, V of centres)
-
+        share = self._centre_shares(self.log_weights(x, t), positions)  # (B, P, V of centres)
         seen = x[:, positions]  # (B, P)
         if t is not None:
             level = per_position(t, x)[:, positions]  # (B, P)
             share = share / self._noisy_kernel(seen, level)
-        p = share[..., :1] * self.kernel[0]  # (B, P, V)
-        for g in range(1, self.tokens):  # one term after the other: the order of a matrix product is not ours to choose
-            p = p + share[..., g : g + 1] * self.kernel[g]
+        p = self._shown(share)  # (B, P, V)
         if t is not None:
             keep = F.one_hot(seen, self.tokens)  # (B, P, V)
             return p * ((1 - level[..., None]) * keep + level[..., None] / self.tokens)
         known = F.one_hot(seen, self.tokens + 1)[..., : self.tokens].to(p.dtype)
         return torch.where(seen[..., None] == self.tokens, p, known)
+
+    def _posterior_given(self, evidence: Tensor) -> Tensor:
+        likelihood = evidence.exp()  # (B, L, V), the largest at each position 1
+        # What a centre's grey says of the evidence. The largest likelihood is 1, so it is at least the kernel's least entry.
+        of_centre = likelihood[..., :1] * self.kernel[:, 0]  # (B, L, V of centres)
+        for v in range(1, self.tokens):
+            of_centre = of_centre + likelihood[..., v : v + 1] * self.kernel[:, v]
+        log_w = on_grid(of_centre.log(), self.log_bits).flatten(1)[:, self.used] @ self.points_t  # (B, n), exact
+        share = self._centre_shares(log_w, torch.arange(self.length, device=evidence.device))
+        return self._shown(share / of_centre) * likelihood
+
+    def _centre_shares(self, log_w: Tensor, positions: Tensor) -> Tensor:
+        """S_i(g) of centres of log weights (B, n), which need not be normalised: (B, P, V of centres)."""
+        w = torch.exp(log_w - log_w.amax(1, keepdim=True))  # (B, n), the largest 1
+        # A coarse grid makes the sum exact, so that dividing by it is the same in every batch; then the sum is 1 but
+        # for that coarseness, so a grid of 2^-52 keeps all further sums exact.
+        coarse = on_grid(w, 52 - math.ceil(math.log2(w.shape[1])))
+        w = on_grid(w / coarse.sum(1, keepdim=True), 52)
+        return self._shares(w, positions) / w.sum(1)[:, None, None]
+
+    def _shown(self, share: Tensor) -> Tensor:
+        """sum_g share[g] K[g, v]: (B, P, V of centres) -> (B, P, V)."""
+        p = share[..., :1] * self.kernel[0]
+        for g in range(1, self.tokens):  # one term after the other: the order of a matrix product is not ours to choose
+            p = p + share[..., g : g + 1] * self.kernel[g]
+        return p
 
     def _shares(self, w: Tensor, positions: Tensor) -> Tensor:
         """S_i(g): (B, n) -> (B, P, V). Exact sums, so leaving out zeros and positions changes no bit."""
@@ -186,6 +203,7 @@ class Digits(Problem):
     figure_columns = 4
     summary = "scikit-learn's 8 x 8 handwritten digits as tokens or reals, with exact likelihoods"
     length = 64
+    tokens = GREYS
     primary = {"masked": "mmd", "uniform": "mmd", "gaussian": "mmd"}
     bandwidth = 2.0
 

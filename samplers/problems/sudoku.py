@@ -106,10 +106,18 @@ class CountingTokens(ExactTokens):
 
     def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         w = self.weights(x, None if t is None else per_position(t, x))  # (B, n)
-        # Weights of 0 and 1 are counted; others are summed in three slices, for probabilities as small as 2^-100.
-        sums = w @ self.table if t is None else exact_matmul(w, self.table, slices=3)  # (B, L V + 1)
-        p = (sums[:, :-1] / sums[:, -1:]).unflatten(1, (self.length, self.tokens))  # (B, L, V)
+        p = self._shares(w, counted=t is None)  # (B, L, V)
         return p if positions is None else p[:, positions]
+
+    def _posterior_given(self, evidence: Tensor) -> Tensor:
+        log_w = exact_matmul(evidence.flatten(1), self.points_t, slices=2)  # (B, n)
+        return self._shares(torch.exp(log_w - log_w.amax(1, keepdim=True)), counted=False)
+
+    def _shares(self, w: Tensor, counted: bool) -> Tensor:
+        """The share of each position's tokens in the weights (B, n) of the points: (B, L, V)."""
+        # Weights of 0 and 1 are counted; others are summed in three slices, for probabilities as small as 2^-100.
+        sums = w @ self.table if counted else exact_matmul(w, self.table, slices=3)  # (B, L V + 1)
+        return (sums[:, :-1] / sums[:, -1:]).unflatten(1, (self.length, self.tokens))
 
 
 class Sudoku4(Problem):
@@ -129,6 +137,7 @@ class Sudoku4(Problem):
     figure_note = "cells in red repeat a digit in their row, column or box"
     summary = "the 288 valid 4 x 4 sudoku grids; wrong joint decisions show as invalid grids"
     length = 16
+    tokens = 4
     primary = {"masked": "tv", "uniform": "tv", "gaussian": "tv"}
 
     def __init__(self) -> None:

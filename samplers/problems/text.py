@@ -122,12 +122,19 @@ class ChainTokens(ExactTokens):
         else:
             level = per_position(t, x)[..., None]
             emission = (1 - level) * F.one_hot(x, self.tokens) + level / self.tokens  # (B, L, V) float64
+        return self._posterior_of(emission, wanted)
+
+    def _posterior_given(self, evidence: Tensor) -> Tensor:
+        return self._posterior_of(evidence.exp(), list(range(self.length)))
+
+    def _posterior_of(self, emission: Tensor, wanted: list[int]) -> Tensor:
+        """From e_k(c), (B, L, V) float64, to the posterior at the positions that are wanted, (B, P, V)."""
         parts = []
         for part in emission.split(self.block):
             filled = F.pad(part, (0, 0, 0, 0, 0, self.block - len(part)), value=1.0)  # (R, L, V)
             parts.append(self._block_posterior(filled, wanted)[: len(part)])
         if not parts:
-            return torch.empty(0, len(wanted), self.tokens, dtype=torch.float64, device=x.device)
+            return torch.empty(0, len(wanted), self.tokens, dtype=torch.float64, device=emission.device)
         return torch.cat(parts)  # (B, P, V)
 
     def _block_posterior(self, emission: Tensor, wanted: list[int]) -> Tensor:
