@@ -133,12 +133,14 @@ def test_what_is_wrong_is_named(washed):
     denoiser = problems.create("sudoku4").denoiser("washed")
     with pytest.raises(OptionError, match="temperature is not for samplers of the washed family, of which 'wash' is"):
         samplers.sample(denoiser, "wash", temperature=0.5)
-    with pytest.raises(FamilyError, match="'radd' is of the masked family.*samplers of that family: wash"):
+    with pytest.raises(FamilyError, match=r"'radd' is of the masked family.*samplers of that family: wash"):
         samplers.sample(denoiser, "radd")
     with pytest.raises(UnknownNameError, match="unknown family 'wished': did you mean 'washed'"):
         samplers.list_samplers(family="wished")
     denoiser.odds = torch.tensor([torch.nan] * 4, dtype=torch.float64)
-    with pytest.raises(samplers.DenoiserError, match=r"'believes' gave row 0 a value that is not finite \(forward pass 1"):
+    with pytest.raises(
+        samplers.DenoiserError, match=r"'believes' gave row 0 a value that is not finite \(forward pass 1"
+    ):
         samplers.sample(denoiser, "wash", steps=2)
 
 
@@ -180,4 +182,4 @@ def test_the_commands_know_the_family(washed):
     assert done.returncode == 0, done.stderr
     shown, sampler, nfe, found = json.loads(done.stdout.splitlines()[-1])
     assert "washed" in shown and (sampler, nfe) == ("wash", 3)
-    assert [["masked", "radd"], ["washed", "wash"]] == [list(f) for f in found if f[1] in ("radd", "wash")]
+    assert [list(f) for f in found if f[1] in ("radd", "wash")] == [["masked", "radd"], ["washed", "wash"]]
