@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Bfn(FlowSampler):
     """Graves et al. 2023, arXiv 2308.07037, algorithms 3 (reals) and 9 (tokens): what the network says becomes a measurement,
-    and the belief is updated by Bayes' rule.
+    and the input distribution is updated by Bayes' rule.
 
     A step of accuracy a draws y ~ N(x_0, 1 / a), x_0 what the network predicts, and mu becomes (r mu + a y) / (r + a) with the
     precision r = 1 + beta; of tokens it draws each token k from the network's distribution, and the logits grow by
     y ~ N(a (K onehot(k) - 1), a K). For reals this is the step of SDE-BFN-Solver++1 (sde_first_order).
 
-    The paper begins at time 0, where the belief is known exactly; here a run begins at `eta`, where it differs from that
-    by a measurement of accuracy beta(eta), 1e-10 beta_1 of tokens. The paper's n steps are n + 1 evaluations here. Its code spends
-    n, by leaving out the last update and telling the network that it was made.
+    The paper begins at time 0, where the input distribution is the prior; here a run begins at `eta`, where it differs from that
+    by a measurement of accuracy beta(eta), 1e-10 beta_1 of tokens. The paper's n steps are n + 1 evaluations here. Its code
+    spends n, by leaving out the last update and telling the network that it was made.
     """
 
     name = "bfn"
@@ -36,7 +36,7 @@ class Bfn(FlowSampler):
     order: ClassVar[int] = 1
 
     def update(self, predict: FlowPredictor, state: FlowState, s: Point, t: Point) -> FlowState:
-        if state.canvas.denoiser.kind == "continuous":  # type: ignore[attr-defined]
+        if state.flow.kind == "continuous":
             x0 = predict(state.x, s)
         else:
             tokens = draw_tokens(state, predict.probabilities(state.x, s))

@@ -1,4 +1,4 @@
-"""Models of Bayesian flows: what a network says of the data, given the belief about it. Any callable becomes one in a line.
+"""Models of Bayesian flows: what a network predicts of the data, given the input distribution. Any callable becomes one in a line.
 
     DiscreteFlow.wrap(fn, shape=256, classes=27, beta_1=0.75**2)      # fn(theta (B, 256, 27), u (B,)) -> logits
     ContinuousFlow.wrap(fn, shape=(3, 32, 32), sigma_1=1e-3)          # fn(mu (B, 3, 32, 32), u (B,)) -> the noise
@@ -52,7 +52,7 @@ class FlowDenoiser(Denoiser):
         return 2 * math.prod(self.shape) * self.state_dtype.itemsize
 
     def predict(self, x: Tensor, u: Tensor) -> Tensor:
-        """What the network believes. Subclasses write it; each kind says what it is.
+        """What the network predicts. Subclasses write it; each kind says what it is.
 
         Args:
             x: (B, *shape), of `state_dtype`.
@@ -60,7 +60,7 @@ class FlowDenoiser(Denoiser):
         """
         raise NotImplementedError
 
-    def believed(self, x: Tensor, at: Point) -> Tensor:
+    def answer(self, x: Tensor, at: Point) -> Tensor:
         """What `predict` says of every row at a point of the schedule, checked."""
         out = self.predict(x, torch.full((len(x),), 1 - at.t, dtype=torch.float64, device=x.device))
         _check_answer(self, out, x.shape)
@@ -71,7 +71,7 @@ class FlowDenoiser(Denoiser):
 
 
 class ContinuousFlow(FlowDenoiser):
-    """A model of real numbers. x is the mean mu of the belief; a subclass's `predict` gives E[x_0 | mu], (B, *shape)."""
+    """A model of real numbers. x is the mean mu of the input distribution; a subclass's `predict` gives E[x_0 | mu], (B, *shape)."""
 
     kind = "continuous"
     schedule: ContinuousSchedule
@@ -101,12 +101,12 @@ class ContinuousFlow(FlowDenoiser):
 
         Args:
             fn: fn(mu (B, *shape), u (B,)) -> (B, *shape), or (B, *shape, 2) for "bins".
-            shape: of one sample.
+            shape: the sizes of one sample.
             sigma_1: the square root of what published networks call min_variance: 1e-3 for 256 grey levels.
             clip: x_0 is clipped to this absolute value, 1 as published; None: it is not.
             published: call fn as the code of Graves et al. calls its networks: fn(mu, u) with a u for every number, (B, *shape),
                 and an answer of any shape of as many numbers, such as (B, n, channels, 1).
-            dtype: of mu and u as fn gets them.
+            dtype: what mu and u are when fn gets them.
 
         Raises:
             OptionError: an unknown prediction, bins where there are none, a shape that is none.
@@ -116,7 +116,7 @@ class ContinuousFlow(FlowDenoiser):
             raise OptionError(f"unknown prediction {prediction!r}. Known: epsilon, x0, bins")
         if (prediction == "bins") != (bins is not None) or (bins is not None and bins < 2):
             raise OptionError(
-                f"bins={bins!r} with prediction={prediction!r}: prediction='bins' takes bins=, 2 or more, and no other does"
+                f"bins={bins!r} with prediction={prediction!r}: only prediction='bins' takes bins=, 2 or more"
             )
         if clip is not None and not clip > 0:
             raise OptionError(f"clip must be a positive number or None, not {clip!r}")
@@ -161,7 +161,7 @@ def _mean_of_bins(mean: Tensor, deviation: Tensor, bins: int) -> Tensor:
 
 
 class DiscreteFlow(FlowDenoiser):
-    """A model of tokens. x holds the logits of the belief, (B, L, K); theta is their softmax over K.
+    """A model of tokens. x holds the logits of the input distribution, (B, L, K); theta is their softmax over K.
 
     A subclass's `predict` gives logits of the clean tokens, (B, L, K), such as log-probabilities.
     """
@@ -175,8 +175,8 @@ class DiscreteFlow(FlowDenoiser):
         return self.shape[1]
 
     def probabilities(self, x: Tensor, at: Point) -> Tensor:
-        """What the network believes of each token: (B, L, K) float64, sums of 1."""
-        return self.believed(x, at).to(torch.float64).softmax(-1)
+        """What the network predicts of each token: (B, L, K) float64, sums of 1."""
+        return self.answer(x, at).to(torch.float64).softmax(-1)
 
     @staticmethod
     def wrap(
@@ -193,15 +193,15 @@ class DiscreteFlow(FlowDenoiser):
         """A model of a network of tokens.
 
         Args:
-            fn: fn(theta (B, *shape, K), u (B,)) -> logits (B, *shape, K), the belief's probabilities and the time.
-            shape: of the data: 256 for a text of 256 tokens, (28, 28, 1) for a picture. A run's tokens are (B, L), L its product.
+            fn: fn(theta (B, *shape, K), u (B,)) -> logits (B, *shape, K), the probabilities of the input distribution and the time.
+            shape: the sizes of the data: 256 for a text of 256 tokens, (28, 28, 1) for a picture. A run's tokens are (B, L), L its product.
             classes: K.
             beta_1: the accuracy at the end; published networks give its root, max_sqrt_beta (text8: 0.75, MNIST: 3).
             published: call fn as the code of Graves et al. calls its networks: u is given for every token, (B, *shape), and
                 logits of any shape of as many numbers are taken, such as (B, L, K). With K = 2 the network is given one number
                 per token, 2 theta_0 - 1 in (B, *shape), and answers with one logit, that of token 1. (With more classes these
                 networks do 2 theta - 1 themselves.)
-            dtype: of theta and u as fn gets them.
+            dtype: what theta and u are when fn gets them.
 
         Raises:
             OptionError: a shape, or a number of classes, that is none.
@@ -257,7 +257,9 @@ def _sizes(shape: Sequence[int] | int) -> tuple[int, ...]:
     return sizes
 
 
-def _finish(out: Any, fn: Any, published: bool, dtype: torch.dtype, device: torch.device | str, name: str | None) -> Any:
+def _finish(
+    out: Any, fn: Any, published: bool, dtype: torch.dtype, device: torch.device | str, name: str | None
+) -> Any:
     """Set what both kinds of wrapped networks have."""
     if not callable(fn):
         raise OptionError(f"{type(out).__bases__[0].__name__}.wrap takes a callable fn(x, u), not {type(fn).__name__}")

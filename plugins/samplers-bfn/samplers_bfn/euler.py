@@ -32,7 +32,7 @@ class Euler(FlowSampler):
 
     def update(self, predict: FlowPredictor, state: FlowState, s: Point, t: Point) -> FlowState:
         x0, step = predict(state.x, s), t.t - s.t
-        of_sigma, of_lam = state.canvas.denoiser.schedule.slopes(s.t)  # type: ignore[attr-defined]
+        of_sigma, of_lam = state.flow.schedule.slopes(s.t)
         x = ops.combine(state.x, 1 + of_sigma * step, x0, s.alpha * of_lam * step)
         return self.advance(state, x)
 
@@ -54,7 +54,7 @@ class EulerSde(FlowSampler):
 
     def update(self, predict: FlowPredictor, state: FlowState, s: Point, t: Point) -> FlowState:
         x0, step = predict(state.x, s), t.t - s.t
-        of_sigma, of_lam = state.canvas.denoiser.schedule.slopes(s.t)  # type: ignore[attr-defined]
+        of_sigma, of_lam = state.flow.schedule.slopes(s.t)
         gain = of_lam * step  # what lambda grows by
         noise = state.canvas.noise(state.i + 1)  # number 0 made the first x
         of_x = 1 + of_sigma * step - gain

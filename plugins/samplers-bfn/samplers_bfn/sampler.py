@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from samplers.authoring import (
     option,
 )
 
+from .denoisers import FlowDenoiser
+
 if TYPE_CHECKING:
     from .family import FlowPredictor
 
@@ -30,7 +32,7 @@ __all__ = ["FlowSampler", "FlowState", "draw_tokens", "first_order", "sde_first_
 
 @dataclass(frozen=True, eq=False)
 class FlowState(GridState):
-    """A run: x is the mean of the belief, (B, *shape), or its logits, (B, L, K).
+    """A run: x is the mean of the input distribution, (B, *shape), or its logits, (B, L, K).
 
     Attributes:
         tokens: (B, L) int64, what a finished run over tokens returns.
@@ -38,10 +40,17 @@ class FlowState(GridState):
 
     tokens: Tensor | None = None
 
+    @property
+    def flow(self) -> FlowDenoiser:
+        """The model."""
+        return cast(FlowDenoiser, self.canvas.denoiser)
+
     def outcome(self) -> dict[str, Any]:
         out = super().outcome()
-        if self.canvas.denoiser.kind == "discrete":
-            out["x"] = self.x.argmax(-1) if self.tokens is None else self.tokens
+        if self.flow.kind == "discrete":
+            x = self.x.argmax(-1) if self.tokens is None else self.tokens
+            full = torch.full((len(x),), x.shape[1], dtype=torch.int64, device=x.device)
+            out = {"x": x, "lengths": full, "fill": torch.ones_like(x, dtype=torch.bool)}
         return out
 
 
@@ -53,12 +62,15 @@ class FlowSampler(Sampler[FlowState]):
     last there, whose answer is the result (published as addi_step). "drop": the last step is left out, and the answer at its
     beginning is the result (last_drop). "state": all on solver steps, and x itself is the result.
 
+    Every solver runs on both kinds of data: a formula in alpha, sigma and lambda is the same for both, even if the paper has it
+    for one.
+
     Class attributes:
-        KINDS: the kinds of data that it is for.
+        KIND: the kind of data that the paper has it for, or the first of both.
     """
 
     family = "bayesian_flow"
-    KINDS: ClassVar[tuple[str, ...]] = ("continuous", "discrete")
+    KIND: ClassVar[str] = "discrete"
     conformance = Conformance(order={"end": "state", "grid": "logsnr", "eta": 1e-2})
 
     eta: float = option(1e-5, "time at which a run starts, between 0, where nothing is known, and 1", ge=1e-9, lt=1)
@@ -69,7 +81,9 @@ class FlowSampler(Sampler[FlowState]):
         choices=("final", "drop", "state"),
     )
     read: str = option(
-        "best", "how tokens are taken from their probabilities at the end: the best, or a draw", choices=("best", "draw")
+        "best",
+        "how tokens are taken from their probabilities at the end: the best, or a draw",
+        choices=("best", "draw"),
     )
 
     @property
@@ -78,14 +92,12 @@ class FlowSampler(Sampler[FlowState]):
         return 1
 
     def init(self, canvas: NoiseCanvas) -> FlowState:
-        kind = canvas.denoiser.kind  # type: ignore[attr-defined]
-        if kind not in self.KINDS:
+        state = FlowState.begin(canvas, points=self.times(canvas))
+        if self.read != "best" and state.flow.kind != "discrete":
             raise OptionError(
-                f"sampler {self.name!r} is for {self.KINDS[0]} data, and denoiser {canvas.denoiser.name!r} is of {kind} data"
+                f"sampler {self.name!r}: read={self.read!r} is for tokens, and denoiser {state.flow.name!r} has real numbers"
             )
-        if self.read != "best" and kind != "discrete":
-            raise OptionError(f"sampler {self.name!r}: read={self.read!r} is for tokens; the denoiser has real numbers")
-        return FlowState.begin(canvas, points=self.times(canvas))
+        return state
 
     def solver_evaluations(self, canvas: NoiseCanvas) -> int:
         """How many evaluations are spent on solver steps."""
@@ -113,13 +125,13 @@ class FlowSampler(Sampler[FlowState]):
             out = self.update(predict, state, s, state.points[state.i + 1])
             done = self.end == "state" and out.i + 1 >= len(state.points)
             return self._read(out, out.x.to(torch.float64).softmax(-1)) if done else out
-        if state.canvas.denoiser.kind == "discrete":  # type: ignore[attr-defined]
+        if state.flow.kind == "discrete":
             return self._read(dataclasses.replace(state, i=state.i + 1), predict.probabilities(state.x, s))
         return dataclasses.replace(state, x=predict(state.x, s), i=state.i + 1, last=True)
 
     def _read(self, state: FlowState, p: Tensor) -> FlowState:
         """The finished state, its tokens taken from the probabilities p (B, L, K)."""
-        if state.canvas.denoiser.kind != "discrete":  # type: ignore[attr-defined]
+        if state.flow.kind != "discrete":
             return dataclasses.replace(state, last=True)
         tokens = p.argmax(-1) if self.read == "best" else draw_tokens(state, p)
         return dataclasses.replace(state, tokens=tokens, last=True)
@@ -158,6 +170,4 @@ def sde_first_order(state: FlowState, x0: Tensor, s: Point, t: Point) -> Tensor:
     h = t.lam - s.lam
     new = -math.expm1(-2 * h)
     noise = state.canvas.noise(state.i + 1)  # number 0 made the first x
-    return ops.combine(
-        state.x, t.sigma / s.sigma * math.exp(-h), x0, t.alpha * new, noise, t.sigma * math.sqrt(new)
-    )
+    return ops.combine(state.x, t.sigma / s.sigma * math.exp(-h), x0, t.alpha * new, noise, t.sigma * math.sqrt(new))

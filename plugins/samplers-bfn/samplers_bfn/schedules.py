@@ -38,11 +38,11 @@ class FlowSchedule(NoiseSchedule):
 
 @dataclass(frozen=True, repr=False)
 class ContinuousSchedule(FlowSchedule):
-    """Real numbers (Graves et al. 2023, section 4): the mean mu of the belief has, given x_0, mean gamma x_0 and variance
+    """Real numbers (Graves et al. 2023, section 4): the mean mu of the input distribution has, given x_0, mean gamma x_0 and variance
     gamma (1 - gamma), with gamma = 1 - sigma_1^(2u).
 
     Attributes:
-        sigma_1: standard deviation of the belief at u = 1, below 1.
+        sigma_1: standard deviation of the input distribution at u = 1, below 1.
     """
 
     sigma_1: float = 1e-3
@@ -70,7 +70,7 @@ class ContinuousSchedule(FlowSchedule):
 
 @dataclass(frozen=True, repr=False)
 class DiscreteSchedule(FlowSchedule):
-    """Tokens of K classes (Graves et al. 2023, section 6): the logits z of the belief have, given the token k, mean
+    """Tokens of K classes (Graves et al. 2023, section 6): the logits z of the input distribution have, given the token k, mean
     beta (K onehot(k) - 1) and variance K beta, with beta = beta_1 u^2. So x_0 is K onehot(k) - 1.
 
     Attributes:

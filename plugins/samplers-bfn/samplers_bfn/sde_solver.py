@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
 
-from samplers.authoring import Facts, Point, option
+from samplers.authoring import Facts, Point, ops, option
 
 from .euler import Euler
 from .sampler import FlowSampler, FlowState, draw_tokens, sde_first_order
@@ -27,17 +28,18 @@ class SdeSolver1(FlowSampler):
     name = "bfn_sde_solver_1"
     cite = Euler.cite
     summary = "first-order solver of the SDE, for tokens"
-    KINDS = ("discrete",)
     facts = Facts(stochastic=True)
     order: ClassVar[int] = 1
 
     draw: bool = option(False, "draw a token in every step, in place of the probabilities (published as cate_samp)")
 
     def update(self, predict: FlowPredictor, state: FlowState, s: Point, t: Point) -> FlowState:
-        p = predict.probabilities(state.x, s)
         if self.draw:
-            p = F.one_hot(draw_tokens(state, p), p.shape[-1])
-        return self.advance(state, sde_first_order(state, predict.as_data(p), s, t))
+            tokens = draw_tokens(state, predict.probabilities(state.x, s))
+            x0 = predict.as_data(F.one_hot(tokens, state.x.shape[-1]))
+        else:
+            x0 = predict(state.x, s)
+        return self.advance(state, sde_first_order(state, x0, s, t))
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,6 @@ class SdeSolver2(FlowSampler):
     name = "bfn_sde_solver_2"
     cite = Euler.cite
     summary = "second-order solver of the SDE, for tokens; the best at few steps"
-    KINDS = ("discrete",)
     facts = Facts(stochastic=True)
     order: ClassVar[int] = 2
 
@@ -59,8 +60,9 @@ class SdeSolver2(FlowSampler):
         x0 = predict(state.x, s)
         x = sde_first_order(state, x0, s, t)
         if state.history:
-            r, past = state.history[-1]
-            beta_1 = state.canvas.denoiser.schedule.beta_1  # type: ignore[attr-defined]
-            slope = beta_1 * (t.t - s.t) ** 2 * (s.t + 2 * t.t - 3) / (3 * (r - s.t))
-            x = x + slope * (past - x0)
-        return self.advance(state, x, history=((s.t, x0),))
+            lam, past = state.history[-1]
+            # e^lambda = w is (1 - t) sqrt(beta_1 / K), and x w / sigma the integral of 2 w x_0 over it, but for the noise.
+            first, last, back = math.exp(s.lam), math.exp(t.lam), math.exp(s.lam) - math.exp(lam)
+            bend = t.sigma / last * (last - first) ** 2 * (first + 2 * last) / 3 / back
+            x = ops.combine(x, 1.0, x0, bend, past, -bend)
+        return self.advance(state, x, history=((s.lam, x0),))

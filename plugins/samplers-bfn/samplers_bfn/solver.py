@@ -26,7 +26,6 @@ class Solver1(FlowSampler):
     name = "bfn_solver_1"
     cite = Euler.cite
     summary = "first-order solver of the ODE, for tokens"
-    KINDS = ("discrete",)
     order: ClassVar[int] = 1
 
     def update(self, predict: FlowPredictor, state: FlowState, s: Point, t: Point) -> FlowState:
@@ -46,7 +45,6 @@ class Solver2(FlowSampler):
     name = "bfn_solver_2"
     cite = Euler.cite
     summary = "second-order solver of the ODE, for tokens"
-    KINDS = ("discrete",)
     order: ClassVar[int] = 2
 
     method: str = option(
@@ -63,7 +61,7 @@ class Solver2(FlowSampler):
         x0 = predict(state.x, s)
         line, lam = None, s.lam
         if self.evaluations(state) == 2:
-            r = Point.at(state.canvas.denoiser.schedule, t=(s.t + t.t) / 2)
+            r = Point.at(state.flow.schedule, t=(s.t + t.t) / 2)
             line, lam = predict(first_order(state.x, x0, s, r), r), r.lam
         elif self.method == "multistep" and state.history:
             lam, line = state.history[-1]

@@ -26,7 +26,7 @@ class SolverPp1(FlowSampler):
     name = "bfnpp_1"
     cite = Euler.cite
     summary = "first-order solver of the ODE, for real numbers"
-    KINDS = ("continuous",)
+    KIND = "continuous"
     order: ClassVar[int] = 1
 
     def update(self, predict: FlowPredictor, state: FlowState, s: Point, t: Point) -> FlowState:
@@ -53,7 +53,7 @@ class SolverPp2(FlowSampler):
     name = "bfnpp_2"
     cite = Euler.cite
     summary = "second-order multistep solver of the ODE, for real numbers"
-    KINDS = ("continuous",)
+    KIND = "continuous"
     order: ClassVar[int] = 2
 
     def update(self, predict: FlowPredictor, state: FlowState, s: Point, t: Point) -> FlowState:
@@ -73,7 +73,7 @@ class SdeSolverPp2(FlowSampler):
     name = "bfnpp_sde_2"
     cite = Euler.cite
     summary = "second-order multistep solver of the SDE, for real numbers"
-    KINDS = ("continuous",)
+    KIND = "continuous"
     facts = Facts(stochastic=True)
     order: ClassVar[int] = 2
 
