@@ -1,4 +1,6 @@
-"""Models of Bayesian flows: what a network predicts of the data, given the input distribution. Any callable becomes one in a line.
+"""Models of Bayesian flows: what a network predicts of the data, given the input distribution.
+
+Any callable becomes one in a line:
 
     DiscreteFlow.wrap(fn, shape=256, classes=27, beta_1=0.75**2)      # fn(theta (B, 256, 27), u (B,)) -> logits
     ContinuousFlow.wrap(fn, shape=(3, 32, 32), sigma_1=1e-3)          # fn(mu (B, 3, 32, 32), u (B,)) -> the noise
@@ -71,7 +73,10 @@ class FlowDenoiser(Denoiser):
 
 
 class ContinuousFlow(FlowDenoiser):
-    """A model of real numbers. x is the mean mu of the input distribution; a subclass's `predict` gives E[x_0 | mu], (B, *shape)."""
+    """A model of real numbers: x is the mean mu of the input distribution.
+
+    A subclass's `predict` gives E[x_0 | mu], (B, *shape).
+    """
 
     kind = "continuous"
     schedule: ContinuousSchedule
@@ -193,8 +198,9 @@ class DiscreteFlow(FlowDenoiser):
         """A model of a network of tokens.
 
         Args:
-            fn: fn(theta (B, *shape, K), u (B,)) -> logits (B, *shape, K), the probabilities of the input distribution and the time.
-            shape: the sizes of the data: 256 for a text of 256 tokens, (28, 28, 1) for a picture. A run's tokens are (B, L), L its product.
+            fn: fn(theta (B, *shape, K), u (B,)) -> logits (B, *shape, K). theta is the input distribution, u the flow's time.
+            shape: the sizes of the data: 256 for a text of 256 tokens, (28, 28, 1) for pictures. A run's tokens are (B, L), L the
+                product of the sizes.
             classes: K.
             beta_1: the accuracy at the end; published networks give its root, max_sqrt_beta (text8: 0.75, MNIST: 3).
             published: call fn as the code of Graves et al. calls its networks: u is given for every token, (B, *shape), and

@@ -58,9 +58,9 @@ class FlowState(GridState):
 class FlowSampler(Sampler[FlowState]):
     """Base of the samplers. A solver has one method, `update`: the step from a point s to the next point t.
 
-    `steps` evaluations are spent, exactly. `end` says on what: "final": all but one on solver steps down to t = 0, and the
-    last there, whose answer is the result (published as addi_step). "drop": the last step is left out, and the answer at its
-    beginning is the result (last_drop). "state": all on solver steps, and x itself is the result.
+    `steps` evaluations are spent, exactly. `end` says on what: "drop": the last step is left out, and the answer at its
+    beginning is the result (published as last_drop; better at few steps). "final": all but one on solver steps down to t = 0,
+    and one there, whose answer is the result (addi_step). "state": all on solver steps, and x itself is the result.
 
     Every solver runs on both kinds of data: a formula in alpha, sigma and lambda is the same for both, even if the paper has it
     for one.
@@ -76,9 +76,9 @@ class FlowSampler(Sampler[FlowState]):
     eta: float = option(1e-5, "time at which a run starts, between 0, where nothing is known, and 1", ge=1e-9, lt=1)
     grid: str = option("time", "points at equal distances in time, or in the half log-SNR", choices=("time", "logsnr"))
     end: str = option(
-        "final",
-        "what the last evaluation is for: the result at the end of time, the result a step before it, or one more step",
-        choices=("final", "drop", "state"),
+        "drop",
+        "what the last evaluation is for: the result a step before the end of time, the result there, or one more step",
+        choices=("drop", "final", "state"),
     )
     read: str = option(
         "best",

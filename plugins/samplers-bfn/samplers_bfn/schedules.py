@@ -38,8 +38,8 @@ class FlowSchedule(NoiseSchedule):
 
 @dataclass(frozen=True, repr=False)
 class ContinuousSchedule(FlowSchedule):
-    """Real numbers (Graves et al. 2023, section 4): the mean mu of the input distribution has, given x_0, mean gamma x_0 and variance
-    gamma (1 - gamma), with gamma = 1 - sigma_1^(2u).
+    """Real numbers (Graves et al. 2023, section 4): given x_0, the mean mu of the input distribution is itself normal, with mean
+    gamma x_0 and variance gamma (1 - gamma), gamma = 1 - sigma_1^(2u).
 
     Attributes:
         sigma_1: standard deviation of the input distribution at u = 1, below 1.
