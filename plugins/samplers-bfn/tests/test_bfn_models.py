@@ -1,6 +1,8 @@
 """Models of Bayesian flows: their noise, exact ones against Bayes' rule written out, and networks called as published."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,7 +39,9 @@ def test_schedules_are_the_papers(schedule):
     torch.testing.assert_close(schedule.t_of(schedule.lam(t.detach())), t.detach(), rtol=0, atol=1e-11)
     slopes = [torch.autograd.grad(f(t).sum(), t)[0] for f in (schedule.log_sigma, schedule.lam)]
     for i in range(50):
-        assert schedule.slopes(float(t[i].detach())) == pytest.approx((float(slopes[0][i]), float(slopes[1][i])), rel=1e-9)
+        assert schedule.slopes(float(t[i].detach())) == pytest.approx(
+            (float(slopes[0][i]), float(slopes[1][i])), rel=1e-9
+        )
 
 
 def test_bad_schedules():
@@ -99,7 +103,10 @@ def test_exact_models_of_reals(u):
     gamma = 1 - 1e-3 ** (2 * u)
     mu, mean, spread = normal(6, 1), torch.tensor([-1.0, 0.8], dtype=F64), torch.tensor([0.3, 0.5], dtype=F64)
     variance = gamma**2 * spread**2 + gamma * (1 - gamma)
-    w = (torch.tensor([0.4, 0.6], dtype=F64).log() + torch.distributions.Normal(gamma * mean, variance.sqrt()).log_prob(mu)).softmax(1)
+    w = (
+        torch.tensor([0.4, 0.6], dtype=F64).log()
+        + torch.distributions.Normal(gamma * mean, variance.sqrt()).log_prob(mu)
+    ).softmax(1)
     expected = (w * (mean + gamma * spread**2 / variance * (mu - gamma * mean))).sum(1, keepdim=True)
     times = torch.full((6,), u, dtype=F64)
     torch.testing.assert_close(mixture.predict(mu, times), expected, rtol=1e-9, atol=1e-12)
@@ -148,7 +155,9 @@ def test_published_networks_of_tokens_are_called_as_in_their_code(classes):
 
     make = {"shape": (2, 3), "classes": classes, "beta_1": 2.0, "dtype": F64}
     runs = [
-        samplers.sample(DiscreteFlow.wrap(fn, published=fn is published, **make), "bfn_sde_solver_2", batch=4, steps=6, trace=True)
+        samplers.sample(
+            DiscreteFlow.wrap(fn, published=fn is published, **make), "bfn_sde_solver_2", batch=4, steps=6, trace=True
+        )
         for fn in (plain, published)
     ]
     assert runs[0].x.shape == (4, 6) and torch.equal(runs[0].x, runs[1].x)
@@ -169,7 +178,8 @@ def test_networks_of_reals():
         return (0.5 * mu).reshape(3, 2, 2, 1)
 
     flows = [
-        ContinuousFlow.wrap(fn, shape=(2, 2), sigma_1=0.1, clip=None, published=fn is published) for fn in (plain, published)
+        ContinuousFlow.wrap(fn, shape=(2, 2), sigma_1=0.1, clip=None, published=fn is published)
+        for fn in (plain, published)
     ]
     x, at = normal(3, 2, 2).float(), Point.at(flows[0].schedule, t=0.7)
     gamma = 1 - 0.1**0.6
@@ -191,7 +201,11 @@ def test_discretised_data():
     gamma = 1 - 0.2 ** (2 * u)
     root = math.sqrt((1 - gamma) / gamma)
     gauss = torch.distributions.Normal(mu / gamma - root * z[..., 0], root * z[..., 1].exp())
-    below = [torch.zeros(5, 3, dtype=F64), *(gauss.cdf(torch.tensor(e, dtype=F64)) for e in (-0.5, 0.0, 0.5)), torch.ones(5, 3, dtype=F64)]
+    below = [
+        torch.zeros(5, 3, dtype=F64),
+        *(gauss.cdf(torch.tensor(e, dtype=F64)) for e in (-0.5, 0.0, 0.5)),
+        torch.ones(5, 3, dtype=F64),
+    ]
     expected = sum(c * (b - a) for c, a, b in zip((-0.75, -0.25, 0.25, 0.75), below, below[1:]))
     torch.testing.assert_close(flow.answer(mu, Point.at(flow.schedule, t=1 - u)), expected, rtol=1e-9, atol=1e-12)
 
@@ -233,3 +247,12 @@ def test_predictor_refuses_tokens_of_reals():
     flow = problems.create("mixture").denoiser("bayesian_flow")
     with pytest.raises(OptionError, match="'mine' draws tokens"):
         FlowPredictor(flow, 1, sampler="mine").probabilities(torch.zeros(1, 2), Point.at(flow.schedule, t=0.5))
+
+
+def test_the_readme_runs():
+    page = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert len(blocks) >= 2
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
