@@ -86,8 +86,7 @@ def samples_follow_the_model(name: str, promise: Promise) -> None:
         assert isinstance(flow, TinyTokens)
         p = fits(torch.bincount(x[:, 0] * 3 + x[:, 1], minlength=9), flow.joint.flatten())
     else:
-        more = {"grid": "logsnr"} if _has(name, "grid") else {}
-        x = promise.sample(flow, samplers.create(name, **more), batch=2000, steps=64, seed=3).x
+        x = promise.sample(flow, samplers.create(name), batch=2000, steps=64, seed=3).x
         p = min(_mixture_p_value(column) for column in x.t())
     promise(
         p > ENOUGH,

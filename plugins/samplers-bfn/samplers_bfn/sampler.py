@@ -23,6 +23,7 @@ from samplers.authoring import (
 )
 
 from .denoisers import FlowDenoiser
+from .schedules import DiscreteSchedule
 
 if TYPE_CHECKING:
     from .family import FlowPredictor
@@ -74,7 +75,11 @@ class FlowSampler(Sampler[FlowState]):
     conformance = Conformance(order={"end": "state", "grid": "logsnr", "eta": 1e-2})
 
     eta: float = option(1e-5, "time at which a run starts, between 0, where nothing is known, and 1", ge=1e-9, lt=1)
-    grid: str = option("time", "points at equal distances in time, or in the half log-SNR", choices=("time", "logsnr"))
+    grid: str = option(
+        "auto",
+        "points evenly spaced in time, as published, or in the half log-SNR; auto: time for tokens, half log-SNR for reals",
+        choices=("auto", "time", "logsnr"),
+    )
     end: str = option(
         "drop",
         "what the last evaluation is for: the result a step before the end of time, the result there, or one more step",
@@ -112,11 +117,12 @@ class FlowSampler(Sampler[FlowState]):
         schedule = canvas.denoiser.schedule
         steps = -(-self.solver_evaluations(canvas) // self.per_step)
         intervals = max(steps + (self.end == "drop"), 1)
+        even_in_time = self.grid == "time" or (self.grid == "auto" and isinstance(schedule, DiscreteSchedule))
         start = torch.tensor([1 - self.eta, 0.0], dtype=torch.float64, device="cpu")
-        first, last = (start if self.grid == "time" else schedule.lam(start)).tolist()
+        first, last = (start if even_in_time else schedule.lam(start)).tolist()
         share = torch.arange(steps + 1, dtype=torch.float64, device="cpu") / intervals
         even = first + share * (last - first)
-        return schedule.points(even if self.grid == "time" else schedule.t_of(even).clamp_min(0.0))
+        return schedule.points(even if even_in_time else schedule.t_of(even).clamp_min(0.0))
 
     def step(self, predict: FlowPredictor, state: FlowState) -> FlowState:
         """The solver's update to the next point; when there is none, the result."""

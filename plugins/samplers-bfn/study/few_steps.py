@@ -1,6 +1,6 @@
 """Error against evaluations of the samplers of Bayesian flows, on exact models, beside baselines, with 95 % intervals.
 
-    python study/few_steps.py            # some four minutes of one core; writes few_steps.json and few_steps.png beside itself
+    python study/few_steps.py            # some four minutes of one core that does nothing else; writes few_steps.json and few_steps.png beside itself
 
 What is scored is each problem's own metric; exact samples of the same number score the dashed line.
 """
@@ -28,6 +28,7 @@ TOKENS = (
     "bfn_sde_solver_2",
 )
 REALS = ("bfn", "bfn_euler", "bfn_euler_sde", "bfnpp_1", "bfnpp_2", "bfnpp_sde_2")
+PUBLISHED = {"grid": "time", "eta": 0.01}  # of reals: the grid that was published, and the start of its configuration
 # problem, kind of data, metric, rows, samplers
 CASES = (
     ("mixture", "continuous", "energy", 4000, REALS),
@@ -44,16 +45,18 @@ def measure() -> list[dict[str, Any]]:
     for problem_name, kind, metric, rows, names in CASES:
         problem = samplers.problems.create(problem_name)
         flow = problem.denoiser("bayesian_flow", kind=kind)
-        runs = [(name, flow, {}) for name in names]
-        if kind == "continuous":  # the same data under another kind of noise
-            runs.append(("dpmpp_2m", problem.denoiser("gaussian"), {}))
+        runs: list[tuple[str, Any, dict[str, Any]]] = [(name, flow, {}) for name in names]
+        if kind == "continuous":
+            runs += [(name, flow, PUBLISHED) for name in ("bfn", "bfnpp_2", "bfnpp_sde_2")]
+            runs.append(("dpmpp_2m", problem.denoiser("gaussian"), {}))  # the same data under another kind of noise
         for name, model, options in runs:
+            label = f"{name}, published grid" if options else name
             for steps in EVALUATIONS:
                 out = samplers.sample(model, name, batch=rows, steps=steps, seed=1, **options)
                 assert out.nfe == steps
                 said = problem.score(out, "masked" if kind == "discrete" else "gaussian")[metric]
                 records.append(
-                    {"problem": problem_name, "kind": kind, "metric": metric, "sampler": name, "nfe": steps, "n": rows}
+                    {"problem": problem_name, "kind": kind, "metric": metric, "sampler": label, "nfe": steps, "n": rows}
                     | {"value": said.value, "low": said.low, "high": said.high, "exact": said.truth}
                 )
         print(table(records, problem_name, kind), end="\n\n", flush=True)
@@ -90,16 +93,15 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
             ]  # moved aside, so that intervals do not cover each other
             y = [r["value"] for r in line]
             ends = [[max(r["value"] - r["low"], 0) for r in line], [r["high"] - r["value"] for r in line]]
-            style = "--" if name in ("bfn", "dpmpp_2m") else "-"
-            axes.errorbar(
-                x, y, ends, label=name, color=colours[name], linestyle=style, marker="o", markersize=3, capsize=2
-            )
-        axes.axhline(mine[0]["exact"], color="grey", linestyle=":", label="exact samples")
+            sampler, _, published = name.partition(", ")
+            look = {"color": colours[sampler], "linestyle": ":" if published else "-", "marker": "o", "markersize": 3}
+            axes.errorbar(x, y, ends, label=name, capsize=2, **look)
+        axes.axhline(mine[0]["exact"], color="grey", linestyle="--", label="exact samples")
         axes.set_title(f"{problem}, {'real numbers' if kind == 'continuous' else 'tokens'}, {rows} samples")
         axes.set_xscale("log")
         axes.set_xticks(EVALUATIONS, [str(n) for n in EVALUATIONS])
         axes.minorticks_off()
-        if metric == "energy":
+        if kind == "continuous":
             axes.set_yscale("log")
         axes.set_xlabel("evaluations")
         axes.set_ylabel(f"{metric} (lower is better)" if metric != "nll" else "nats per position")

@@ -140,7 +140,7 @@ def test_plus_plus_is_dpm_solver_on_the_flows_schedule(name, ours, options, prob
     problem = problems.create(problem)
     flow = problem.denoiser("bayesian_flow", kind="continuous", dtype=F64)
     gaussian = problem.denoiser("gaussian", schedule=flow.schedule, dtype=F64)
-    run = samplers.sample(flow, name, batch=4, steps=12, seed=5, trace=True)
+    run = samplers.sample(flow, name, batch=4, steps=12, seed=5, grid="time", trace=True)
     times = [p.t for p in run.trace[0].points]
     assert len(times) == 12 and times == pytest.approx([(1 - 1e-5) * (12 - i) / 12 for i in range(12)])
     expected = samplers.sample(gaussian, ours, times=times, batch=4, seed=5, **options)
