@@ -60,8 +60,8 @@ def groups() -> tuple[Group, ...]:
     """Groups of points that may be compared: one problem, one kind of data, one temperature, one number of samples.
 
     Each has id, problem, title, temperature (None for real numbers), families, rows, seeds, machine, primary, metrics
-    {name: exact samples' value or None}, and points. Each point has family, sampler, distribution, knob, value, nfe, seconds (None
-    if it was measured on another machine than most of its group) and, for each metric, [value, low, high] of a 95 % interval.
+    {name: exact samples' value or None}, and points. Each point has family, sampler, distribution, knob, value, nfe, seconds (per sample,
+    by an idle machine; None if it was not idle) and, for each metric, [value, low, high] of a 95 % interval.
     """
     zoo = json.loads((RESULTS / "zoo.json").read_text(encoding="utf-8"))
     new = json.loads((RESULTS / "choose.json").read_text(encoding="utf-8"))
@@ -71,8 +71,6 @@ def groups() -> tuple[Group, ...]:
         found[key] = one | {"id": key, "metrics": {m: about["exact"] for m, about in one["metrics"].items()}}
     for problem, about in new["zoo"].items():
         key = _key(problem, ("masked",), 1.0)
-        if key in found and len(found[key]["points"]) > len(zoo[problem]):
-            continue  # measured again as a whole
         points = [{"distribution": "sampler-zoo"} | p for p in zoo[problem]]
         more = found[key]["points"] if key in found else []
         metrics = {m: e["exact"] for m, e in about.items() if m != "primary"}
