@@ -7,13 +7,14 @@ CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/* tests/emulator/*.h tests/em
 
 # Two builds at once would write the same files.
 .NOTPARALLEL:
-.PHONY: help setup native test lint format bench bench-kernels draws fuzz sanitize clean
+.PHONY: help setup native test lint format docs bench bench-kernels draws fuzz sanitize clean
 
 help:
 	@echo "make bench          the demo sweep: runs/demo/report.html"
 	@echo "make test           the whole test suite"
 	@echo "make lint           ruff, mypy, clang-format, words that we no longer use, generated pages"
 	@echo "make format         before each commit: mend what tools can mend, write the generated pages"
+	@echo "make docs           the documentation as a site: build/site/index.html"
 	@echo "make bench-kernels  every kernel beside its peers: a table, and JSON under bench/results/ (ten minutes)"
 	@echo "make draws          ten million draws against the true distribution (minutes)"
 	@echo "make fuzz           100,000 random calls of the ops, right and wrong (minutes)"
@@ -67,6 +68,14 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 	$(BIN)/python tools/reference.py
+
+# Sphinx and its theme are not needed by anything else, so they are installed when the site is first built.
+$(VENV)/.docs: $(VENV)/.ready
+	SAMPLERS_NATIVE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python tools/website.py
 
 bench: $(VENV)/.native-cpu
 	$(BIN)/samplers bench --demo

@@ -7,6 +7,7 @@ version = release = registry.version()
 html_title = f"The sampler zoo {version}"
 extensions = ["myst_parser"]
 root_doc = "index"
+smartquotes = False  # 'auto' is a value that one types
 highlight_language = "text"  # a block that names no language is a drawing
 
 myst_heading_anchors = 4  # links to headings, as they work in the files themselves

@@ -61,6 +61,9 @@ CONTENTS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+# What a page is called in the table of contents, if not by its heading.
+TITLES = {"docs/README.md": "What to read, and words <{}>", "docs/zoo.md": "All token samplers, measured <{}>"}
+
 
 def contents() -> dict[str, list[str]]:
     """The pages of each part that exist, as paths in the repository.
@@ -213,7 +216,7 @@ def write_pages(folder: Path) -> None:
         if page == "docs/choose.md":
             text = "---\nhide-toc: true\n---\n\n" + text.replace("<!-- chooser -->", chooser())
         if page == "README.md":
-            trees = [tree([places[p] for p in pages if p != page], part) for part, pages in parts.items()]
+            trees = [tree([TITLES.get(p, "{}").format(places[p]) for p in pages if p != page], part) for part, pages in parts.items()]
             text += "\n" + "\n".join(line for lines in trees for line in lines)
         put(where, text)
     for family, names in families.items():

@@ -236,7 +236,7 @@ function start() {
     let last = -99;
     for (const b of budgetsOf(group)) if (b >= from && b <= to && x(b) - last > 26) { last = x(b); text(last, height - bottom + 16, number(b), "middle"); }
     if (exact !== null && (!log || exact > 0)) { line(left, y(exact), width - right, y(exact), "exact"); text(left + 4, y(exact) - 4, "exact samples"); }
-    if (budget >= from && budget <= to) { line(x(budget), top, x(budget), height - bottom, "budget"); text(Math.min(x(budget) + 5, width - 60), top + 10, "budget"); }
+    if (budget >= from && budget <= to) { line(x(budget), top, x(budget), height - bottom, "budget"); const far = x(budget) > width / 2; text(x(budget) + (far ? -5 : 5), top + 10, "budget", far ? "end" : "start"); }
     const who = (p) => `${p.distribution}:${p.sampler}`;
     const named = picked ? unique([picked, ...ranked].map((r) => who(r.point))).slice(0, COLOURS) : [];
     const names = unique(there.map(who)).sort((a, b) => named.indexOf(b) - named.indexOf(a));
