@@ -1,4 +1,4 @@
-"""Sphinx's settings for the site that tools/website.py builds (`make docs`). Pages are Markdown; nothing comes from the network."""
+"""Sphinx's settings for the site that tools/website.py builds (`make docs`). Pages are Markdown, and nothing is fetched."""
 
 from samplers import registry
 
@@ -18,6 +18,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_show_copyright = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 pygments_style, pygments_dark_style = "default", "github-dark"

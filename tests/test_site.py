@@ -100,23 +100,33 @@ def test_every_page_of_the_repository_is_in_the_table_of_contents(pages: Path) -
 
 
 def test_a_page_without_a_place_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(website.CONTENTS, "Reference", tuple(p for p in website.CONTENTS["Reference"] if "kernels" not in p))
+    monkeypatch.setitem(
+        website.CONTENTS, "Reference", tuple(p for p in website.CONTENTS["Reference"] if "kernels" not in p)
+    )
     with pytest.raises(SystemExit, match=r"docs/kernels\.md: not in the table of contents; add it to CONTENTS"):
         website.contents()
 
 
 def test_links_follow_the_pages_to_their_places() -> None:
-    places = {"README.md": "index", "docs/zoo.md": "zoo", "docs/samplers.md": "samplers", "plugins/samplers-hello/README.md": "plugins/a"}
+    places = {
+        "README.md": "index",
+        "docs/zoo.md": "zoo",
+        "docs/samplers.md": "samplers",
+        "plugins/samplers-hello/README.md": "plugins/a",
+    }
     files: set[str] = set()
 
     def relinked(text: str, page: str) -> str:
         return website.relinked(text, page, places, {"radd": "samplers/radd"}, files)
 
-    assert relinked("[a](docs/zoo.md#b) [c](https://d.e) [f](#g)", "README.md") == "[a](zoo.md#b) [c](https://d.e) [f](#g)"
+    assert (
+        relinked("[a](docs/zoo.md#b) [c](https://d.e) [f](#g)", "README.md") == "[a](zoo.md#b) [c](https://d.e) [f](#g)"
+    )
     assert relinked("[a](samplers.md#radd), [b](../README.md)", "docs/zoo.md") == "[a](samplers/radd.md), [b](index.md)"
     assert relinked("[a](../../docs/zoo.md)", "plugins/samplers-hello/README.md") == "[a](../zoo.md)"
     assert relinked("[a](plugins/samplers-hello)", "README.md") == "[a](plugins/a.md)"
-    assert relinked("[a](LICENSE)", "README.md") == "[a](files/LICENSE)" and files == {"LICENSE"}
+    assert relinked("[docs/zoo.md](docs/zoo.md), ![a](LICENSE)", "README.md") == "[](zoo.md), ![a](files/LICENSE)"
+    assert relinked("[a](LICENSE)", "README.md") == "[a](files/LICENSE)" and "LICENSE" in files
     assert relinked("```\n[a](docs/zoo.md)\n```", "README.md") == "```\n[a](docs/zoo.md)\n```"
     with pytest.raises(SystemExit, match="docs/nowhere"):
         relinked("[a](docs/nowhere.md)", "README.md")
@@ -170,7 +180,11 @@ def random_points(rng: random.Random, count: int) -> list[dict[str, Any]]:
 def test_the_ranking_is_what_it_is_said_to_be() -> None:
     rng = random.Random(0)
     for _ in range(200):
-        points, budget, cost = random_points(rng, rng.randrange(30)), rng.randrange(1, 9), rng.choice(["nfe", "seconds"])
+        points, budget, cost = (
+            random_points(rng, rng.randrange(30)),
+            rng.randrange(1, 9),
+            rng.choice(["nfe", "seconds"]),
+        )
         ranked = measured.ranking(points, "m", budget, cost)
         paid = [p for p in points if p[cost] is not None and p[cost] <= budget * 1.005]
         assert len(ranked) == len({(p["distribution"], p["sampler"]) for p in paid})
@@ -183,7 +197,10 @@ def test_the_ranking_is_what_it_is_said_to_be() -> None:
         if ranked:  # whoever overlaps the first is first as well, and the first is not beaten for sure
             first = min((p for _, p in ranked), key=lambda p: p["m"][2])
             assert all((rank == 1) == (p["m"][1] <= first["m"][2]) for rank, p in ranked)
-    two = [dict(sampler=s, distribution="x", nfe=1.0, seconds=None, m=m) for s, m in (("a", [0.2, 0.1, 0.3]), ("b", [0.5, 0.4, 0.6]))]
+    two = [
+        dict(sampler=s, distribution="x", nfe=1.0, seconds=None, m=m)
+        for s, m in (("a", [0.2, 0.1, 0.3]), ("b", [0.5, 0.4, 0.6]))
+    ]
     assert [(r, p["sampler"]) for r, p in measured.ranking(two, "m", 1)] == [(1, "a"), (2, "b")]
     assert measured.ranking(two, "m", 0.5) == [] and measured.ranking(two, "m", 1, "seconds") == []
 
@@ -191,7 +208,10 @@ def test_the_ranking_is_what_it_is_said_to_be() -> None:
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_browser_ranks_as_python_does_and_writes_lines_that_run() -> None:
     rng = random.Random(1)
-    cases = [[random_points(rng, rng.randrange(30)), "m", rng.randrange(1, 9), rng.choice(["nfe", "seconds"])] for _ in range(100)]
+    cases = [
+        [random_points(rng, rng.randrange(30)), "m", rng.randrange(1, 9), rng.choice(["nfe", "seconds"])]
+        for _ in range(100)
+    ]
     groups = measured.data()["groups"]
     cases += [[g["points"], m, b, "nfe"] for g in groups for m in g["metrics"] for b in g["budgets"]]
     program = (
@@ -213,7 +233,9 @@ def test_the_browser_ranks_as_python_does_and_writes_lines_that_run() -> None:
             if p["sampler"] in known:
                 options = {o.name: o for o in registry.load(p["sampler"]).options()}
                 given_options = dict(text.split("=") for text in args.option or ())
-                assert {k: options[k].parse(v) for k, v in given_options.items()} == ({} if p["knob"] == "steps" else {p["knob"]: p["value"]})
+                assert {k: options[k].parse(v) for k, v in given_options.items()} == (
+                    {} if p["knob"] == "steps" else {p["knob"]: p["value"]}
+                )
             compile(python, p["sampler"], "exec")
     for group, lines in zip(groups, found["lines"]):  # one line and one program of each problem are run
         if group["data"] in ("sudoku4", "mixture") and group["temperature"] in (None, 1.0):
@@ -261,7 +283,9 @@ class Reader(HTMLParser):
 def test_sphinx_builds_the_site_and_nothing_in_it_is_fetched(tmp_path: Path) -> None:
     for needed in ("sphinx", "myst_parser", "furo"):
         pytest.importorskip(needed)
-    run = subprocess.run([sys.executable, "tools/website.py", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "tools/website.py", "--out", tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     read = {}
     for path in tmp_path.rglob("*.html"):

@@ -1,8 +1,8 @@
 """What has been measured of each sampler, for the pages: groups of points, the ranking at a budget, tables and plots.
 
-bench/results/zoo.json (bench/zoo.py) has the token samplers at temperature 1, bench/results/choose.json (bench/choose.py) the rest.
-Everything here is made from those two files; nothing is run. docs/_static/choose.js ranks in the reader's browser by the
-same rule as `ranking`, which tests/test_site.py holds it to.
+bench/results/zoo.json (bench/zoo.py) has the token samplers at temperature 1, bench/results/choose.json (bench/choose.py) the
+rest. Everything here is made from those two files; nothing is run. docs/_static/choose.js ranks in the reader's browser by
+the same rule as `ranking`, which tests/test_site.py holds it to.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ PROBLEMS = {
 METRICS = {
     "tv": (
         "total variation",
-        "Half the sum, over all valid grids, of the distance between how often a grid was drawn and how often it should be. Invalid "
-        "grids count in full. 0 is perfect, 1 is disjoint; a finite number of exact samples is not at 0, because of chance.",
+        "Half the sum, over all valid grids, of the distance between how often a grid was drawn and how often it should be. "
+        "Invalid grids count in full. 0 is perfect, 1 is disjoint; a finite number of exact samples is not at 0, by chance.",
     ),
-    "invalid": ("share of invalid grids", "The share of the drawn grids that break a rule of sudoku. It says nothing of variety."),
+    "invalid": (
+        "share of invalid grids",
+        "The share of grids that break a rule of sudoku. It says nothing of variety.",
+    ),
     "mmd": (
         "squared kernel distance",
         "The squared maximum mean discrepancy between the samples and the exact distribution of the digits. A sampler that draws "
@@ -60,8 +63,8 @@ def groups() -> tuple[Group, ...]:
     """Groups of points that may be compared: one problem, one kind of data, one temperature, one number of samples.
 
     Each has id, problem, title, temperature (None for real numbers), families, rows, seeds, machine, primary, metrics
-    {name: exact samples' value or None}, and points. Each point has family, sampler, distribution, knob, value, nfe, seconds (per sample,
-    by an idle machine; None if it was not idle) and, for each metric, [value, low, high] of a 95 % interval.
+    {name: exact samples' value or None}, budgets, and points. A point has the keys of those in bench/results/zoo.json, and
+    distribution; seconds are per sample, None if the machine was not idle; a metric is [value, low, high] of a 95 % interval.
     """
     zoo = json.loads((RESULTS / "zoo.json").read_text(encoding="utf-8"))
     new = json.loads((RESULTS / "choose.json").read_text(encoding="utf-8"))
@@ -168,7 +171,20 @@ def best_table(group: Group) -> list[str]:
 
 def data() -> dict[str, Any]:
     """What the page "Choose a sampler" reads: plain numbers and texts."""
-    keys = ("id", "problem", "data", "title", "temperature", "families", "rows", "seeds", "primary", "metrics", "budgets", "points")
+    keys = (
+        "id",
+        "problem",
+        "data",
+        "title",
+        "temperature",
+        "families",
+        "rows",
+        "seeds",
+        "primary",
+        "metrics",
+        "budgets",
+        "points",
+    )
     return {
         "metrics": {m: {"label": label, "meaning": meaning} for m, (label, meaning) in METRICS.items()},
         "groups": [{k: g[k] for k in keys} | {"cpu": g["machine"]["cpu"]} for g in groups()],
@@ -203,7 +219,7 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
 
 
 def plot(group: Group, sampler: str, distribution: str, family: str) -> str:
-    """Quality against forward passes of one sampler, the others of its family in grey, as an <svg> for a page with our classes."""
+    """Quality against forward passes of one sampler, the others of its family in grey: an <svg> for a page with site.css."""
     metric, exact = group["primary"], group["metrics"][group["primary"]]
     family_points = [p for p in group["points"] if p["family"] == family]
     own = sorted((p for p in family_points if _is(p, sampler, distribution)), key=lambda p: p["nfe"])

@@ -40,7 +40,7 @@ SAMPLERS_INTRO = f"""\
 {NOTE}
 
 This page is made from the samplers themselves; `samplers show NAME` prints the same, with the docstring. Which sampler to
-choose is the subject of [zoo.md](zoo.md).
+choose is the subject of [choose.md](choose.md).
 
 Options are given to `samplers.sample(denoiser, "name", option=value)`, or on the command line with `-o option=value`. The
 arguments that every sampler takes (`steps`, `block_length`, `temperature` and so on) are described in
@@ -67,17 +67,18 @@ CHOOSE_INTRO = f"""\
 
 {NOTE}
 
-Every number here is measured on a problem whose exact model is known, so an error is the sampler's own. Samplers run with their options
-as they come; an adaptive one is run at several values of the option that sets its cost, and the best that the budget pays for counts.
+Every number here is measured on a problem whose exact model is known, so an error is the sampler's own. Samplers run with
+their options as they come; an adaptive one is run at several values of the option that sets its cost, and the best that the
+budget pays for counts.
 
 <!-- chooser -->
 
 ## The best at each budget
 
-Distance to the exact distribution, lower is better. Small print: the 95 % interval. "As good" are those whose intervals overlap that of
-the best: nothing that was measured tells them apart. Two more pages go deeper: [all token samplers](zoo.md) and
-[all continuous solvers](which_solver.md). `autoregressive` and `refusion` need a causal model; [caches_and_slots.md](caches_and_slots.md)
-has their figures.
+Distance to the exact distribution, lower is better. Small print: the 95 % interval. "As good" are those whose intervals
+overlap that of the best: nothing that was measured tells them apart. Two more pages go deeper:
+[all token samplers](zoo.md) and [all continuous solvers](which_solver.md). `autoregressive` and `refusion` need a causal
+model; [caches_and_slots.md](caches_and_slots.md) has their figures.
 """
 CHOOSE_OUTRO = """\
 ## Measure again
@@ -209,7 +210,12 @@ def choose_page() -> str:
     for group in measured.groups():
         at = "" if group["temperature"] is None else f", temperature {group['temperature']:g}"
         seeds = "" if group["seeds"] == 1 else f" at each of {group['seeds']} seeds"
-        lines += [f"### {group['data']}{at}", "", f"{sentence(group['title'])} {group['rows']:,} samples per run{seeds}.", ""]
+        lines += [
+            f"### {group['data']}{at}",
+            "",
+            f"{sentence(group['title'])} {group['rows']:,} samples per run{seeds}.",
+            "",
+        ]
         lines += [*measured.best_table(group), ""]
     return "\n".join([*lines, CHOOSE_OUTRO]).rstrip() + "\n"
 
@@ -273,7 +279,9 @@ def other_names(name: str) -> dict[str, list[str]]:
 def how_to_run(name: str, cls: Any) -> tuple[str, str]:
     """(line for a shell, lines of Python) that run a sampler."""
     if cls.facts.sequential:
-        python = f'model = samplers.models.zoo.load("text-refusion")\nout = samplers.sample(model, "{name}", gen_length=64)'
+        python = (
+            f'model = samplers.models.zoo.load("text-refusion")\nout = samplers.sample(model, "{name}", gen_length=64)'
+        )
         return f"samplers sample --denoiser text-refusion --sampler {name} --gen-length 64", python
     there = measured.of_sampler(cls.name, registry.entry(name).distribution)
     problem = there[0]["problem"] if there else "digits" if cls.family == "gaussian" else "sudoku4"
@@ -315,7 +323,11 @@ def sampler_page(name: str) -> str:
     if cls.__doc__:
         lines += ["## What it does", "", *docstring(cls.__doc__)]
     if there := measured.of_sampler(cls.name, item.distribution):
-        lines += ["## Measured", "", "Blue: this sampler, with 95 % intervals. Grey: the others of its family. Point at a line for its name."]
+        lines += [
+            "## Measured",
+            "",
+            "Blue: this sampler, with 95 % intervals. Grey: the others of its family. Point at a line for its name.",
+        ]
         lines += ["[Choose a sampler](../choose.md) ranks them.", "", "```{raw} html", '<div class="plots">']
         for group in there:
             lines.append(f'<a href="../choose.html#{link_to(group, cls.name)}">')
@@ -331,7 +343,16 @@ def sampler_page(name: str) -> str:
     path, text = source_of(cls)
     if text:
         fence = "`" * (1 + max([3, *map(len, re.findall(r"`{3,}", text))]))
-        lines += ["## Source", "", f"`{path}`", "", "```{raw} html", "<details><summary>Show the whole file</summary>", "```", ""]
+        lines += [
+            "## Source",
+            "",
+            f"`{path}`",
+            "",
+            "```{raw} html",
+            "<details><summary>Show the whole file</summary>",
+            "```",
+            "",
+        ]
         lines += [f"{fence}python", text.rstrip(), fence, "", "```{raw} html", "</details>", "```", ""]
     return "\n".join(lines).rstrip() + "\n"
 

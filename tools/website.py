@@ -116,22 +116,27 @@ def relinked(text: str, page: str, places: dict[str, str], samplers: dict[str, s
     here = posixpath.dirname(places[page])
 
     def changed(match: re.Match[str]) -> str:
-        target, _, anchor = match[1].partition("#")
-        if re.match(r"\w+:", match[1]) or not target:
+        words, address = match.groups()
+        target, _, anchor = address.partition("#")
+        if re.match(r"\w+:", address) or not target:
             return match[0]
         path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
         if path == "docs/samplers.md" and anchor in samplers:
             goal, anchor = samplers[anchor] + ".md", ""
-        elif (goal := places.get(path) or places.get(f"{path}/README.md", "")):
+        elif goal := places.get(path) or places.get(f"{path}/README.md", ""):
             goal += ".md"
+            # A page that is called by its file is called by its heading here, which Sphinx puts into an empty link.
+            words = "" if re.fullmatch(r"[\w./]+\.md", words) and not anchor else words
         elif (ROOT / path).is_file():
             files.add(path)
             goal = f"files/{path}"
         else:
-            raise SystemExit(f"{page}: the link to {match[1]} leads to no page and no file")
-        return f"]({posixpath.relpath(goal, here or '.')}{'#' + anchor if anchor else ''})"
+            raise SystemExit(f"{page}: the link to {address} leads to no page and no file")
+        return f"[{words}]({posixpath.relpath(goal, here or '.')}{'#' + anchor if anchor else ''})"
 
-    return "".join(part if code else re.sub(r"\]\(([^)\s]+)\)", changed, part) for code, part in prose_of(text))
+    return "".join(
+        part if code else re.sub(r"\[([^\[\]]*)\]\(([^)\s]+)\)", changed, part) for code, part in prose_of(text)
+    )
 
 
 # ---------------------------------------------------------------------------------------------- pages
@@ -150,7 +155,12 @@ def registered() -> dict[str, list[str]]:
 
 
 def family_page(family: str, names: list[str]) -> str:
-    lines = [f"# {family.replace('_', ' ').capitalize()} samplers", "", reference.FAMILIES.get(family, "A family of a plug-in."), ""]
+    lines = [
+        f"# {family.replace('_', ' ').capitalize()} samplers",
+        "",
+        reference.FAMILIES.get(family, "A family of a plug-in."),
+        "",
+    ]
     lines += ["| sampler | what it does |", "|---|---|"]
     for name in names:
         item, said = registry.entry(name), reference.sentence(registry.load(name).summary)
@@ -181,7 +191,8 @@ def chooser() -> str:
         group["points"] = [p | {"page": slug(_shown(p["sampler"], p["distribution"]))} for p in group["points"]]
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     form = (ROOT / "docs/chooser.html").read_text(encoding="utf-8")
-    return f'```{{raw}} html\n{form}\n<script type="application/json" id="measured">{text}</script>\n<script src="_static/choose.js"></script>\n```'
+    lines = ["```{raw} html", form, f'<script type="application/json" id="measured">{text}</script>']
+    return "\n".join([*lines, '<script src="_static/choose.js"></script>', "```"])
 
 
 def _shown(sampler: str, distribution: str) -> str:
@@ -216,7 +227,10 @@ def write_pages(folder: Path) -> None:
         if page == "docs/choose.md":
             text = "---\nhide-toc: true\n---\n\n" + text.replace("<!-- chooser -->", chooser())
         if page == "README.md":
-            trees = [tree([TITLES.get(p, "{}").format(places[p]) for p in pages if p != page], part) for part, pages in parts.items()]
+            trees = [
+                tree([TITLES.get(p, "{}").format(places[p]) for p in pages if p != page], part)
+                for part, pages in parts.items()
+            ]
             text += "\n" + "\n".join(line for lines in trees for line in lines)
         put(where, text)
     for family, names in families.items():
@@ -242,11 +256,25 @@ def build(out: Path) -> int:
     try:
         from sphinx.cmd.build import main as sphinx
     except ImportError:
-        print("the site needs Sphinx, myst-parser and furo: pip install 'sampler-zoo[docs]', or make docs", file=sys.stderr)
+        print(
+            "the site needs Sphinx, myst-parser and furo: pip install 'sampler-zoo[docs]', or make docs",
+            file=sys.stderr,
+        )
         return 1
     with tempfile.TemporaryDirectory() as pages:
         write_pages(Path(pages))
-        arguments = ["-q", "-W", "--keep-going", "-E", "-c", str(ROOT / "docs"), "-d", f"{pages}/.doctrees", pages, str(out)]
+        arguments = [
+            "-q",
+            "-W",
+            "--keep-going",
+            "-E",
+            "-c",
+            str(ROOT / "docs"),
+            "-d",
+            f"{pages}/.doctrees",
+            pages,
+            str(out),
+        ]
         return sphinx(arguments)
 
 

@@ -70,7 +70,7 @@ function start() {
     const select = form.elements[name], values = options.map(([value]) => value);
     select.replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
     select.value = values.includes(wanted) ? wanted : values[0];
-    select.disabled = options.length < 2;
+    select.parentElement.hidden = options.length < 2;
   }
 
   // What the form offers depends on the problem; what is still offered stays chosen.
@@ -164,7 +164,8 @@ function start() {
       const share = log ? Math.log(v / least) / Math.log(most / least) : (v - least) / (most - least);
       return `${(100 * (most > least ? share : 0.5)).toFixed(1)}%`;
     };
-    const rows = (state.all ? ranked : ranked.slice(0, SHOWN)).map(({ rank, point: p }) => {
+    const seen = state.all ? ranked : ranked.filter((r, i) => i < SHOWN || r === picked);
+    const rows = seen.map(({ rank, point: p }) => {
       const [value, low, high] = p[metric];
       const radio = element("input", { type: "radio", name: "picked", value: p.sampler, "aria-label": `Show how to run ${p.sampler}` });
       radio.checked = p === picked.point;
