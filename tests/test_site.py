@@ -197,10 +197,8 @@ def test_the_ranking_is_what_it_is_said_to_be() -> None:
         if ranked:  # whoever overlaps the first is first as well, and the first is not beaten for sure
             first = min((p for _, p in ranked), key=lambda p: p["m"][2])
             assert all((rank == 1) == (p["m"][1] <= first["m"][2]) for rank, p in ranked)
-    two = [
-        dict(sampler=s, distribution="x", nfe=1.0, seconds=None, m=m)
-        for s, m in (("a", [0.2, 0.1, 0.3]), ("b", [0.5, 0.4, 0.6]))
-    ]
+    common = {"distribution": "x", "nfe": 1.0, "seconds": None}
+    two = [common | {"sampler": "a", "m": [0.2, 0.1, 0.3]}, common | {"sampler": "b", "m": [0.5, 0.4, 0.6]}]
     assert [(r, p["sampler"]) for r, p in measured.ranking(two, "m", 1)] == [(1, "a"), (2, "b")]
     assert measured.ranking(two, "m", 0.5) == [] and measured.ranking(two, "m", 1, "seconds") == []
 

@@ -48,7 +48,7 @@ CONTENTS: dict[str, tuple[str, ...]] = {
         "docs/new.md",
         "docs/check.md",
         "docs/hooks.md",
-        "docs/families.md",
+        "docs/own_family.md",
         "plugins/*/README.md",
     ),
     "Reference": (

@@ -89,7 +89,7 @@ function start() {
     seconds.parentElement.title = timed ? "" : "These runs were not timed.";
     (wanted.cost === "seconds" && timed ? seconds : passes).checked = true;
     const budgets = budgetsOf(group);
-    if (wanted.budget > 0) form.elements.budget.value = wanted.budget;
+    if (wanted.budget > 0 && wanted.cost === cost()) form.elements.budget.value = wanted.budget;
     else form.elements.budget.value = budgets[Math.floor((budgets.length - 1) * 0.67)];
     document.querySelector("#chooser .picks").replaceChildren(...budgets.map((b) => {
       const button = element("button", { type: "button" }, String(b));
