@@ -21,10 +21,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import measured  # noqa: E402
 
-from samplers import registry  # noqa: E402
+from samplers import problems, registry  # noqa: E402
 from samplers.aliases import ALIASES  # noqa: E402
 from samplers.cli import _parser  # noqa: E402
 from samplers.cli.cite import citation  # noqa: E402
+from samplers.family import family_of  # noqa: E402
 
 NOTE = "<!-- Written by tools/reference.py. Change what the code says of itself, then run `make format`. -->"
 LENGTH, STEPS = 64, (8, 16, 32, 64)  # where expected forward passes are shown
@@ -106,6 +107,11 @@ def builtin() -> list[str]:
     return sorted(names, key=lambda n: (order.index(registry.load(n).family), n))
 
 
+def about_family(name: str) -> str:
+    """A sentence on a family; of a plug-in's what it says of itself."""
+    return FAMILIES.get(name) or sentence(prose(family_of(name).summary))
+
+
 def cell(text: object) -> str:
     return str(text).replace("|", "\\|").replace("\n", " ")
 
@@ -126,7 +132,7 @@ def options_of(cls: Any) -> Iterator[str]:
 
 def cost_of(cls: Any) -> str:
     """What is known of a sampler's NFE, as a sentence."""
-    if cls.family == "gaussian":
+    if not family_of(cls.family).tokens:
         return "`steps`"
     if cls.facts.sweep:
         option, values = cls.facts.sweep
@@ -147,7 +153,7 @@ def facts_of(cls: Any) -> Iterator[str]:
     """The list of a sampler's facts."""
     yield f"- Paper: {cls.cite}"
     yield f"- NFE: {cost_of(cls)}"
-    if cls.family != "gaussian":
+    if family_of(cls.family).tokens:
         yield f"- Bias: {cls.facts.bias or 'not stated'}"
         yield f"- Temperature, unless you give one: {cls.default_temperature:g}"
     else:
@@ -228,7 +234,7 @@ FORMULA = re.compile(r"^[\w'(){},*+/^ -]{1,24} = ")
 
 def prose(text: str) -> str:
     """Plain text as Markdown: what would be marks of its own is escaped, and what stands in backquotes stays."""
-    parts = re.split(r"(`[^`\n]*`)", text)
+    parts = re.split(r"(`[^`\n]*`)", text)  # every second part is one in backquotes
     plain = [part if i % 2 else SPECIAL.sub(r"\\\1", part) for i, part in enumerate(parts)]
     return re.sub(r"^(\s*)([-+]|\d+[.)]) ", r"\1\\\2 ", "".join(plain))
 
@@ -254,7 +260,9 @@ def docstring(text: str) -> Iterator[str]:
                 block = inspect.cleandoc("\n".join(["", *lines[at:end]]))
                 yield from ("```text", block, "```", "")
             else:
-                yield from (prose(" ".join(lines[at:end])), "")
+                # A page that is named becomes a link.
+                text = prose(" ".join(lines[at:end]))
+                yield from (re.sub(r"docs/([\w\\]+\.md)", lambda m: f"[](../{m[1]})".replace("\\", ""), text), "")
             at = end
 
 
@@ -283,9 +291,10 @@ def how_to_run(name: str, cls: Any) -> tuple[str, str]:
             f'model = samplers.models.zoo.load("text-refusion")\nout = samplers.sample(model, "{name}", gen_length=64)'
         )
         return f"samplers sample --denoiser text-refusion --sampler {name} --gen-length 64", python
-    there = measured.of_sampler(cls.name, registry.entry(name).distribution)
-    problem = there[0]["problem"] if there else "digits" if cls.family == "gaussian" else "sudoku4"
-    rest = "steps=16" if cls.family == "gaussian" else "steps=16, temperature=1.0"
+    family = family_of(cls.family)
+    suited = [p for p in ("digits", "sudoku4", "mixture") if family.supports(problems.create(p))] or ["sudoku4"]
+    problem = "sudoku4" if family.tokens else suited[0]
+    rest = "steps=16, temperature=1.0" if family.tokens else "steps=16"
     python = f'denoiser = samplers.problems.create("{problem}").denoiser("{cls.family}")\n'
     python += f'out = samplers.sample(denoiser, "{name}", batch=4, {rest})'
     return f"samplers sample --problem {problem} --family {cls.family} --sampler {name} --steps 16", python
@@ -312,7 +321,7 @@ def sampler_page(name: str) -> str:
     cls = item.load()
     shell, python = how_to_run(name, cls)
     lines = [f"# {name}", "", sentence(prose(cls.summary)), ""]
-    lines += [f"- Family: {cls.family}. {FAMILIES.get(cls.family, '')}".rstrip()]
+    lines += [f"- Family: {cls.family}. {about_family(cls.family)}"]
     if item.distribution != registry.DISTRIBUTION:
         lines.append(f"- From: the package `{item.distribution}` {item.version}, which is installed by itself")
     paper, *facts = facts_of(cls)

@@ -27,6 +27,7 @@ import reference  # noqa: E402
 
 from samplers import registry  # noqa: E402
 from samplers.errors import PluginError  # noqa: E402
+from samplers.family import family_names  # noqa: E402
 
 # The table of contents, by part. A page that does not exist yet has its place; '*' stands for every plug-in of this repository.
 CONTENTS: dict[str, tuple[str, ...]] = {
@@ -150,15 +151,14 @@ def registered() -> dict[str, list[str]]:
             found.setdefault(registry.load(name).family, []).append(name)
         except PluginError as error:
             print(f"left out: {error}", file=sys.stderr)
-    order = [*reference.FAMILIES, *sorted(set(found) - set(reference.FAMILIES))]
-    return {family: found[family] for family in order if family in found}
+    return {family: found[family] for family in family_names() if family in found}
 
 
 def family_page(family: str, names: list[str]) -> str:
     lines = [
         f"# {family.replace('_', ' ').capitalize()} samplers",
         "",
-        reference.FAMILIES.get(family, "A family of a plug-in."),
+        reference.about_family(family),
         "",
     ]
     lines += ["| sampler | what it does |", "|---|---|"]
@@ -175,7 +175,7 @@ def index_page(families: dict[str, list[str]]) -> str:
     for family, names in families.items():
         links = [f"[`{n}`](samplers/{slug(n)}.md)" for n in names]
         lines += [f"## [{family.replace('_', ' ').capitalize()}](families/{family}.md)", ""]
-        lines += [reference.FAMILIES.get(family, "A family of a plug-in."), "", ", ".join(links), ""]
+        lines += [reference.about_family(family), "", ", ".join(links), ""]
     return "\n".join([*lines, *tree([f"families/{family}" for family in families])])
 
 

@@ -181,9 +181,8 @@ function start() {
         element("td", { class: "number" }, number(value)), element("td", { class: "number quiet" }, `${number(low)} to ${number(high)}`),
         element("td", { class: "bar" }, bar), element("td", { class: "number" }, spent(p)), element("td", { class: "quiet" }, setting));
     });
-    const heads = ["", "rank", "sampler", metrics[metric].label, "95 % interval", "", cost() === "seconds" ? "time" : "passes", "setting"];
-    const caption = element("caption", {}, `${group.data}${group.temperature === null ? "" : `, temperature ${group.temperature}`}` +
-      (exact === null ? "" : `; exact samples have ${number(exact)} (the upright line)`));
+    const heads = ["", "rank", "sampler", metrics[metric].label, "95 % interval", exact === null ? "" : `| exact: ${number(exact)}`, cost() === "seconds" ? "time" : "passes", "setting"];
+    const caption = element("caption", {}, `${group.data}${group.temperature === null ? "" : `, temperature ${group.temperature}`}`);
     document.getElementById("ranked").replaceChildren(element("table", { class: "ranking" }, caption,
       element("thead", {}, element("tr", {}, ...heads.map((h) => element("th", { scope: "col" }, h)))), element("tbody", {}, ...rows)));
     const more = document.getElementById("more");
