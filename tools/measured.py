@@ -11,7 +11,7 @@ import functools
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ PROBLEMS = {
     "text": "dependence between neighbours: 64 characters",
     "mixture": "a mixture of Gaussians in two dimensions",
 }
+HEATED = ("masked", "uniform")  # the families whose runs take a temperature
 # The metrics that samplers are ranked by. Lower is better for all of them.
 METRICS = {
     "tv": (
@@ -70,10 +71,10 @@ def groups() -> tuple[Group, ...]:
     new = json.loads((RESULTS / "choose.json").read_text(encoding="utf-8"))
     found: dict[str, Group] = {}
     for one in new["groups"]:
-        key = _key(one["problem"], one["families"], one["temperature"])
+        key = _key(one["problem"], one["temperature"])
         found[key] = one | {"id": key, "metrics": {m: about["exact"] for m, about in one["metrics"].items()}}
     for problem, about in new["zoo"].items():
-        key = _key(problem, ("masked",), 1.0)
+        key = _key(problem, 1.0)
         points = [{"distribution": "sampler-zoo"} | p for p in zoo[problem]]
         more = found[key]["points"] if key in found else []
         metrics = {m: e["exact"] for m, e in about.items() if m != "primary"}
@@ -93,9 +94,10 @@ def groups() -> tuple[Group, ...]:
     return tuple(_completed(g) for g in made)
 
 
-def _key(problem: str, families: Iterable[str], temperature: float | None) -> str:
-    reals = problem == "digits" and "masked" not in families and "uniform" not in families
-    return problem + (" reals" if reals else "") + ("" if temperature is None else f" {temperature:g}")
+def _key(problem: str, temperature: float | None) -> str:
+    if temperature is not None:
+        return f"{problem} {temperature:g}"
+    return f"{problem} reals" if problem == "digits" else problem
 
 
 def _data(key: str) -> str:
@@ -108,8 +110,11 @@ def _completed(group: Group) -> Group:
     keep = ("family", "sampler", "distribution", "knob", "value", "nfe", "seconds", *metrics)
     points = [{k: p[k] for k in keep} for p in group["points"]]
     points = [p for p in points if all(isinstance(v, (int, float)) for m in metrics for v in p[m])]
+    # At another temperature than 1 samples are not meant to follow the model's distribution; whether they are valid still counts.
+    primary = "invalid" if group["temperature"] not in (None, 1.0) and "invalid" in metrics else group["primary"]
     return group | {
         "data": _data(group["id"]),
+        "primary": primary,
         "title": PROBLEMS[_data(group["id"])],
         "families": sorted({p["family"] for p in points}),
         "metrics": metrics,
@@ -187,7 +192,7 @@ def data() -> dict[str, Any]:
     )
     return {
         "metrics": {m: {"label": label, "meaning": meaning} for m, (label, meaning) in METRICS.items()},
-        "groups": [{k: g[k] for k in keys} | {"cpu": g["machine"]["cpu"]} for g in groups()],
+        "groups": [{k: g[k] for k in keys} | {"cpu": g["machine"]["cpu"], "heated": HEATED} for g in groups()],
     }
 
 

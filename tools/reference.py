@@ -76,7 +76,7 @@ budget pays for counts.
 
 ## The best at each budget
 
-Distance to the exact distribution, lower is better. Small print: the 95 % interval. "As good" are those whose intervals
+Lower is better in every table. Small print: the 95 % interval. "As good" are those whose intervals
 overlap that of the best: nothing that was measured tells them apart. Two more pages go deeper:
 [all token samplers](zoo.md) and [all continuous solvers](which_solver.md). `autoregressive` and `refusion` need a causal
 model; [caches_and_slots.md](caches_and_slots.md) has their figures.
@@ -222,6 +222,8 @@ def choose_page() -> str:
             f"{sentence(group['title'])} {group['rows']:,} samples per run{seeds}.",
             "",
         ]
+        if group["temperature"] not in (None, 1.0):
+            lines += ["At this temperature samples are meant to be likely, not to follow the model's distribution.", ""]
         lines += [*measured.best_table(group), ""]
     return "\n".join([*lines, CHOOSE_OUTRO]).rstrip() + "\n"
 

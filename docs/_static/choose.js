@@ -31,7 +31,7 @@ function shellLine(group, p) {
   const words = ["samplers sample", `--problem ${group.problem}`, `--family ${p.family}`, `--sampler ${nameOf(p)}`];
   if (p.knob !== "steps") words.push(`-o ${p.knob}=${p.value}`);
   else if (p.value !== null) words.push(`--steps ${p.value}`);
-  if (group.temperature !== null) words.push(`--temperature ${group.temperature}`);
+  if (group.heated.includes(p.family) && group.temperature !== null) words.push(`--temperature ${group.temperature}`);
   return words.join(" ");
 }
 
@@ -40,7 +40,7 @@ function pythonLines(group, p) {
   const args = [`denoiser, "${nameOf(p)}"`, "batch=16"];
   if (p.knob !== "steps") args.push(`${p.knob}=${p.value}`);
   else if (p.value !== null) args.push(`steps=${p.value}`);
-  if (group.temperature !== null) args.push(`temperature=${group.temperature}`);
+  if (group.heated.includes(p.family) && group.temperature !== null) args.push(`temperature=${group.temperature}`);
   return `import samplers\n\ndenoiser = samplers.problems.create("${group.problem}").denoiser("${p.family}")\n` +
     `out = samplers.sample(${args.join(", ")})`;
 }
@@ -134,6 +134,8 @@ function start() {
     draw(group, points, metric, limit, ranked, picked);
     document.getElementById("meaning").textContent = `${metrics[metric].meaning} Lower is better. ` +
       `${group.rows.toLocaleString("en")} samples per run${group.seeds > 1 ? ` and ${group.seeds} seeds` : ""}; bars are 95 % intervals. ` +
+      (group.temperature === null || group.temperature === 1 ? "" :
+        "At this temperature samples are meant to be likely, not to follow the model's distribution. ") +
       (cost() === "seconds" ? `Seconds were measured with one thread of ${group.cpu}, the exact model's own time included.` : "");
   }
 
