@@ -225,7 +225,8 @@ def test_the_browser_ranks_as_python_does_and_writes_lines_that_run() -> None:
         assert ranked == [list(r) for r in measured.ranking(*case)]
     parser, known = _parser(), set(registry.names())
     for group, lines in zip(groups, found["lines"]):
-        for p, (shell, python) in zip(group["points"], lines):
+        one_of_each = {p["sampler"]: (p, line) for p, line in zip(group["points"], lines)}
+        for p, (shell, python) in one_of_each.values():
             args = parser.parse_args(shlex.split(shell)[1:])
             assert (args.problem, args.sampler) == (group["problem"], p["sampler"])
             if p["sampler"] in known:
