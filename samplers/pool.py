@@ -147,9 +147,7 @@ def _begin(number: int, who: str, denoiser: TokenDenoiser, sampler: Any, argumen
     """A run whose steps are cut short where they ask the model; OptionError if it cannot be one. who: the public class."""
     for name in ("cache", "trace", "progress"):
         if arguments.get(name):
-            raise OptionError(
-                f"{name} does not go with {who}: its forward passes are plain, its steps begun again"
-            )
+            raise OptionError(f"{name} does not go with {who}: its forward passes are plain, its steps begun again")
     run = stream(denoiser, sampler, **arguments)
     if not isinstance(run.predictor, Predictor) or not isinstance(run.predictor.feed, PlainFeed):
         raise OptionError(

@@ -1,7 +1,7 @@
 """python -m samplers_bridges: writes the files by which engines find the samplers.
 
-    python -m samplers_bridges transformers FOLDER   # a folder for model.generate(custom_generate=FOLDER)
-    python -m samplers_bridges sglang [FILE]         # a dLLM algorithm file; FILE: samplers_zoo.py where SGLang is installed
+python -m samplers_bridges transformers FOLDER   # a folder for model.generate(custom_generate=FOLDER)
+python -m samplers_bridges sglang [FILE]         # a dLLM algorithm file; FILE: samplers_zoo.py where SGLang is installed
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from . import FOLDER
 
 def main(arguments: list[str] | None = None) -> int:
     """Write what is asked for; 0, or 2 and a sentence on stderr."""
-    parser = argparse.ArgumentParser("python -m samplers_bridges", description="Writes the files that engines look for.")
+    parser = argparse.ArgumentParser(
+        "python -m samplers_bridges", description="Writes the files that engines look for."
+    )
     which = parser.add_subparsers(dest="engine", required=True)
-    folder = which.add_parser("transformers", help="a folder for generate(custom_generate=FOLDER, trust_remote_code=True)")
+    folder = which.add_parser(
+        "transformers", help="a folder for generate(custom_generate=FOLDER, trust_remote_code=True)"
+    )
     folder.add_argument("folder", metavar="FOLDER", type=Path)
     file = which.add_parser("sglang", help="the file by which SGLang finds --dllm-algorithm Samplers")
     file.add_argument("file", metavar="FILE", type=Path, nargs="?", help="none: where SGLang is installed")
@@ -45,7 +49,9 @@ def _sglang(file: Path | None) -> Path:
     if file is None:
         found = importlib.util.find_spec("sglang")
         if found is None or not found.submodule_search_locations:
-            raise OSError("SGLang is not installed here; say where the file goes: python -m samplers_bridges sglang FILE")
+            raise OSError(
+                "SGLang is not installed here; say where the file goes: python -m samplers_bridges sglang FILE"
+            )
         file = Path(found.submodule_search_locations[0]) / "srt" / "dllm" / "algorithm" / "samplers_zoo.py"
     from .sglang import FILE
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from samplers import AskingRun, Canvas, FamilyError, OptionError, Sampler, TokenDenoiser, create
 from torch import Tensor
+
+from samplers import AskingRun, Canvas, FamilyError, OptionError, Sampler, TokenDenoiser, create
 
 __all__ = ["Block", "Rule", "open_windows", "row_of"]
 
@@ -63,7 +64,9 @@ class Rule:
                 raise OptionError(f"{who} has no setting {key!r}; it has {', '.join(known)}")
         name, options = config.get("sampler"), config.get("options") or {}
         if not isinstance(name, str):
-            raise OptionError(f"{who}: sampler is {name!r}; the name of a masked sampler is needed, such as entropy_bound")
+            raise OptionError(
+                f"{who}: sampler is {name!r}; the name of a masked sampler is needed, such as entropy_bound"
+            )
         if not isinstance(options, Mapping):
             raise OptionError(f"{who}: options is {options!r}; a mapping is needed, such as {{bound: 0.3}}")
         sampler = create(name, **options)
@@ -71,11 +74,20 @@ class Rule:
             raise FamilyError(f"{who}: sampler {name!r} is of the {sampler.family} family; a masked one is needed")
         settings = {key: config[key] for key in SETTINGS if config.get(key) is not None}
         rule = cls(sampler, config.get("steps"), config.get("seed", 0), settings)
-        rule.begin(torch.tensor([1], device="cpu"), 0, row=0, vocab_size=2, mask_id=1)  # says now what a request would say
+        rule.begin(
+            torch.tensor([1], device="cpu"), 0, row=0, vocab_size=2, mask_id=1
+        )  # says now what a request would say
         return rule
 
     def begin(
-        self, ids: Tensor, start: int, *, row: int, vocab_size: int, mask_id: int, settings: Mapping[str, Any] | None = None
+        self,
+        ids: Tensor,
+        start: int,
+        *,
+        row: int,
+        vocab_size: int,
+        mask_id: int,
+        settings: Mapping[str, Any] | None = None,
     ) -> Block:
         """Begin a block.
 
@@ -86,7 +98,9 @@ class Rule:
             settings: in place of the rule's own, for one request.
         """
         device = ids.device
-        x = torch.full((1, start + len(ids)), int(mask_id == 0), dtype=torch.int64, device=device)  # any token but the mask
+        x = torch.full(
+            (1, start + len(ids)), int(mask_id == 0), dtype=torch.int64, device=device
+        )  # any token but the mask
         x[0, start:] = ids
         fill = x == mask_id
         facts = {"vocab_size": vocab_size, "mask_id": mask_id, "device": device}
@@ -156,6 +170,8 @@ def open_windows(state: Any, size: int, who: str) -> tuple[Tensor, Tensor]:
     first = torch.where(state.open, torch.arange(state.x.shape[1], device=end.device), end)
     longest = int((end - first.amin(1, keepdim=True)).max())
     if longest > size:
-        raise OptionError(f"{who} fills blocks of at most {size} positions, not {longest}: give block_length={size} or less")
+        raise OptionError(
+            f"{who} fills blocks of at most {size} positions, not {longest}: give block_length={size} or less"
+        )
     there = state.x.gather(1, position.clamp_min(0))
     return position, torch.where(position >= 0, there, int(canvas.mask_id == 0))

@@ -18,12 +18,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from samplers import FamilyError, OptionError, PluginError
-from samplers.authoring import DraftState, Facts, Layout, Predict, Sampler
 from torch import Tensor
 
+from samplers import FamilyError, OptionError, PluginError
+from samplers.authoring import DraftState, Facts, Layout, Predict, Sampler
+
 from .blocks import Block, Rule, open_windows, row_of
-from .peers import peer_class
+from .peers import greedy, peer_class
 
 __all__ = ["FILE", "algorithm", "sampler_from_algorithm"]
 
@@ -65,7 +66,9 @@ def algorithm(base: type) -> type:
             settings.pop("block_size", None)
             self.per_request = bool(settings.pop("per_request", False))
             if getattr(config, "is_uniform", False) or config.mask_id < 0:
-                raise FamilyError("samplers_bridges.sglang is for models with a mask token; this one is of uniform noise")
+                raise FamilyError(
+                    "samplers_bridges.sglang is for models with a mask token; this one is of uniform noise"
+                )
             self.rule = Rule.of("the configuration of --dllm-algorithm Samplers", settings)
 
         def max_steps(self, block_size: int) -> int:
@@ -135,7 +138,7 @@ class AlgorithmSampler(Sampler[AlgorithmState]):
     """Base of samplers that `sampler_from_algorithm` makes: each step is one `step` of the algorithm over the rows' blocks."""
 
     family = "masked"
-    facts = Facts(bias="biased", revises=True)
+    facts = Facts(revises=True, stores_logits=True)
     default_temperature = 0.0
     ALGORITHM = staticmethod(lambda config: None)
     SIZE = 32
@@ -145,6 +148,7 @@ class AlgorithmSampler(Sampler[AlgorithmState]):
 
     def step(self, predict: Predict, state: AlgorithmState) -> AlgorithmState:
         size, mask_id = self.SIZE, state.canvas.mask_id
+        greedy(predict, self.name)
         position, draft = open_windows(state, size, f"sampler {self.name!r}")
         logits = predict.logits(state)
         column = logits.position - position[logits.row, 0]
@@ -202,11 +206,14 @@ def sampler_from_algorithm(
     Each forward pass that SGLang would run is one here: the one in which an algorithm only sees that its block is full counts as
     well. The sampler copies what the algorithm keeps for a request (`states`) before each step, so a state never changes.
 
+    Such a rule draws nothing. So a temperature other than 0 is refused, and the conformance kit, which draws, does not apply.
+
     Args:
         algorithm: a subclass of DllmAlgorithm with the method step(forward_batch, logits, states), or whatever makes one of a
             configuration with the attributes of DllmConfig.
         name, summary, cite: as every sampler has them.
-        options: what the algorithm reads from its configuration, with defaults: they become options of the sampler.
+        options: what the algorithm reads from its configuration, with defaults, or with samplers.option(default,
+            help, ge=...): they become options of the sampler.
         block_size: positions per block; block_length of a run may be less, and the block is then filled up on the left with
             what stands there, which the algorithm takes for decided.
 

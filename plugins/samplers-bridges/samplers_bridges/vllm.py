@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from samplers import OptionError, SamplersError
-from samplers.authoring import DraftState, Facts, Layout, Predict, Sampler
 from torch import Tensor
 
+from samplers import OptionError, SamplersError
+from samplers.authoring import DraftState, Facts, Layout, Predict, Sampler
+
 from .blocks import Block, Rule, open_windows, row_of
-from .peers import peer_class
+from .peers import greedy, peer_class
 
 __all__ = ["RemaskStepResult", "SamplerPolicy", "sampler_from_policy"]
 
@@ -159,7 +160,7 @@ class PolicySampler(Sampler[DraftState]):
     """Base of samplers that `sampler_from_policy` makes: each step asks the policy about each row's block."""
 
     family = "masked"
-    facts = Facts(bias="biased", revises=True)
+    facts = Facts(revises=True, stores_logits=True)
     default_temperature = 0.0
     POLICY = staticmethod(lambda: None)
     SIZE = 32
@@ -169,6 +170,7 @@ class PolicySampler(Sampler[DraftState]):
 
     def step(self, predict: Predict, state: DraftState) -> DraftState:
         size, policy = self.SIZE, self.POLICY()
+        greedy(predict, self.name)
         position, draft = open_windows(state, size, f"sampler {self.name!r}")
         logits = predict.logits(state)
         dense = logits.value.new_zeros(len(draft), size, logits.value.shape[1])
@@ -206,10 +208,13 @@ def sampler_from_policy(
     The policy is told "mask_token_id", "denoise_steps" (those of the row's block) and "denoise_step_index" beside `options`. It
     must be a function of what it is given, as the plug-in's own are: it is made anew in every step.
 
+    Such a rule draws nothing. So a temperature other than 0 is refused, and the conformance kit, which draws, does not apply.
+
     Args:
         policy: the class, or whatever makes one.
         name, summary, cite: as every sampler has them.
-        options: keys of remasking_config with defaults: they become options of the sampler.
+        options: keys of remasking_config with defaults, or with samplers.option(default,
+            help, ge=...): they become options of the sampler.
         draft_size: positions per block (the plug-in's DRAFT_SIZE); block_length of a run may be less, and the draft is then
             filled up on the left with what stands there, which the policy takes for decided.
 

@@ -1,13 +1,14 @@
 """Requests through toy engines get the tokens, and cost the forward passes, that samplers.sample says."""
 
 import pytest
-import samplers
 import torch
-from engines import MASK, NET, SIZE, VOCAB, DllmAlgorithm, Request, SglangLoop, config_of, vllm_step
-from samplers import OptionError
+from bridge_engines import MASK, NET, SIZE, VOCAB, DllmAlgorithm, Request, SglangLoop, config_of, vllm_step
 from samplers_bridges.blocks import row_of
 from samplers_bridges.sglang import algorithm
 from samplers_bridges.vllm import SamplerPolicy
+
+import samplers
+from samplers import OptionError
 
 STEPS, SEED = 3, 5
 # One after the other: deterministic, drawn, in random order, remasking, editing, asking twice in a step, with a history.
@@ -59,7 +60,9 @@ def test_requests_through_an_engine_are_what_they_are_alone(sampler, mode):
         policy = SamplerPolicy(mask_id=MASK, **config)
         own = {r.rid: policy.request(r.rid, position=len(r.tokens)) for r in together}
     else:
-        loop = SglangLoop(algorithm(DllmAlgorithm)(config_of({**config, "block_size": SIZE}, fdfo=mode == "first done")))
+        loop = SglangLoop(
+            algorithm(DllmAlgorithm)(config_of({**config, "block_size": SIZE}, fdfo=mode == "first done"))
+        )
     rounds = 0
     while going := [r for r in together if r.blocks]:
         rounds += 1
@@ -87,7 +90,15 @@ def test_rules_without_draws_are_one_call_of_sample(sampler):
     while request.blocks:
         loop.round([request])
     made = samplers.sample(
-        NET, sampler, prompt=PROMPTS["b"], gen_length=7, block_length=SIZE, align=True, window="block", temperature=0, **options
+        NET,
+        sampler,
+        prompt=PROMPTS["b"],
+        gen_length=7,
+        block_length=SIZE,
+        align=True,
+        window="block",
+        temperature=0,
+        **options,
     )
     assert request.tokens == made.x[0].tolist()
     assert request.forwards == loop.calls == made.nfe + 2

@@ -1,15 +1,14 @@
 """Other people's rules as samplers: the tokens and forward passes that they have in their own engine."""
 
-import json
-
 import pytest
-import samplers
 import torch
-from engines import MASK, NET, SIZE, Request, SglangLoop, config_of, vllm_step
-from peer_rules import Bar, BarAlgorithm, BarOfSglang, Edit, EditAlgorithm, Refine, RefinePolicy, ThresholdPolicy
-from samplers import OptionError, SamplersError, registry
+from bridge_engines import MASK, NET, SIZE, Request, SglangLoop, config_of, vllm_step
+from bridge_rules import Bar, BarAlgorithm, BarOfSglang, Edit, EditAlgorithm, Refine, RefinePolicy, ThresholdPolicy
 from samplers_bridges.sglang import sampler_from_algorithm
 from samplers_bridges.vllm import RemaskStepResult, sampler_from_policy
+
+import samplers
+from samplers import OptionError, SamplersError, registry
 
 ROWS = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 1, 9, 1]]
 RUN = {"gen_length": 8, "block_length": SIZE, "window": "block", "align": True}
@@ -69,8 +68,9 @@ def test_states_never_change(sampler):
 
 
 def test_blocks_shorter_than_the_engines_and_longer_ones():
-    short = samplers.sample(NET, Bar(), prompt=[1, 2, 3], gen_length=5, block_length=3)
-    assert torch.equal(short.x, samplers.sample(NET, "threshold", threshold=0.4, prompt=[1, 2, 3], gen_length=5, block_length=3).x)
+    run = {"prompt": [1, 2, 3], "gen_length": 5, "block_length": 3}
+    short, ours = samplers.sample(NET, Bar(), **run), samplers.sample(NET, "threshold", threshold=0.4, **run)
+    assert torch.equal(short.x, ours.x)
     samplers.sample(NET, BarOfSglang(), gen_length=2)  # a block that begins before position 0
     with pytest.raises(OptionError, match="at most 4 positions, not 5: give block_length=4 or less"):
         samplers.sample(NET, Bar(), gen_length=5)
@@ -86,6 +86,8 @@ def test_what_cannot_be_a_sampler():
         samplers.sample(NET, half(), gen_length=4)
     with pytest.raises(OptionError, match="default of option 'bar' is None"):
         sampler_from_policy(ThresholdPolicy, name="bad", summary="", options={"bar": None})
+    with pytest.raises(OptionError, match=r"temperature=0\.5 would change nothing"):
+        samplers.sample(NET, Bar(), gen_length=4, temperature=0.5)
     with pytest.raises(OptionError, match="takes a class or a function, not int"):
         sampler_from_algorithm(3, name="bad", summary="")
 
@@ -95,16 +97,17 @@ def test_the_bench_measures_a_rule_of_theirs(tmp_path, monkeypatch, capsys):
     info = tmp_path / "peer_rules-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: peer-rules\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[samplers]\npeer_bar = peer_rules:Bar\n")
+    (info / "entry_points.txt").write_text("[samplers]\npeer_bar = bridge_rules:Bar\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     registry.reload()
     try:
         from samplers.cli import main
 
-        command = "bench --problem sudoku4 --samplers peer_bar --nfe 4 --seeds 1 --rows 32 --block-length 4".split()
-        assert main([*command, "-o", "bar=0.6", "--out", str(tmp_path / "out")]) == 0
-        (cell,) = [p for p in (tmp_path / "out").rglob("*.json") if "peer_bar" in p.read_text()]
-        record = json.loads(cell.read_text())
-        assert record["options"]["bar"] == 0.6 and record["distribution"] == "peer-rules"
+        command = (
+            "bench --problem sudoku4 --samplers peer_bar --nfe 4 --seeds 1 --rows 32 --block-length 4 --temperature 0"
+        )
+        assert main([*command.split(), "-o", "bar=0.6", "--out", str(tmp_path / "out")]) == 0
+        record = (tmp_path / "out" / "cells.jsonl").read_text()
+        assert '"bar": 0.6' in record and "peer-rules" in record
     finally:
         registry.reload()

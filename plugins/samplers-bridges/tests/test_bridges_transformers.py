@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
-import samplers
 import torch
+
+import samplers
 
 transformers = pytest.importorskip("transformers")
 
@@ -123,10 +124,14 @@ def test_files_that_are_written_out(model, tmp_path, capsys):
     assert torch.equal(write(model, str(tmp_path / "own"), seed=0), write(model, seed=0, sampler="low_confidence"))
     algorithm = tmp_path / "samplers_zoo.py"
     assert main(["sglang", str(algorithm)]) == 0
-    base = "import sys, types\nfor n in ('sglang', 'sglang.srt', 'sglang.srt.dllm', 'sglang.srt.dllm.algorithm'):\n"
-    base += "    sys.modules[n] = types.ModuleType(n)\nm = sys.modules['sglang.srt.dllm.algorithm.base'] = types.ModuleType('base')\n"
-    base += "m.DllmAlgorithm = type('DllmAlgorithm', (), {})\n"
-    code = base + algorithm.read_text() + "assert Algorithm.__name__ == 'Samplers' and issubclass(Algorithm, m.DllmAlgorithm)\n"
+    # A stand-in for SGLang's modules, then the file, then what SGLang asks of it.
+    base = """import sys, types
+for name in ("", ".srt", ".srt.dllm", ".srt.dllm.algorithm", ".srt.dllm.algorithm.base"):
+    module = sys.modules["sglang" + name] = types.ModuleType("sglang" + name)
+module.DllmAlgorithm = type("DllmAlgorithm", (), {})
+"""
+    check = "assert Algorithm.__name__ == 'Samplers' and issubclass(Algorithm, module.DllmAlgorithm)"
+    code = f"{base}{algorithm.read_text()}{check}"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert main(["sglang"]) == 2
     assert "SGLang is not installed here" in capsys.readouterr().err

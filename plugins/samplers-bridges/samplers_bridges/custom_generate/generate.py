@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from samplers import OptionError, models, sample
 from torch import Tensor
 from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from samplers import OptionError, models, sample
 
 # Settings that would change the tokens and that no sampler follows, and the values that ask for nothing.
 REFUSED = (
     "assistant_early_exit", "bad_words_ids", "begin_suppress_tokens", "constraints", "diversity_penalty", "dola_layers",
     "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
     "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "force_words_ids", "guidance_scale",
-    "max_time", "min_length", "min_new_tokens", "min_p", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "output_attentions",
-    "output_hidden_states", "output_logits", "output_scores", "penalty_alpha", "prompt_lookup_num_tokens", "repetition_penalty",
+    "max_time", "min_length", "min_new_tokens", "min_p", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "output_attentions", "output_hidden_states", "output_logits", "output_scores", "penalty_alpha", "prompt_lookup_num_tokens", "repetition_penalty",
     "sequence_bias", "token_healing", "top_h", "typical_p", "watermarking_config",
 )  # fmt: skip
 NEUTRAL: tuple[Any, ...] = (None, False, 0, 1)
@@ -99,7 +100,9 @@ def generate(
         "synced_gpus": synced_gpus,
     }.items():
         if value is not None and value is not False and not (isinstance(value, list) and not value):
-            hint = "; samplers.sample(constrain=) forbids and fixes tokens" if name == "prefix_allowed_tokens_fn" else ""
+            hint = (
+                "; samplers.sample(constrain=) forbids and fixes tokens" if name == "prefix_allowed_tokens_fn" else ""
+            )
             raise OptionError(f"{name} is for decoding from left to right, and samplers do not follow it{hint}")
     if token_type_ids is not None and bool(token_type_ids.any()):
         raise OptionError("token_type_ids other than 0: the denoiser of a transformers model is given ids alone")
@@ -160,7 +163,9 @@ def _settings(model: Any, config: Any, kwargs: Mapping[str, Any]) -> tuple[Any, 
 
 
 def _denoiser(model: Any, tokenizer: Any, mask_id: int | None, shift: bool | None, attention: str | None) -> Any:
-    made = vars(model).setdefault("_samplers_denoisers", {})  # a wrap measures the model, so it is kept as long as the model
+    made = vars(model).setdefault(
+        "_samplers_denoisers", {}
+    )  # a wrap measures the model, so it is kept as long as the model
     key = (id(tokenizer), mask_id, shift, attention)
     if key not in made:
         how = {"mask_id": mask_id, "shift": shift, "attention": attention}

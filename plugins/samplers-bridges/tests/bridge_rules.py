@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from engines import DllmAlgorithm
+from bridge_engines import DllmAlgorithm
 from samplers_bridges.sglang import sampler_from_algorithm
 from samplers_bridges.vllm import RemaskStepResult, sampler_from_policy
 

@@ -6,6 +6,7 @@ from collections import Counter
 from types import SimpleNamespace
 
 import torch
+
 from samplers.testing.tiny import TinyNet
 
 NET = TinyNet(visible_too=True)
