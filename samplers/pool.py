@@ -210,7 +210,8 @@ class AskingRun:
             sampler: as of sample().
             vocab_size, mask_id: of the model; see TokenDenoiser.wrap.
             device: where questions are, and answers must be.
-            arguments: what sample() takes beside these, and options of the sampler; but not cache, trace, progress and prompt_embeds.
+            arguments: what sample() takes beside these, and options of the sampler; not cache, trace, progress and
+                prompt_embeds.
 
         Raises:
             OptionError: as of sample(); a sampler or an argument that such a run cannot have.

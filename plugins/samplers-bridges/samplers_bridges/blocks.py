@@ -38,7 +38,7 @@ class Rule:
     Attributes:
         sampler: the sampler, made with its options.
         steps: steps per block; None: one per position.
-        seed: of all requests; each has a row of its own.
+        seed: the one seed; each request has a row of its own under it.
         settings: temperature, top_k, top_p, forbid and demote, as sample() takes them.
     """
 
@@ -158,7 +158,7 @@ def open_windows(state: Any, size: int, who: str) -> tuple[Tensor, Tensor]:
 
     Returns:
         (B, size) int64, the positions, negative before the row's first; and (B, size) int64, the tokens there, before the row's
-        first position a token that is not the mask.
+        first position any token but the mask.
 
     Raises:
         OptionError: a block is longer than `size`.

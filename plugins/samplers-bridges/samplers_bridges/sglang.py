@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ def algorithm(base: type) -> type:
     SGLang demands of every algorithm before it says that a block is done.
     """
 
-    class Samplers(base):  # type: ignore[misc]
+    class Samplers(base):
         def __init__(self, config: Any):
             super().__init__(config)
             settings = dict(config.algorithm_config or {})
@@ -140,8 +140,8 @@ class AlgorithmSampler(Sampler[AlgorithmState]):
     family = "masked"
     facts = Facts(revises=True, stores_logits=True)
     default_temperature = 0.0
-    ALGORITHM = staticmethod(lambda config: None)
-    SIZE = 32
+    ALGORITHM: ClassVar[Callable[[Any], Any]]
+    SIZE: ClassVar[int]
 
     def init(self, canvas: Layout) -> AlgorithmState:
         return AlgorithmState.begin(canvas, kept=((-1, None),) * len(canvas.x))

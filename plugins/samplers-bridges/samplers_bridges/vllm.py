@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -162,8 +162,8 @@ class PolicySampler(Sampler[DraftState]):
     family = "masked"
     facts = Facts(revises=True, stores_logits=True)
     default_temperature = 0.0
-    POLICY = staticmethod(lambda: None)
-    SIZE = 32
+    POLICY: ClassVar[Callable[[], Any]]
+    SIZE: ClassVar[int]
 
     def init(self, canvas: Layout) -> DraftState:
         return DraftState.begin(canvas)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ REFUSED = (
     "encoder_no_repeat_ngram_size", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
     "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "force_words_ids", "guidance_scale",
     "max_time", "min_length", "min_new_tokens", "min_p", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
-    "output_attentions", "output_hidden_states", "output_logits", "output_scores", "penalty_alpha", "prompt_lookup_num_tokens", "repetition_penalty",
-    "sequence_bias", "token_healing", "top_h", "typical_p", "watermarking_config",
+    "output_attentions", "output_hidden_states", "output_logits", "output_scores", "penalty_alpha", "prompt_lookup_num_tokens",
+    "repetition_penalty", "sequence_bias", "token_healing", "top_h", "typical_p", "watermarking_config",
 )  # fmt: skip
 NEUTRAL: tuple[Any, ...] = (None, False, 0, 1)
 INSTEAD = {"guidance_scale": "cfg_scale=, which is guidance_scale - 1", "bad_words_ids": "forbid= for single tokens"}
@@ -108,16 +108,15 @@ def generate(
         raise OptionError("token_type_ids other than 0: the denoiser of a transformers model is given ids alone")
     ids = input_ids if input_ids is not None else inputs
     if ids is None or ids.dim() != 2:
-        got = "none" if ids is None else f"of shape {tuple(ids.shape)}"
-        raise OptionError(f"input_ids are {got}; (B, P) token ids are needed")
+        got = "none" if ids is None else f"a tensor {tuple(ids.shape)}"
+        raise OptionError(f"input_ids: {got}; (B, P) token ids are needed")
     said, rest = _settings(model, generation_config, kwargs)
     denoiser = _denoiser(model, tokenizer, mask_id, shift, attention)
     rows = _rows(ids, attention_mask)
     copies = said("num_return_sequences") or 1
     rows = [row for row in rows for _ in range(copies)]
-    name, recipe = sampler, {}
-    if name is None:
-        name, recipe = denoiser.recipe or ("low_confidence", {})
+    default: tuple[str, dict[str, Any]] = denoiser.recipe or ("low_confidence", {})
+    name, recipe = default if sampler is None else (sampler, {})
     stop = _stop(said)
     result = sample(
         denoiser,
@@ -137,7 +136,11 @@ def generate(
     made = result.x.gather(1, column.clamp(max=result.x.shape[1] - 1))
     made = torch.where(column < result.lengths[:, None], made, int(pad))
     sequences = torch.cat([ids.repeat_interleave(copies, 0).to(made), made], 1)
-    return DiffusionOutput(sequences=sequences, nfe=result.nfe) if said("return_dict_in_generate") else sequences
+    return (
+        DiffusionOutput(sequences=cast(Any, sequences), nfe=result.nfe)
+        if said("return_dict_in_generate")
+        else sequences
+    )
 
 
 def _settings(model: Any, config: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
