@@ -140,7 +140,7 @@ class AlgorithmSampler(Sampler[AlgorithmState]):
     family = "masked"
     facts = Facts(revises=True, stores_logits=True)
     default_temperature = 0.0
-    ALGORITHM: ClassVar[Callable[[Any], Any]]
+    ALGORITHM: ClassVar[Any]  # what makes an algorithm of a configuration
     SIZE: ClassVar[int]
 
     def init(self, canvas: Layout) -> AlgorithmState:

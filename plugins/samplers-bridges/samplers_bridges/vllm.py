@@ -162,7 +162,7 @@ class PolicySampler(Sampler[DraftState]):
     family = "masked"
     facts = Facts(revises=True, stores_logits=True)
     default_temperature = 0.0
-    POLICY: ClassVar[Callable[[], Any]]
+    POLICY: ClassVar[Any]  # what makes a policy
     SIZE: ClassVar[int]
 
     def init(self, canvas: Layout) -> DraftState:

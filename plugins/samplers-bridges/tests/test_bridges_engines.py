@@ -5,7 +5,7 @@ import torch
 from bridge_engines import MASK, NET, SIZE, VOCAB, DllmAlgorithm, Request, SglangLoop, config_of, vllm_step
 from samplers_bridges.blocks import row_of
 from samplers_bridges.sglang import algorithm
-from samplers_bridges.vllm import SamplerPolicy
+from samplers_bridges.vllm import SamplerPolicy, sampler_from_policy
 
 import samplers
 from samplers import OptionError
@@ -172,3 +172,29 @@ def test_what_an_engine_must_not_do():
     while second.blocks:
         vllm_step(second, policy)
     assert len(second.tokens) == 12 and MASK not in second.tokens
+
+
+def test_with_the_plug_ins_own_code():
+    """Where vllm-dllm-plugin is installed: its checks of the result, its type, and its default policy as a sampler."""
+    remasking = pytest.importorskip("vllm_dllm_plugin.remasking")
+    policy = SamplerPolicy("entropy_bound", mask_id=MASK, temperature=0.8, seed=SEED)
+    request, own = Request("own", [], 2, size=32), policy.request("own")
+    assert isinstance(own, remasking.RemaskingPolicy)
+    default = remasking.Llada2DefaultRemaskingPolicy()
+    theirs = sampler_from_policy(type(default), name="llada2_of_vllm", summary="the plug-in's default")
+    made, index = samplers.sample(NET, theirs(), gen_length=32, steps=8), 0
+    other = Request("other", [], 1, size=32)
+    while other.blocks:
+        config = {"mask_token_id": MASK, "denoise_steps": 8, "denoise_step_index": index}
+        vllm_step(other, default, config)
+        index += 1
+    assert other.tokens == made.x[0].tolist() and other.forwards == made.nfe
+    while request.blocks:
+        logits, draft = request.logits(torch.tensor(request.draft)), request.draft
+        result = remasking.remask_after_block_forward(input_draft=draft, logits=logits, policy=own)
+        if result.committed_token_ids:
+            request.commit(list(result.committed_token_ids))
+        else:
+            request.draft = list(result.next_input_block)
+    first = samplers.sample(NET, "entropy_bound", gen_length=32, temperature=0.8, seed=SEED, first_row=row_of("own"))
+    assert request.tokens[:32] == first.x[0].tolist()

@@ -1,7 +1,9 @@
 """model.generate(custom_generate=FOLDER) of a small random model, by transformers' own loader."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,6 +119,15 @@ def test_settings_come_from_the_call_the_config_or_the_model(model):
 def test_what_is_not_followed_is_refused(model, how, says):
     with pytest.raises(samplers.SamplersError, match=says):
         write(model, **{"sampler": "low_confidence", **how})
+
+
+def test_the_code_of_the_readme_runs(model):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    names = {"model": model, "ids": IDS[:1], "block_logits": torch.randn(4, 40)}
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for code in blocks:
+        exec(compile(code, "README.md", "exec"), names)
+    assert len(blocks) == 3 and names["out"].shape == (1, 12) and len(names["result"].next_input_block) == 4
 
 
 def test_files_that_are_written_out(model, tmp_path, capsys):
