@@ -29,6 +29,7 @@ import torch
 
 from .. import registry
 from ..errors import PluginError, UnknownNameError, did_you_mean
+from ..family import family_of
 from .promises import BrokenPromise, NotApplicable, Promise, place_of
 
 __all__ = ["BrokenPromises", "Case", "Result", "cases", "check", "run", "run_case", "run_checks"]
@@ -117,20 +118,10 @@ def cases(name: str) -> list[Case]:
     except PluginError:
         return [Case(loads)]
     found: dict[str, Callable[..., None]] = {loads.__name__: loads}
-    for module in (EVERY_FAMILY, *_modules(family)):
+    for module in (EVERY_FAMILY, *family_of(family).checks):
         found |= _checks_in(module)
     chosen = [one for one in found.values() if family in (getattr(one, "kit_families", None) or (family,))]
     return [Case(one, setting) for one in chosen for setting in getattr(one, "kit_settings", ()) or (None,)]
-
-
-def _modules(family: str) -> tuple[str, ...]:
-    if family in ("masked", "uniform"):
-        return ("samplers.testing.checks.tokens",)
-    if family == "gaussian":
-        return ("samplers.testing.checks.reals",)
-    from ..family import family_of
-
-    return family_of(family).checks
 
 
 def _checks_in(module: str) -> dict[str, Callable[..., None]]:

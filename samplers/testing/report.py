@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from .. import registry
 from ..bench.collect import points, sections
@@ -16,7 +15,8 @@ from ..bench.request import SHOWN, Request
 from ..bench.store import Store, write_whole, writing
 from ..bench.sweep import run
 from ..errors import PluginError, SamplersError
-from ..problems import Problem, create
+from ..family import family_of
+from ..problems import create
 from .kit import Result
 
 __all__ = ["relatives", "write_report"]
@@ -39,7 +39,7 @@ def relatives(name: str) -> list[str]:
     facts that both declare, the order, and the forward passes that both expect to make in 16 steps.
     """
     cls = registry.load(name)
-    baseline = BASELINES.get(cls.family) or _family(cls.family).default_sampler
+    baseline = BASELINES.get(cls.family) or family_of(cls.family).default_sampler
     own = [e.name for e in registry.entries() if e.distribution == registry.DISTRIBUTION and e.family == cls.family]
     others = [n for n in own if n not in (name, baseline) and registry.load(n).facts.sequential == cls.facts.sequential]
     others.sort(key=lambda n: (_unlike(name, n), n not in WELL_KNOWN, n))
@@ -92,17 +92,6 @@ def write_report(folder: str | Path, name: str, results: Sequence[Result]) -> Pa
     return page
 
 
-def _has(problem: Problem, family: str) -> bool:
-    """Whether a problem has a denoiser of this family: its own, or one that the family makes."""
-    return family in problem.families or _family(family).supports(problem)
-
-
-def _family(name: str) -> Any:
-    from ..family import family_of
-
-    return family_of(name)
-
-
 def _lead(name: str) -> str:
     try:
         cls = registry.load(name)
@@ -149,7 +138,7 @@ def _promises(results: Sequence[Result]) -> list[str]:
 def _measured(place: Path, name: str) -> list[str]:
     """The sweep on an exact problem, and its part of the page; a sentence if nothing could be measured."""
     family = registry.load(name).family
-    found = next((sweep for sweep in (REALS, TOKENS) if _has(create(sweep[0]), family)), None)
+    found = next((sweep for sweep in (REALS, TOKENS) if family_of(family).supports(create(sweep[0]))), None)
     head = "<h2>Beside its relatives</h2>"
     if found is None:
         return [head, f"<p>No exact problem of the zoo has a denoiser of the family {esc(family)}.</p>"]

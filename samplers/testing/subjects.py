@@ -12,12 +12,11 @@ import samplers
 
 from .. import registry
 from ..canvas import Canvas
+from ..family import family_of
 from ..sampler import Sampler
-from .tiny import TinyJoint, TinyMixture, TinyNet, TinySequential, TinyUniformJoint, TinyUniformNet
+from .tiny import TinyJoint, TinyNet, TinySequential, TinyUniformJoint, TinyUniformNet
 
 __all__ = ["GEN", "PROMPTS", "create", "fit", "joint", "mixed", "net", "short_run", "suited", "tiny_of"]
-
-TOKENS = ("masked", "uniform")
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
 GEN = 12
@@ -28,20 +27,16 @@ GIVEN = [[], [4, 5], [0, 2, 3, 7, 8, 9, 10, 11], [1, 4, 8, 9, 10, 11]]
 def tiny_of(name: str) -> Any:
     """A small model that the sampler called `name` runs on, whatever its family."""
     cls = registry.load(name)
-    if cls.family in TOKENS:
-        return net(name)
-    if cls.family == "gaussian":
-        return TinyMixture()
-    from ..family import family_of
-
     return family_of(cls.family).tiny(cls)
 
 
 def short_run(name: str) -> dict[str, Any]:
     """The arguments of sample(), beside batch and seed, of a run that is short and not trivial."""
-    if registry.load(name).family in TOKENS:
+    family = registry.load(name).family
+    if family in ("masked", "uniform"):
         return suited(name, {"gen_length": 2 * GEN, "block_length": 5, "temperature": 1.0})
-    return {"steps": 7}
+    any_length = family_of(family).tokens and tiny_of(name).length is None
+    return {"steps": 7} | ({"gen_length": GEN} if any_length else {})
 
 
 def net(name: str, **kw: Any) -> Any:

@@ -21,7 +21,7 @@ import samplers
 from ... import registry
 from ...driver import Stream
 from ...errors import OptionError
-from ...registry import FAMILIES
+from ...family import family_names
 from ...result import Sample
 from ...sampler import Sampler
 from ..kit import check
@@ -70,7 +70,10 @@ def facts(name: str, promise: Promise) -> None:
         "capitals, hyphens or spaces. It is what users type; change it in the class and where it is registered",
     )
     promise(
-        cls.family in FAMILIES, f"The family is one of {FAMILIES}.", f"family = {cls.family!r}", "a misspelt family"
+        cls.family in family_names(),
+        f"The family is one of {', '.join(family_names())}.",
+        f"family = {cls.family!r}",
+        "a misspelt family",
     )
     promise(
         cls.summary, "`samplers list` shows one line about it.", "summary is empty", 'no summary = "..." in the class'
