@@ -94,15 +94,38 @@ class Case:
         return " ".join((self.check.__doc__ or "").split("\n\n")[0].split())
 
 
+# Words of an error of loading -> its usual causes.
+TROUBLES = {
+    "needs the decorator": "a class without a decorator of its own; write @dataclass(frozen=True) above it, also if its base "
+    "has one",
+    "has no default": "an option that is only annotated; write width: int = option(8, 'what it does', ge=1)",
+    "cannot be made with its defaults": "a default that is out of the bounds of its own option, or of another type; change the "
+    "default or the bound",
+    "; known: ": "a misspelt family, or one of a package that is not installed; write one of the known families",
+    "but it is registered": "two different names or families; make the class and its entry point in pyproject.toml say the same",
+    "has no step method": "a misspelt method; write def step(self, predict, state)",
+    "must take (self, predict, state)": "arguments added or renamed; write def step(self, predict, state)",
+    "mutable default": "a list or dictionary as a default, which all runs would share; options are numbers, texts, bools or None",
+    "is neither an option": "a class attribute that is misspelt, or has no annotation; the error says what may stand in a class",
+    "is not a subclass": "an entry point that names something else; write my_package.module:MySampler",
+    "ModuleNotFoundError": "a package that is not installed, or an entry point that names another module; install it, or correct "
+    "the entry point in pyproject.toml and install your package again",
+    "AttributeError": "an entry point that names no class of the module; correct it in pyproject.toml and install again",
+}
+
+
 def loads(name: str, promise: Promise) -> None:
     """The sampler can be loaded and made with its default options."""
     try:
         registry.load(name)
     except PluginError as error:
+        item = registry.entry(name)
+        reason = item.error or str(error)
         raise promise.broken(
             "The sampler can be loaded, and made with its default options.",
-            str(error),
-            "what the error above says; `samplers plugins` shows the trouble of every package in one table",
+            reason,
+            next((why for words, why in TROUBLES.items() if words in reason), "an error while it is imported; mend it"),
+            f"{item.target_text or item.target!r}, as {item.origin} registers it",
         ) from error
 
 

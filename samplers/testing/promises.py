@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import linecache
 import shlex
+import sys
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import samplers
@@ -155,6 +157,17 @@ def line_of(trace: TracebackType | None) -> str:
     return found
 
 
+def authors_line() -> str:
+    """'file:line in function: code' of the innermost line of an author's code that is being run, or ''."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if is_authors(code.co_filename):
+            return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}{_source(code.co_filename, frame.f_lineno)}"
+        frame = frame.f_back
+    return ""
+
+
 def is_authors(file: str) -> bool:
     """Whether a file is of a sampler's author: not of this library beside its samplers, of torch or of Python."""
     if file.startswith("<") or "torch" in Path(file).parts or "pluggy" in Path(file).parts:
@@ -165,8 +178,6 @@ def is_authors(file: str) -> bool:
 
 
 def _source(file: str, number: int) -> str:
-    import linecache
-
     line = linecache.getline(file, number).strip()
     return f": {line}" if line else ""
 

@@ -26,6 +26,7 @@ from ...result import Sample
 from ...sampler import Sampler
 from ..kit import check
 from ..promises import NotApplicable, Promise
+from ..sync_recorder import draws_of_torch
 from ..subjects import create, short_run, tiny_of
 from ..watching import RecordedRng, Use, watched
 
@@ -56,7 +57,7 @@ def some(items: list[Any]) -> str:
 def facts(name: str, promise: Promise) -> None:
     """The class says what it is."""
     cls = registry.load(name)
-    promise(issubclass(cls, Sampler), "It is a subclass of samplers.Sampler.", f"bases {cls.__bases__}", "another base")
+    promise(issubclass(cls, Sampler), "It is a subclass of samplers.Sampler.", f"bases {cls.__bases__}", "another base; write class Mine(Sampler[TokenState])")
     promise(
         cls.__dataclass_params__.frozen,
         "A sampler is a frozen dataclass: its options never change.",
@@ -73,16 +74,19 @@ def facts(name: str, promise: Promise) -> None:
         cls.family in family_names(),
         f"The family is one of {', '.join(family_names())}.",
         f"family = {cls.family!r}",
-        "a misspelt family",
+        "a misspelt family; write one of those above",
     )
     promise(
-        cls.summary, "`samplers list` shows one line about it.", "summary is empty", 'no summary = "..." in the class'
+        cls.summary,
+        "`samplers list` shows one line about it.",
+        "summary is empty",
+        'there is no summary in the class; write summary = "what it does, in one line"',
     )
     promise(
         cls.cite,
         "It names its paper.",
         "cite is empty",
-        'no cite = "..." in the class; your own note or repository will do',
+        'there is no cite in the class; write cite = "Authors 2026, Title, arXiv 2601.00000". Your own note or repository will do',
     )
     first = (cls.__doc__ or "").strip().splitlines()[:1]
     made_up = cls.__doc__ is None or cls.__doc__.startswith(
@@ -92,7 +96,7 @@ def facts(name: str, promise: Promise) -> None:
         first and len(first[0]) > 20 and not made_up,
         "The first line of the docstring names the paper and the equation or algorithm.",
         "there is no docstring" if made_up else f"it is {first[0]!r}",
-        "a docstring that is missing, or too short to name anything",
+        "a docstring that is missing, or too short to name anything; write one such as 'Author 2026, algorithm 1: what it does.'",
     )
 
 
@@ -110,8 +114,8 @@ def signature(name: str, promise: Promise) -> None:
             has == wanted,
             f"The signature is {method}({', '.join(wanted)}).",
             f"{method}({', '.join(has)})",
-            "arguments added or renamed. What a step needs besides `predict` and `state` is an option of the sampler or a "
-            "field of a state of your own",
+            "arguments added or renamed; give it the names above. What a step needs besides `predict` and `state` is an option of "
+            "the sampler or a field of a state of your own",
         )
 
 
@@ -132,25 +136,27 @@ def options(name: str, promise: Promise) -> None:
         union = typing.get_origin(option.type) in (typing.Union, types.UnionType)
         number = {int, float} & set(typing.get_args(option.type) if union else (option.type,))
         promise(
-            option.help, "Every option has a line of help.", f"{of} has none", "use option(default, 'help', ge=...)"
+            option.help, "Every option has a line of help.", f"{of} has none", "a bare default; write option(default, 'what it does', ge=0)"
         )
         promise(
             not number or option.bounds or "check" in option.metadata,
             "Every option that is a number has bounds, or a check of its own.",
             f"{of} takes any {option.type_name}",
-            "option(default, 'help') without ge=, gt=, le=, lt=, choices= or check=",
+            "option(default, 'what it does') without a bound; add ge=, gt=, le=, lt=, choices= or check=",
         )
         promise(
             option.name not in inspect.signature(samplers.sample).parameters,
             "No option has the name of an argument of sample().",
             f"{of} is one",
-            "a setting of the run that is declared again; read state.block_steps, predict.temperature, ...",
+            "a setting of the run that is declared again; leave the option out and read state.block_steps, predict.temperature and "
+            "so on, or give it another name if it means something else",
         )
         promise(
             option.parse(str(option.default)) == option.default,
             "The command line can give the default.",
             f"{of}: {str(option.default)!r} is read as {option.parse(str(option.default))!r}",
-            "a type annotation that does not fit the default, or a default that is no int, float, bool, text or None",
+            "a type annotation that does not fit the default, or a default that is no int, float, bool, text or None; make several "
+            "options of a tuple, or one of text",
         )
         below = {"ge": lambda b: b - 1, "gt": lambda b: b, "le": lambda b: b + 1, "lt": lambda b: b}
         for bound, beyond in below.items():
@@ -174,7 +180,7 @@ def refused(promise: Promise, name: str, option: str, value: Any, why: str) -> N
         False,
         f"{option}={value!r} is an OptionError that names the option, since {why}.",
         said,
-        "a __init__, __post_init__ or make of your own that does not call the one of Sampler",
+        "a __init__, __post_init__ or make of your own that does not call the one of Sampler; call super().__post_init__() first",
     )
 
 
@@ -191,11 +197,13 @@ def seed_decides(name: str, promise: Promise) -> None:
 
     before = torch.get_rng_state()
     first = run(5)
+    moved = not torch.equal(torch.get_rng_state(), before)
     promise(
-        torch.equal(torch.get_rng_state(), before),
+        not moved,
         "A run does not touch torch's global generator.",
         "its state has changed during the run",
         SEED_CAUSES,
+        "\n".join(draws_of_torch(lambda: run(5))) or None if moved else None,
     )
     torch.manual_seed(99)
     promise(torch.equal(run(5), first), "One seed gives one result.", "two runs of seed 5 differ", SEED_CAUSES)
@@ -307,12 +315,13 @@ STEPS = (1, 2, 3, 5, 8)
 
 @check()
 def values_are_finite(name: str, promise: Promise) -> None:
-    """Any number of steps, one included, gives finite values."""
-    if not promise.sample(tiny_of(name), create(name), batch=1, **short_run(name)).x.is_floating_point():
-        raise NotApplicable("its values are whole numbers")
+    """Any number of steps, one included, gives finite values, and so does every step on the way."""
     for steps in STEPS:
         promise.begin()
-        finite(promise, promise.sample(tiny_of(name), create(name), batch=3, **short_run(name) | {"steps": steps}).x)
+        for state in promise.stream(tiny_of(name), create(name), batch=3, **short_run(name) | {"steps": steps}):
+            if not state.x.is_floating_point():
+                raise NotApplicable("its values are whole numbers")
+            finite(promise, state.x)
 
 
 def finite(promise: Promise, x: Tensor) -> None:

@@ -108,5 +108,6 @@ def declared_order(name: str, promise: Promise) -> None:
         f"The solver is of order {order}: twice the steps divide the error by {2**order}.",
         f"order {slope:.2f} (errors {', '.join(f'{e:.2g}' for e in errors)} with 144, 288, 576 forward passes)",
         "a wrong coefficient, often in the first or last step only; a step of lower order among them (declare the options "
-        "that leave it out: Conformance(order={...})); float32 somewhere; steps counted where forward passes are meant",
+        "that leave it out: Conformance(order={...})); float32 somewhere; steps counted where forward passes are meant. Compare the "
+        "formula with the paper's for the first, a middle and the last step, or declare the order that was seen",
     )

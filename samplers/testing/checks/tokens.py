@@ -111,14 +111,16 @@ def infill_keeps_what_is_given(name: str, promise: Promise) -> None:
     x = torch.arange(20).remainder(11).repeat(3, 1)
     fill = torch.rand(3, 20, generator=torch.Generator().manual_seed(1)) < 0.5
     canvas = Canvas.infill(denoiser, x, fill)
-    out = sample(promise, denoiser, name, prompt=canvas, block_length=3, temperature=1.0)
-    moved = ((out.x != x) & ~fill).nonzero().tolist()
-    promise(
-        not moved,
-        "Given tokens stay, also between positions to fill.",
-        f"changed at (row, position) {some(moved)}",
-        "a write into state.x, or a rule that takes everything after the prompt for open; use state.open",
-    )
+    run = stream(promise, denoiser, name, prompt=canvas, block_length=3, temperature=1.0)
+    for k, state in enumerate(run):
+        moved = ((state.x != x) & ~fill).nonzero().tolist()
+        promise(
+            not moved,
+            "Given tokens stay, also between positions to fill.",
+            f"after {k} steps they are changed at (row, position) {some(moved)}",
+            "a write into state.x, or a rule that takes everything after the prompt for open; use state.open",
+        )
+    out = run.result()
     promise(
         (out.x < denoiser.tokens).all(),
         "Every position to fill holds a token in the end.",
@@ -133,7 +135,7 @@ def row_of_a_batch_is_the_row_alone(name: str, setting: dict[str, Any], promise:
     together = sample(promise, net(name), name, prompt=PROMPTS, gen_length=GEN, seed=3, **setting)
     for i, prompt in enumerate(PROMPTS):
         alone = sample(promise, net(name), name, prompt=[prompt], gen_length=GEN, seed=3, first_row=i, **setting)
-        same_row(promise, together, i, alone, str(setting))
+        same_row(promise, together, i, alone)
 
 
 @check(settings=MIXED_SETTINGS)
@@ -143,7 +145,7 @@ def row_of_a_mixed_batch_is_the_row_alone(name: str, setting: dict[str, Any], pr
     together = sample(promise, denoiser, name, prompt=mixed(denoiser), seed=3, temperature=1.0, **setting)
     for i in range(len(PROMPTS)):
         run = {"prompt": mixed(denoiser, [i]), "seed": 3, "first_row": i, "temperature": 1.0, **setting}
-        same_row(promise, together, i, sample(promise, denoiser, name, **run), str(setting))
+        same_row(promise, together, i, sample(promise, denoiser, name, **run))
 
 
 @check()
@@ -152,10 +154,10 @@ def row_of_64_is_the_row_alone(name: str, promise: Promise) -> None:
     together = sample(promise, net(name), name, gen_length=16, batch=64, seed=11, temperature=1.0)
     for i in (0, 1, 31, 63):
         alone = sample(promise, net(name), name, gen_length=16, seed=11, first_row=i, temperature=1.0)
-        same_row(promise, together, i, alone, "64 rows")
+        same_row(promise, together, i, alone)
 
 
-def same_row(promise: Promise, together: Sample, i: int, alone: Sample, setting: str) -> None:
+def same_row(promise: Promise, together: Sample, i: int, alone: Sample) -> None:
     assert alone.lengths is not None
     end = int(alone.lengths[0])
     row, single = together.x[i, :end].tolist(), alone.x[0, :end].tolist()
@@ -164,7 +166,7 @@ def same_row(promise: Promise, together: Sample, i: int, alone: Sample, setting:
         not at,
         "Row i of a batch is what it is alone, whatever the other rows are (row invariance).",
         lambda: (
-            f"row {i} ({setting}) differs at positions {some(at)}: {some([row[j] for j in at])} in the batch, "
+            f"row {i} differs at positions {some(at)}: {some([row[j] for j in at])} in the batch, "
             f"{some([single[j] for j in at])} alone"
         ),
         ROW_CAUSES,
@@ -172,7 +174,7 @@ def same_row(promise: Promise, together: Sample, i: int, alone: Sample, setting:
     promise(
         int(together.nfe_rows[i]) == alone.nfe,
         "A row takes part in as many forward passes in a batch as alone (row invariance).",
-        lambda: f"row {i} ({setting}): {int(together.nfe_rows[i])} in the batch, {alone.nfe} alone",
+        lambda: f"row {i}: {int(together.nfe_rows[i])} in the batch, {alone.nfe} alone",
         ROW_CAUSES + ". Or rows that ask although they have nothing left: ask about state.open or a part of it",
     )
 
@@ -190,7 +192,8 @@ def committed_tokens_stay(name: str, promise: Promise) -> None:
             not changed,
             "A committed token is neither masked again nor changed.",
             f"step {k} changed (row, position) {some(changed)}",
-            "a sampler that remasks or edits, and does not declare Facts(revises=True)",
+            "a write outside of state.open. Commit with state.commit, which writes at open positions only; a sampler that masks or "
+            "edits tokens again must declare Facts(revises=True)",
         )
 
 
@@ -279,7 +282,7 @@ def static_plan_is_kept(name: str, promise: Promise) -> None:
         raise NotApplicable("its counts depend on the model")
     causes = (
         "the number or the place of the positions that a step asks about depends on prediction.* (a threshold, a "
-        "confidence, a drawn token). Then Facts(static_plan=False), the default, is right"
+        "confidence, a drawn token). Then leave out static_plan=True"
     )
     for setting in SETTINGS:
         promise.begin()
@@ -312,7 +315,7 @@ def static_plan_is_kept(name: str, promise: Promise) -> None:
         promise(
             same and (counted.nfe, counted.head_rows) == (out.nfe, out.head_rows),
             promised,
-            f"{setting}: NFE {counted.nfe} and {out.nfe}, answers {counted.head_rows} and {out.head_rows}, "
+            f"NFE {counted.nfe} and {out.nfe}, answers {counted.head_rows} and {out.head_rows}, "
             f"tokens {'equal' if torch.equal(counted.x, out.x) else 'different'}",
             causes,
         )
@@ -336,9 +339,10 @@ def a_step_makes_no_device_sync(name: str, promise: Promise) -> None:
     promise(
         not recorder.syncs,
         "A step makes no device sync of its own.",
-        f"{len(recorder.syncs)} in one run: {', '.join(sorted(set(recorder.syncs)))}",
+        lambda: f"{len(recorder.syncs)} in one run: {', '.join(sorted(set(recorder.syncs)))}",
         ".item(), .tolist(), int(tensor), `if tensor:` (_local_scalar_dense), x[mask] and x[mask] = y (index by a mask), "
         "nonzero, masked_select, torch.equal. Decide with torch.where, and choose positions with ops.select",
+        "\n".join(dict.fromkeys(filter(None, recorder.places))) or None,
     )
 
 
@@ -359,7 +363,8 @@ def logits_are_asked_for_only_if_declared(name: str, promise: Promise) -> None:
         ("logits" in calls) == declared,
         f"Facts(stores_logits={declared}) says whether a step calls predict.logits.",
         f"{calls.count('logits')} calls of predict.logits in one run",
-        "facts that do not say stores_logits=True, or say it although predict(state, want=...) is all that is used",
+        "facts that say something else than the step does. Declare Facts(stores_logits=True) if a step calls predict.logits, and "
+        "leave it out if predict(state, want=...) is all that is used",
     )
 
 
@@ -520,7 +525,8 @@ def distribution_on_a_tiny_problem(name: str, setting: str, promise: Promise) ->
     p = fits(counts, problem.law)
     causes = (
         "tokens that are not the model's draws: at another temperature than predict.temperature, noise that is committed, "
-        "or (uniform noise) a drawn x_0 that is taken for x_s; random numbers that are used for two purposes"
+        "or (uniform noise) a drawn x_0 that is taken for x_s; random numbers that are used for two purposes. Commit "
+        "prediction.token, or what predict.read draws"
     )
     if setting == "one at a time":
         causes += (
