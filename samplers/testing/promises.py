@@ -33,13 +33,16 @@ CAUSES = {
     "outside the vocabulary": "a token of your own making, or a write into state.x",
     "t is the noise level": "a time of another scale (steps, or a visible fraction) was given as t=; leave t out, or use "
     "state.noise_level or TimedState.level",
+    "a value that is not finite": "x was not finite when it reached the model, since the kit's models are finite everywhere: a "
+    "division by steps - 1, by a step of length 0 or by sigma = 0; a multistep formula without a first step",
     "FrozenInstanceError": "a sampler and its state never change. What a step remembers belongs in a state of your own, a "
     "frozen dataclass: MyState.begin(canvas, mine=...) in `init`, state.commit(..., mine=...) in `step`",
 }
 OTHERWISE = "an error in the sampler's own code, at the line named above; mend that line"
 # Code of these folders is not an author's; the zoo's samplers are, when the zoo itself is tested.
 LIBRARY = Path(samplers.__file__).parent
-ROOMS_OF_SAMPLERS = tuple(str(LIBRARY / room) for room in ("masked", "uniform", "gaussian"))
+ROOMS_OF_SAMPLERS = ("masked", "uniform", "gaussian")
+SHARED = ("predictor.py", "denoiser.py", "grid.py")  # files of those rooms that hold what samplers share
 INSTALLED = tuple(sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib"))
 
 
@@ -148,38 +151,52 @@ class Promise:
 
 def line_of(trace: TracebackType | None) -> str:
     """'file:line in function: code' of the innermost line of an author's code in a traceback, or ''."""
-    found = ""
+    lines = []
     while trace is not None:
-        code = trace.tb_frame.f_code
-        if is_authors(code.co_filename):
-            found = f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}{_source(code.co_filename, trace.tb_lineno)}"
+        lines.append((trace.tb_frame, trace.tb_lineno))
         trace = trace.tb_next
-    return found
+    return _innermost(lines[::-1])
 
 
 def authors_line() -> str:
     """'file:line in function: code' of the innermost line of an author's code that is being run, or ''."""
+    lines = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        code = frame.f_code
-        if is_authors(code.co_filename):
-            return f"{code.co_filename}:{frame.f_lineno} in {code.co_name}{_source(code.co_filename, frame.f_lineno)}"
+        lines.append((frame, frame.f_lineno))
         frame = frame.f_back
-    return ""
+    return _innermost(lines)
 
 
-def is_authors(file: str) -> bool:
-    """Whether a file is of a sampler's author: not of this library beside its samplers, of torch or of Python."""
-    if file.startswith("<") or "torch" in Path(file).parts or "pluggy" in Path(file).parts:
-        return False
-    if file.startswith(str(LIBRARY)):
-        return file.startswith(ROOMS_OF_SAMPLERS)
-    return not (file.startswith(INSTALLED) and "site-packages" not in file and "dist-packages" not in file)
+def _innermost(lines: list[tuple[FrameType, int]]) -> str:
+    """The first of these lines, from the innermost out, that is an author's; else the first of a sampler of the zoo."""
+    ours = ""
+    for frame, number in lines:
+        file = frame.f_code.co_filename
+        room = _room(file)
+        if room == "author" or (room == "sampler" and not ours):
+            code = linecache.getline(file, number).strip()
+            shown = f"{file}:{number} in {frame.f_code.co_name}" + (f": {code}" if code else "")
+            if room == "author":
+                return shown
+            ours = shown
+        elif room == "kit" and frame.f_code.co_name == "judge":
+            break  # what called the kit is no sampler
+    return ours
 
 
-def _source(file: str, number: int) -> str:
-    line = linecache.getline(file, number).strip()
-    return f": {line}" if line else ""
+def _room(file: str) -> str:
+    """Whose a file is: "author", "sampler" of the zoo, "kit", or "" for others: this library, torch, Python."""
+    path = Path(file)
+    if path.is_relative_to(LIBRARY):
+        room = path.relative_to(LIBRARY).parts[0]
+        if room == "testing":
+            return "kit"
+        return "sampler" if room in ROOMS_OF_SAMPLERS and path.name not in SHARED else ""
+    if file.startswith("<") or not {"torch", "pluggy", "_pytest"}.isdisjoint(path.parts):
+        return ""
+    installed = {"site-packages", "dist-packages"}.isdisjoint(path.parts) and file.startswith(INSTALLED)
+    return "" if installed else "author"
 
 
 def place_of(cls: type[Any], *methods: str) -> str:

@@ -60,6 +60,7 @@ class Mistake:
         what: its docstring.
         check: the check of the kit that must find it.
         phrase: words that the message must have.
+        cure: words that say what to change; its line "usual causes" must have them.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Mistake:
     what: str
     check: str
     phrase: str
+    cure: str
 
 
 MISTAKES: list[Mistake] = []
@@ -74,14 +76,44 @@ RIGHT: list[str] = []
 CLASSES: dict[str, type[Any]] = {}
 
 
-def plant(check: str, phrase: str, name: str = "") -> Callable[[type[Any]], type[Any]]:
+# What a message says of the cure, by the check; a mistake of another cure says so.
+CURES = {
+    "a_step_makes_no_device_sync": "Decide with torch.where",
+    "a_sure_model_is_believed": "a wrong factor alpha or sigma",
+    "committed_tokens_stay": "must declare Facts(revises=True)",
+    "counted_nfe_is_the_declared": "Return None if it depends on the model",
+    "declared_order": "Compare the formula with the paper's",
+    "distribution_on_a_tiny_problem": "Commit prediction.token",
+    "draw_numbers": "Give each purpose a number of its own",
+    "greedy_takes_the_best": "use prediction.token or predict.read",
+    "infill_keeps_what_is_given": "use state.open",
+    "interleaved_runs_agree": "It belongs in a state of your own",
+    "levels_reach_a_model_that_takes_them": "use state.renoised(x, level, decide)",
+    "logits_are_asked_for_only_if_declared": "Declare Facts(stores_logits=True) if",
+    "noise_is_declared": "declare Facts(stochastic=True)",
+    "row_of_64_is_the_row_alone": "Reduce over dim 1 only",
+    "row_of_a_batch_is_the_row_alone": "Reduce over dim 1 only",
+    "row_of_a_mixed_batch_is_the_row_alone": "Reduce over dim 1 only",
+    "seed_decides": "Take random numbers from state.rng.positions",
+    "signature": "give it the names above",
+    "states_are_immutable": "It belongs in a state of your own",
+    "static_plan_is_kept": "leave out static_plan=True",
+    "time_of_a_row_is_its_own": "(B,) values, one for each row",
+    "time_reaches_a_time_conditioned_model": "Leave t out",
+}
+
+
+def plant(
+    check: str, phrase: str, name: str = "", cure: str = "", registered: str = ""
+) -> Callable[[type[Any]], type[Any]]:
     """Name the class after itself and add it to the table."""
 
     def add(cls: type[Any]) -> type[Any]:
         cls.name = name or _snake(cls.__name__)
-        CLASSES[cls.name] = cls
+        known = registered or cls.name
+        CLASSES[known] = cls
         what = (WHAT.get(cls.name) or cls.__doc__ or "").splitlines()[0]
-        MISTAKES.append(Mistake(cls.name, cls.family, what, check, phrase))
+        MISTAKES.append(Mistake(known, cls.family, what, check, phrase, cure or CURES[check]))
         return cls
 
     return add
@@ -296,7 +328,7 @@ class TiesByHighestId(Masked):
         return state.commit_best(drawn.confidence, token, k=even_count(state))
 
 
-@plant("prompt_untouched_no_mask_left", "the mask id was committed")
+@plant("prompt_untouched_no_mask_left", "the mask id was committed", cure="must leave the mask id out")
 @dataclass(frozen=True)
 class CommitsTheMaskId(Masked):
     """It asks about the left half of the open positions, and commits all of them."""
@@ -348,7 +380,7 @@ class TwoCandidatesOneNumber(Masked):
         return state.commit_best(torch.maximum(a.confidence, b.confidence), token, k=even_count(state))
 
 
-@plant("draw_numbers", "are reserved for the library")
+@plant("draw_numbers", "are reserved for the library", cure="count yours from DRAW_FIRST_FREE")
 @dataclass(frozen=True)
 class ReservedNumber(Masked):
     """It takes random numbers with draw 9, which the library uses."""
@@ -360,7 +392,7 @@ class ReservedNumber(Masked):
 # State.
 
 
-@plant("states_are_immutable", "an op in place on state.x")
+@plant("states_are_immutable", "an op in place on state.x", cure="Use torch.where and state.commit")
 @dataclass(frozen=True)
 class WritesIntoX(Masked):
     """It writes tokens into state.x in place."""
@@ -372,7 +404,7 @@ class WritesIntoX(Masked):
         return state.commit(chosen, token)
 
 
-@plant("prompt_untouched_no_mask_left", "The prompt of a row")
+@plant("prompt_untouched_no_mask_left", "The prompt of a row", cure="state.commit and state.revise write at open")
 @dataclass(frozen=True)
 class OverwritesThePrompt(Masked):
     """After a commit it rewrites the canvas, prompts included: whatever follows token 1 becomes token 0."""
@@ -406,7 +438,7 @@ class StateOnSelf(Masked):
         return prediction.confidence if last is None or last.shape != state.x.shape else -(last - prediction.confidence)
 
 
-@plant("interleaved_runs_agree", "on the class")
+@plant("interleaved_runs_agree", "StateOnTheClass.TURNS changed during the run")
 @dataclass(frozen=True)
 class StateOnTheClass(Masked):
     """It counts steps in a list on the class, and turns round in every second step."""
@@ -459,7 +491,7 @@ class RemasksUnsaid(Masked):
 # Counts.
 
 
-@plant("counted_nfe_is_the_declared", "cap on NFE")
+@plant("counted_nfe_is_the_declared", "cap on NFE", cure="commit min_count(state) or more")
 @dataclass(frozen=True)
 class IgnoresSteps(Masked):
     """It commits one position per step whatever `steps` says."""
@@ -582,7 +614,7 @@ class NotStatic(Masked):
         return state.commit_best(prediction.confidence, prediction.token, threshold=0.3, least=min_count(state))
 
 
-@plant("prompt_untouched_no_mask_left", "declare Facts(revises=True)")
+@plant("prompt_untouched_no_mask_left", "declare Facts(revises=True)", cure="Ask about state.open or a part of it")
 @dataclass(frozen=True)
 class AsksAboutVisible(Masked):
     """It asks about everything after the prompt, and does not say that it judges visible tokens."""
@@ -625,10 +657,85 @@ class TimeStands(Masked):
         return state.commit_best(prediction.confidence, prediction.token, k=even_count(state))
 
 
+@plant("interleaved_runs_agree", "CacheOnTheClass.SCORES changed during the run")
+@dataclass(frozen=True)
+class CacheOnTheClass(Masked):
+    """It keeps scores in a dictionary on the class, for all runs of that size."""
+
+    SCORES: ClassVar[dict[torch.Size, Tensor]] = {}
+
+    def score(self, state: TokenState, prediction: Prediction) -> Tensor:
+        return self.SCORES.setdefault(state.x.shape, prediction.confidence)
+
+
+@plant("distribution_on_a_tiny_problem", "left to right")
+@dataclass(frozen=True)
+class WritesAhead(Masked):
+    """It writes token 0 at the masked positions of blocks that are not begun."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        after = super().step(predict, state)
+        ahead = (after.x == state.canvas.mask_id) & ~state.open
+        return dataclasses.replace(after, x=torch.where(ahead, 0, after.x))
+
+
+@plant("counts_are_what_the_model_saw", "Counts are what the model saw", cure="ask through predict")
+@dataclass(frozen=True)
+class CallsTheModelItself(Masked):
+    """It calls the model past `predict`, so that nobody counts."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        predict.counter.denoiser.predict(state.x, rows=state.open)  # type: ignore[attr-defined]
+        return super().step(predict, state)
+
+
+@plant("a_step_makes_no_device_sync", "numpy")
+@dataclass(frozen=True)
+class ThroughNumpy(Masked):
+    """It computes its score with numpy."""
+
+    def score(self, state: TokenState, prediction: Prediction) -> Tensor:
+        return torch.from_numpy(np.sqrt(prediction.confidence.numpy()))
+
+
+@plant("a_step_makes_no_device_sync", "index_put_ by a mask")
+@dataclass(frozen=True)
+class WritesByAMask(Masked):
+    """It sets scores of the open positions with score[open] = ..."""
+
+    def score(self, state: TokenState, prediction: Prediction) -> Tensor:
+        score = torch.zeros_like(prediction.confidence)
+        score[state.open] = 1.0
+        return score + prediction.confidence
+
+
+@plant("time_of_a_row_is_its_own", "row invariance")
+@dataclass(frozen=True)
+class TimeOfTheFirstRow(Masked):
+    """It gives the model the noise level of the batch's first row for all rows."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        prediction = predict(state, want="confidence", t=state.noise_level[:1].expand_as(state.noise_level).clamp_min(1e-3))
+        return state.commit_best(prediction.confidence, prediction.token, k=even_count(state))
+
+
+@plant("counted_nfe_is_the_declared", "is the mean number of forward passes")
+@dataclass(frozen=True)
+class OnePassMore(Masked):
+    """It looks at the canvas once more in the first step of each block, and does not count that."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        predict(state, state.open & (state.block_step == 0)[:, None])
+        return super().step(predict, state)
+
+    def expected_nfe(self, length: int, steps: int) -> float:
+        return min(length, steps)
+
+
 # Options, texts, signatures.
 
 
-@plant("options", "line of help")
+@plant("options", "line of help", cure="write option(default")
 @dataclass(frozen=True)
 class NoHelp(Masked):
     """It has an option without a line of help."""
@@ -636,7 +743,7 @@ class NoHelp(Masked):
     width: int = option(1, ge=1)
 
 
-@plant("options", "has bounds")
+@plant("options", "has bounds", cure="add ge=, gt=, le=, lt=, choices= or check=")
 @dataclass(frozen=True)
 class NoBounds(Masked):
     """It has an option that takes any number."""
@@ -644,7 +751,7 @@ class NoBounds(Masked):
     width: int = option(1, "positions per step")
 
 
-@plant("options", "name of an argument of sample()")
+@plant("options", "name of an argument of sample()", cure="leave the option out")
 @dataclass(frozen=True)
 class DeclaresSteps(Masked):
     """It declares `steps` as an option of its own."""
@@ -652,7 +759,7 @@ class DeclaresSteps(Masked):
     steps: int = option(8, "steps per block", ge=1)
 
 
-@plant("options", "The command line can give the default")
+@plant("options", "The command line can give the default", cure="make several options of a tuple")
 @dataclass(frozen=True)
 class TupleOption(Masked):
     """It has an option whose default is a tuple."""
@@ -660,7 +767,7 @@ class TupleOption(Masked):
     weights: tuple[float, ...] = option((0.5, 0.5), "weights of confidence and margin")
 
 
-@plant("options", "does not call the one of Sampler")
+@plant("options", "does not call the one of Sampler", cure="call super().__post_init__() first")
 @dataclass(frozen=True)
 class BoundsNotChecked(Masked):
     """It has a __post_init__ that does not call the base's, so that no bound is checked."""
@@ -671,7 +778,7 @@ class BoundsNotChecked(Masked):
         object.__setattr__(self, "_half", self.width / 2)
 
 
-@plant("facts", "cite is empty")
+@plant("facts", "cite is empty", cure="write cite =")
 @dataclass(frozen=True)
 class NoCite(Masked):
     """It names no paper and no note."""
@@ -679,7 +786,7 @@ class NoCite(Masked):
     cite = ""
 
 
-@plant("facts", "summary is empty")
+@plant("facts", "summary is empty", cure="write summary =")
 @dataclass(frozen=True)
 class NoSummary(Masked):
     """It has no summary for the list."""
@@ -687,13 +794,13 @@ class NoSummary(Masked):
     summary = ""
 
 
-@plant("facts", "there is no docstring")
+@plant("facts", "there is no docstring", cure="write one such as")
 @dataclass(frozen=True)
 class NoDocstring(Masked):
     width: int = option(1, "positions per step", ge=1)
 
 
-@plant("facts", "lower_snake", name="bad-name")
+@plant("facts", "lower_snake", name="bad-name", cure="change it in the class and where it is registered")
 @dataclass(frozen=True)
 class BadName(Masked):
     """Its name has a hyphen, which no command line likes."""
@@ -770,7 +877,7 @@ class LevelsStand(Uniform):
         return steps
 
 
-@plant("prompt_untouched_no_mask_left", "decides nothing in its last step")
+@plant("prompt_untouched_no_mask_left", "decides nothing in its last step", cure="state.last_step")
 @dataclass(frozen=True)
 class NeverDecides(Uniform):
     """It writes drafts and decides none."""
@@ -800,6 +907,17 @@ class QuotaFromTheMean(Uniform):
         share = quota(state, state.count).double().mean().ceil().to(torch.int64)
         chosen = ops.select(uniform(state), state.open, k=torch.maximum(share, quota(state, state.count))).chosen
         return state.commit(chosen, predict(state, chosen).token)
+
+
+@plant("row_of_a_batch_is_the_row_alone", "row invariance")
+@dataclass(frozen=True)
+class OneNoiseOfTokens(Uniform):
+    """In its first steps it decides noise, the same in all rows."""
+
+    def step(self, predict: Predict, state: NoisyState) -> NoisyState:
+        chosen = ops.select(uniform(state), state.open, k=quota(state, state.count)).chosen
+        noise = state.canvas.noise(state.step, FIRST + 1)[:1].expand_as(state.x)
+        return state.commit(chosen, torch.where((state.step < 2)[:, None], noise, predict(state, chosen).token))
 
 
 # ---------------------------------------------------------------------------------------------- gaussian
@@ -832,7 +950,7 @@ class Gaussian(GaussianSampler[GridState]):
         return self.advance(state, self.noised(state, t, x), history=((s.lam, x0),))
 
 
-@plant("values_are_finite", "finite with any number of steps")
+@plant("values_are_finite", "finite with any number of steps", cure="a division by steps - 1")
 @dataclass(frozen=True)
 class NotFiniteInOneStep(Gaussian):
     """It fades something out by i / (steps - 1)."""
@@ -923,7 +1041,7 @@ class WrongLastCoefficient(Gaussian):
         return 0.9 * good if state.i + 2 == len(state.points) else good
 
 
-@plant("values_are_finite", "a cast (.float())")
+@plant("values_are_finite", "torch.float64 here", cure="made without dtype=state.x.dtype")
 @dataclass(frozen=True)
 class CastsToFloat32(Gaussian):
     """It works in float32 whatever the model's dtype."""
@@ -933,7 +1051,7 @@ class CastsToFloat32(Gaussian):
         return dataclasses.replace(after, x=after.x.float())
 
 
-@plant("draw_numbers", "noise(0) is used")
+@plant("draw_numbers", "noise(0) is used", cure="step i takes state.canvas.noise(state.i + 1)")
 @dataclass(frozen=True)
 class NoiseOfTheStart(Gaussian):
     """Step i takes draw i, so that the first step adds the noise that the run started with."""
@@ -944,7 +1062,7 @@ class NoiseOfTheStart(Gaussian):
         return x + 0.1 * t.sigma * state.canvas.noise(state.i)
 
 
-@plant("counted_nfe_is_the_declared", "several forward passes per step")
+@plant("counted_nfe_is_the_declared", "several forward passes per step", cure="override it, or spend")
 @dataclass(frozen=True)
 class TwoPassSolver(Gaussian):
     """It asks twice per step, and inherits an expected_nfe of one per step."""
@@ -957,7 +1075,7 @@ class TwoPassSolver(Gaussian):
         return super().update(predict, state, s, t)
 
 
-@plant("counted_nfe_is_the_declared", "does not depend on canvas.steps")
+@plant("counted_nfe_is_the_declared", "does not depend on canvas.steps", cure="override it, or spend")
 @dataclass(frozen=True)
 class TenStepsAlways(Gaussian):
     """It walks down a grid of ten steps whatever `steps` says."""
@@ -966,17 +1084,112 @@ class TenStepsAlways(Gaussian):
         return GridState.begin(canvas, points=self.times(canvas, 9))
 
 
+@plant("declared_order", "of order 2")
+@dataclass(frozen=True)
+class HeunWithAWrongWeight(Gaussian):
+    """It is Heun's method with weights 0.45 and 0.55 in place of a half each."""
+
+    def solver_steps(self, canvas: NoiseCanvas) -> int:
+        return super().solver_steps(canvas) // 2
+
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
+        step = t.alpha / t.sigma - s.alpha / s.sigma
+        y, x0 = state.x / s.sigma, predict(state.x, s)
+        trial = predict(t.sigma * (y + step * x0), t)
+        return self.advance(state, t.sigma * (y + step * (0.45 * x0 + 0.55 * trial)))
+
+
+@plant("a_sure_model_is_believed", "x less alpha x_0 has mean")
+@dataclass(frozen=True)
+class EndsOnePointEarly(Gaussian):
+    """It leaves out the last step of the grid, and returns x with the noise of the point before."""
+
+    order = None
+
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
+        if t is state.points[-1]:
+            predict(state.x, s)
+            return self.advance(state, state.x)
+        return super().update(predict, state, s, t)
+
+
+@plant("a_sure_model_is_believed", "standard deviation")
+@dataclass(frozen=True)
+class ForgetsAlpha(Gaussian):
+    """It uses the formula for x_0 plus noise, sigma(t) / sigma(s) x, on a process that also shrinks x_0."""
+
+    order = None
+
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
+        x0 = predict(state.x, s)
+        return self.advance(state, t.sigma / s.sigma * state.x + (1 - t.sigma / s.sigma) * x0)
+
+
+@plant("a_sure_model_is_believed", "standard deviation")
+@dataclass(frozen=True)
+class TooMuchNoise(Gaussian):
+    """It adds noise in every step and takes none of the old noise away for it."""
+
+    order, facts = None, Facts(stochastic=True)
+
+    def noised(self, state: GridState, t: Point, x: Tensor) -> Tensor:
+        return x + t.sigma * state.canvas.noise(state.i + 1)
+
+
+@plant("noise_is_declared", "draws of noise in one run")
+@dataclass(frozen=True)
+class NoiseUnsaid(Gaussian):
+    """It draws noise in its steps, and does not say that it is stochastic."""
+
+    order = None
+
+    def noised(self, state: GridState, t: Point, x: Tensor) -> Tensor:
+        return x + 0.1 * t.sigma * state.canvas.noise(state.i + 1)
+
+
+@plant("draw_numbers", "noise(1) is used", cure="step i takes state.canvas.noise(state.i + 1)")
+@dataclass(frozen=True)
+class OneNoiseForAllSteps(Gaussian):
+    """It adds the same noise in every step."""
+
+    order, facts = None, Facts(stochastic=True)
+
+    def noised(self, state: GridState, t: Point, x: Tensor) -> Tensor:
+        return x + 0.1 * t.sigma * state.canvas.noise(1)
+
+
+@plant("values_are_finite", "torch.float32 here", cure="made without dtype=state.x.dtype")
+@dataclass(frozen=True)
+class ForcesFloat64(Gaussian):
+    """It works in float64 whatever the model's dtype."""
+
+    def step(self, predict: GaussianPredict, state: GridState) -> GridState:
+        after = super().step(predict, state)
+        return dataclasses.replace(after, x=after.x.double())
+
+
+@plant("values_are_finite", "x was not finite when it reached the model", cure="a multistep formula without a first step")
+@dataclass(frozen=True)
+class NoFirstStep(Gaussian):
+    """It divides by the length of the step before, which is 0 in the first step."""
+
+    def target(self, state: GridState, s: Point, h: float, x0: Tensor) -> Tensor:
+        before, x0_before = state.history[-1] if state.history else (s.lam, x0)
+        r = torch.tensor((s.lam - before) / h, dtype=torch.float64)
+        return x0 + (x0 - x0_before) / (2 * r)
+
+
 # ---------------------------------------------------------------------------------------------- refused before any test
 
 
-@plant("loads", "needs the decorator @dataclass(frozen=True)")
+@plant("loads", "needs the decorator @dataclass(frozen=True)", cure="write @dataclass(frozen=True) above it")
 class NotADataclass(Masked):
     """It has an option, and no decorator makes it one."""
 
     width: int = option(1, "positions per step", ge=1)
 
 
-@plant("loads", "has no default")
+@plant("loads", "has no default", cure="write width: int = option(")
 @dataclass(frozen=True)
 class NoDefault(Masked):
     """It has an option without a default."""
@@ -984,7 +1197,7 @@ class NoDefault(Masked):
     width: int
 
 
-@plant("loads", "must be > 0")
+@plant("loads", "must be > 0", cure="change the default or the bound")
 @dataclass(frozen=True)
 class DefaultOutOfBounds(Masked):
     """Its default is out of its own bounds."""
@@ -992,12 +1205,45 @@ class DefaultOutOfBounds(Masked):
     threshold: float = option(0.0, "least probability", gt=0)
 
 
-@plant("loads", "known: masked, uniform, gaussian", name="misspelt_family")
+@plant("loads", "known: masked, uniform, gaussian", name="misspelt_family", cure="write one of the known families")
 @dataclass(frozen=True)
 class MisspeltFamily(Masked):
     """Its family is misspelt."""
 
     family = "maskd"
+
+
+@plant("loads", "but it is registered as 'another_name'", cure="entry point in pyproject.toml say the same", registered="another_name")
+@dataclass(frozen=True)
+class NamedOtherwise(Masked):
+    """Its entry point has another name than the class."""
+
+
+@plant("loads", "must be int", cure="change the default or the bound")
+@dataclass(frozen=True)
+class DefaultOfAnotherType(Masked):
+    """The default of its whole number is a text."""
+
+    width: int = option("8", "positions per step", ge=1)  # type: ignore[assignment]
+
+
+@plant("loads", "option 'seen' of DefaultIsAList has no default", cure="write width: int = option(")
+@dataclass(frozen=True)
+class DefaultIsAList(Masked):
+    """It has a list as an option, which it would fill while it runs."""
+
+    seen: list[int] = dataclasses.field(default_factory=list)
+
+
+@plant("loads", "has no step method", cure="write def step(self, predict, state)")
+@dataclass(frozen=True)
+class MisspeltStep(Sampler[TokenState]):
+    """Its method is called `stpe`."""
+
+    family, cite, summary = "masked", "a test", "has one mistake"
+
+    def stpe(self, predict: Predict, state: TokenState) -> TokenState:
+        return state
 
 
 # ---------------------------------------------------------------------------------------------- running the kit on them

@@ -257,6 +257,15 @@ def _distance(a: Tensor, b: Tensor) -> str:
 def interleaved_runs_agree(name: str, promise: Promise) -> None:
     """Two runs of one sampler that take turns are what they are apart: all the state there is lives in the State."""
     sampler = create(name)
+    before = _kept_on(type(sampler))
+    promise.sample(tiny_of(name), sampler, batch=7, seed=0, **short_run(name))
+    changed = [key for key, value in _kept_on(type(sampler)).items() if before.get(key) != value]
+    promise(
+        not changed,
+        "A run leaves the sampler's class as it was.",
+        lambda: f"{', '.join(changed)} changed during the run",
+        KEPT_CAUSES,
+    )
 
     def start(seed: int) -> Stream:
         return promise.stream(tiny_of(name), sampler, batch=3, seed=seed, **short_run(name))
@@ -279,6 +288,17 @@ def interleaved_runs_agree(name: str, promise: Promise) -> None:
             f"the run of seed {i + 1} differs",
             KEPT_CAUSES,
         )
+
+
+def _kept_on(cls: type[Any]) -> dict[str, str]:
+    """The lists, dictionaries, sets and tensors on a class and on its bases below Sampler, as text."""
+    own = [base for base in cls.__mro__ if issubclass(base, Sampler) and base not in Sampler.__mro__]
+    return {
+        f"{base.__qualname__}.{key}": repr(value)
+        for base in own
+        for key, value in vars(base).items()
+        if isinstance(value, (list, dict, set, Tensor)) and not key.startswith("__")
+    }
 
 
 @check()

@@ -37,6 +37,11 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 MIXED_SETTINGS: list[dict[str, Any]] = [{"steps": 4}, {"block_length": 4, "steps": 8}]
 
+TIME_CAUSES = (
+    "a time that is taken of one row, or of the batch, for all: t=state.noise_level[0], a mean or maximum. Leave t out, or give "
+    "(B,) values, one for each row: state.noise_level, or TimedState.level(...)"
+)
+
 
 def sample(promise: Promise, denoiser: Any, name: str, sampler: Sampler[Any] | None = None, **setting: Any) -> Sample:
     return promise.sample(denoiser, sampler or create(name), **suited(name, setting))
@@ -149,6 +154,18 @@ def row_of_a_mixed_batch_is_the_row_alone(name: str, setting: dict[str, Any], pr
 
 
 @check()
+def time_of_a_row_is_its_own(name: str, promise: Promise) -> None:
+    """Row invariance on a time-conditioned model, with rows at different steps: each row is given its own noise level."""
+    if registry.load(name).facts.sequential:
+        raise NotApplicable("what is kept must not depend on the time")
+    denoiser = net(name, time_conditioned=True)
+    together = sample(promise, denoiser, name, prompt=mixed(denoiser), seed=3, temperature=1.0, steps=5)
+    for i in range(len(PROMPTS)):
+        run = {"prompt": mixed(denoiser, [i]), "seed": 3, "first_row": i, "temperature": 1.0, "steps": 5}
+        same_row(promise, together, i, sample(promise, denoiser, name, **run), TIME_CAUSES)
+
+
+@check()
 def row_of_64_is_the_row_alone(name: str, promise: Promise) -> None:
     """Row invariance in a batch of 64."""
     together = sample(promise, net(name), name, gen_length=16, batch=64, seed=11, temperature=1.0)
@@ -157,7 +174,7 @@ def row_of_64_is_the_row_alone(name: str, promise: Promise) -> None:
         same_row(promise, together, i, alone)
 
 
-def same_row(promise: Promise, together: Sample, i: int, alone: Sample) -> None:
+def same_row(promise: Promise, together: Sample, i: int, alone: Sample, causes: str = ROW_CAUSES) -> None:
     assert alone.lengths is not None
     end = int(alone.lengths[0])
     row, single = together.x[i, :end].tolist(), alone.x[0, :end].tolist()
@@ -169,13 +186,13 @@ def same_row(promise: Promise, together: Sample, i: int, alone: Sample) -> None:
             f"row {i} differs at positions {some(at)}: {some([row[j] for j in at])} in the batch, "
             f"{some([single[j] for j in at])} alone"
         ),
-        ROW_CAUSES,
+        causes,
     )
     promise(
         int(together.nfe_rows[i]) == alone.nfe,
         "A row takes part in as many forward passes in a batch as alone (row invariance).",
         lambda: f"row {i}: {int(together.nfe_rows[i])} in the batch, {alone.nfe} alone",
-        ROW_CAUSES + ". Or rows that ask although they have nothing left: ask about state.open or a part of it",
+        causes + ". Or rows that ask although they have nothing left: ask about state.open or a part of it",
     )
 
 
@@ -239,7 +256,10 @@ def counted_nfe_is_the_declared(name: str, setting: dict[str, int], promise: Pro
 def counts_are_what_the_model_saw(name: str, promise: Promise) -> None:
     """NFE, rows, tokens and answers are counted as the model was given them."""
     denoiser = net(name)
-    causes = "a model that is called past `predict`, or forward passes for rows that have nothing left"
+    causes = (
+        "a model that is called past `predict`, or forward passes for rows that have nothing left; ask through predict only, "
+        "about state.open or a part of it"
+    )
     sequential = registry.load(name).facts.sequential
     more: dict[str, Any] = {} if sequential else {"steps": 6, "cfg_scale": 1.0}
     out = sample(promise, denoiser, name, prompt=[[1, 2], [3, 4]], gen_length=GEN, **more)
