@@ -26,7 +26,11 @@ def _check(args: argparse.Namespace) -> int:
     plans = {name: chosen(name, args.only) for name in _names(args.names)}
     results, begun = [], time.perf_counter()
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+        transient=True,
     )
     with bar:
         for name, plan in plans.items():
@@ -104,8 +108,12 @@ def _sum_up(console: Console, name: str, results: list[Result]) -> None:
 
 
 def add(commands: Commands) -> None:
-    p = command(commands, "check", _check, "check that samplers keep what they promise: the conformance kit, without pytest")
-    p.add_argument("names", nargs="+", metavar="NAME", help="samplers to check: names, 'dist:name', or patterns such as 'masked/*'")
+    p = command(
+        commands, "check", _check, "check that samplers keep what they promise: the conformance kit, without pytest"
+    )
+    p.add_argument(
+        "names", nargs="+", metavar="NAME", help="samplers to check: names, 'dist:name', or patterns such as 'masked/*'"
+    )
     p.add_argument(
         "--only",
         action="append",

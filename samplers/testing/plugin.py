@@ -55,9 +55,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(("kit_sampler", "kit_case"), pairs, ids=ids)
     for fixture in names:
         families = FIXTURES[fixture]
-        metafunc.parametrize(
-            fixture, [n for n in chosen if families is None or registry.entry(n).family in families]
-        )
+        metafunc.parametrize(fixture, [n for n in chosen if families is None or registry.entry(n).family in families])
 
 
 def _chosen(wanted: list[str] | None) -> list[str]:

@@ -62,7 +62,14 @@ class BrokenPromise(AssertionError):
     """
 
     def __init__(
-        self, sampler: str, check: str, promised: str, seen: str, causes: str, calls: tuple[str, ...] = (), where: str = ""
+        self,
+        sampler: str,
+        check: str,
+        promised: str,
+        seen: str,
+        causes: str,
+        calls: tuple[str, ...] = (),
+        where: str = "",
     ):
         super().__init__(sampler, check, promised, seen, causes, calls, where)
         self.sampler, self.check, self.promised, self.seen, self.causes = sampler, check, promised, seen, causes

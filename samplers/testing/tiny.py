@@ -259,9 +259,7 @@ class TinySequential(Told, TokenDenoiser):
 class TinyMixture(Told, GaussianDenoiser):
     """Independent coordinates of 0.4 N(-1, 0.3^2) + 0.6 N(0.8, 0.5^2), closed form in float64, whatever the model's dtype."""
 
-    def __init__(
-        self, dim: int = 4, schedule: str | NoiseSchedule = "vp_linear", dtype: torch.dtype = torch.float64
-    ):
+    def __init__(self, dim: int = 4, schedule: str | NoiseSchedule = "vp_linear", dtype: torch.dtype = torch.float64):
         self.shape, self.schedule, self.dtype = (dim,), noise_schedule(schedule), dtype
         self.name = "tiny mixture"
         self.weight = torch.tensor([0.4, 0.6], dtype=torch.float64)

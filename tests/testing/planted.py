@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import re
@@ -715,7 +714,9 @@ class TimeOfTheFirstRow(Masked):
     """It gives the model the noise level of the batch's first row for all rows."""
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
-        prediction = predict(state, want="confidence", t=state.noise_level[:1].expand_as(state.noise_level).clamp_min(1e-3))
+        prediction = predict(
+            state, want="confidence", t=state.noise_level[:1].expand_as(state.noise_level).clamp_min(1e-3)
+        )
         return state.commit_best(prediction.confidence, prediction.token, k=even_count(state))
 
 
@@ -1168,7 +1169,9 @@ class ForcesFloat64(Gaussian):
         return dataclasses.replace(after, x=after.x.double())
 
 
-@plant("values_are_finite", "x was not finite when it reached the model", cure="a multistep formula without a first step")
+@plant(
+    "values_are_finite", "x was not finite when it reached the model", cure="a multistep formula without a first step"
+)
 @dataclass(frozen=True)
 class NoFirstStep(Gaussian):
     """It divides by the length of the step before, which is 0 in the first step."""
@@ -1213,7 +1216,12 @@ class MisspeltFamily(Masked):
     family = "maskd"
 
 
-@plant("loads", "but it is registered as 'another_name'", cure="entry point in pyproject.toml say the same", registered="another_name")
+@plant(
+    "loads",
+    "but it is registered as 'another_name'",
+    cure="entry point in pyproject.toml say the same",
+    registered="another_name",
+)
 @dataclass(frozen=True)
 class NamedOtherwise(Masked):
     """Its entry point has another name than the class."""

@@ -64,8 +64,9 @@ def a_sure_model_is_believed(name: str, setting: str, promise: Promise) -> None:
         mean, std = float(off.mean()), float(off.std())
         promise(
             abs(mean) < 0.4 and (0.75 < std < 1.3 if noisy else std < 1.3),
-            "If the model always says the same x_0, x ends at alpha x_0 + sigma e, e standard normal." if noisy else
-            "If the model always says the same x_0, a run ends there.",
+            "If the model always says the same x_0, x ends at alpha x_0 + sigma e, e standard normal."
+            if noisy
+            else "If the model always says the same x_0, a run ends there.",
             f"x less {'alpha x_0' if noisy else 'x_0'} has mean {mean:.3g} and standard deviation {std:.3g}, in units of sigma at "
             f"the end, {sigma:.3g}",
             "x that is returned at another time than the last of the grid; a wrong factor alpha or sigma (the step to t ends with "
