@@ -438,8 +438,8 @@ def test_the_guides_samplers_keep_their_promises(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
-    assert "test_declared_order[heun] PASSED" in run.stdout
-    assert "test_counted_nfe_is_the_declared[doubt-5] PASSED" in run.stdout
+    assert "test_promise[heun-declared_order] PASSED" in run.stdout
+    assert "test_promise[doubt-counted_nfe_is_the_declared-steps=5] PASSED" in run.stdout
 
 
 # ---------------------------------------------------------------------------------------------- habits

@@ -17,7 +17,7 @@ from .arguments import AS_JSON, Commands, command
 from .output import make_console, print_json
 
 if TYPE_CHECKING:
-    from ..testing.kit import Result
+    from ..testing.kit import Case, Result
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -71,7 +71,7 @@ def _names(patterns: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _run(bar: Progress, name: str, plan: list[object]) -> list[Result]:
+def _run(bar: Progress, name: str, plan: list[Case]) -> list[Result]:
     from ..testing.kit import run_case
 
     task = bar.add_task(name, total=len(plan))

@@ -5,6 +5,8 @@ It is loaded in every pytest run of an environment that has sampler-zoo, so it i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 # A test that takes one of these runs for every sampler of the families; none is forgotten, since the registry is asked.
@@ -15,6 +17,15 @@ FIXTURES: dict[str, tuple[str, ...] | None] = {
     "zoo_uniform": ("uniform",),
     "zoo_gaussian": ("gaussian",),
 }
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: models as small as the kit's lose more time by waiting for a second one than it saves."""
+    from samplers.testing.kit import one_thread as alone
+
+    with alone():
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

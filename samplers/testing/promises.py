@@ -1,4 +1,4 @@
-"""What a check of the kit says when it fails: what was promised, what was seen, on which input, where, why, and how to rerun it."""
+"""What a check of the kit says when it fails: what was promised and seen, on which input, where, why, and how to rerun it."""
 
 from __future__ import annotations
 

@@ -91,7 +91,8 @@ def facts(name: str, promise: Promise) -> None:
         cls.cite,
         "It names its paper.",
         "cite is empty",
-        'there is no cite in the class; write cite = "Authors 2026, Title, arXiv 2601.00000". Your own note or repository will do',
+        'there is no cite in the class; write cite = "Authors 2026, Title, arXiv 2601.00000". Your own note or repository '
+        "will do",
     )
     first = (cls.__doc__ or "").strip().splitlines()[:1]
     made_up = cls.__doc__ is None or cls.__doc__.startswith(
@@ -119,8 +120,8 @@ def signature(name: str, promise: Promise) -> None:
             has == wanted,
             f"The signature is {method}({', '.join(wanted)}).",
             f"{method}({', '.join(has)})",
-            "arguments added or renamed; give it the names above. What a step needs besides `predict` and `state` is an option of "
-            "the sampler or a field of a state of your own",
+            "arguments added or renamed; give it the names above. What a step needs besides `predict` and `state` is an option "
+            "of the sampler or a field of a state of your own",
         )
 
 
@@ -156,15 +157,15 @@ def options(name: str, promise: Promise) -> None:
             option.name not in inspect.signature(samplers.sample).parameters,
             "No option has the name of an argument of sample().",
             f"{of} is one",
-            "a setting of the run that is declared again; leave the option out and read state.block_steps, predict.temperature and "
-            "so on, or give it another name if it means something else",
+            "a setting of the run that is declared again; leave the option out and read state.block_steps, predict.temperature "
+            "and so on, or give it another name if it means something else",
         )
         promise(
             option.parse(str(option.default)) == option.default,
             "The command line can give the default.",
             f"{of}: {str(option.default)!r} is read as {option.parse(str(option.default))!r}",
-            "a type annotation that does not fit the default, or a default that is no int, float, bool, text or None; make several "
-            "options of a tuple, or one of text",
+            "a type annotation that does not fit the default, or a default that is no int, float, bool, text or None; make "
+            "several options of a tuple, or one of text",
         )
         below = {"ge": lambda b: b - 1, "gt": lambda b: b, "le": lambda b: b + 1, "lt": lambda b: b}
         for bound, beyond in below.items():
@@ -241,7 +242,7 @@ def row_of_a_batch_is_the_row_alone(name: str, promise: Promise) -> None:
         promise(
             same,
             "Row i of a batch is what it is alone, whatever the other rows are (row invariance).",
-            lambda i=i, alone=alone: f"row {i} differs by up to {_distance(alone.x[0], together.x[i])}",
+            "" if same else f"row {i} differs by up to {_distance(alone.x[0], together.x[i])}",
             ROW_CAUSES,
         )
         promise(

@@ -67,11 +67,11 @@ def a_sure_model_is_believed(name: str, setting: str, promise: Promise) -> None:
             "If the model always says the same x_0, x ends at alpha x_0 + sigma e, e standard normal."
             if noisy
             else "If the model always says the same x_0, a run ends there.",
-            f"x less {'alpha x_0' if noisy else 'x_0'} has mean {mean:.3g} and standard deviation {std:.3g}, in units of sigma at "
-            f"the end, {sigma:.3g}",
-            "x that is returned at another time than the last of the grid; a wrong factor alpha or sigma (the step to t ends with "
-            "t.alpha x_0 and with noise of t.sigma in all); noise whose variance is not what the step took away. A sampler that "
-            "must be told of the data names the options for data of one point in Conformance(exact={...})",
+            f"x less {'alpha x_0' if noisy else 'x_0'} has mean {mean:.3g} and standard deviation {std:.3g}, in units of sigma "
+            f"at the end, {sigma:.3g}",
+            "x that is returned at another time than the last of the grid; a wrong factor alpha or sigma (the step to t ends "
+            "with t.alpha x_0 and with noise of t.sigma in all); noise whose variance is not what the step took away. A sampler "
+            "that must be told of the data names the options for data of one point in Conformance(exact={...})",
         )
 
 
@@ -136,6 +136,6 @@ def declared_order(name: str, promise: Promise) -> None:
         f"The solver is of order {order}: twice the steps divide the error by {2**order}.",
         f"order {slope:.2f} (errors {', '.join(f'{e:.2g}' for e in errors)} with 144, 288, 576 forward passes)",
         "a wrong coefficient, often in the first or last step only; a step of lower order among them (declare the options "
-        "that leave it out: Conformance(order={...})); float32 somewhere; steps counted where forward passes are meant. Compare the "
-        "formula with the paper's for the first, a middle and the last step, or declare the order that was seen",
+        "that leave it out: Conformance(order={...})); float32 somewhere; steps counted where forward passes are meant. Compare "
+        "the formula with the paper's for the first, a middle and the last step, or declare the order that was seen",
     )

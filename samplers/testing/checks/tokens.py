@@ -161,7 +161,13 @@ def time_of_a_row_is_its_own(name: str, promise: Promise) -> None:
     denoiser = net(name, time_conditioned=True)
     together = sample(promise, denoiser, name, prompt=mixed(denoiser), seed=3, temperature=1.0, steps=5)
     for i in range(len(PROMPTS)):
-        run = {"prompt": mixed(denoiser, [i]), "seed": 3, "first_row": i, "temperature": 1.0, "steps": 5}
+        run: dict[str, Any] = {
+            "prompt": mixed(denoiser, [i]),
+            "first_row": i,
+            "seed": 3,
+            "temperature": 1.0,
+            "steps": 5,
+        }
         same_row(promise, together, i, sample(promise, denoiser, name, **run), TIME_CAUSES)
 
 
@@ -209,8 +215,8 @@ def committed_tokens_stay(name: str, promise: Promise) -> None:
             not changed,
             "A committed token is neither masked again nor changed.",
             f"step {k} changed (row, position) {some(changed)}",
-            "a write outside of state.open. Commit with state.commit, which writes at open positions only; a sampler that masks or "
-            "edits tokens again must declare Facts(revises=True)",
+            "a write outside of state.open. Commit with state.commit, which writes at open positions only; a sampler that masks "
+            "or edits tokens again must declare Facts(revises=True)",
         )
 
 
