@@ -153,8 +153,8 @@ def _measured(place: Path, name: str) -> list[str]:
     made = points(records)
     out = [
         head,
-        f'<p class="what">{rows:,} samples of each of {seeds} seeds for each setting. Beside it are the baseline of its family '
-        f"and the samplers of the zoo that declare the same of themselves, as far as there are any: "
+        f'<p class="what">{rows:,} samples of each of {seeds} seeds for each setting; bars are 95 % intervals. Beside it are the '
+        "baseline of its family and the samplers of the zoo that differ from it in the fewest declared facts: "
         f"{esc(', '.join(near))}.</p>",
     ]
     out += [f'<p class="note">{esc(r["sampler"])}: {esc(r["error"])}</p>' for r in (*outcome.failed, *outcome.declined)]

@@ -93,6 +93,8 @@ def draw_numbers(name: str, promise: Promise) -> None:
 def noise_is_declared(name: str, promise: Promise) -> None:
     """A solver that draws noise in its steps says so, since such a run cannot be followed backwards."""
     sampler = samplers.create(name)
+    if getattr(sampler, "order", None) is not None:
+        raise NotApplicable("its order is declared, which noise in a step would change")
     fresh = [use for use in uses_of(promise, name, sampler) if min(use.cells)[2] > 0]
     promise(
         sampler.effective_facts.stochastic or not fresh,
