@@ -76,7 +76,7 @@ def write_report(folder: str | Path, name: str, results: Sequence[Result]) -> Pa
     item = registry.entry(name)
     broken = [r for r in results if r.broken]
     body = [
-        f"<h1>{esc(name)} {'breaks' if broken else 'keeps'} its promises</h1>",
+        f"<h1>{esc(name)} {'breaks' if broken else 'keeps'} {'a promise' if len(broken) == 1 else 'its promises'}</h1>",
         f'<p class="byline">{esc(item.origin)}, {len(results)} checks of the sampler zoo {esc(registry.version())} in '
         f"{sum(r.seconds for r in results):.1f} s</p>",
         f'<p class="lead">{_lead(name)}</p>',
@@ -106,7 +106,7 @@ def _broken(results: Sequence[Result]) -> list[str]:
     out = [f"<h2>{len(results)} broken promise{'s' * (len(results) > 1)}</h2>"]
     for result in results:
         assert result.broken is not None
-        rows = "".join(f"<dt>{esc(heading)}</dt><dd>{esc(text)}</dd>" for heading, text in result.broken.parts())
+        rows = "".join(f"<dt>{esc(heading)}</dt><dd style="white-space: pre-wrap">{esc(text)}</dd>" for heading, text in result.broken.parts())
         out.append(f'<h3>{esc(result.case.id)}</h3><dl class="note">{rows}</dl>')
     return out
 

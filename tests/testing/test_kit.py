@@ -65,6 +65,8 @@ def test_the_table_of_mistakes_is_long_enough():
     assert {m.family for m in planted.MISTAKES} >= {"masked", "uniform", "gaussian"}
     checks = {case.name for name in ("radd", "d3pm_ancestral", "euler") for case in kit.cases(name)}
     assert {m.check for m in planted.MISTAKES} <= checks
+    guide = Path(ROOT, "docs/writing_a_sampler.md").read_text(encoding="utf-8")
+    assert f"tested with {len(planted.MISTAKES)} samplers that have one mistake each" in guide
     # What is left is about the driver, which no planted sampler can break.
     assert checks - {m.check for m in planted.MISTAKES} == {"stop_rule"}
 
