@@ -99,7 +99,9 @@ def _message(result: Result) -> Table:
 
 def _sum_up(console: Console, name: str, results: list[Result]) -> None:
     count = {status: sum(r.status == status for r in results) for status in ("kept", "broken", "skipped")}
-    line = Text(f"{name}: ", style="bold").append(f"{count['kept']} promise{'s' * (count['kept'] != 1)} kept", style="green not bold")
+    line = Text(f"{name}: ", style="bold").append(
+        f"{count['kept']} promise{'s' * (count['kept'] != 1)} kept", style="green not bold"
+    )
     if count["broken"]:
         line.append(f", {count['broken']} broken", style="red not bold")
     if count["skipped"]:

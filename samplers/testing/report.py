@@ -106,7 +106,10 @@ def _broken(results: Sequence[Result]) -> list[str]:
     out = [f"<h2>{len(results)} broken promise{'s' * (len(results) > 1)}</h2>"]
     for result in results:
         assert result.broken is not None
-        rows = "".join(f"<dt>{esc(heading)}</dt><dd style="white-space: pre-wrap">{esc(text)}</dd>" for heading, text in result.broken.parts())
+        rows = "".join(
+            f'<dt>{esc(heading)}</dt><dd style="white-space: pre-wrap">{esc(text)}</dd>'
+            for heading, text in result.broken.parts()
+        )
         out.append(f'<h3>{esc(result.case.id)}</h3><dl class="note">{rows}</dl>')
     return out
 
