@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PLUGINS := $(sort $(wildcard plugins/samplers-*))
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*) setup.py
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/* tests/emulator/*.h tests/emulator/*.cpp)
 
@@ -22,14 +23,14 @@ help:
 
 # torch goes first and by its pinned number: an unpinned one may bring gigabytes of CUDA along, and the extension is
 # compiled against the one that is there (--no-build-isolation).
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "make needs Python 3.11 or newer, since numpy, scipy and other pinned versions do: make PYTHON=python3.11."; \
 	       echo "The library itself runs on 3.10: install it by hand, as the README says."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools wheel ninja pybind11
 	SAMPLERS_NATIVE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench,test,lint]'
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable plugins/samplers-hello
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps $(addprefix --editable ,$(PLUGINS))
 	@touch $@
 
 # Built again when its sources change. Without a compiler the library runs on its torch twins, and setup.py says so.

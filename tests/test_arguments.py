@@ -385,7 +385,7 @@ def test_a_continuous_run_refuses_every_argument_that_it_does_not_read():
     assert len(others) >= 10
     for name in others:
         for value in (torch.tensor([1.0, 2.0]), "x"):
-            with pytest.raises(OptionError, match=f"{name} is for token samplers"):
+            with pytest.raises(OptionError, match=f"{name} is not for samplers of the gaussian family"):
                 samplers.sample(TinyMixture(), "ddim", **{name: value})
         samplers.sample(TinyMixture(), "ddim", steps=2, **{name: defaults[name]})
 
