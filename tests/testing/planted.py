@@ -78,7 +78,7 @@ CLASSES: dict[str, type[Any]] = {}
 # What a message says of the cure, by the check; a mistake of another cure says so.
 CURES = {
     "a_step_makes_no_device_sync": "Decide with torch.where",
-    "a_sure_model_is_believed": "a wrong factor alpha or sigma",
+    "a_sure_model_is_followed": "a wrong factor alpha or sigma",
     "committed_tokens_stay": "must declare Facts(revises=True)",
     "counted_nfe_is_the_declared": "Return None if it depends on the model",
     "declared_order": "Compare the formula with the paper's",
@@ -1100,7 +1100,7 @@ class HeunWithAWrongWeight(Gaussian):
         return self.advance(state, t.sigma * (y + step * (0.45 * x0 + 0.55 * trial)))
 
 
-@plant("a_sure_model_is_believed", "x less alpha x_0 has mean")
+@plant("a_sure_model_is_followed", "x less alpha x_0 has mean")
 @dataclass(frozen=True)
 class EndsOnePointEarly(Gaussian):
     """It leaves out the last step of the grid, and returns x with the noise of the point before."""
@@ -1114,7 +1114,7 @@ class EndsOnePointEarly(Gaussian):
         return super().update(predict, state, s, t)
 
 
-@plant("a_sure_model_is_believed", "standard deviation")
+@plant("a_sure_model_is_followed", "standard deviation")
 @dataclass(frozen=True)
 class ForgetsAlpha(Gaussian):
     """It uses the formula for x_0 plus noise, sigma(t) / sigma(s) x, on a process that also shrinks x_0."""
@@ -1126,7 +1126,7 @@ class ForgetsAlpha(Gaussian):
         return self.advance(state, t.sigma / s.sigma * state.x + (1 - t.sigma / s.sigma) * x0)
 
 
-@plant("a_sure_model_is_believed", "standard deviation")
+@plant("a_sure_model_is_followed", "standard deviation")
 @dataclass(frozen=True)
 class TooMuchNoise(Gaussian):
     """It adds noise in every step and takes none of the old noise away for it."""

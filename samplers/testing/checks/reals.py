@@ -46,7 +46,7 @@ def counted_nfe_is_the_declared(name: str, setting: dict[str, int], promise: Pro
 
 
 @check(settings=list(SCHEDULES))
-def a_sure_model_is_believed(name: str, setting: str, promise: Promise) -> None:
+def a_sure_model_is_followed(name: str, setting: str, promise: Promise) -> None:
     """If the model knows x_0 whatever it sees, x ends at alpha x_0 + sigma e, with the alpha and sigma of the last time.
 
     Any number of steps gives that, since x_0 is the same at all times: e is the noise that the run started with, or fresh
