@@ -426,7 +426,7 @@ def test_the_guides_samplers_keep_their_promises(tmp_path: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guide-samplers\nVersion: 0.1\n", encoding="utf-8")
     lines = "\n".join(f"{name} = guide_samplers:{cls}" for name, cls in names.items())
     (info / "entry_points.txt").write_text(f"[samplers]\n{lines}\n", encoding="utf-8")
-    checks = "facts or options or row_of_a_batch or declared or waits or law or reals"
+    checks = "facts or options or row_of_a_batch or declared or sure_model or finite"
     chosen = itertools.chain(*(("--sampler", name) for name in names))
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     command = [sys.executable, "-m", "pytest", "-vv", "-x", "-p", "no:cacheprovider", "samplers/testing"]
@@ -438,8 +438,8 @@ def test_the_guides_samplers_keep_their_promises(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
-    assert "test_declared_order[heun] PASSED" in run.stdout
-    assert "test_counted_nfe_is_the_declared[doubt-5] PASSED" in run.stdout
+    assert "test_promise[heun-declared_order] PASSED" in run.stdout
+    assert "test_promise[doubt-counted_nfe_is_the_declared-steps=5] PASSED" in run.stdout
 
 
 # ---------------------------------------------------------------------------------------------- habits
