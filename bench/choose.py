@@ -53,7 +53,7 @@ class Part:
 
 
 TOKENS = ("masked", "uniform")
-FLOWS = ("bayesian_flow",)  # of the plug-in samplers-bfn: tokens where a problem has any
+FLOWS = ("bayesian_flow",)  # from samplers-bfn: tokens if a problem has any
 PARTS = {
     "mixture": Part("mixture", ("gaussian", *FLOWS), REALS, (2000, 2000), seeds=2),
     "digits reals": Part("digits", ("gaussian",), REALS, (512, 512), seeds=2),
