@@ -31,6 +31,7 @@ from . import (
     evaluate,
     generate,
     merge,
+    new,
     plugins,
     sample,
     show,
@@ -44,7 +45,7 @@ __all__ = ["main"]
 # in the order of the help
 COMMANDS = (
     *(catalogue, show, show_model, cite, sample, generate, chat),
-    *(bench, tune, evaluate, merge, plugins, env),
+    *(bench, tune, evaluate, merge, new, plugins, env),
 )
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # no place, no quota, too large, a bad disk
 
