@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 
 from ._declared import literals
 from .errors import PluginError, SamplersError
+from .family import family_names
 
-__all__ = ["DISTRIBUTION", "FAMILIES", "Entry", "Report", "guarded", "one_line", "printable", "resolve", "version"]
+__all__ = ["DISTRIBUTION", "Entry", "Report", "guarded", "one_line", "printable", "resolve", "version"]
 
 DISTRIBUTION = "sampler-zoo"
-FAMILIES = ("masked", "uniform", "gaussian")
 
 T = TypeVar("T")
 
@@ -131,8 +131,8 @@ def _checked(cls: Any, name: str, family: str | None) -> type:
     said = {key: getattr(cls, key, None) for key in ("name", "family", "cite", "summary")}
     if said["name"] != name:
         raise PluginError(f"{who}.name is {said['name']!r}, but it is registered as {name!r}")
-    if said["family"] not in FAMILIES:
-        raise PluginError(f"{who}.family is {said['family']!r}; known: {', '.join(FAMILIES)}")
+    if said["family"] not in family_names():
+        raise PluginError(f"{who}.family is {said['family']!r}; known: {', '.join(family_names())}")
     if family is not None and said["family"] != family:
         raise PluginError(f"{who}.family is {said['family']!r}, but it is registered with family={family!r}")
     for key in ("cite", "summary"):
@@ -228,7 +228,7 @@ class Entry:
 
     @property
     def family(self) -> str | None:
-        """masked, uniform or gaussian: of the zoo's own what is declared, of others what the class says, once it is loaded.
+        """Its family: of the zoo's own what is declared, of others what the class says, once it is loaded.
 
         None if it cannot be loaded. `said("family")` loads nothing.
         """

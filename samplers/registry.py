@@ -29,14 +29,15 @@ import pluggy
 
 from . import hookspecs
 from .aliases import alias
-from .entries import DISTRIBUTION, FAMILIES, Entry, Report, guarded, one_line, printable, resolve, version
+from .entries import DISTRIBUTION, Entry, Report, guarded, one_line, printable, resolve, version
 from .errors import PluginError, UnknownNameError, did_you_mean
+from .family import BUILT_IN, family_names
+from .family import forget as forget_families
 
 if TYPE_CHECKING:
     from .sampler import Sampler
 
 __all__ = [
-    "FAMILIES",
     "Entry",
     "Report",
     "create",
@@ -109,8 +110,8 @@ def _registered(plugin: Any, distribution: str, its_version: str) -> list[Entry]
         name = name or getattr(target, "name", None)
         if not isinstance(target, type) and not (isinstance(target, str) and ":" in target):
             raise PluginError(f"register({target!r}): give a Sampler class, or 'module:Class' with name=...")
-        if family is not None and family not in FAMILIES:
-            raise PluginError(f"register({target!r}): family={family!r} is unknown; known: {', '.join(FAMILIES)}")
+        if family is not None and family not in family_names():
+            raise PluginError(f"register({target!r}): family={family!r} is unknown; known: {', '.join(family_names())}")
         if summary is not None and not isinstance(summary, str):
             raise PluginError(f"register({target!r}): summary={summary!r} is not text")
         made.append(_entry(name, distribution, its_version, target, family, summary))
@@ -145,7 +146,7 @@ class _Zoo:
 
     def __init__(self) -> None:
         self.own: dict[str, Entry] = {}
-        for family in FAMILIES:
+        for family in BUILT_IN:
             for item in _registered(importlib.import_module(f"samplers.{family}"), DISTRIBUTION, version()):
                 if item.name in self.own:
                     raise PluginError(f"the zoo has two samplers called {item.name!r}")
@@ -238,6 +239,7 @@ def reload() -> None:
     global _zoo
     _zoo = None
     version.cache_clear()
+    forget_families()
     importlib.invalidate_caches()
 
 
@@ -338,10 +340,8 @@ def list_samplers(pattern: str | Iterable[str] = "*", family: str | None = None,
     Raises:
         UnknownNameError: there is no such family.
     """
-    if family is not None and family not in FAMILIES:
-        raise UnknownNameError(
-            f"unknown family {family!r}{did_you_mean(family, FAMILIES)} Known: {', '.join(FAMILIES)}"
-        )
+    if family is not None and family not in (known := family_names()):
+        raise UnknownNameError(f"unknown family {family!r}{did_you_mean(family, known)} Known: {', '.join(known)}")
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     found, zoo = set(), _get()
 
