@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 
 from .. import registry
-from ..errors import OptionError
+from ..errors import OptionError, did_you_mean
+from ..family import family_names
 from .arguments import Commands, command
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -38,6 +39,19 @@ TAKEN_CLASSES = ("Callable", "Sequence", "Tensor")
 
 def _class_of(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("_"))
+
+
+def _check_family(family: str) -> None:
+    """OptionError if there are no templates for a family."""
+    if family in WITH_TEMPLATE:
+        return
+    possible = f"Possible: {', '.join(WITH_TEMPLATE)}"
+    if family in family_names():
+        raise OptionError(
+            f"there is no package to begin with for {family!r}, the family of a plug-in: copy a sampler of that plug-in. "
+            f"{possible}"
+        )
+    raise OptionError(f"unknown family {family!r}{did_you_mean(family, WITH_TEMPLATE)} {possible}")
 
 
 def _check_name(name: str) -> None:
@@ -120,11 +134,7 @@ def write_package(name: str, family: str, folder: Path, *, with_op: bool = False
         OptionError: the name cannot be used, the family has no template, or the folder is there and not empty.
         OSError: something cannot be written.
     """
-    if family not in WITH_TEMPLATE:
-        raise OptionError(
-            f"there is no package to begin with for the family {family!r}, only for {', '.join(WITH_TEMPLATE)}. "
-            "For a family of a plug-in copy a sampler of that plug-in"
-        )
+    _check_family(family)
     _check_name(name)
     package = folder / f"samplers-{name.replace('_', '-')}"
     if package.is_symlink() or package.is_file() or (package.is_dir() and any(package.iterdir())):
@@ -136,7 +146,7 @@ def write_package(name: str, family: str, folder: Path, *, with_op: bool = False
         whole = Path(temporary, package.name)
         for path, text in files.items():
             (whole / path).parent.mkdir(parents=True, exist_ok=True)
-            (whole / path).write_text(text, encoding="utf-8")
+            (whole / path).write_bytes(text.encode())
         if package.is_dir():
             package.rmdir()  # it is empty, or this fails
         whole.rename(package)
