@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from samplers.authoring import Facts, Predict, Sampler, TokenState, min_count, option
 
-samplers_interface = 1  # of the sampler zoo that this was written for
+samplers_interface = 1  # the interface of the sampler zoo that this was written for
 
 
 @dataclass(frozen=True)
