@@ -172,4 +172,4 @@ def add(commands: Commands) -> None:
         help=f"kind of noise: {', '.join(WITH_TEMPLATE)}",
     )
     p.add_argument("--folder", default=".", metavar="DIR", help="where the package's folder is made (default: here)")
-    p.add_argument("--with-op", action="store_true", help="with a compiled op of its own, in C++ and in torch")
+    p.add_argument("--with-op", action="store_true", help="add a compiled op of its own, in C++ and in torch")
