@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from samplers_hello import LeftToRight
 from torch import Tensor
 
 import samplers
+from samplers.testing import run_checks
 
 VOCAB, MASK, LENGTH = 24, 24, 16  # the mask's id is the one after the last token
 TABLES = torch.randn(3, VOCAB + 1, VOCAB + 1, generator=torch.Generator().manual_seed(0))
@@ -53,7 +51,5 @@ def test_a_wrong_option_is_an_error_that_names_it() -> None:
 
 
 def test_the_kit() -> None:
-    """Rows and batches, seeds, prompts, counts, the distribution: each promise of the class is a test of the kit."""
-    command = [sys.executable, "-m", "pytest", "--pyargs", "samplers.testing", "--sampler", "left_to_right"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Rows and batches, seeds, prompts, counts, the distribution: the kit checks each promise of the class."""
+    run_checks("left_to_right")
