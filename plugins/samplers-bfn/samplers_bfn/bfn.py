@@ -29,7 +29,7 @@ class Bfn(FlowSampler):
     spends n, by leaving out the last update and telling the network that it was made.
     """
 
-    name = "bfn"
+    name, family = "bfn", "bayesian_flow"
     cite = "Graves et al. 2023, Bayesian Flow Networks, arXiv 2308.07037"
     summary = "the paper's own sampler of Bayesian flow networks, for reals and tokens"
     facts = Facts(stochastic=True)

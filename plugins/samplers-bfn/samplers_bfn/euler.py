@@ -23,7 +23,7 @@ class Euler(FlowSampler):
     1 / (2 eta), and a step of 1 / steps much longer than eta blows x up.
     """
 
-    name = "bfn_euler"
+    name, family = "bfn_euler", "bayesian_flow"
     cite = "Xue et al. 2024, Unifying Bayesian Flow Networks and Diffusion Models through SDEs, arXiv 2404.15766"
     summary = "Euler's rule for the ODE of a Bayesian flow; a baseline"
     order: ClassVar[int] = 1
@@ -44,7 +44,7 @@ class EulerSde(FlowSampler):
     dx = ((log sigma)' - lambda') x dt + 2 alpha lambda' x_0 dt + sigma sqrt(-2 lambda') dw. Of tokens the first term is 0.
     """
 
-    name = "bfn_euler_sde"
+    name, family = "bfn_euler_sde", "bayesian_flow"
     cite = Euler.cite
     summary = "Euler and Maruyama's rule for the SDE of a Bayesian flow; a baseline"
     facts = Facts(stochastic=True)

@@ -25,7 +25,7 @@ class SdeSolver1(FlowSampler):
     probabilities p, which makes it the sampler of Graves et al. (`bfn`); without, weak order 1.
     """
 
-    name = "bfn_sde_solver_1"
+    name, family = "bfn_sde_solver_1", "bayesian_flow"
     cite = Euler.cite
     summary = "first-order solver of the SDE, for tokens"
     facts = Facts(stochastic=True)
@@ -50,9 +50,9 @@ class SdeSolver2(FlowSampler):
     K beta_1 (t - s)^2 (s + 2t - 3) / 3 (p_r - p_s) / (r - s), the exact integral. The first step has order 1. Weak order 2.
     """
 
-    name = "bfn_sde_solver_2"
+    name, family = "bfn_sde_solver_2", "bayesian_flow"
     cite = Euler.cite
-    summary = "second-order solver of the SDE, for tokens; the best at few steps"
+    summary = "second-order solver of the SDE, for tokens"
     facts = Facts(stochastic=True)
     order: ClassVar[int] = 2
 

@@ -23,7 +23,7 @@ class Solver1(FlowSampler):
     DPM-Solver++1, which is DDIM, on alpha = beta, sigma = sqrt(K beta) and x_0 = K p - 1.
     """
 
-    name = "bfn_solver_1"
+    name, family = "bfn_solver_1", "bayesian_flow"
     cite = Euler.cite
     summary = "first-order solver of the ODE, for tokens"
     order: ClassVar[int] = 1
@@ -42,7 +42,7 @@ class Solver2(FlowSampler):
     evaluations, and if one is left for the last step, that is of order 1.
     """
 
-    name = "bfn_solver_2"
+    name, family = "bfn_solver_2", "bayesian_flow"
     cite = Euler.cite
     summary = "second-order solver of the ODE, for tokens"
     order: ClassVar[int] = 2

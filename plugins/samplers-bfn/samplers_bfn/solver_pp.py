@@ -23,7 +23,7 @@ class SolverPp1(FlowSampler):
     x_t = (sigma_t / sigma_s) x_s - alpha_t (e^{-h} - 1) x_0, with alpha = gamma and sigma^2 = gamma (1 - gamma).
     """
 
-    name = "bfnpp_1"
+    name, family = "bfnpp_1", "bayesian_flow"
     cite = Euler.cite
     summary = "first-order solver of the ODE, for real numbers"
     KIND = "continuous"
@@ -50,7 +50,7 @@ class SolverPp2(FlowSampler):
     step has order 1.
     """
 
-    name = "bfnpp_2"
+    name, family = "bfnpp_2", "bayesian_flow"
     cite = Euler.cite
     summary = "second-order multistep solver of the ODE, for real numbers"
     KIND = "continuous"
@@ -70,7 +70,7 @@ class SdeSolverPp2(FlowSampler):
     of the step. The first step has order 1. Weak order 2.
     """
 
-    name = "bfnpp_sde_2"
+    name, family = "bfnpp_sde_2", "bayesian_flow"
     cite = Euler.cite
     summary = "second-order multistep solver of the SDE, for real numbers"
     KIND = "continuous"

@@ -1,6 +1,6 @@
 """Error against evaluations of the samplers of Bayesian flows, on exact models, beside baselines, with 95 % intervals.
 
-    python study/few_steps.py            # some four minutes of one core that does nothing else; writes few_steps.json and few_steps.png beside itself
+    python study/few_steps.py            # a few minutes of one core; writes few_steps.json and few_steps.png beside itself
 
 What is scored is each problem's own metric; exact samples of the same number score the dashed line.
 """
@@ -28,7 +28,7 @@ TOKENS = (
     "bfn_sde_solver_2",
 )
 REALS = ("bfn", "bfn_euler", "bfn_euler_sde", "bfnpp_1", "bfnpp_2", "bfnpp_sde_2")
-PUBLISHED = {"grid": "time", "eta": 0.01}  # of reals: the grid that was published, and the start of its configuration
+PUBLISHED = {"grid": "time", "eta": 0.01}  # the grid that was published for reals, and where its configuration starts
 # problem, kind of data, metric, rows, samplers
 CASES = (
     ("mixture", "continuous", "energy", 4000, REALS),
@@ -84,6 +84,7 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(15, 7.5), dpi=110, layout="constrained")
     colours = dict(zip(("dpmpp_2m", *dict.fromkeys((*TOKENS, *REALS))), ["black", *(f"C{i}" for i in range(10))]))
     panels = figure.subplots(2, 3).flatten()
+    seen: dict[str, Any] = {}
     for axes, (problem, kind, metric, rows, _) in zip(panels, CASES):
         mine = [r for r in records if (r["problem"], r["kind"]) == (problem, kind)]
         for k, name in enumerate(dict.fromkeys(r["sampler"] for r in mine)):
@@ -103,10 +104,12 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         axes.minorticks_off()
         if kind == "continuous":
             axes.set_yscale("log")
+            axes.set_ylim(bottom=mine[0]["exact"] / 4)
         axes.set_xlabel("evaluations")
         axes.set_ylabel(f"{metric} (lower is better)" if metric != "nll" else "nats per position")
-        axes.legend(fontsize=7)
+        seen |= dict(zip(*reversed(axes.get_legend_handles_labels())))
     panels[-1].axis("off")
+    panels[-1].legend(seen.values(), seen.keys(), loc="center", fontsize=9)
     figure.savefig(path)
 
 
