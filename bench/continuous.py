@@ -38,7 +38,6 @@ from zoo import fill_in
 import samplers
 from samplers import problems, registry
 from samplers.canvas import NoiseCanvas
-from samplers.denoiser import Counter
 from samplers.errors import SamplersError
 from samplers.gaussian.arguments import GaussianConfig
 from samplers.gaussian.predictor import GaussianPredictor
@@ -251,7 +250,7 @@ def weak_error(sampler: Any, steps: int, mean: float = 0.7, std: float = 0.5) ->
         rng = Basis(rows)
         canvas = NoiseCanvas(denoiser, steps, rng, first_noise=torch.zeros(rows, 1, dtype=torch.float64))  # type: ignore[arg-type]
         canvas.first_noise[1] = 1  # type: ignore[index]
-        predictor = GaussianPredictor(Counter(denoiser), canvas, GaussianConfig(), sampler=sampler.name)
+        predictor = GaussianPredictor(canvas, GaussianConfig(), sampler=sampler.name)
         state = sampler.init(canvas)
         s, t = state.points[0], state.points[-1]
         with torch.no_grad():

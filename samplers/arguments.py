@@ -1,8 +1,8 @@
 """The arguments of sample(), read in one place: each is checked, converted, and named in the error if it is wrong.
 
-`read_arguments` takes what sample() was called with and returns TokenArguments or GaussianArguments, from which the driver
-makes a run. The list of arguments is the signature of sample() itself. An argument that a family does not read must have its
-default value: so nothing here lists which argument is for which family.
+A Family takes what sample() was called with, as a Given, and makes a run of it; those of tokens use `read_tokens`. The list of
+arguments is the signature of sample() itself. An argument that a family does not read must have its default value: so
+nothing here lists which argument is for which family.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor
 from . import registry
 from .canvas import Canvas
 from .checks import (
+    check_memory,
     flag,
     guidance,
     hook,
@@ -36,12 +37,10 @@ from .checks import (
     token_rows,
 )
 from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
-from .errors import FamilyError, OptionError, did_you_mean
+from .errors import OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
 from .feeds.encoded import block_arguments
 from .feeds.sequence import check_sequential
-from .gaussian.arguments import GaussianArguments, read_gaussian
-from .gaussian.denoiser import GaussianDenoiser
 from .ops._check import COLDEST, HOTTEST
 from .predictor import SamplingConfig
 from .random import Rng
@@ -53,12 +52,12 @@ if TYPE_CHECKING:
     from .state import TokenState
 
 __all__ = [
-    "GaussianArguments",
+    "Given",
     "TokenArguments",
     "driver_arguments",
     "parse_stop",
-    "read_arguments",
     "read_stop",
+    "read_tokens",
     "wrong_argument",
 ]
 
@@ -152,7 +151,6 @@ class TokenArguments:
         scheme: of the KV cache; None: no cache.
         pad: whether rows of different lengths share forward passes.
         constrain: the hook, or None.
-        progress: whether a progress bar is wanted.
         settings: what Sample.settings records: numbers, strings and lists, so that json can write it.
     """
 
@@ -169,15 +167,14 @@ class TokenArguments:
     scheme: Scheme | None
     pad: bool
     constrain: Callable[[TokenState], Constraint | None] | None
-    progress: bool
     settings: dict[str, Any]
 
 
-class _Given:
+class Given:
     """What sample() was called with. It notes what has been read: the rest must have its default value."""
 
     def __init__(self, arguments: Mapping[str, Any]):
-        self._arguments = arguments
+        self._arguments = dict(arguments)
         self._unread = list(driver_arguments())
 
     def __call__(self, name: str) -> Any:
@@ -186,13 +183,39 @@ class _Given:
             self._unread.remove(name)
         return self._arguments[name]
 
+    def replace(self, **values: Any) -> None:
+        """Put other values in the place of arguments."""
+        self._arguments |= values
+
+    def rows(self, denoiser: Denoiser, row_bytes: int = 0) -> tuple[Rng, dict[str, Any]]:
+        """The randomness of the rows, by batch=, seed= and first_row=, and these three as settings.
+
+        Args:
+            row_bytes: what a row needs of the device's memory at least.
+
+        Raises:
+            OptionError: one of the three is wrong, or so many rows cannot fit into memory.
+        """
+        batch, seed = integer("batch", self("batch")), seeds_of(self("seed"))
+        first_row = row_numbers(self("first_row"))
+        check_memory(f"batch={batch}", batch * row_bytes, denoiser.device)
+        return Rng.of(seed, batch, first_row, denoiser.device), {"batch": batch, "seed": seed, "first_row": first_row}
+
+    def steps(self, default: int) -> int:
+        """steps=, a number of 1 or more; `default` if it was not given."""
+        steps = optional_integer("steps", self("steps"))
+        return default if steps is None else steps
+
+    def constrain(self) -> Callable[[Any], Any] | None:
+        """The hook constrain=, or None."""
+        return hook("constrain", self("constrain"))
+
     def refuse_the_rest(self, sampler: Sampler[Any]) -> None:
         """OptionError for an argument that was given and not read: it is for another family."""
         for name in self._unread:
             if not _equal(self._arguments[name], _parameters()[name].default):
-                others = "token" if sampler.family == "gaussian" else "continuous"
                 raise OptionError(
-                    f"{name} is for {others} samplers; {sampler.name!r} is of the {sampler.family} family"
+                    f"{name} is not for samplers of the {sampler.family} family, of which {sampler.name!r} is: leave it out"
                 )
 
 
@@ -203,29 +226,12 @@ def _equal(value: Any, default: Any) -> bool:
         return False
 
 
-def read_arguments(
-    denoiser: Denoiser, sampler: Sampler[Any], arguments: Mapping[str, Any]
-) -> TokenArguments | GaussianArguments:
-    """The arguments of a run, checked and converted.
-
-    Args:
-        arguments: the keyword arguments of sample(), every one of driver_arguments(), as they were given.
+def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) -> TokenArguments:
+    """The arguments of a run over tokens, checked and converted.
 
     Raises:
-        OptionError: one of them is wrong. FamilyError: there is no driver for the denoiser's family.
+        OptionError: one of them is wrong.
     """
-    given = _Given(arguments)
-    for name in ("trace", "info"):  # what the driver itself does
-        flag(name, given(name))
-    progress = flag("progress", given("progress"))
-    if isinstance(denoiser, GaussianDenoiser):
-        return read_gaussian(denoiser, sampler, given, progress)
-    if isinstance(denoiser, TokenDenoiser):
-        return _read_tokens(denoiser, sampler, given, progress)
-    raise FamilyError(f"denoiser {denoiser.name!r} of the {denoiser.family} family: no driver for that family yet")
-
-
-def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, progress: bool) -> TokenArguments:
     if sampler.effective_facts.sequential:
         names = ("cache", "ragged", "cfg_scale", "steps", "constrain", "window")
         other_rule = given("stop_rule") != STOP_RULES[0]
@@ -238,7 +244,7 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
         )
     block_length, align = _read_blocks(denoiser, given)
     scheme, pad = cache_scheme(given("cache"), denoiser), pads(given("ragged"), denoiser)
-    constrain = hook("constrain", given("constrain"))
+    constrain = given.constrain()
     window = _read_window(denoiser, scheme, given("window"))
     (stop, stop_text), stop_rule = read_stop(given("stop"), denoiser), _read_stop_rule(denoiser, given("stop_rule"))
     canvas, gen_length = _read_canvas(denoiser, given)
@@ -282,12 +288,11 @@ def _read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, 
         scheme,
         pad,
         constrain,
-        progress,
         settings,
     )
 
 
-def _read_blocks(denoiser: TokenDenoiser, given: _Given) -> tuple[int | None, bool]:
+def _read_blocks(denoiser: TokenDenoiser, given: Given) -> tuple[int | None, bool]:
     """Positions per block, None for one block; and whether blocks are counted from position 0."""
     own = denoiser.attention_block if denoiser.attention == "block_causal" else 1
     length, align = optional_integer("block_length", given("block_length")), given("align")
@@ -345,13 +350,17 @@ def _read_stop_rule(denoiser: TokenDenoiser, rule: Any) -> str:
     return rule
 
 
-def with_prompt_embeds(denoiser: TokenDenoiser, arguments: Mapping[str, Any]) -> tuple[TokenDenoiser, dict[str, Any]]:
-    """A denoiser that knows the embeddings of `prompt_embeds`, and arguments whose prompt begins with their ids.
+def with_prompt_embeds(denoiser: TokenDenoiser, given: Given) -> TokenDenoiser:
+    """A denoiser that knows the embeddings of `prompt_embeds`, whose ids are put before the prompts in `given`.
+
+    Without embeddings nothing changes.
 
     Raises:
         OptionError: they are no (P, D), (B, P, D) or list of (P_i, D); a prompt of another number of rows, or a Canvas.
     """
-    embeds, prompt = arguments["prompt_embeds"], arguments["prompt"]
+    embeds, prompt = given("prompt_embeds"), given("prompt")
+    if embeds is None:
+        return denoiser
     if isinstance(prompt, Canvas):
         raise OptionError("prompt_embeds does not go with a Canvas: put the ids of with_embeddings() into it")
     if isinstance(embeds, Tensor):
@@ -367,10 +376,11 @@ def with_prompt_embeds(denoiser: TokenDenoiser, arguments: Mapping[str, Any]) ->
         raise OptionError(f"prompt_embeds has {len(ids)} rows and prompt {len(rows)}; give one, or as many of both")
     size = max(len(rows), len(ids))
     ids, rows = ids * (size // len(ids)), rows * (size // len(rows))
-    return denoiser, {**arguments, "prompt": [torch.cat(pair) for pair in zip(ids, rows)], "prompt_embeds": None}
+    given.replace(prompt=[torch.cat(pair) for pair in zip(ids, rows)], prompt_embeds=None)
+    return denoiser
 
 
-def _read_canvas(denoiser: TokenDenoiser, given: _Given) -> tuple[Canvas, int | None]:
+def _read_canvas(denoiser: TokenDenoiser, given: Given) -> tuple[Canvas, int | None]:
     """The canvas of a run, and gen_length."""
     prompt, batch = given("prompt"), integer("batch", given("batch"))
     gen_length = optional_integer("gen_length", given("gen_length"))
@@ -409,7 +419,7 @@ def _per_row(name: str, value: Any, batch: int, read: Callable[[Any], Any]) -> A
     return tuple(read(v) for v in value)
 
 
-def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: _Given, batch: int) -> SamplingConfig:
+def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, batch: int) -> SamplingConfig:
     """How answers are read."""
     temperature = _per_row("temperature", given("temperature"), batch, functools.partial(_temperature, sampler))
     top_k = _per_row("top_k", given("top_k"), batch, lambda value: integer("top_k", value, 0))

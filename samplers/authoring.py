@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from . import ops
+from .arguments import Given
 from .canvas import PAD, Layout, NoiseCanvas
-from .errors import OptionError, SamplersError
+from .errors import FamilyError, OptionError, SamplersError
+from .family import Family, Run, family_of
 from .feeds.sequence import SequenceState
 from .gaussian.grid import GaussianSampler, GridState, Point
 from .hookspecs import hookimpl
 from .masked.plans import ScheduledSampler, even_count, fill_up_to, min_count, scheduled_count
 from .masked.times import TimedDraft, TimedState, draw_from_mixture, even_grid
 from .prediction import GaussianPredict, Logits, Predict, Prediction
-from .predictor import SequencePredictor
+from .predictor import FamilyPredictor, SequencePredictor
 from .random import DRAW_FIRST_FREE, gumbel
-from .sampler import Conformance, Facts, Sampler, State, option
+from .sampler import Conformance, Facts, Sampler, State, first_state, option
 from .schedule import MaskSchedule, NoiseSchedule, mask_schedule, noise_schedule
 from .state import DraftState, NoiseState, TokenState
 from .uniform.levels import NoisyState, quota
@@ -24,8 +26,12 @@ __all__ = [
     "Conformance",
     "DraftState",
     "Facts",
+    "Family",
+    "FamilyError",
+    "FamilyPredictor",
     "GaussianPredict",
     "GaussianSampler",
+    "Given",
     "GridState",
     "Layout",
     "Logits",
@@ -38,6 +44,7 @@ __all__ = [
     "Point",
     "Predict",
     "Prediction",
+    "Run",
     "Sampler",
     "SamplersError",
     "ScheduledSampler",
@@ -50,7 +57,9 @@ __all__ = [
     "draw_from_mixture",
     "even_count",
     "even_grid",
+    "family_of",
     "fill_up_to",
+    "first_state",
     "gumbel",
     "hookimpl",
     "mask_schedule",

@@ -8,8 +8,14 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from .family import BUILT_IN
 from .hookspecs import hookimpl
 
+_FAMILIES = {
+    "masked": "tokens that a mask hides",
+    "uniform": "tokens that noise replaces by others",
+    "gaussian": "real numbers under Gaussian noise",
+}
 # The models in the box.
 _MODELS = {
     "digits-gauss": "scikit-learn's 8 x 8 digits as reals, Gaussian noise (vp_linear)",
@@ -75,6 +81,12 @@ _GRIDS = {
         for model in ("sd15", "sdxl", "svd")
     },
 }
+
+
+@hookimpl
+def register_families(register: Any) -> None:
+    for name, target in BUILT_IN.items():
+        register(target, name=name, summary=_FAMILIES[name])
 
 
 @hookimpl

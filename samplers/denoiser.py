@@ -26,7 +26,7 @@ from .checks import device_of, flag, integer, optional_integer, shown
 from .errors import DenoiserError, OptionError
 
 if TYPE_CHECKING:
-    from .gaussian.denoiser import GaussianDenoiser
+    pass
 
 __all__ = [
     "BlockDenoiser",
@@ -864,11 +864,10 @@ class Counter:
         self.token_evals += x.numel()
         self.head_rows += needed
 
-    def gaussian(self, call: Callable[[], Any], rows: int, rows_of_network: int) -> Any:
-        """One evaluation of a Gaussian denoiser by `call`. A guided one has twice the rows."""
-        denoiser: GaussianDenoiser = self.denoiser  # type: ignore[assignment]
+    def reals(self, call: Callable[[], Any], rows: int, rows_of_network: int, positions: int) -> Any:
+        """One evaluation, by `call`, of a denoiser of real numbers, `positions` of them per row."""
         self.nfe += 1
         self.row_evals += rows_of_network
-        self.token_evals += rows_of_network * math.prod(denoiser.shape)
+        self.token_evals += rows_of_network * positions
         self.head_rows += rows
         return self._timed(call)

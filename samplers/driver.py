@@ -18,26 +18,16 @@ import torch
 from torch import Tensor
 
 from . import registry
-from .arguments import GaussianArguments, TokenArguments, read_arguments, with_prompt_embeds, wrong_argument
-from .canvas import PAD
+from .arguments import Given, wrong_argument
 from .checks import flag, shown
-from .denoiser import BlockDenoiser, Counter, Denoiser, TokenDenoiser
-from .dry_run import DryRun
+from .denoiser import Denoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, SamplersError
-from .feeds import Feed
-from .feeds.cached import CachedFeed
-from .feeds.encoded import EncodedFeed
-from .feeds.plain import PlainFeed
-from .feeds.sequence import SequenceFeed
-from .gaussian.denoiser import GaussianDenoiser
-from .gaussian.grid import over_times
-from .gaussian.predictor import GaussianPredictor
+from .family import family_of
 from .info import InfoRecorder
-from .predictor import Predictor, SequencePredictor
+from .predictor import FamilyPredictor, Predictor
 from .result import Sample, Seconds
 from .sampler import Sampler, State
 from .state import TokenState
-from .syncs import dry_runs_pay
 
 __all__ = ["Constraint", "Event", "Stream", "sample", "stream"]
 
@@ -54,7 +44,7 @@ class Stream(Iterator[State]):
     """
 
     sampler: Sampler[Any]
-    predictor: Predictor | GaussianPredictor
+    predictor: Predictor | FamilyPredictor
     predict: Any  # what the sampler gets: the predictor, or one that can do more
     state: State
     limit: int
@@ -279,13 +269,8 @@ class Stream(Iterator[State]):
         self._check_tokens()
         counter, item = self.predictor.counter, registry.entry_of(type(self.sampler))
         inside = counter.seconds
-        x, lengths, fill = self.state.x, None, None
-        if isinstance(self.state, TokenState):
-            lengths, fill = self.state.end, self.state.canvas.fill
-            position = torch.arange(x.shape[1], device=x.device)
-            x = torch.where(position < lengths[:, None], x, PAD)
         return Sample(
-            x=x,
+            **self.state.outcome(),
             nfe=counter.nfe,
             row_evals=counter.row_evals,
             token_evals=counter.token_evals,
@@ -296,7 +281,6 @@ class Stream(Iterator[State]):
             encoder_rows=self.predictor.encoder_rows if isinstance(self.predictor, Predictor) else None,
             steps=self.steps,
             seconds=Seconds(inside, max(self.wall - inside, 0.0)),
-            lengths=lengths,
             sampler=self.sampler.name,
             options=self.sampler.values(),
             distribution=item[0],
@@ -304,7 +288,6 @@ class Stream(Iterator[State]):
             settings=self.settings,
             trace=tuple(trace) if trace is not None else None,
             info=None if self.recorder is None else self.recorder.stacked(),
-            fill=fill,
             tokenizer=getattr(counter.denoiser, "tokenizer", None),
         )
 
@@ -436,19 +419,17 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: 
         )
     if denoiser.family != sampler.family:
         raise _other_family(denoiser, sampler)
-    if arguments["prompt_embeds"] is not None and isinstance(denoiser, TokenDenoiser):
-        denoiser, arguments = with_prompt_embeds(denoiser, arguments)
-    read = read_arguments(denoiser, sampler, arguments)
-    run = (
-        _start_tokens(denoiser, sampler, read)
-        if isinstance(read, TokenArguments)
-        else _start_gaussian(denoiser, sampler, read)
-    )
-    if flag("info", arguments["info"]):
+    given = Given(arguments)
+    _, info, progress = (flag(name, given(name)) for name in ("trace", "info", "progress"))
+    begun = family_of(denoiser.family).start(denoiser, sampler, given)
+    predict = begun.predictor if begun.predict is None else begun.predict
+    parts = begun.sampler, begun.predictor, predict, begun.state, begun.limit, begun.settings, begun.constrain
+    run = Stream(*parts)
+    if info:
         run.recorder = InfoRecorder()
         if isinstance(run.predictor, Predictor):
             run.predictor.recorder = run.recorder
-    run.bar = _Bar(run) if read.progress else None
+    run.bar = _Bar(run) if progress else None
     return run
 
 
@@ -462,69 +443,6 @@ def _other_family(denoiser: Denoiser, sampler: Sampler[Any]) -> FamilyError:
         f"sampler {sampler.name!r} is of the {sampler.family} family and denoiser {denoiser.name!r} of the "
         f"{denoiser.family} family{hint}"
     )
-
-
-def _start_tokens(denoiser: Denoiser, sampler: Sampler[Any], read: TokenArguments) -> Stream:
-    assert isinstance(denoiser, TokenDenoiser)
-    config, batch = read.config, len(read.canvas.x)
-    layout = read.canvas.layout(
-        block_length=read.block_length,
-        steps=read.steps,
-        align=read.align,
-        stop=read.stop,
-        stop_rule=read.stop_rule,
-        stop_text=read.stop_text,
-        rng=read.rng,
-    )
-    counter = Counter(denoiser)
-    feed: Feed
-    if sampler.effective_facts.sequential:
-        feed = SequenceFeed(counter, batch)
-    elif isinstance(denoiser, BlockDenoiser):
-        feed = EncodedFeed(counter, batch)
-    elif read.scheme is not None:
-        feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme, read.pad)
-    else:
-        feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.pad, window=read.window)
-    predictor = Predictor(counter, feed, config, sampler=sampler.name)
-    predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
-    state = _first_state(sampler, layout)
-    if _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
-        predictor.dry_run = DryRun(sampler, layout, predictor)
-    # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
-    extra = sampler.extra_steps * layout.block_size.shape[1]
-    limit = int(layout.block_steps.sum(1).max()) + layout.x.shape[1] + extra + 16
-    return Stream(sampler, predictor, predict, state, limit, read.settings, read.constrain)
-
-
-def _uses_dry_run(sampler: Sampler[Any], denoiser: TokenDenoiser) -> bool:
-    """Whether counts are worked out beside the run: on a CPU reading them costs nothing."""
-    return sampler.effective_facts.static_plan and dry_runs_pay(denoiser.device)
-
-
-def _start_gaussian(denoiser: Denoiser, sampler: Sampler[Any], read: GaussianArguments) -> Stream:
-    assert isinstance(denoiser, GaussianDenoiser)
-    canvas = read.canvas
-    if canvas.times is not None:
-        sampler, canvas = over_times(sampler, canvas, read.closing)
-    predictor = GaussianPredictor(Counter(denoiser), canvas, read.config, sampler=sampler.name)
-    state = _first_state(sampler, canvas)
-    return Stream(sampler, predictor, predictor, state, canvas.steps + 16, read.settings, read.constrain)
-
-
-def _first_state(sampler: Sampler[Any], canvas: Any) -> Any:
-    try:
-        state = sampler.init(canvas)
-        if not isinstance(state, State):
-            raise SamplersError(
-                f"init of sampler {sampler.name!r} returned {type(state).__name__}; it must return a state: "
-                "return MyState.begin(canvas, ...)"
-            )
-        return state
-    except StopIteration as error:
-        raise SamplersError(
-            f"sampler {sampler.name!r} raised StopIteration in init(), which must return a state"
-        ) from error
 
 
 def sample(

@@ -15,11 +15,10 @@ from typing import Any
 from ._declared import STATEMENT, interface, literals
 from .errors import PluginError, SamplersError
 from .guard import guarded, one_line, printable
-from .kinds import FAMILIES, KINDS
+from .kinds import KINDS
 
 __all__ = [
     "DISTRIBUTION",
-    "FAMILIES",
     "INTERFACE",
     "Entry",
     "Report",
@@ -204,7 +203,7 @@ class Entry:
 
     @property
     def family(self) -> str | None:
-        """masked, uniform or gaussian: of the zoo's own what is declared, of others what the class says, once it is loaded.
+        """Its family: of the zoo's own what is declared, of others what the class says, once it is loaded.
 
         None if it cannot be loaded. `said("family")` loads nothing.
         """

@@ -17,10 +17,7 @@ from typing import Any
 from .errors import PluginError, SamplersError
 from .guard import one_line
 
-__all__ = ["FAMILIES", "KINDS", "Kind", "find", "kind_of", "made", "own_names"]
-
-FAMILIES = ("masked", "uniform", "gaussian")
-
+__all__ = ["KINDS", "Kind", "find", "kind_of", "made", "own_names"]
 
 @dataclass(frozen=True)
 class Kind:
@@ -58,6 +55,7 @@ class Kind:
 
 
 def _sampler(cls: Any, name: str, family: str | None) -> type:
+    from .family import family_names
     from .sampler import Sampler
 
     if not (isinstance(cls, type) and issubclass(cls, Sampler)):
@@ -66,8 +64,8 @@ def _sampler(cls: Any, name: str, family: str | None) -> type:
     said = {key: getattr(cls, key, None) for key in ("name", "family", "cite", "summary")}
     if said["name"] != name:
         raise PluginError(f"{who}.name is {said['name']!r}, but it is registered as {name!r}")
-    if said["family"] not in FAMILIES:
-        raise PluginError(f"{who}.family is {said['family']!r}; known: {', '.join(FAMILIES)}")
+    if not _is_family(said["family"]):
+        raise PluginError(f"{who}.family is {said['family']!r}; known: {', '.join(family_names())}")
     if family is not None and said["family"] != family:
         raise PluginError(f"{who}.family is {said['family']!r}, but it is registered with family={family!r}")
     for key in ("cite", "summary"):
@@ -89,6 +87,12 @@ def _sampler(cls: Any, name: str, family: str | None) -> type:
     except Exception as error:
         raise PluginError(f"{who} cannot be made with its defaults: {one_line(error)}") from error
     return cls
+
+
+def _is_family(name: Any) -> bool:
+    from . import registry
+
+    return registry.has("families", name)
 
 
 def _named(found: Any, name: str) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .denoiser import Counter, TokenDenoiser
+from .denoiser import Counter, Denoiser, TokenDenoiser
 from .dry_run import DryRun
 from .errors import DenoiserError, OptionError, SamplersError, did_you_mean
 from .feeds import Answer, Feed, Query
@@ -27,10 +27,11 @@ from .info import InfoRecorder
 from .ops.masked_softmax import guide
 from .prediction import FILL, Logits, Prediction
 from .random import DRAW_TOKEN
+from .sampler import State
 from .state import TokenState
 from .syncs import reading_is_free
 
-__all__ = ["ErrorTracker", "Predictor", "SamplingConfig", "SequencePredictor"]
+__all__ = ["ErrorTracker", "FamilyPredictor", "Predictor", "SamplingConfig", "SequencePredictor"]
 
 Want = str | tuple[str, ...]
 
@@ -92,6 +93,69 @@ class ErrorTracker:
     def describe(self, status: int, position: int) -> str:
         """What was wrong, as the end of a sentence."""
         raise NotImplementedError
+
+
+class FamilyPredictor(ErrorTracker):
+    """Base of what samplers of real numbers ask their model through; for families of other packages as well.
+
+    A subclass gives its samplers a call that gets an answer through `ask`, which counts it and checks that it is finite.
+
+    Args:
+        denoiser: the model.
+        rows: the rows of the batch.
+        sampler: the sampler's name, for errors.
+    """
+
+    cache_bytes = 0  # reals have no cache
+
+    def __init__(self, denoiser: Denoiser, rows: int, *, sampler: str):
+        super().__init__(Counter(denoiser), sampler)
+        self.rows = rows
+        self._fine: list[Tensor] = []  # (B,) bool of each forward pass, on a device: whether the rows were finite
+
+    def ask(self, call: Callable[[], Any], *, positions: int, passes: int = 1) -> Any:
+        """What `call` returns, counted as one forward pass over all rows of the batch.
+
+        Args:
+            positions: numbers or tokens that the model is given for each row, for Sample.token_evals.
+            passes: rows of the network for each row of the batch: 2 of a guided model.
+        """
+        return self.counter.reals(call, self.rows, self.rows * passes, positions)
+
+    @property
+    def nfe_rows(self) -> Tensor:
+        """(B,) int64: every row takes part in every forward pass."""
+        return torch.full((self.rows,), self.counter.nfe, dtype=torch.int64, device=self.counter.denoiser.device)
+
+    def check_finite(self, out: Tensor) -> None:
+        """DenoiserError if a row of an answer (B, ...) holds what is no finite number.
+
+        On a CPU it is found at once. On a device what was found is kept, a byte per row, and looked at when the run ends.
+        """
+        if self.sync_eagerly:
+            # One pass; a sum of finite numbers that is not finite is rare, and looked at below.
+            total = float(out.sum())
+            if total - total == 0:
+                return
+        self._fine.append(torch.isfinite(out).flatten(1).all(1))
+        if self.sync_eagerly:
+            self.check()
+
+    def check(self) -> None:
+        if not self._fine:
+            return
+        bad = ~torch.stack(self._fine)  # (forward passes, B)
+        before = 1 + self.counter.nfe - len(self._fine)
+        self._fine = []
+        for forward, row in bad.nonzero()[:1].tolist():
+            self.raise_if_bad(1, row, 0, forward + before)
+
+    def finished(self, state: State) -> bool:
+        """Whether a run is at its end."""
+        return state.finished
+
+    def describe(self, status: int, position: int) -> str:
+        return " a value that is not finite"
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,14 @@ from .aliases import alias
 from .entries import DISTRIBUTION, INTERFACE, Entry, Report, check_interface, resolve, version
 from .errors import OptionError, PluginError, UnknownNameError, did_you_mean
 from .guard import guarded, one_line, printable, traced
-from .kinds import FAMILIES, KINDS, kind_of
+from .family import BUILT_IN, family_names
+from .kinds import KINDS, kind_of
 
 if TYPE_CHECKING:
     from .sampler import Sampler
 
 __all__ = [
     "DISTRIBUTION",
-    "FAMILIES",
     "INTERFACE",
     "KINDS",
     "Entry",
@@ -143,8 +143,6 @@ def _registered(plugin: Any, distribution: str, its_version: str, entry_point: s
             fits = ":" in target if text else isinstance(target, type) if kind == "samplers" else target is not None
             if not fits:
                 raise PluginError(f"register({target!r}): give {what}, or 'module:{_word(kind)}' with name=...")
-            if family is not None and family not in FAMILIES:
-                raise PluginError(f"register({target!r}): family={family!r} is unknown; known: {', '.join(FAMILIES)}")
             if summary is not None and not isinstance(summary, str):
                 raise PluginError(f"register({target!r}): summary={summary!r} is not text")
             caller = sys._getframe(1)
@@ -171,6 +169,12 @@ def _registered(plugin: Any, distribution: str, its_version: str, entry_point: s
             raise PluginError(f"the hook {hook} must take the argument `register`")
         with traced(f"hook {hook} of {getattr(plugin, '__name__', plugin)} ({distribution} {its_version})"):
             getattr(manager.hook, hook)(register=register_of(HOOKS[hook]))
+    if distribution != DISTRIBUTION:
+        families = (*family_names(), *(item.name for item in made if item.kind == "families"))
+        for item in made:
+            if item.declared_family not in (None, *families):
+                what = f"register({item.target!r}): family={item.declared_family!r}"
+                raise PluginError(f"{what} is unknown; known: {', '.join(families)}")
     return made
 
 
@@ -223,7 +227,7 @@ class _Zoo:
 
     def __init__(self) -> None:
         self.own: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
-        for module in (*(f"samplers.{family}" for family in FAMILIES), "samplers.builtin"):
+        for module in (*(f"samplers.{family}" for family in BUILT_IN), "samplers.builtin"):
             for item in _registered(importlib.import_module(module), DISTRIBUTION, version()):
                 if item.name in self.own[item.kind]:
                     raise PluginError(f"the zoo has two {item.kind} called {item.name!r}")
@@ -240,6 +244,7 @@ class _Zoo:
                 self._sources = []  # first: a plug-in may look at the registry while it is imported
                 try:
                     self._sources = self._search()
+                    self._by_name = None
                 except BaseException:  # Ctrl-C
                     self._sources = None
                     raise
@@ -377,7 +382,7 @@ def _read(point: metadata.EntryPoint, dist: str, its_version: str, place: str) -
     declared, whole = registrations(module, HOOKS)
     items = []
     for one in declared:
-        if not NAME.fullmatch(one.name) or (one.family is not None and one.family not in FAMILIES):
+        if not NAME.fullmatch(one.name):
             whole = False  # importing it will say what is wrong
             continue
         item = _entry(HOOKS[one.hook], one.name, dist, its_version, one.target, one.family, one.summary)
@@ -689,10 +694,9 @@ def list_samplers(pattern: str | Iterable[str] = "*", family: str | None = None,
     Raises:
         UnknownNameError: there is no such family.
     """
-    if family is not None and family not in FAMILIES:
-        raise UnknownNameError(
-            f"unknown family {family!r}{did_you_mean(family, FAMILIES)} Known: {', '.join(FAMILIES)}"
-        )
+    if family is not None and not has("families", family):
+        known = family_names()
+        raise UnknownNameError(f"unknown family {family!r}{did_you_mean(family, known)} Known: {', '.join(known)}")
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     found, zoo = set(), _get()
     own = zoo.own["samplers"]

@@ -27,12 +27,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from . import registry
-from .errors import OptionError, did_you_mean
+from .errors import OptionError, SamplersError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "option"]
+__all__ = ["Conformance", "Facts", "Option", "Sampler", "State", "first_state", "option"]
 
 S = TypeVar("S", bound="State")
 _OPTIONS: dict[type, tuple[Option, ...]] = {}  # by class
@@ -226,7 +226,7 @@ class Sampler(Generic[S]):
 
     Class attributes:
         name: lower_snake, the name that the field uses.
-        family: masked, uniform or gaussian.
+        family: masked, uniform or gaussian; or the name of a family of another package.
         cite: the paper.
         summary: one line.
         default_temperature: what sample() uses if no temperature is given (token families).
@@ -341,3 +341,27 @@ class State:
     def finished(self) -> bool:
         """True when nothing is left to do."""
         raise NotImplementedError
+
+    def outcome(self) -> dict[str, Any]:
+        """What a run that ends here returns: `x`, and of tokens `lengths` and `fill` as well (see Sample)."""
+        return {"x": self.x, "lengths": None, "fill": None}
+
+
+def first_state(sampler: Sampler[S], canvas: Any) -> S:
+    """The state that a sampler begins with.
+
+    Raises:
+        SamplersError: its init does not return a state.
+    """
+    try:
+        state = sampler.init(canvas)
+    except StopIteration as error:
+        raise SamplersError(
+            f"sampler {sampler.name!r} raised StopIteration in init(), which must return a state"
+        ) from error
+    if not isinstance(state, State):
+        raise SamplersError(
+            f"init of sampler {sampler.name!r} returned {type(state).__name__}; it must return a state: "
+            "return MyState.begin(canvas, ...)"
+        )
+    return state

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .canvas import FAR, Layout, NoiseCanvas
+from .canvas import FAR, PAD, Layout, NoiseCanvas
 from .errors import SamplersError
 from .random import DRAW_START, Rng
 from .sampler import State
@@ -113,6 +113,11 @@ class TokenState(State):
     @property
     def finished(self) -> bool:
         return bool(self.done.all())
+
+    def outcome(self) -> dict[str, Any]:
+        position = torch.arange(self.x.shape[1], device=self.x.device)
+        x = torch.where(position < self.end[:, None], self.x, PAD)
+        return {"x": x, "lengths": self.end, "fill": self.canvas.fill}
 
     @property
     def rng(self) -> Rng:

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import registry
 from ..errors import OptionError, PluginError, UnknownNameError
+from ..family import BUILT_IN, family_names, family_of
 from ..feeds.sequence import missing_capabilities
 from .request import Request, parse_options
 from .source import fingerprint
@@ -112,7 +113,9 @@ def unavailable(requests: Iterable[Request]) -> dict[str, str]:
 def _families(request: Request, name: str) -> tuple[str, ...]:
     problem = subject(name, request.metric, request.higher)
     if request.family is None:
-        return tuple(problem.families)
+        # A plug-in's family costs its import, so it is asked only if a sampler of its is wanted.
+        others = [f for f in family_names() if f not in BUILT_IN and registry.names(request.samplers, f, imports=False)]
+        return (*problem.families, *(f for f in others if family_of(f).supports(problem)))
     problem.denoiser(request.family)  # its error names the families there are
     return (request.family,)
 
@@ -137,7 +140,7 @@ def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
         for value, cache in itertools.product(values, request.caches):
             sampler = cls.make(**own | ({knob: value} if knob != "steps" else {}))
             settings: dict[str, Any] = {"steps": value if knob == "steps" else None}
-            if family in ("masked", "uniform"):
+            if family_of(family).tokens:
                 temperature = request.temperature
                 if temperature is None and not is_user_model(problem):
                     temperature = 1.0
@@ -149,7 +152,7 @@ def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
                 settings |= {k: v for k, v in more.items() if v is not None}
                 if cache is not None:
                     settings["cache"] = cache
-            if knob == "steps" and value is not None and request.block_length is not None and family != "gaussian":
+            if knob == "steps" and value is not None and request.block_length is not None and family_of(family).tokens:
                 length = request.gen_length or subject(problem).length or request.block_length
                 if value < -(-length // request.block_length):
                     continue  # fewer steps than blocks cannot be
@@ -179,7 +182,7 @@ def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
 
 def _check_length(request: Request, model: str, families: Sequence[str]) -> None:
     """OptionError if nobody says how long the texts of a user's model are."""
-    if "gaussian" not in families and request.gen_length is None and subject(model).length is None:
+    if all(family_of(f).tokens for f in families) and request.gen_length is None and subject(model).length is None:
         raise OptionError(f"--gen-length is needed: {model!r} takes a canvas of any length")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry
+from ..family import family_of
 from . import plot
 from .collect import Difference, Point
 from .estimates import number
@@ -32,7 +33,7 @@ def paste(what: Search, one: Found) -> tuple[str, str]:
     known = {o.name: o for o in sampler.options()}
     given = {k.rpartition(".")[2]: known[k.rpartition(".")[2]].parse(v) for k, v in options.items()} | dict(named)
     driver: dict[str, Any] = {"steps": one.steps}
-    if sampler.family != "gaussian":
+    if family_of(sampler.family).tokens:
         driver |= {"block_length": request.block_length, "temperature": request.temperature}
         if request.temperature is None and not is_user_model(request.problems[0]):
             driver["temperature"] = 1.0

@@ -7,16 +7,11 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
-from ..registry import FAMILIES
+from ..family import BUILT_IN, family_names
 
 T = TypeVar("T")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-FAMILY: dict[str, Any] = {
-    "choices": FAMILIES,
-    "metavar": "FAMILY",
-    "help": f"kind of noise: {', '.join(FAMILIES)}",
-}
 OPTION: dict[str, Any] = {"action": "append", "default": [], "metavar": "NAME=VALUE"}
 STOP_RULE: dict[str, Any] = {
     "choices": ("decided", "block", "llada2"),
@@ -71,6 +66,12 @@ def _split(text: str) -> list[str]:
 
 MOST = 10**9  # above it nothing can be run, and torch's integers end some way further on
 COLDEST, HOTTEST = 1e-30, 1e30  # between them logits divided by a temperature are numbers
+
+FAMILY: dict[str, Any] = {
+    "type": kind(str, lambda v: v in family_names(), "a family; `samplers list` shows those of the installed samplers"),
+    "metavar": "FAMILY",
+    "help": f"kind of noise: {', '.join(BUILT_IN)}, or that of a plug-in",
+}
 
 names = kind(_split, bool, "a name, or several with commas between them")
 whole = kind(int, lambda v: 1 <= v <= MOST, f"a whole number from 1 to {MOST:,}")

@@ -12,7 +12,8 @@ from rich.text import Text
 from .. import registry
 from ..aliases import ALIASES
 from ..errors import PluginError, SamplersError
-from ..registry import FAMILIES, Entry
+from ..family import family_names, family_of
+from ..registry import Entry
 from .arguments import AS_JSON, FAMILY, Commands, command
 from .output import make_console, print_json
 
@@ -21,8 +22,8 @@ LENGTH, STEPS = 64, (8, 16, 32, 64)  # at which expected forward passes are show
 
 def facts_of(cls: Any) -> dict[str, Any]:
     """The order, the bias and the walked option of a class, for list and show."""
-    order = getattr(cls(), "order", None) if cls.family == "gaussian" else None  # it may depend on the options
-    bias = cls.facts.bias if cls.family in ("masked", "uniform") else None
+    order = None if family_of(cls.family).tokens else getattr(cls(), "order", None)  # it may depend on the options
+    bias = cls.facts.bias if family_of(cls.family).tokens else None
     return {"order": order, "bias": bias, "sweep": cls.facts.sweep[0] if cls.facts.sweep else None}
 
 
@@ -97,7 +98,7 @@ def _list(args: argparse.Namespace) -> int:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for header in ("name", "family", *(("NFE / order", "bias") if args.check else ()), "summary", "from"):
         table.add_column(header, no_wrap=header in ("name", "family"))
-    rank = {family: i for i, family in enumerate(FAMILIES)}
+    rank = {family: i for i, family in enumerate(family_names())}
     for row in sorted(rows, key=lambda r: (rank.get(r["family"], len(rank)), r["name"])):
         ours = row["distribution"] == registry.DISTRIBUTION
         checked: tuple[Text, ...] = ()

@@ -19,7 +19,7 @@ from . import arguments as a
 from .arguments import OPTION, Commands, command
 from .measuring import interrupted, ray_map, shared_out
 from .output import make_console
-from .sample import SAMPLERS, announce, chosen, read_options
+from .sample import announce, chosen, read_options
 from .tokens import TEXT, check_length, stop_rule, text_default
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def writer_arguments(p: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="model in the box (text-mdm, text-refusion), hf:NAME of a folder or the Hugging Face hub, or MODULE:ATTRIBUTE",
     )
-    p.add_argument("--sampler", metavar="NAME", help=a.SAMPLER_HELP.format(SAMPLERS["masked"]))
+    p.add_argument("--sampler", metavar="NAME", help=a.SAMPLER_HELP.format("entropy_bound"))
     p.add_argument("--steps", type=a.whole, metavar="N", help="forward passes to spend (default: one per position)")
     p.add_argument(
         "--gen-length",

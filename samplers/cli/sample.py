@@ -12,6 +12,7 @@ from rich.text import Text
 
 from .. import registry
 from ..errors import OptionError
+from ..family import family_of
 from . import arguments as a
 from .arguments import AS_JSON, FAMILY, OPTION, Commands, command
 from .output import make_console, print_json
@@ -26,7 +27,6 @@ ENOUGH = 100  # rows for which a score says something
 ROWS = 4
 # What runs if the command does not say.
 MODEL = "text-mdm"
-SAMPLERS = {"masked": "entropy_bound", "uniform": "d3pm_ancestral", "gaussian": "dpmpp_2m"}
 
 
 def read_options(sampler: str, texts: Sequence[str]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _model(args: argparse.Namespace) -> tuple[Problem | None, Denoiser]:
     family = args.family
     if family is None and args.sampler is not None:
         wanted = registry.load(args.sampler).family
-        family = wanted if wanted in problem.families else None
+        family = wanted if family_of(wanted).supports(problem) else None
     return problem, problem.denoiser(family or problem.families[0])
 
 
@@ -76,7 +76,11 @@ def chosen(
     recipe = getattr(denoiser, "recipe", None) if sampler is None else None
     name, settings = (sampler, {}) if recipe is None else recipe
     if name is None:
-        name = "autoregressive" if getattr(denoiser, "predicts_next", False) else SAMPLERS[denoiser.family]
+        name = (
+            "autoregressive"
+            if getattr(denoiser, "predicts_next", False)
+            else family_of(denoiser.family).default_sampler
+        )
     own = {key: value for key, value in told.items() if value is not None} | read_options(name, options)
     # `steps` and `steps_per_block` say the same thing in two ways.
     kept = {k: v for k, v in settings.items() if k not in own and not (k == "steps_per_block" and "steps" in own)}
@@ -103,12 +107,13 @@ def _sample(args: argparse.Namespace) -> int:
     told |= {name: text_default(denoiser, name, getattr(args, name)) for name in ("gen_length", "temperature")}
     sampler_name, arguments, note = chosen(denoiser, args.sampler, told, args.option)
     cls = registry.load(sampler_name)
-    if problem is not None and cls.family in ("masked", "uniform"):
+    tokens = family_of(cls.family).tokens
+    if problem is not None and tokens:
         # On an exact problem the distribution is what one looks at, so draws are at temperature 1.
         arguments.setdefault("temperature", 1.0)
     batch = args.batch
     if batch is None:
-        cold = cls.family != "gaussian" and arguments.get("temperature", cls.default_temperature) == 0
+        cold = tokens and arguments.get("temperature", cls.default_temperature) == 0
         batch = 1 if cold else ROWS  # at temperature 0 rows are alike
     speaker = problem or denoiser
     prompt = token_ids(args.prompt, "--prompt", speaker, denoiser)
@@ -149,7 +154,7 @@ def _sample(args: argparse.Namespace) -> int:
         save(file, sample)
     if args.json:
         return print_json(as_json(sample, problem, denoiser.family, score))
-    plane = denoiser.family == "gaussian" and sample.x.shape[1:] == (2,)  # points are drawn all together
+    plane = sample.x.is_floating_point() and sample.x.shape[1:] == (2,)  # points are drawn all together
     if not watched:
         print_rows(console, sample, None if plane else render, getattr(denoiser, "mask_id", None), args.show)
     more = len(sample.x) - args.show
@@ -177,7 +182,9 @@ def add(commands: Commands) -> None:
         f"(default: {MODEL}, if there is no --problem)",
     )
     p.add_argument(
-        "--sampler", metavar="NAME", help=a.SAMPLER_HELP.format(f"{', '.join(SAMPLERS.values())}, by the kind of noise")
+        "--sampler",
+        metavar="NAME",
+        help=a.SAMPLER_HELP.format("entropy_bound, d3pm_ancestral, dpmpp_2m, by the kind of noise"),
     )
     p.add_argument("--family", **FAMILY)
     p.add_argument(

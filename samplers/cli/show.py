@@ -11,6 +11,7 @@ from rich.text import Text
 
 from .. import registry
 from ..errors import PluginError
+from ..family import family_of
 from ..registry import Entry
 from .arguments import AS_JSON, Commands, command
 from .catalogue import LENGTH, STEPS, facts_of
@@ -47,7 +48,7 @@ def _about(name: str, item: Entry) -> dict[str, Any]:
         "options": options,
         **facts_of(cls),
         "sweep": {"option": cls.facts.sweep[0], "values": list(cls.facts.sweep[1])} if cls.facts.sweep else None,
-        "default_temperature": float(cls.default_temperature) if cls.family in ("masked", "uniform") else None,
+        "default_temperature": float(cls.default_temperature) if family_of(cls.family).tokens else None,
         "source": _source(cls),
         "distribution": item.distribution,
         "version": item.version,
@@ -69,7 +70,7 @@ def _fact_lines(about: dict[str, Any], cls: Any, trouble: str | None) -> dict[st
         lines["expected NFE"] = f"broken: {trouble}"
     elif known:
         at = ", ".join(f"{v:.4g} at {s} steps" for s, v in known.items())
-        lines["expected NFE"] = at + ("" if about["family"] == "gaussian" else f" (L = {LENGTH})")
+        lines["expected NFE"] = at + (f" (L = {LENGTH})" if family_of(about["family"]).tokens else "")
     elif about["sweep"]:
         cap = "" if cls.facts.sequential else "; `steps` is a cap"
         lines["NFE"] = f"depends on the model, set by {about['sweep']['option']}{cap}"

@@ -12,25 +12,19 @@ from torch import Tensor
 
 from ..canvas import NoiseCanvas
 from ..checks import (
-    check_memory,
     check_plan,
     guidance,
-    hook,
-    integer,
     number,
     optional_integer,
     reals,
-    row_numbers,
-    seeds_of,
     shown,
 )
 from ..errors import OptionError
-from ..random import Rng
 from ..sampler import Sampler
 from .denoiser import GaussianDenoiser
 
 if TYPE_CHECKING:
-    from ..arguments import _Given
+    from ..arguments import Given
 
 __all__ = ["GaussianArguments", "GaussianConfig", "read_gaussian"]
 
@@ -68,26 +62,26 @@ class GaussianArguments:
         config: how answers are read.
         closing: with canvas.times, whether they end in sigma = 0, so that the last evaluation's x_0 is returned.
         constrain: the hook, or None.
-        progress, settings: as in TokenArguments.
+        settings: as in TokenArguments.
     """
 
     canvas: NoiseCanvas
     config: GaussianConfig
     closing: bool
     constrain: Callable[[Any], Tensor | None] | None
-    progress: bool
     settings: dict[str, Any]
 
 
-def read_gaussian(
-    denoiser: GaussianDenoiser, sampler: Sampler[Any], given: _Given, progress: bool
-) -> GaussianArguments:
-    """The arguments of a continuous run, checked and converted. See arguments.read_arguments."""
-    batch, seed = integer("batch", given("batch")), seeds_of(given("seed"))
-    steps, first_row = optional_integer("steps", given("steps")), row_numbers(given("first_row"))
+def read_gaussian(denoiser: GaussianDenoiser, sampler: Sampler[Any], given: Given) -> GaussianArguments:
+    """The arguments of a continuous run, checked and converted.
+
+    Raises:
+        OptionError: one of them is wrong.
+    """
+    rng, settings = given.rows(denoiser, denoiser.row_bytes)
+    batch, steps = settings["batch"], optional_integer("steps", given("steps"))
     config = _read_gaussian_config(denoiser, given)
-    constrain = hook("constrain", given("constrain"))
-    check_memory(f"batch={batch} of shape {tuple(denoiser.shape)}", batch * denoiser.row_bytes, denoiser.device)
+    constrain = given.constrain()
     rows: dict[str, Tensor | None] = {}
     for name, dtype in (("start", denoiser.state_dtype), ("start_noise", denoiser.state_dtype), ("known", torch.bool)):
         value = given(name)
@@ -115,26 +109,18 @@ def read_gaussian(
     if steps is None:
         steps = GAUSSIAN_STEPS if sampler.expected_nfe(0, GAUSSIAN_STEPS) is not None else ADAPTIVE_STEPS
     check_plan(f"steps={steps}", steps * POINT_BYTES)
-    rng = Rng.of(seed, batch, first_row, denoiser.device)
     noise = rows["start_noise"]
     if rows["known"] is not None and noise is None:  # it is put in again in every step
         noise = rng.normal(denoiser.shape, 0, denoiser.state_dtype)
     canvas = NoiseCanvas(denoiser, steps, rng, rows["start"], rows["known"], moments, strength, noise, times)
-    settings: dict[str, Any] = {
-        "batch": batch,
-        "seed": seed,
-        "first_row": first_row,
-        "steps": steps,
-        "strength": strength,
-    }
-    settings |= {"times": None if times is None else list(times)}
+    settings |= {"steps": steps, "strength": strength, "times": None if times is None else list(times)}
     settings |= {name: None if value is None else "given" for name, value in rows.items()}
     settings |= {"start_moments": None if moments is None else "given"}
     settings |= {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
-    return GaussianArguments(canvas, config, closing, constrain, progress, settings)
+    return GaussianArguments(canvas, config, closing, constrain, settings)
 
 
-def _read_gaussian_config(denoiser: GaussianDenoiser, given: _Given) -> GaussianConfig:
+def _read_gaussian_config(denoiser: GaussianDenoiser, given: Given) -> GaussianConfig:
     scale, interval = guidance(given("cfg_scale"), given("cfg_interval"), low=-1.0)  # CFG++ takes w from -1 to 0
     rescale = number("cfg_rescale", given("cfg_rescale"), 0.0, 1.0)
     if scale and not denoiser.can_guide:
@@ -170,7 +156,7 @@ def _read_moments(denoiser: GaussianDenoiser, value: Any, batch: int) -> tuple[T
     return mean, number("start_moments: the variance", value[1], 0.0)
 
 
-def _read_times(denoiser: GaussianDenoiser, given: _Given) -> tuple[tuple[float, ...] | None, bool]:
+def _read_times(denoiser: GaussianDenoiser, given: Given) -> tuple[tuple[float, ...] | None, bool]:
     """The times of `times=`, `timesteps=` or `sigmas=`, and whether they end in sigma = 0, which is left out."""
     lists = {name: given(name) for name in ("times", "timesteps", "sigmas")}
     named = [name for name, value in lists.items() if value is not None]

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..canvas import NoiseCanvas
-from ..denoiser import Counter
 from ..errors import OptionError
 from ..noise_schedules import Point
-from ..predictor import ErrorTracker
-from ..sampler import State
+from ..predictor import FamilyPredictor
 from .arguments import GaussianConfig
 from .denoiser import At
 
 __all__ = ["GaussianPredictor"]
 
 
-class GaussianPredictor(ErrorTracker):
+class GaussianPredictor(FamilyPredictor):
     """What a Gaussian sampler asks the model through: `predict(x, at)` gives the denoised x_0, (B, *shape).
 
     Guidance, thresholding and what is known of x_0 are here, so that every solver has them.
     """
 
-    cache_bytes = 0  # reals have no cache
-
-    def __init__(self, counter: Counter, canvas: NoiseCanvas, config: GaussianConfig, *, sampler: str = ""):
-        super().__init__(counter, sampler)
+    def __init__(self, canvas: NoiseCanvas, config: GaussianConfig, *, sampler: str = ""):
+        super().__init__(canvas.denoiser, len(canvas.rng.row), sampler=sampler)
         self.canvas, self.config, self.denoiser = canvas, config, canvas.denoiser
-        self._fine: list[Tensor] = []  # (B,) bool of each forward pass, on a device: whether the rows were finite
 
     def __call__(self, x: Tensor, at: Point | float | Tensor) -> Tensor:
         """The denoised x_0 of every row at a point of the schedule, at its time, or at (B,) times, one for each row."""
@@ -40,7 +37,7 @@ class GaussianPredictor(ErrorTracker):
         if self.canvas.known is not None:
             x = self.canvas.with_known(x, *where.scales(x))
         outs = self._asked(x, where)
-        self._check_finite(outs[0])
+        self.check_finite(outs[0])
         outs = tuple(self._bounded(out) for out in outs)
         if self.canvas.known is not None:
             assert self.canvas.start is not None
@@ -49,14 +46,15 @@ class GaussianPredictor(ErrorTracker):
 
     def _asked(self, x: Tensor, at: At) -> tuple[Tensor, ...]:
         """(x_0,), or (guided x_0, unconditional x_0): one forward pass."""
-        config, denoiser, rows = self.config, self.denoiser, len(x) * self.denoiser.rows_per_eval
+        config, denoiser, passes = self.config, self.denoiser, self.denoiser.rows_per_eval
+        positions = math.prod(denoiser.shape)
         if not self._guides(at):
-            return (self.counter.gaussian(lambda: denoiser.denoised(x, at), len(x), rows),)
+            return (self.ask(lambda: denoiser.denoised(x, at), positions=positions, passes=passes),)
 
         def call() -> tuple[Tensor, Tensor]:
             return denoiser.guided(x, at, config.cfg_scale, config.cfg_rescale)
 
-        return self.counter.gaussian(call, len(x), 2 * rows)
+        return self.ask(call, positions=positions, passes=2 * passes)
 
     def _guides(self, at: At) -> bool:
         """Whether rows are guided at this noise level."""
@@ -69,31 +67,6 @@ class GaussianPredictor(ErrorTracker):
             )
         level = at.sigma**2 / (at.alpha**2 + at.sigma**2)
         return bool(low < level <= high or (level == 0 and low == 0))
-
-    @property
-    def nfe_rows(self) -> Tensor:
-        """(B,) int64: every row takes part in every forward pass."""
-        return torch.full_like(self.canvas.rng.row, self.counter.nfe)
-
-    def _check_finite(self, out: Tensor) -> None:
-        """On a CPU at once. On a device what was found is kept, a byte per row, and looked at when the run ends."""
-        if self.sync_eagerly:
-            # One pass; a sum of finite numbers that is not finite is rare, and looked at below.
-            total = float(out.sum())
-            if total - total == 0:
-                return
-        self._fine.append(torch.isfinite(out).flatten(1).all(1))
-        if self.sync_eagerly:
-            self.check()
-
-    def check(self) -> None:
-        if not self._fine:
-            return
-        bad = ~torch.stack(self._fine)  # (forward passes, B)
-        before = 1 + self.counter.nfe - len(self._fine)
-        self._fine = []
-        for forward, row in bad.nonzero()[:1].tolist():
-            self.raise_if_bad(1, row, 0, forward + before)
 
     def _bounded(self, x0: Tensor) -> Tensor:
         """x_0 within the threshold.
@@ -113,9 +86,3 @@ class GaussianPredictor(ErrorTracker):
         high = flat.kthvalue(min(below + 2, flat.shape[1]), 1).values
         limit = (low + (place - below) * (high - low)).clamp_min(bound).view(-1, *(1,) * (x0.dim() - 1))
         return torch.minimum(torch.maximum(x0, -limit), limit) * (bound / limit)
-
-    def finished(self, state: State) -> bool:
-        return state.finished
-
-    def describe(self, status: int, position: int) -> str:
-        return " a value that is not finite"

@@ -22,6 +22,7 @@ from torch import Tensor
 from .. import registry
 from ..denoiser import Denoiser, TokenDenoiser
 from ..errors import FamilyError, OptionError, PluginError, did_you_mean, unknown_option
+from ..family import family_names, family_of
 from ..random import uniform
 from .pictures import strip, text_block
 
@@ -272,12 +273,14 @@ class Problem:
     figure_note: str = ""
 
     def denoiser(self, family: str | None = None, **kw: Any) -> Denoiser:
-        """The exact denoiser of `family` (default: the first of `families`).
+        """The exact denoiser of `family` (default: the first of `families`); of another family, what that has for this problem.
 
         Raises:
             FamilyError: the problem has no such family.
             OptionError: an option that this denoiser does not have.
         """
+        if family is not None and family not in self.families and family in family_names():
+            return family_of(family).of_problem(self, **kw)
         family = self._family(family)
         make: Callable[..., Denoiser] = getattr(self, f"_{family}")
         check_options(make, kw, f"the {family} denoiser of problem {self.name!r}")
@@ -290,7 +293,8 @@ class Problem:
 
         Args:
             sample: a tensor x, or any object that has one as `.x`; tokens (n, L) int64, reals (n, *shape).
-            family: what x is a sample of; by default told by its dtype (integers: the first token family).
+            family: what x is a sample of; by default told by its dtype (integers: the first token family), as for a family
+                of another package.
             metrics: names of registered metrics (the hook register_metrics) that are added to the problem's own.
 
         Raises:
@@ -301,7 +305,8 @@ class Problem:
         x = sample if isinstance(sample, Tensor) else getattr(sample, "x", None)
         if not isinstance(x, Tensor):
             raise OptionError(f"score takes a tensor or an object with a tensor .x, not {type(sample).__name__}")
-        if family is None:
+        of = family
+        if family is None or (family not in self.families and family in family_names()):
             # Reals of a problem that also has tokens can only be its gaussian samples.
             family = "gaussian" if x.is_floating_point() and "gaussian" in self.families else self.families[0]
         family = self._family(family)
@@ -311,14 +316,17 @@ class Problem:
         score = self._score(x, family)
         more: dict[str, Estimate] = {}
         for name in metrics:
-            more |= measured(self, x, family, name)
-        if not more:
-            return score
-        estimates = {**more, **score}  # what the problem itself says of a name holds
-        return Score(estimates, problem=score.problem, family=score.family, primary=score.primary, extras=score.extras)
+            more |= measured(self, x, of or family, name)
+        if more:  # what the problem itself says of a name holds
+            about = {"problem": score.problem, "primary": score.primary, "extras": score.extras}
+            score = Score({**score, **{k: v for k, v in more.items() if k not in score}}, family=family, **about)
+        score.family = of or family
+        return score
 
     def sample_truth(self, n: int, seed: int = 0, family: str | None = None) -> Tensor:
         """n exact samples, deterministic in `seed`: tokens (n, L) int64, or reals for the gaussian family."""
+        if family is not None and family not in self.families and family in family_names():
+            family = family_of(family).scored_as(self)
         family = self._family(family)
         if n < 1:
             raise OptionError(f"sample_truth: n must be 1 or more, not {n}")

@@ -21,8 +21,8 @@ from torch import Tensor
 import samplers
 from samplers import Canvas, OptionError, Sampler, registry
 from samplers.driver import Stream
+from samplers.family import family_names
 from samplers.random import DRAW_FIRST_FREE, DRAW_RANK, DRAW_TOKEN
-from samplers.registry import FAMILIES
 from samplers.result import Sample
 from samplers.syncs import pretend_device
 from samplers.testing.fit import BOUND, fits
@@ -173,7 +173,10 @@ def test_facts(zoo_sampler: str, promise: Promise) -> None:
         "capitals, hyphens or spaces. It is what users type; change it in the class and where it is registered",
     )
     promise(
-        cls.family in FAMILIES, f"The family is one of {FAMILIES}.", f"family = {cls.family!r}", "a misspelt family"
+        cls.family in family_names(),
+        f"The family is one of {family_names()}.",
+        f"family = {cls.family!r}",
+        "a misspelt family",
     )
     promise(
         cls.summary, "`samplers list` shows one line about it.", "summary is empty", 'no summary = "..." in the class'

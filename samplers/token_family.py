@@ -1,0 +1,92 @@
+"""The families of tokens: masked and uniform noise. They differ in their denoisers and samplers; their runs begin alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .arguments import Given, read_tokens, with_prompt_embeds
+from .denoiser import BlockDenoiser, Counter, Denoiser, TokenDenoiser
+from .dry_run import DryRun
+from .errors import FamilyError
+from .family import Family, Run
+from .feeds import Feed
+from .feeds.cached import CachedFeed
+from .feeds.encoded import EncodedFeed
+from .feeds.plain import PlainFeed
+from .feeds.sequence import SequenceFeed
+from .predictor import Predictor, SequencePredictor
+from .sampler import Sampler, first_state
+from .syncs import dry_runs_pay
+
+if TYPE_CHECKING:
+    from .problems import Problem
+
+__all__ = ["MASKED", "UNIFORM", "TokenFamily"]
+
+
+class TokenFamily(Family):
+    """Masked or uniform noise."""
+
+    tokens = True
+
+    def __init__(self, name: str, summary: str, default_sampler: str):
+        self.name, self.summary, self.default_sampler = name, summary, default_sampler
+
+    def start(self, denoiser: Denoiser, sampler: Sampler[Any], given: Given) -> Run:
+        if not isinstance(denoiser, TokenDenoiser):
+            raise FamilyError(
+                f"denoiser {denoiser.name!r} says that it is of the {self.name} family, and is no samplers.TokenDenoiser"
+            )
+        denoiser = with_prompt_embeds(denoiser, given)
+        read = read_tokens(denoiser, sampler, given)
+        config, batch = read.config, len(read.canvas.x)
+        layout = read.canvas.layout(
+            block_length=read.block_length,
+            steps=read.steps,
+            align=read.align,
+            stop=read.stop,
+            stop_rule=read.stop_rule,
+            stop_text=read.stop_text,
+            rng=read.rng,
+        )
+        counter = Counter(denoiser)
+        feed: Feed
+        if sampler.effective_facts.sequential:
+            feed = SequenceFeed(counter, batch)
+        elif isinstance(denoiser, BlockDenoiser):
+            feed = EncodedFeed(counter, batch)
+        elif read.scheme is not None:
+            feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme, read.pad)
+        else:
+            feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.pad, window=read.window)
+        predictor = Predictor(counter, feed, config, sampler=sampler.name)
+        predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
+        state = first_state(sampler, layout)
+        if _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
+            predictor.dry_run = DryRun(sampler, layout, predictor)
+        # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
+        extra = sampler.extra_steps * layout.block_size.shape[1]
+        limit = int(layout.block_steps.sum(1).max()) + layout.x.shape[1] + extra + 16
+        return Run(sampler, predictor, state, limit, read.settings, predict, read.constrain)
+
+    def scored_as(self, problem: Problem) -> str:
+        return self.name
+
+    def tiny(self, cls: type[Sampler[Any]], exact: bool = False) -> Denoiser:
+        from .testing import tiny
+
+        made: TokenDenoiser
+        if exact:
+            made = tiny.TinyUniformJoint() if self.name == "uniform" else tiny.TinyJoint()
+        else:
+            made = tiny.TinyUniformNet() if self.name == "uniform" else tiny.TinyNet(visible_too=cls.facts.revises)
+        return tiny.TinySequential(made) if cls.facts.sequential else made
+
+
+def _uses_dry_run(sampler: Sampler[Any], denoiser: TokenDenoiser) -> bool:
+    """Whether counts are worked out beside the run: on a CPU reading them costs nothing."""
+    return sampler.effective_facts.static_plan and dry_runs_pay(denoiser.device)
+
+
+MASKED = TokenFamily("masked", "tokens that a mask hides", "entropy_bound")
+UNIFORM = TokenFamily("uniform", "tokens that noise replaces by others", "d3pm_ancestral")
