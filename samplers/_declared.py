@@ -145,7 +145,7 @@ def _texts(tree: ast.Module, attribute: str) -> dict[str, str]:
         return texts
     for node in found.body if isinstance(found, ast.ClassDef) else ():
         for name, value in zip(*_assigned(node)):
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+            if name is not None and isinstance(value, ast.Constant) and isinstance(value.value, str):
                 texts[name] = value.value
     if doc := ast.get_docstring(found):
         texts.setdefault("doc", doc.partition("\n")[0])

@@ -306,9 +306,7 @@ def _read_blocks(denoiser: TokenDenoiser, given: Given) -> tuple[int | None, boo
     return length, align
 
 
-def _read_window(
-    denoiser: TokenDenoiser, scheme: Scheme | None, window: Any
-) -> Callable[[TokenState], Tensor] | None:
+def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) -> Callable[[TokenState], Tensor] | None:
     """How far rows are given to the model at least, a function of the state; None: to their ends."""
     if window is None:
         return None

@@ -158,6 +158,15 @@ class Entry:
                 pass
         return self.registered
 
+    def interface_trouble(self) -> str | None:
+        """What is wrong with the interface that its source says it was written for, or None; nothing is imported."""
+        try:
+            if not self.own and self.target_text is not None:
+                check_interface(self.target_text, self.distribution)
+        except PluginError as error:
+            return str(error)
+        return None
+
     def load(self) -> Any:
         """The thing: a sampler class, a function that makes a schedule, a problem class, and so on.
 
@@ -168,8 +177,8 @@ class Entry:
             importing = None if self.own else f"{self.name!r} of {self.origin}"
             kind = KINDS[self.kind]
             try:
-                if not self.own and self.target_text is not None:
-                    check_interface(self.target_text, self.distribution)
+                if trouble := self.interface_trouble():
+                    raise PluginError(trouble)
                 found = guarded(lambda: resolve(self.target), importing=importing, changes=self.changes)
                 if not self.own and self.target_text is not None:
                     check_interface(self.target_text, self.distribution, imported=True)

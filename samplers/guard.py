@@ -215,9 +215,7 @@ def _state_kept(changes: list[str]) -> Iterator[None]:
         changes += [what for what in before.put_back() if what not in changes]
 
 
-def guarded(
-    run: Callable[..., T], *args: Any, importing: str | None = None, changes: list[str] | None = None
-) -> T:
+def guarded(run: Callable[..., T], *args: Any, importing: str | None = None, changes: list[str] | None = None) -> T:
     """Call a plug-in's code. What it prints goes to stderr.
 
     Args:

@@ -19,6 +19,7 @@ from .guard import one_line
 
 __all__ = ["KINDS", "Kind", "find", "kind_of", "made", "own_names"]
 
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of things.
@@ -132,9 +133,7 @@ def _denoiser(found: Any, name: str, family: str | None) -> Any:
     if isinstance(found, Denoiser) or not callable(found):
         raise PluginError(f"{found!r} is not a function that returns a samplers.Denoiser: give the function, uncalled")
     required = [
-        p.name
-        for p in _parameters(found)
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        p.name for p in _parameters(found) if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if required:
         raise PluginError(f"argument {required[0]!r} of {_who(found)} has no default")
@@ -145,7 +144,9 @@ def _numbers(found: Any) -> None:
     """PluginError if `found` needs something else than numbers that a name can give it."""
     for p in _parameters(found):
         if p.kind is p.KEYWORD_ONLY and p.default is p.empty:
-            raise PluginError(f"argument {p.name!r} of {_who(found)} cannot be given by name(numbers): give it a default")
+            raise PluginError(
+                f"argument {p.name!r} of {_who(found)} cannot be given by name(numbers): give it a default"
+            )
 
 
 def _noise_schedule(found: Any, name: str, family: str | None) -> Any:
@@ -185,12 +186,16 @@ def _problem(found: Any, name: str, family: str | None) -> Any:
     families = getattr(found, "families", None)
     if not (isinstance(families, tuple) and families and all(isinstance(f, str) for f in families)):
         raise PluginError(f'{who}.families is {families!r}; a tuple is needed, such as ("masked",)')
-    for method in ("_score", "_sample_truth"):
-        if getattr(found, method) is getattr(Problem, method):
-            raise PluginError(f"{who} has no method {method}")
+    if found._score is Problem._score:
+        raise PluginError(f"{who} has no method _score")
+    for one in families:
+        if not hasattr(found, f"_{one}") and found.denoiser is Problem.denoiser:
+            raise PluginError(f"{who} has no method _{one}, which returns the exact denoiser of that family")
     primary = getattr(found, "primary", None)
     if not isinstance(primary, dict) or any(f not in primary for f in families):
-        raise PluginError(f"{who}.primary is {primary!r}; a dict is needed, with a metric for each of {', '.join(families)}")
+        raise PluginError(
+            f"{who}.primary is {primary!r}; a dict is needed, with a metric for each of {', '.join(families)}"
+        )
     if not isinstance(getattr(found, "summary", None), str):
         raise PluginError(f"{who}.summary is not text")
     return found
@@ -207,7 +212,9 @@ def _cache(found: Any, name: str, family: str | None) -> Any:
         raise PluginError(f"{who} has no method choose")
     _takes(found.choose, ("self", "view"), "a function")
     if found.needs not in ("prefix", "dual", "delayed", "block"):
-        raise PluginError(f"{who}.needs is {found.needs!r}; 'prefix', 'dual' or 'delayed' is needed: what a model must be able to do")
+        raise PluginError(
+            f"{who}.needs is {found.needs!r}; 'prefix', 'dual' or 'delayed' is needed: what a model must be able to do"
+        )
     try:
         found()
     except Exception as error:

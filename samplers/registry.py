@@ -62,6 +62,7 @@ __all__ = [
     "has",
     "incomplete",
     "list_samplers",
+    "listed",
     "load",
     "made",
     "names",
@@ -279,7 +280,9 @@ class _Zoo:
     def _is_open(self, item: Entry) -> bool:
         return any(not source.whole and item in source.report.items for source in self.sources)
 
-    def import_hooks(self, dist: str = "", of: list[Entry] | None = None, *, loaded: bool = False, every: bool = False) -> None:
+    def import_hooks(
+        self, dist: str = "", of: list[Entry] | None = None, *, loaded: bool = False, every: bool = False
+    ) -> None:
         """Import modules of hooks that may register more than is known.
 
         Args:
@@ -520,15 +523,21 @@ def find(kind: str, name: str) -> Any:
     return entry(name, kind).load()
 
 
+def listed(kind: str, *, imports: bool = True) -> dict[str, Entry]:
+    """The entries of a kind by the shortest name that finds each, sorted; `imports` as of `entries`."""
+    zoo = _get()
+    found = {zoo.shown(item): item for item in entries(kind, imports=imports)}
+    return {name: found[name] for name in sorted(found)}
+
+
 def names_of(kind: str, pattern: str = "*", *, imports: bool = True) -> list[str]:
     """The names of a kind that match a shell pattern, sorted. A name that several have is listed as 'dist:name'.
 
     Args:
         imports: as of `entries`.
     """
-    zoo = _get()
-    found = {zoo.shown(item): item for item in entries(kind, imports=imports)}
-    return sorted(n for n, item in found.items() if any(fnmatch.fnmatchcase(c, pattern) for c in (n, item.qualified)))
+    found = listed(kind, imports=imports)
+    return [n for n, item in found.items() if any(fnmatch.fnmatchcase(c, pattern) for c in (n, item.qualified))]
 
 
 def made(kind: str, text: str) -> Any:
@@ -579,7 +588,9 @@ def _made(item: Entry, numbers: tuple[float, ...]) -> Any:
         try:
             inspect.signature(call).bind(*numbers)
         except TypeError as error:
-            raise OptionError(f"{kind.one} {text!r} of {item.origin}: {error}; write {item.name}(number, ...)") from None
+            raise OptionError(
+                f"{kind.one} {text!r} of {item.origin}: {error}; write {item.name}(number, ...)"
+            ) from None
         except ValueError:  # C code
             pass
         try:

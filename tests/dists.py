@@ -6,10 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-import pytest
-
 import samplers
-from samplers import registry
 
 SAMPLER = """
     from dataclasses import dataclass
@@ -33,23 +30,6 @@ def lay(folder, dist, module, code, entry_points, group="samplers", version="1.0
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n")
     lines = "\n".join(f"{name} = {target}" for name, target in entry_points.items())
     (info / "entry_points.txt").write_text(f"[{group}]\n{lines}\n")
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A folder of installed distributions: call it to install one."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    made = []
-
-    def install(dist, module, code, entry_points, **kw):
-        lay(tmp_path, dist, module, code, entry_points, **kw)
-        made.append(module)
-        registry.reload()
-
-    yield install
-    registry.reload()
-    for module in made:
-        sys.modules.pop(module, None)
 
 
 def python(code, folder):

@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from dists import SAMPLER, lay, python, site  # noqa: F401
+from dists import SAMPLER, lay, python
 
 import samplers
 from samplers import OptionError, PluginError, UnknownNameError, registry

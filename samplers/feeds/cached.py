@@ -327,9 +327,7 @@ class RunCache:
             rest = asked & ~known & ~full[:, None]
             left = needed - needed_full - n_known
             parts.append((rest, self._window(x, t, rest, feed, keep, width, left, counter)))
-        self.cached_token = torch.where(
-            full[:, None] | (feed if self.scheme.writes else False), x, self.cached_token
-        )
+        self.cached_token = torch.where(full[:, None] | (feed if self.scheme.writes else False), x, self.cached_token)
         self.block, self.age = torch.where(active, block, self.block), self.age + active
         cost[who] += full | windowed
         if len(parts) == 1:
@@ -470,7 +468,9 @@ def _checked(scheme: Scheme, view: View, full: Any, feed: Any, keep: Any) -> tup
             continue
         if not (isinstance(value, Tensor) and tuple(value.shape) == shape and value.dtype == torch.bool):
             got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise PluginError(f"cache {str(scheme)!r}: choose returned {what} of {got}; bool of shape {shape} is needed")
+            raise PluginError(
+                f"cache {str(scheme)!r}: choose returned {what} of {got}; bool of shape {shape} is needed"
+            )
     if scheme.commits:
         return full & view.active, feed, keep
     return view.active & (full | (view.kept[:, 0] < 0)), feed, keep

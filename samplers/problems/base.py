@@ -209,7 +209,7 @@ def collisions(problem: Any, x: Tensor, family: str) -> Estimate:
 
 
 def measured(problem: Any, x: Tensor, family: str, name: str) -> dict[str, Estimate]:
-    """What the registered metric called `name` says: one estimate under its name, or those that it returns, each by its own.
+    """What the registered metric called `name` says: an estimate under that name, and others that it returns beside it.
 
     Args:
         x: (n, L) int64 or (n, *shape) reals, on the CPU.
@@ -227,6 +227,11 @@ def measured(problem: Any, x: Tensor, family: str, name: str) -> dict[str, Estim
         except PluginError as error:
             raise PluginError(f"metric {name!r} of {item.origin} raises {error}") from error
     found = said if isinstance(said, dict) else {item.name: said}
+    if item.name not in found:
+        raise PluginError(
+            f"metric {name!r} of {item.origin} returned no {item.name!r}; one of its estimates must have its name"
+        )
+    found = {name if key == item.name else key: estimate for key, estimate in found.items()}
     for key, estimate in found.items():
         if not isinstance(key, str) or not isinstance(estimate, Estimate):
             raise PluginError(
@@ -318,8 +323,8 @@ class Problem:
         for name in metrics:
             more |= measured(self, x, of or family, name)
         if more:  # what the problem itself says of a name holds
-            about = {"problem": score.problem, "primary": score.primary, "extras": score.extras}
-            score = Score({**score, **{k: v for k, v in more.items() if k not in score}}, family=family, **about)
+            added = {**score, **{k: v for k, v in more.items() if k not in score}}
+            score = Score(added, problem=score.problem, family=family, primary=score.primary, extras=score.extras)
         score.family = of or family
         return score
 
