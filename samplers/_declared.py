@@ -26,7 +26,7 @@ class Declared:
     """A call of register() as it is written in a hook.
 
     Attributes:
-        hook: the function that it is in. target: 'module:object'. line: its line in the source.
+        hook: the function that it is in. target: 'module:object'. place: 'file:line' of the call.
     """
 
     hook: str
@@ -34,7 +34,7 @@ class Declared:
     target: str
     family: str | None
     summary: str | None
-    line: int
+    place: str
 
 
 def literals(target: str) -> dict[str, str]:
@@ -124,7 +124,9 @@ def _call(statement: ast.stmt, tree: ast.Module, module: str, hook: str) -> Decl
     name = told.get("name", own)
     if not isinstance(name, str):
         return None
-    return Declared(hook, name, target, told.get("family"), told.get("summary"), statement.lineno)  # type: ignore[arg-type]
+    return Declared(
+        hook, name, target, told.get("family"), told.get("summary"), f"{_source(module)}:{statement.lineno}"
+    )  # type: ignore[arg-type]
 
 
 def _is_hookimpl(node: ast.expr) -> bool:

@@ -131,7 +131,7 @@ def _flush_c() -> None:
 
 
 class _GlobalState:
-    """What a plug-in must leave alone while it is imported: paths, warnings, torch's settings, and generators of random numbers."""
+    """What a plug-in must leave alone while it is imported: paths, warnings, torch's settings, and random generators."""
 
     def __init__(self) -> None:
         import numpy
@@ -139,7 +139,7 @@ class _GlobalState:
 
         self.path, self.folder = list(sys.path), _folder()
         self.filters = list(warnings.filters)
-        self.random, self.numpy = random.getstate(), numpy.random.get_state()
+        self.random, self.numpy = random.getstate(), numpy.random.get_state()  # noqa: NPY002
         self.torch = torch.get_rng_state()
         self.settings = self._settings()
 
@@ -192,10 +192,10 @@ class _GlobalState:
         if random.getstate() != self.random:
             changed.append("Python's random numbers")
             random.setstate(self.random)
-        now = numpy.random.get_state()
+        now = numpy.random.get_state()  # noqa: NPY002
         if any(not numpy.array_equal(a, b) for a, b in zip(now, self.numpy)):
             changed.append("NumPy's random numbers")
-            numpy.random.set_state(self.numpy)
+            numpy.random.set_state(self.numpy)  # noqa: NPY002
         return changed
 
 

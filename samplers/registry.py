@@ -40,8 +40,8 @@ from ._declared import registrations
 from .aliases import alias
 from .entries import DISTRIBUTION, INTERFACE, Entry, Report, check_interface, resolve, version
 from .errors import OptionError, PluginError, UnknownNameError, did_you_mean
-from .guard import guarded, one_line, printable, traced
 from .family import BUILT_IN, family_names
+from .guard import guarded, one_line, printable, traced
 from .kinds import KINDS, kind_of
 
 if TYPE_CHECKING:
@@ -389,7 +389,7 @@ def _read(point: metadata.EntryPoint, dist: str, its_version: str, place: str) -
             whole = False  # importing it will say what is wrong
             continue
         item = _entry(HOOKS[one.hook], one.name, dist, its_version, one.target, one.family, one.summary)
-        items.append(dataclasses.replace(item, registered=f"{module}:{one.line}", entry_point=place))
+        items.append(dataclasses.replace(item, registered=one.place, entry_point=place))
     return items, whole
 
 

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 from dists import SAMPLER, lay, python
@@ -13,6 +12,7 @@ from dists import SAMPLER, lay, python
 import samplers
 from samplers import OptionError, PluginError, UnknownNameError, registry
 from samplers._declared import literals
+
 
 def reports():
     return {r.distribution: r for r in registry.plugins()}

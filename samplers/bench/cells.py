@@ -35,8 +35,8 @@ class Cell:
         knob: 'steps', or the option that is walked. value: the value of the knob.
         options: all options of the sampler.
         settings: arguments of sample(): steps, temperature, block_length and so on.
-        metric, higher: as in the request, for a user's model; a problem scores all it can, and a registered metric if one is asked
-            for.
+        metric, higher: as in the request, for a user's model; a problem scores all it can, and a registered metric
+            on request.
     """
 
     problem: str

@@ -227,7 +227,8 @@ class UserModel(Problem):
         return self.made
 
     def score(self, sample: Any, family: str | None = None, metrics: Sequence[str] = ()) -> Score:
-        """The user's metric, and registered ones. One number per row gives the mean with Student's interval; a single number has no interval."""
+        """The user's metric, and registered ones. One number per row gives the mean with Student's interval,
+        and a single number none."""
         family = self._family(family)
         estimates: dict[str, Estimate] = {}
         for name in dict.fromkeys(filter(None, (self.registered, *metrics))):

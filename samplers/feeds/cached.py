@@ -60,7 +60,7 @@ class View:
         undecided: (A, length) bool, positions whose token may still change. inside: (A, length) bool, the present block.
         active: (A,) bool, rows that are asked about. begins: (A,) bool, those whose present block begins now.
         age: (A,) int64, forward passes since the present block began.
-        kept: (A, length) int64, the token from which each kept row was computed, -1 where nothing is kept.
+        kept: (A, length) int64, the token from which each kept row was computed; -1: nothing is kept.
         stored: (A,) int64, how many rows are kept from the front on, of schemes that keep a prefix for good.
         room: how many positions the cache has. size: positions per block of the model's attention.
     """
@@ -166,7 +166,7 @@ class Delayed(Scheme):
 
 @dataclass(frozen=True)
 class Block(Scheme):
-    """For models that look back only: what is before the block is kept for good when it begins; then the block alone, not kept."""
+    """For models that look back only: what is before the block is kept for good; then the block alone is given, not kept."""
 
     name = needs = "block"
     commits = True

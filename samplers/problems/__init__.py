@@ -22,7 +22,7 @@ _SPEED = ("llm-small", "llm-8b")  # nothing is scored on these
 
 
 def list_problems() -> list[str]:
-    """The names of exact problems, those of plug-ins included, sorted. `create` also knows the speed problems llm-small and llm-8b."""
+    """The names of exact problems, also of plug-ins, sorted. `create` also knows the speed problems llm-small and llm-8b."""
     return [name for name in registry.names_of("problems") if name not in _SPEED]
 
 

@@ -353,8 +353,8 @@ class Problem:
         return "" if x.is_floating_point() else text_block([self.render(row) for row in x[:2]])
 
     def render(self, x_row: Tensor) -> str:
-        """One row for a terminal; masked positions show as '·'."""
-        raise NotImplementedError
+        """One row for a terminal. Unless a problem has a form of its own, its numbers, one after the other."""
+        return " ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in x_row.flatten().tolist())
 
     def _score(self, x: Tensor, family: str) -> Score:
         raise NotImplementedError
