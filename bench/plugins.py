@@ -2,14 +2,16 @@
 
     python bench/plugins.py [--runs 9] [--no-save]
 
-The packages are folders with the metadata that pip leaves, in a temporary folder on PYTHONPATH. Each has a sampler by entry point and
-a module of hooks that registers a grid, and importing any of their modules would take a second. After each run the process
-says which modules it has loaded: no plug-in's, and torch in neither case. Medians and the range of all runs are saved.
+The packages are folders with the metadata that pip leaves, in a temporary folder on PYTHONPATH. Each has a sampler by entry
+point and a module of hooks that registers a grid, and importing any of their modules would take a second. After each run the
+process says which modules it has loaded: no plug-in's, and torch in neither case. Saved are medians and the range of all runs, of
+the seconds on the clock and of those of the processor: on a machine that does other work as well the second says more.
 """
 
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -64,12 +66,13 @@ def plant(folder, count):
 
 
 def measure(folder, code, count):
-    """Seconds of a fresh process; an error if it loaded what it should not, or did not list what it should."""
+    """Seconds of a fresh process, on the clock and of the processor; an error if it loaded what it should not, or did not list what it should."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))), "OMP_NUM_THREADS": "1"}
     env.pop("SAMPLERS_PLUGINS", None)
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code + AFTER], env=env, cwd=folder, capture_output=True, text=True)
-    seconds = time.perf_counter() - begun
+    seconds, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if done.returncode:
         raise SystemExit(done.stderr)
     loaded = json.loads(done.stderr.splitlines()[-1])
@@ -77,7 +80,12 @@ def measure(folder, code, count):
     named = "planted_" if "grids" not in code else "grid_"
     listed = sum(line.startswith(named) for line in done.stdout.splitlines())
     assert listed == (count if "list" in code else 0), f"{listed} of {count} plug-ins are listed by {code!r}"
-    return seconds
+    return seconds, processor
+
+
+def middle(values):
+    kept = sorted(values)
+    return {"median": round(statistics.median(kept), 4), "least": round(kept[0], 4), "most": round(kept[-1], 4)}
 
 
 def main():
@@ -97,14 +105,12 @@ def main():
                 for what, code in COMMANDS.items():
                     runs[what].append(measure(folder, code, count))
         for what, seconds in runs.items():
-            kept = sorted(seconds[1:])
-            middle = statistics.median(kept)
-            found.setdefault(what, {})[count] = {
-                "median": round(middle, 4),
-                "least": round(kept[0], 4),
-                "most": round(kept[-1], 4),
-            }
-            print(f"{what:<28} {count:>3} plug-ins: median {middle:.3f} s, {kept[0]:.3f} to {kept[-1]:.3f}")
+            clock, processor = (middle(column) for column in zip(*seconds[1:]))
+            found.setdefault(what, {})[count] = {"clock": clock, "processor": processor}
+            print(
+                f"{what:<28} {count:>3} plug-ins: median {clock['median']:.3f} s ({clock['least']:.3f} to {clock['most']:.3f}), "
+                f"of the processor {processor['median']:.3f} s"
+            )
     if not options.no_save:
         path = RESULTS / slug() / "plugins.json"
         path.parent.mkdir(parents=True, exist_ok=True)

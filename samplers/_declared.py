@@ -106,9 +106,11 @@ def _call(statement: ast.stmt, tree: ast.Module, module: str, hook: str) -> Decl
     call = statement.value if isinstance(statement, ast.Expr) else None
     if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "register"):
         return None
-    told = {k.arg: k.value.value for k in call.keywords if isinstance(k.value, ast.Constant)}
-    wrong = len(told) != len(call.keywords) or not set(told) <= {"name", "family", "summary"}
-    if len(call.args) != 1 or wrong or not all(isinstance(v, str) for v in told.values()):
+    told: dict[str | None, str] = {}
+    for k in call.keywords:
+        if isinstance(k.value, ast.Constant) and isinstance(k.value.value, str):
+            told[k.arg] = k.value.value
+    if len(call.args) != 1 or len(told) != len(call.keywords) or not set(told) <= {"name", "family", "summary"}:
         return None
     (what,) = call.args
     if isinstance(what, ast.Constant) and isinstance(what.value, str) and ":" in what.value:
@@ -124,9 +126,8 @@ def _call(statement: ast.stmt, tree: ast.Module, module: str, hook: str) -> Decl
     name = told.get("name", own)
     if not isinstance(name, str):
         return None
-    return Declared(
-        hook, name, target, told.get("family"), told.get("summary"), f"{_source(module)}:{statement.lineno}"
-    )  # type: ignore[arg-type]
+    place = f"{_source(module)}:{statement.lineno}"
+    return Declared(hook, name, target, told.get("family"), told.get("summary"), place)
 
 
 def _is_hookimpl(node: ast.expr) -> bool:

@@ -495,7 +495,7 @@ def state():
     return (
         list(sys.path), os.getcwd(), [f[0] for f in warnings.filters], torch.get_default_dtype(), torch.get_default_device(),
         torch.get_num_threads(), torch.is_grad_enabled(), torch.get_rng_state().tolist(), random.getstate(),
-        numpy.random.get_state()[1].tolist(),
+        numpy.random.get_state()[1].tolist(),  # noqa: NPY002
     )  # fmt: skip
 
 
@@ -558,6 +558,6 @@ def test_a_plugin_that_asks_for_itself_while_it_is_imported(site):
     site("zoo-round", "zoo_round", code, {"round": "zoo_round"}, group="samplers.plugins")
     assert registry.find("grids", "round") is len
     site("zoo-self", "zoo_self", "import samplers\nS = samplers.create('self')\n", {"self": "zoo_self:S"})
-    with pytest.raises(PluginError, match="'self' was declared by zoo-self 1.0, which is broken"):
+    with pytest.raises(PluginError, match=r"'self' was declared by zoo-self 1\.0, which is broken"):
         samplers.create("self")
     assert samplers.create("radd").name == "radd"
