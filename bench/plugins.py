@@ -66,7 +66,7 @@ def plant(folder, count):
 
 
 def measure(folder, code, count):
-    """Seconds of a fresh process, on the clock and of the processor; an error if it loaded what it should not, or did not list what it should."""
+    """Seconds of a fresh process, on the clock and of the processor; an error if it loaded or listed what it should not."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))), "OMP_NUM_THREADS": "1"}
     env.pop("SAMPLERS_PLUGINS", None)
     begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import re
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -45,8 +46,11 @@ def literals(target: str) -> dict[str, str]:
         Empty if the source is not there, does not parse, or has no such object at its top level.
     """
     module, _, attribute = target.partition(":")
+    head = _head(module, attribute.strip())
+    if head is not None and {"name", "summary", "cite"} <= (texts := _texts(head, attribute.strip())).keys():
+        return texts
     tree = _tree(module)
-    return {} if tree is None else _texts(tree, attribute)
+    return {} if tree is None else _texts(tree, attribute.strip())
 
 
 def interface(module: str) -> int | None:
@@ -184,6 +188,20 @@ def _tree(module: str) -> ast.Module | None:
 @functools.lru_cache(maxsize=256)
 def _parsed(path: Path, mtime: int, size: int) -> ast.Module:
     return ast.parse(path.read_bytes())
+
+
+def _head(module: str, attribute: str) -> ast.Module | None:
+    """A class from its first line to its first method, parsed: a fifth of the work. None if that cannot be told apart."""
+    try:
+        path = _source(module)
+        if path is None or path.stat().st_size > LARGEST:
+            return None
+        lines = path.read_text(encoding="utf-8").splitlines()
+        start = next(i for i, line in enumerate(lines) if re.match(rf"class {re.escape(attribute)}\b", line))
+        ends = (i for i in range(start + 1, len(lines)) if re.match(r"    (def|async def|@)|[^\s)]", lines[i]))
+        return ast.parse("\n".join(lines[start : next(ends, len(lines))]))
+    except Exception:  # no such class, or a docstring that holds code: the whole file is parsed
+        return None
 
 
 def _source(module: str) -> Path | None:

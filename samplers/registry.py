@@ -90,9 +90,9 @@ NAME = re.compile(r"[\w.+-]+")  # ':' separates the distribution, '/' the family
 def _origin(point: metadata.EntryPoint) -> tuple[str, str]:
     """(distribution, version) of an entry point; '?' for what its metadata do not say."""
     try:
-        dist: Any = point.dist
-        return printable(str(dist.name or "")) or "?", printable(str(dist.version or "")) or "?"
-    except Exception:  # no METADATA file, or no such line in it
+        about: Any = point.dist.metadata  # type: ignore[union-attr]
+        return printable(str(about["Name"] or "")) or "?", printable(str(about["Version"] or "")) or "?"
+    except Exception:  # no METADATA file
         return "?", "?"
 
 
@@ -340,7 +340,8 @@ class _Zoo:
         allowed = None if only is None else {w.strip() for w in only.split(",") if w.strip() and w.strip() != "none"}
         points, broken = _points()
         sources = self._sources = [_Source(report) for report in broken]
-        found = [(*_origin(point), point) for point in points]
+        origin = {id(point.dist): _origin(point) for point in {id(p.dist): p for p in points}.values()}
+        found = [(*origin[id(point.dist)], point) for point in points]
         for dist, its_version, point in sorted(found, key=lambda f: (f[0], f[2].name, f[2].group)):
             report = Report(printable(point.name) or "?", dist, its_version, "ok", [])
             source = _Source(report)
