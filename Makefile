@@ -2,18 +2,20 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+PLUGINS := $(sort $(wildcard plugins/samplers-*))
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*) setup.py
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/* tests/emulator/*.h tests/emulator/*.cpp)
 
 # Two builds at once would write the same files.
 .NOTPARALLEL:
-.PHONY: help setup native test lint format bench bench-kernels draws fuzz sanitize clean
+.PHONY: help setup native test lint format docs bench bench-kernels draws fuzz sanitize clean
 
 help:
 	@echo "make bench          the demo sweep: runs/demo/report.html"
 	@echo "make test           the whole test suite"
 	@echo "make lint           ruff, mypy, clang-format, words that we no longer use, generated pages"
 	@echo "make format         before each commit: mend what tools can mend, write the generated pages"
+	@echo "make docs           the documentation as a site: build/site/index.html"
 	@echo "make bench-kernels  every kernel beside its peers: a table, and JSON under bench/results/ (ten minutes)"
 	@echo "make draws          ten million draws against the true distribution (minutes)"
 	@echo "make fuzz           100,000 random calls of the ops, right and wrong (minutes)"
@@ -22,14 +24,14 @@ help:
 
 # torch goes first and by its pinned number: an unpinned one may bring gigabytes of CUDA along, and the extension is
 # compiled against the one that is there (--no-build-isolation).
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "make needs Python 3.11 or newer, since numpy, scipy and other pinned versions do: make PYTHON=python3.11."; \
 	       echo "The library itself runs on 3.10: install it by hand, as the README says."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch numpy setuptools wheel ninja pybind11
 	SAMPLERS_NATIVE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[bench,test,lint]'
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable plugins/samplers-hello
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps $(addprefix --editable ,$(PLUGINS))
 	@touch $@
 
 # Built again when its sources change. Without a compiler the library runs on its torch twins, and setup.py says so.
@@ -67,6 +69,14 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 	$(BIN)/python tools/reference.py
+
+# Sphinx and its theme are not needed by anything else, so they are installed when the site is first built.
+$(VENV)/.docs: $(VENV)/.ready
+	SAMPLERS_NATIVE=0 $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs
+	$(BIN)/python tools/website.py
 
 bench: $(VENV)/.native-cpu
 	$(BIN)/samplers bench --demo

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .errors import DenoiserError, FamilyError, OptionError, PluginError, SamplersError, UnknownNameError
     from .gaussian.denoiser import GaussianDenoiser
     from .likelihood import Likelihood, nll
-    from .pool import Pool
+    from .pool import AskingRun, Pool
     from .prediction import Prediction
     from .real_tokens import RealTokens, sample_reals
     from .registry import create, list_samplers
@@ -32,6 +32,7 @@ _WHERE = {
     "problems": "",
     "schedule": "",
     "PAD": "canvas",
+    "AskingRun": "pool",
     "BlockDenoiser": "denoiser",
     "Canvas": "canvas",
     "Denoiser": "denoiser",

@@ -8,7 +8,8 @@
 
 What a server and a loop of reinforcement learning need: requests come and go at any time, and one forward pass serves all that
 wait. A step of a sampler is a pure function of an immutable state. So it is begun, cut short where it asks the model, and begun
-again when the answer is there: no threads, and every sampler works as it is.
+again when the answer is there: no threads, and every sampler works as it is. AskingRun is one such run whose caller has the
+model: what an engine needs that owns its forward passes.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import optional_integer
+from .checks import device_of, integer, optional_integer
 from .denoiser import Counter, Previous, TokenDenoiser
 from .driver import Stream, stream
-from .errors import OptionError, SamplersError
+from .errors import DenoiserError, OptionError, SamplersError
 from .feeds import Answer, Query
 from .feeds.plain import PlainFeed
 from .predictor import Predictor
 from .result import Sample
 from .state import TokenState
 
-__all__ = ["Pool", "PooledRun"]
+__all__ = ["AskingRun", "Pool", "PooledRun"]
 
 
 class Waiting(BaseException):
@@ -142,6 +143,157 @@ class PooledRun:
         self.question = None
 
 
+def _begin(number: int, who: str, denoiser: TokenDenoiser, sampler: Any, arguments: dict[str, Any]) -> PooledRun:
+    """A run whose steps are cut short where they ask the model; OptionError if it cannot be one. who: the public class."""
+    for name in ("cache", "trace", "progress"):
+        if arguments.get(name):
+            raise OptionError(f"{name} does not go with {who}: its forward passes are plain, its steps begun again")
+    run = stream(denoiser, sampler, **arguments)
+    if not isinstance(run.predictor, Predictor) or not isinstance(run.predictor.feed, PlainFeed):
+        raise OptionError(
+            f"sampler {run.sampler.name!r} does not go with {who}: it feeds the model through a cache of its own"
+        )
+    run.pooled = True
+    run.predictor.dry_run = None  # a step that is begun again would have to be planned again
+    feed = SharedFeed(run.predictor.feed)
+    run.predictor.feed = feed
+    return PooledRun(number, run, feed)
+
+
+class _Elsewhere(TokenDenoiser):
+    """The facts of a model that somebody else runs."""
+
+    time_conditioned = True  # so that a question says the time, for models that need it
+    takes_lengths = True
+
+    def predict(self, x: Tensor, t: Tensor | None = None, **more: Any) -> Tensor:
+        raise SamplersError("the model of an AskingRun is run by its caller, who gives the logits to answer()")
+
+
+class AskingRun:
+    """A run that asks its caller for logits: for engines and loops that run the model themselves.
+
+        run = samplers.AskingRun("entropy_bound", vocab_size=V, mask_id=M, prompt=ids, gen_length=32)
+        while run.question is not None:
+            run.answer(model(run.question))     # (A, length) int64 in, (A, length, V) out
+        run.result().x
+
+    A step that asks twice asks at two different inputs, and the second one is just another question. So every sampler that
+    a Pool takes can be run, with the tokens and the count of forward passes that sample() has with a model that answers so.
+
+    Attributes:
+        question: (A, length) int64, what the model is to be given next: the rows of the batch that take part, the mask id at
+            undecided positions. None: the run has ended.
+        needed: (A, length) bool, the positions whose logits will be read.
+        time: (A,) float64, the noise level of each row, for models that are told it.
+        lengths: (A,) int64, where each row ends if they end at different positions, else None: no position may see what stands
+            after that.
+    """
+
+    question: Tensor | None
+    needed: Tensor | None
+    time: Tensor | None
+    lengths: Tensor | None
+
+    def __init__(
+        self,
+        sampler: Any,
+        *,
+        vocab_size: int,
+        mask_id: int | None,
+        device: torch.device | str = "cpu",
+        **arguments: Any,
+    ):
+        """Begin a run, which goes on to its first question.
+
+        Args:
+            sampler: as of sample().
+            vocab_size, mask_id: of the model; see TokenDenoiser.wrap.
+            device: where questions are, and answers must be.
+            arguments: what sample() takes beside these, and options of the sampler; not cache, trace, progress and
+                prompt_embeds.
+
+        Raises:
+            OptionError: as of sample(); a sampler or an argument that such a run cannot have.
+        """
+        if arguments.get("prompt_embeds") is not None:
+            raise OptionError("prompt_embeds does not go with AskingRun: its caller has the model, and what it embeds")
+        denoiser = _Elsewhere()
+        denoiser.vocab_size, denoiser.device = integer("vocab_size", vocab_size), device_of("device", device)
+        denoiser.mask_id = optional_integer("mask_id", mask_id, 0)
+        denoiser.name = "the caller's model"
+        self._run = _begin(0, "AskingRun", denoiser, sampler, arguments)
+        self._go_on()
+
+    @property
+    def state(self) -> TokenState:
+        """The state after the last step that is complete."""
+        state = self._run.run.state
+        assert isinstance(state, TokenState)
+        return state
+
+    @property
+    def nfe(self) -> int:
+        """Forward passes so far: answers that were given."""
+        return self._run.run.nfe
+
+    @torch.no_grad()
+    def answer(self, logits: Tensor) -> None:
+        """Give the logits of the question; the run goes on to its next one, or to its end.
+
+        Args:
+            logits: (A, length, V) floats for all of `question`, or (N, V) for its positions in `needed`, in row-major order.
+
+        Raises:
+            SamplersError: there is no question.
+            DenoiserError: the logits have another shape, or no token is possible where one is needed.
+        """
+        asked = self._run.question
+        if asked is None:
+            raise SamplersError("answer(): the run has ended, and asks no more; its tokens are in result()")
+        whole, packed = (*asked.x.shape, self.vocab_size), (asked.needed, self.vocab_size)
+        if (
+            not isinstance(logits, Tensor)
+            or tuple(logits.shape) not in (whole, packed)
+            or not logits.is_floating_point()
+        ):
+            got = (
+                f"{logits.dtype} of shape {tuple(logits.shape)}"
+                if isinstance(logits, Tensor)
+                else type(logits).__name__
+            )
+            raise DenoiserError(
+                f"answer() was given {got}; floats (A, length, V) = {whole}, or (N, V) = {packed} for the positions in "
+                "`needed`, are needed"
+            )
+        if tuple(logits.shape) == whole:
+            index = torch.nonzero_static(asked.mask.flatten(), size=asked.needed).squeeze(1)
+            given = Answer(logits.flatten(0, 1), index)
+        else:
+            given = Answer(logits)
+        self._run.answered(given)
+        self._go_on()
+
+    def result(self) -> Sample:
+        """What the run has made so far, as sample() returns it, and what it has cost."""
+        return self._run.result()
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the width of the logits."""
+        return self.state.canvas.vocab_size
+
+    def _go_on(self) -> None:
+        self._run.advance()
+        if self._run.error is not None:
+            raise self._run.error
+        asked = self._run.question
+        self.question, self.needed, self.time, self.lengths = None, None, None, None
+        if asked is not None:
+            self.question, self.needed, self.time = asked.x, asked.mask, asked.time
+            self.lengths = asked.more.get("lengths")
+
+
 class Pool:
     """Runs over one denoiser that share its forward passes.
 
@@ -183,19 +335,7 @@ class Pool:
                 "prompt_embeds does not go with Pool, whose runs share one denoiser: denoiser.with_embeddings(rows) gives one "
                 "that knows them all, for Pool(...), and the ids under which they go into prompts"
             )
-        for name in ("cache", "trace", "progress"):
-            if arguments.get(name):
-                raise OptionError(f"{name} does not go with Pool: the runs of a pool share plain forward passes")
-        run = stream(self.denoiser, sampler, **arguments)
-        if not isinstance(run.predictor, Predictor) or not isinstance(run.predictor.feed, PlainFeed):
-            raise OptionError(
-                f"sampler {run.sampler.name!r} does not go with Pool: it feeds the model through a cache of its own"
-            )
-        run.pooled = True
-        run.predictor.dry_run = None  # a step that is begun again would have to be planned again
-        feed = SharedFeed(run.predictor.feed)
-        run.predictor.feed = feed
-        pooled = PooledRun(self._added, run, feed)
+        pooled = _begin(self._added, "Pool", self.denoiser, sampler, arguments)
         self._added += 1
         self.runs.append(pooled)
         return pooled

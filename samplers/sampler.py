@@ -200,7 +200,7 @@ class Conformance:
         one_at_a_time: arguments of sample() under which a step commits one position, beside steps = positions. For a
             sampler whose bias is "asymptotic": enough steps for the kit's problem.
         exact: options under which tokens are drawn from the model's own distribution, for a sampler that otherwise adds
-            to its logits.
+            to its logits; for a continuous sampler that is told of the data, those that fit data of a single point.
         order: options under which the declared order is what one measures: the end of the grid is exact, and no step is
             of lower order. For continuous samplers.
         redraws: draw numbers that a step uses more than once at one position on purpose, such as a token that is drawn

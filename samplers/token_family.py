@@ -28,6 +28,7 @@ class TokenFamily(Family):
     """Masked or uniform noise."""
 
     tokens = True
+    checks = ("samplers.testing.checks.tokens",)
 
     def __init__(self, name: str, summary: str, default_sampler: str):
         self.name, self.summary, self.default_sampler = name, summary, default_sampler

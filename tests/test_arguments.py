@@ -385,7 +385,7 @@ def test_a_continuous_run_refuses_every_argument_that_it_does_not_read():
     assert len(others) >= 10
     for name in others:
         for value in (torch.tensor([1.0, 2.0]), "x"):
-            with pytest.raises(OptionError, match=f"{name} is for token samplers"):
+            with pytest.raises(OptionError, match=f"{name} is not for samplers of the gaussian family"):
                 samplers.sample(TinyMixture(), "ddim", **{name: value})
         samplers.sample(TinyMixture(), "ddim", steps=2, **{name: defaults[name]})
 
@@ -608,7 +608,7 @@ def test_a_canvas_that_cannot_fit_is_refused_with_its_bytes(monkeypatch):
         run(batch=10**9)
     with pytest.raises(OptionError, match="10000000000 rows of 3 positions cannot fit"):
         Canvas.infill(wrap(), [1, 2, 3], [True] * 3, batch=10**10)
-    with pytest.raises(OptionError, match=r"batch=1000000000 of shape \(4,\) cannot fit: 64,000,000,000 bytes"):
+    with pytest.raises(OptionError, match="batch=1000000000 cannot fit: 64,000,000,000 bytes"):
         samplers.sample(TinyMixture(), "ddim", batch=10**9)
     # The rule: 64 bytes per position, two bytes per logit of a callable that gives them all, against all memory there is.
     per_position = 64 + 2 * V

@@ -34,11 +34,12 @@ from torch import Tensor, nn
 import samplers
 from samplers import registry
 from samplers.cli import main
+from samplers.family import BUILT_IN
 from samplers.models import families
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [p for p in ("README.md", "CONTRIBUTING.md", "examples/README.md") if (ROOT / p).exists()]
-PAGES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))
+PAGES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))
 # Blocks that are not run. There must be a reason for each, and few of them.
 NOT_RUN = {
     "README.md": 1,  # installing
@@ -46,7 +47,7 @@ NOT_RUN = {
     "docs/evaluation.md": 3,  # lm-eval's own command, four processes, Ray
     "docs/likelihood_and_schedules.md": 2,  # a user's own modules
     "docs/models.md": 1,  # checkpoints from the hub
-    "docs/writing_a_sampler.md": 1,  # installing a user's own package
+    "docs/parts/new.md": 1,  # publishing a user's own package
 }
 SMALL = {"--steps": "4", "--gen-length": "16", "--rows": "64", "--seeds": "1", "--batch": "2", "--nfe": "4"}
 
@@ -225,8 +226,21 @@ def smaller(words: list[str]) -> list[str]:
 SHELL = [block for block in itertools.chain(*BLOCKS.values()) if block.language == "sh" and not block.not_run]
 
 
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on sys.path, here and in processes that are started: where a block's `pip install` puts its package."""
+    folder = tmp_path / "site"
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    yield folder
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+    registry.reload()
+
+
 @pytest.mark.parametrize("block", SHELL, ids=str)
-def test_shell_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shell_blocks_run(block: Block, tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need(block.page)
     monkeypatch.chdir(tmp_path)
     for name, make in FILES.items():
@@ -236,10 +250,13 @@ def test_shell_blocks_run(block: Block, tmp_path: Path, monkeypatch: pytest.Monk
         if words[:2] == ["samplers", "eval"]:
             pytest.importorskip("lm_eval")
         monkeypatch.setattr("sys.stdin", io.StringIO("The module\n"))  # what `samplers chat` is told
-        run(where, words)
+        if words[0] == "cd":
+            monkeypatch.chdir(words[1])
+        else:
+            run(where, words, site)
 
 
-def run(where: str, words: list[str]) -> None:
+def run(where: str, words: list[str], site: Path) -> None:
     if words[0] == "samplers":
         with contextlib.redirect_stdout(io.StringIO()) as out:
             assert main(smaller(words[1:])) == 0, f"{where}: samplers {shlex.join(words[1:])}"
@@ -247,6 +264,16 @@ def run(where: str, words: list[str]) -> None:
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
         assert set(words[1:]) <= set(targets), f"{where}: the Makefile has {', '.join(targets)}"
+    elif words[:2] == ["pip", "install"] and words[-2:] == ["--editable", "."]:
+        pytest.importorskip("pip")
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--target", str(site)]
+        done = subprocess.run([*command, *words[2:-2], "."], capture_output=True, text=True)
+        assert done.returncode == 0, f"{where}: {done.stderr}"
+        registry.reload()
+    elif words[0] == "pytest":  # the tests that it names are there; they have tests of their own
+        command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "--collect-only"]
+        done = subprocess.run([*command, *words[1:]], capture_output=True, text=True)
+        assert done.returncode == 0, f"{where}: {done.stdout}{done.stderr}"
     elif words[0] == "python" and words[1].endswith(".py"):
         assert (ROOT / words[1]).is_file(), where
         ast.parse((ROOT / words[1]).read_text(encoding="utf-8"))
@@ -426,7 +453,7 @@ def test_the_guides_samplers_keep_their_promises(tmp_path: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guide-samplers\nVersion: 0.1\n", encoding="utf-8")
     lines = "\n".join(f"{name} = guide_samplers:{cls}" for name, cls in names.items())
     (info / "entry_points.txt").write_text(f"[samplers]\n{lines}\n", encoding="utf-8")
-    checks = "facts or options or row_of_a_batch or declared or waits or law or reals"
+    checks = "facts or options or row_of_a_batch or declared or sure_model or finite"
     chosen = itertools.chain(*(("--sampler", name) for name in names))
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     command = [sys.executable, "-m", "pytest", "-vv", "-x", "-p", "no:cacheprovider", "samplers/testing"]
@@ -438,8 +465,8 @@ def test_the_guides_samplers_keep_their_promises(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
-    assert "test_declared_order[heun] PASSED" in run.stdout
-    assert "test_counted_nfe_is_the_declared[doubt-5] PASSED" in run.stdout
+    assert "test_promise[heun-declared_order] PASSED" in run.stdout
+    assert "test_promise[doubt-counted_nfe_is_the_declared-steps=5] PASSED" in run.stdout
 
 
 # ---------------------------------------------------------------------------------------------- habits
@@ -461,7 +488,7 @@ def test_workflow_and_forms_say_what_the_project_says() -> None:
     form = read(".github/ISSUE_TEMPLATE/sampler_proposal.yml")
     asked = {field["id"]: field["attributes"] for field in form["body"] if "id" in field}
     assert {"paper", "equation", "family", "nfe", "bias", "reference", "test"} <= asked.keys()
-    assert asked["family"]["options"] == ["masked", "uniform", "gaussian"]
+    assert asked["family"]["options"] == list(BUILT_IN)
     assert {b for b in asked["bias"]["options"] if " " not in b} == {"exact", "asymptotic", "biased"}
     assert read("CITATION.cff")["version"] == registry.version()
     (repo,) = read(".pre-commit-config.yaml")["repos"]

@@ -117,7 +117,7 @@ def wrap(fn=None, **kw):
         (
             lambda: samplers.sample(TinyMixture(), "ddim", block_length=3),
             OptionError,
-            "block_length is for token samplers",
+            "block_length is not for samplers of the gaussian family",
         ),
         (
             lambda: samplers.sample(TinyMixture(), "ddim", cfg_scale=1.0),
@@ -127,7 +127,7 @@ def wrap(fn=None, **kw):
         (
             lambda: samplers.sample(TinyMixture(), "ddim", top_k=3),
             OptionError,
-            "top_k is for token samplers",
+            "top_k is not for samplers of the gaussian family",
         ),
         (lambda: samplers.sample(wrap(), "radd", gen_length=3, top_k=-2), OptionError, "top_k must be"),
         (

@@ -12,7 +12,7 @@ from samplers import FamilyError, OptionError, PluginError, UnknownNameError, pr
 from samplers.authoring import family_of
 from samplers.family import family_names
 
-# Tokens as the largest of K numbers each, which a run moves to what the model believes: the smallest family that has a
+# Tokens as the largest of K numbers each, which a run moves to what the model predicts: the smallest family that has a
 # state of another form than its samples, a predictor and a problem of its own.
 WASHED = """
     from dataclasses import dataclass
@@ -22,8 +22,8 @@ WASHED = """
         Facts, Family, FamilyError, FamilyPredictor, NoiseCanvas, NoiseState, Run, Sampler, first_state, option,
     )
 
-    class Believes(Denoiser):
-        family, name, time_conditioned = "washed", "believes", True
+    class SameOdds(Denoiser):
+        family, name, time_conditioned = "washed", "predicts", True
         device, state_dtype = torch.device("cpu"), torch.float64
 
         def __init__(self, length, classes, odds):
@@ -43,8 +43,8 @@ WASHED = """
         name, summary, default_sampler = "washed", "numbers whose largest is the token", "wash"
 
         def start(self, denoiser, sampler, given):
-            if not isinstance(denoiser, Believes):
-                raise FamilyError(f"{denoiser.name!r} is no Believes")
+            if not isinstance(denoiser, SameOdds):
+                raise FamilyError(f"{denoiser.name!r} is no SameOdds")
             rng, settings = given.rows(denoiser, row_bytes=8)
             steps = given.steps(7)
             constrain = given.constrain()
@@ -60,10 +60,10 @@ WASHED = """
         def of_problem(self, problem, **options):
             if not self.supports(problem):
                 return super().of_problem(problem, **options)
-            return Believes(problem.length, 4, [1.0, 1.0, 1.0, 1.0])
+            return SameOdds(problem.length, 4, [1.0, 1.0, 1.0, 1.0])
 
         def tiny(self, cls, exact=False):
-            return Believes(3, 2, [1.0, 3.0])
+            return SameOdds(3, 2, [1.0, 3.0])
 
     @dataclass(frozen=True, eq=False)
     class WashState(NoiseState):
@@ -74,8 +74,8 @@ WASHED = """
 
     @dataclass(frozen=True)
     class Wash(Sampler[WashState]):
-        '''Nobody 2026, equation 1: what the model believes is added to the numbers.'''
-        name, family, cite, summary = "wash", "washed", "nobody", "adds what the model believes"
+        '''Nobody 2026, equation 1: what the model predicts is added to the numbers.'''
+        name, family, cite, summary = "wash", "washed", "nobody", "adds what the model predicts"
         facts = Facts(stochastic=True)
         rate: float = option(1.0, "how much of it", gt=0)
 
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_named(washed):
         samplers.list_samplers(family="wished")
     denoiser.odds = torch.tensor([torch.nan] * 4, dtype=torch.float64)
     with pytest.raises(
-        samplers.DenoiserError, match=r"'believes' gave row 0 a value that is not finite \(forward pass 1"
+        samplers.DenoiserError, match=r"'predicts' gave row 0 a value that is not finite \(forward pass 1"
     ):
         samplers.sample(denoiser, "wash", steps=2)
 

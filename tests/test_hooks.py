@@ -69,7 +69,7 @@ def test_an_example_is_listed_without_being_imported(shown, cli, kind):
     assert row["version"] == "1.2" and len(row["summary"]) > 5
     own = [n for n, r in rows.items() if r["distribution"] == registry.DISTRIBUTION]
     assert set(own) == set(registry.own_names(kind)) and all(rows[n]["summary"] for n in own)
-    assert module not in sys.modules and not registry.incomplete()
+    assert module not in sys.modules and "zoo-shown 1.2" not in registry.incomplete()
     assert re.search(rf"^{name} .* zoo-shown 1\.2", cli("list", "--kind", kind)[1], re.M)
     assert module not in sys.modules
     assert (
@@ -143,7 +143,7 @@ def test_register_families(shown, cli):
     shown("families")
     from samplers.family import family_names, family_of
 
-    assert family_names() == ("masked", "uniform", "gaussian", "still")
+    assert family_names()[:3] == ("masked", "uniform", "gaussian") and "still" in family_names()
     assert family_of("still").default_sampler == "settle"
     assert cli("list", "--family", "still")[0] == 0 and samplers.list_samplers(family="still") == []
 
@@ -257,7 +257,7 @@ def test_register_caches(shown, site):
     assert torch.equal(dual.x, seldom.x) and dual.token_evals == seldom.token_evals < often.token_evals
     assert often.settings["cache"] == "often(1)"
     assert often.settings["plugins"] == {"cache": "zoo-shown:often 1.2"}
-    with pytest.raises(OptionError, match=r"block, often or None is needed \(.*often\(every\) takes 1 number"):
+    with pytest.raises(OptionError, match=r"block, .*often.* or None is needed \(.*often\(every\) takes 1 number"):
         samplers.sample(denoiser, "radd", gen_length=4, cache="often(1,2)")
     with pytest.raises(OptionError, match="supports none, and often is for those that support dual"):
         samplers.sample(problems.create("sudoku4").denoiser(), "radd", cache="often")
@@ -284,7 +284,7 @@ def test_register_windows(shown, cli):
     per_pass = [o.token_evals / o.row_evals for o in (block, ahead, whole)]
     assert per_pass == [14, 20, 24], "blocks end at 4, 8, ... 24; eight more each, at most 24"
     assert ahead.settings["window"] == "ahead" and ahead.settings["plugins"] == {"window": "zoo-shown:ahead 1.2"}
-    with pytest.raises(OptionError, match='window must be "block", "ahead" or None'):
+    with pytest.raises(OptionError, match='window must be "block", .*"ahead".* or None'):
         samplers.sample(TinyNet(), "radd", window="ahaed", **how)
 
 
@@ -304,7 +304,7 @@ def test_register_metrics(shown, cli, tmp_path):
     assert record["plugins"] == {"metric": "zoo-shown:ones 1.2"}
     assert record["metric"] == "ones" and record["score"]["estimates"]["ones"]["n"] == 16
     code, _, err = cli(*command[:-5], "--metric", "noes", "--out", tmp_path / "other")
-    assert code == 2 and "no metric 'noes'" in err and "for all problems there are collisions, ones" in err
+    assert code == 2 and "no metric 'noes'" in err and "for all problems there are collisions" in err
 
 
 @pytest.mark.parametrize(
@@ -392,13 +392,17 @@ def test_a_source_that_does_not_tell_all_is_imported_when_a_name_is_looked_up(si
     code += "        register(one, name='loop_' + n)\ndef one(span):\n    return span.ramp()\n"
     site("zoo-loop", "zoo_loop", code, {"loop": "zoo_loop"}, group="samplers.plugins")
     assert registry.names_of("grids", "loop*", imports=False) == ["loop_one"]
-    assert registry.incomplete() == ["zoo-loop 1.0"]
+    assert "zoo-loop 1.0" in registry.incomplete()
     out = cli("list", "--kind", "grids")[1]
     assert "zoo-loop 1.0 may register more, which its source does not tell: samplers list --kind grids --check" in out
     assert "zoo_loop" not in sys.modules
     assert registry.entry("karras", "grids").own and "zoo_loop" not in sys.modules
     assert registry.find("grids", "zoo-loop:loop_two") is sys.modules["zoo_loop"].one
-    assert registry.incomplete() == [] and registry.names_of("grids", "loop*") == ["loop_one", "loop_three", "loop_two"]
+    assert "zoo-loop 1.0" not in registry.incomplete() and registry.names_of("grids", "loop*") == [
+        "loop_one",
+        "loop_three",
+        "loop_two",
+    ]
     assert registry.entry("loop_three", "grids").registered.endswith("zoo_loop.py:6")
 
 

@@ -257,3 +257,41 @@ def test_what_a_pool_refuses():
     with pytest.raises(OptionError, match="Pool takes a TokenDenoiser"):
         samplers.Pool(lambda ids: ids)
     assert not pool.runs
+
+
+# ---------------------------------------------------------------------------------------------- the caller's own model
+
+
+@pytest.mark.parametrize("sampler", ["low_confidence", "entropy_bound", "random_order", "remdm", "theta_trapezoidal"])
+def test_an_asking_run_is_what_sample_makes_of_the_same_answers(sampler):
+    """Two rows in two blocks, with guidance; logits are given whole and packed in turn. theta_trapezoidal asks twice a step."""
+    net = TinyNet(visible_too=True)
+    how = {"prompt": [[1, 2], [2, 1]], "gen_length": 8, "block_length": 4, "steps": 6, "seed": 3, "cfg_scale": 0.5}
+    wanted = samplers.sample(net, sampler, **how)
+    run = samplers.AskingRun(sampler, vocab_size=net.vocab_size, mask_id=net.mask_id, **how)
+    answers = 0
+    while run.question is not None:
+        rows = run.needed if answers % 2 else torch.ones_like(run.question, dtype=torch.bool)
+        logits = net.predict(run.question, rows=rows)
+        run.answer(logits if answers % 2 else logits.view(*run.question.shape, -1))
+        answers += 1
+    assert torch.equal(run.result().x, wanted.x)
+    assert run.nfe == answers == wanted.nfe
+
+
+def test_an_asking_run_says_what_it_cannot_use():
+    facts = {"vocab_size": 12, "mask_id": 11, "gen_length": 4}
+    run = samplers.AskingRun("threshold", **facts)
+    with pytest.raises(
+        samplers.DenoiserError, match=r"\(3, 12\).*\(A, length, V\) = \(1, 4, 12\), or \(N, V\) = \(4, 12\)"
+    ):
+        run.answer(torch.zeros(3, 12))
+    with pytest.raises(samplers.DenoiserError, match="NaN"):
+        run.answer(torch.full((4, 12), torch.nan))
+    with pytest.raises(OptionError, match="cache does not go with AskingRun"):
+        samplers.AskingRun("threshold", **facts, cache="prefix")
+    done = samplers.AskingRun("threshold", **facts, threshold=0.01)
+    done.answer(torch.randn(1, 4, 12, generator=torch.Generator().manual_seed(0)))
+    assert done.question is None
+    with pytest.raises(samplers.SamplersError, match="asks no more"):
+        done.answer(torch.zeros(4, 12))

@@ -1,8 +1,15 @@
-"""A sampler in a package of its own: masked diffusion read from left to right, a few positions per step."""
+"""A sampler in a package of its own: masked diffusion read from left to right, a few positions per step.
+
+docs/parts/new.md writes it step by step. tests/test_left_to_right.py has the plain loop that it was made from.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 
 from samplers.authoring import Facts, Predict, Sampler, TokenState, min_count, option
+
+samplers_interface = 1  # the interface of the sampler zoo that this was written for
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .store import Store, read_about, write_whole, writing
 from .tables import METRICS, best_in, best_rows, columns, in_order, table_md
 from .user_model import UserModel, is_user_model
 
-__all__ = ["plotted", "write_report"]
+__all__ = ["esc", "page_html", "plotted", "section_html", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -88,12 +88,17 @@ def _page(made: list[Point], records: list[dict[str, Any]], about: dict[str, Any
     ]
     body += [f'<p class="note">{esc(n)}</p>' for n in notes]
     for i, section in enumerate(sections(made)):
-        body += _section(section, style, f"g{i}")
+        body += section_html(section, style, f"g{i}")
     body += _trouble(records)
     body += _colophon(cells, about)
+    return page_html(f"Samplers on {where}", body)
+
+
+def page_html(title: str, body: Sequence[str]) -> str:
+    """A whole page that needs nothing else, light or dark as the reader's system is. body: lines of HTML."""
     page = string.Template((TEMPLATES / "report.html").read_text(encoding="utf-8"))
     css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
-    return page.substitute(title=f"Samplers on {esc(where)}", style=css + _palette(), body="\n".join(body))
+    return page.substitute(title=esc(title), style=css + _palette(), body="\n".join(body))
 
 
 def _lead(made: Sequence[Point]) -> str:
@@ -120,7 +125,12 @@ def _facts(section: Section) -> list[str]:
     return [*section.say("rows"), section.seeds, *section.say(*said)]
 
 
-def _section(section: Section, style: plot.Style, prefix: str) -> list[str]:
+def section_html(section: Section, style: plot.Style, prefix: str) -> list[str]:
+    """Plots, table and pictures of the points of a section, as lines of HTML.
+
+    Args:
+        prefix: what the ids of the plots begin with; each section of a page needs another one.
+    """
     group, family = section.points, section.family
     made = None if is_user_model(section.problem) else problems.create(section.problem)
     facts = [family, *dict.fromkeys([*_facts(section), *section.apart])]

@@ -26,11 +26,13 @@ from . import (
     bench,
     catalogue,
     chat,
+    check,
     cite,
     env,
     evaluate,
     generate,
     merge,
+    new,
     plugins,
     sample,
     show,
@@ -44,7 +46,7 @@ __all__ = ["main"]
 # in the order of the help
 COMMANDS = (
     *(catalogue, show, show_model, cite, sample, generate, chat),
-    *(bench, tune, evaluate, merge, plugins, env),
+    *(bench, tune, evaluate, merge, new, check, plugins, env),
 )
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # no place, no quota, too large, a bad disk
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..errors import OptionError
 from ..ops import combine
 from ..prediction import GaussianPredict
-from ..sampler import Facts, option
+from ..sampler import Conformance, Facts, option
 from .grid import GaussianSampler, GridState, Point
 
 
@@ -51,6 +51,7 @@ class AnalyticDdim(GaussianSampler[GridState]):
     summary = "DDIM with noise of the best variance, from the mean square of the model's noise"
 
     facts = Facts(stochastic=True)
+    conformance = Conformance(order=GaussianSampler.conformance.order, exact={"data_std": 1e-6})
 
     eta: float = option(0.0, "the noise that DDIM adds: 0 none, 1 DDPM's; the best variance comes on top", ge=0, le=1)
     norms: Sequence[Sequence[float]] | None = option(

@@ -23,6 +23,7 @@ class GaussianFamily(Family):
     name = "gaussian"
     summary = "real numbers under Gaussian noise"
     default_sampler = "dpmpp_2m"
+    checks = ("samplers.testing.checks.reals",)
 
     def start(self, denoiser: Denoiser, sampler: Sampler[Any], given: Given) -> Run:
         if not isinstance(denoiser, GaussianDenoiser):

@@ -1,4 +1,4 @@
-"""What would make the host wait for a device, recorded on a CPU, on which every op is seen."""
+"""What would make the host wait for a device, recorded on a CPU, on which every op is seen; and draws of torch's generator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["SyncRecorder"]
+from .promises import authors_line
+
+__all__ = ["SyncRecorder", "draws_of_torch"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,11 +27,13 @@ class SyncRecorder(TorchDispatchMode):
 
     Attributes:
         syncs: the names of what would have been device syncs, in order.
+        places: for each, the line of the sampler's code that made it; '' if there is none.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.syncs: list[str] = []
+        self.places: list[str] = []
         self._ignored = 0
         self._methods = _Methods(self)
 
@@ -48,6 +52,7 @@ class SyncRecorder(TorchDispatchMode):
     def record(self, name: str) -> None:
         if not self._ignored:
             self.syncs.append(name)
+            self.places.append(authors_line())
 
     def __enter__(self) -> SyncRecorder:
         super().__enter__()
@@ -67,6 +72,26 @@ class SyncRecorder(TorchDispatchMode):
         elif name in WAITS and (kwargs or {}).get("output_size") is None:
             self.record(name)
         return func(*args, **(kwargs or {}))
+
+
+class _Draws(TorchDispatchMode):
+    """Records the lines that use torch's global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags and (kwargs or {}).get("generator") is None:
+            self.places.append(authors_line())
+        return func(*args, **(kwargs or {}))
+
+
+def draws_of_torch(run: Callable[[], object]) -> list[str]:
+    """The lines of the author's code that draw from torch's global generator during `run()`."""
+    with _Draws() as draws:
+        run()
+    return [place for place in dict.fromkeys(draws.places) if place]
 
 
 class _Methods(TorchFunctionMode):

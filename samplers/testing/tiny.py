@@ -19,7 +19,9 @@ __all__ = [
     "TinyJoint",
     "TinyMixture",
     "TinyNet",
+    "TinyPoint",
     "TinySequential",
+    "TinySure",
     "TinyUniformJoint",
     "TinyUniformNet",
     "for_any_model",
@@ -27,7 +29,21 @@ __all__ = [
 ]
 
 
-class TinyJoint(TokenDenoiser):
+class Told:
+    """Shown as the call that makes it, so that a message of the kit can be pasted into a Python session."""
+
+    _told = ""
+
+    def __new__(cls, *args: Any, **kw: Any) -> Any:
+        made = super().__new__(cls)
+        made._told = ", ".join([*map(repr, args), *(f"{key}={value!r}" for key, value in kw.items())])
+        return made
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._told})"
+
+
+class TinyJoint(Told, TokenDenoiser):
     """The exact denoiser of a joint distribution over all V^L strings; mask_id is V.
 
     Args:
@@ -108,7 +124,7 @@ class TinyUniformJoint(TinyJoint):
         return weight
 
 
-class TinyNet(TokenDenoiser):
+class TinyNet(Told, TokenDenoiser):
     """Random logits that depend on a window of neighbours: an arbitrary model of any length, without ties.
 
     It counts what it is asked, and checks that every needed position is masked unless `visible_too`, which is for samplers
@@ -155,6 +171,31 @@ class TinyNet(TokenDenoiser):
         return out[rows]
 
 
+class TinySure(Told, TokenDenoiser):
+    """Six positions whose best tokens do not depend on what it sees; three of them have a second token that is as good.
+
+    Args:
+        scale: the logit of the best tokens; the others have 0.
+        mask: whether there is a mask, with id 4.
+
+    Attributes:
+        best: (6,) int64, the best token of each position, the lowest id of equals.
+    """
+
+    def __init__(self, scale: float, mask: bool = True):
+        self.vocab_size, self.mask_id, self.length, self.name = 5, 4 if mask else None, 6, "tiny sure"
+        self.best = torch.tensor([3, 1, 2, 0, 3, 2], device="cpu")
+        logits = torch.nn.functional.one_hot(self.best, 5).float()
+        logits[1:4] += torch.nn.functional.one_hot(torch.tensor([2, 3, 3], device="cpu"), 5)
+        self.said = scale * logits  # (6, 5)
+
+    def predict(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+    ) -> Tensor:
+        logits = self.said.expand(len(x), -1, -1)  # (B, 6, 5)
+        return logits if rows is None else logits[rows]
+
+
 class TinyUniformNet(TinyNet):
     """As TinyNet without a mask: an arbitrary model of uniform noise."""
 
@@ -164,7 +205,7 @@ class TinyUniformNet(TinyNet):
         self.table = self.table[:, :, :vocab].contiguous()
 
 
-class TinySequential(TokenDenoiser):
+class TinySequential(Told, TokenDenoiser):
     """Another denoiser of masked tokens, read as a sequence: for samplers with Facts(sequential=True).
 
     A token sees what is kept and the tokens that are given before it, each at its position on a canvas that is masked
@@ -215,11 +256,11 @@ class TinySequential(TokenDenoiser):
         return self.inner.predict(canvas[:, :-1], rows=wanted)
 
 
-class TinyMixture(GaussianDenoiser):
-    """Independent coordinates of 0.4 N(-1, 0.3^2) + 0.6 N(0.8, 0.5^2), closed form, float64."""
+class TinyMixture(Told, GaussianDenoiser):
+    """Independent coordinates of 0.4 N(-1, 0.3^2) + 0.6 N(0.8, 0.5^2), closed form in float64, whatever the model's dtype."""
 
-    def __init__(self, dim: int = 4, schedule: str | NoiseSchedule = "vp_linear"):
-        self.shape, self.schedule, self.dtype = (dim,), noise_schedule(schedule), torch.float64
+    def __init__(self, dim: int = 4, schedule: str | NoiseSchedule = "vp_linear", dtype: torch.dtype = torch.float64):
+        self.shape, self.schedule, self.dtype = (dim,), noise_schedule(schedule), dtype
         self.name = "tiny mixture"
         self.weight = torch.tensor([0.4, 0.6], dtype=torch.float64)
         self.mean = torch.tensor([-1.0, 0.8], dtype=torch.float64)
@@ -230,7 +271,19 @@ class TinyMixture(GaussianDenoiser):
         variance = (a * self.std) ** 2 + s**2
         off = x[..., None] - a * self.mean  # (B, dim, 2)
         share = torch.softmax(self.weight.log() - off**2 / (2 * variance) - variance.log() / 2, -1)
-        return (share * (self.mean + a * self.std**2 / variance * off)).sum(-1)
+        return (share * (self.mean + a * self.std**2 / variance * off)).sum(-1).to(x.dtype)
+
+
+class TinyPoint(Told, GaussianDenoiser):
+    """A model that knows x_0, `point`, whatever it sees: the exact denoiser of a distribution of one point."""
+
+    def __init__(self, schedule: str | NoiseSchedule = "vp_linear"):
+        self.point = torch.tensor([-1.5, 0.5, 2.0], dtype=torch.float64, device="cpu")
+        self.shape, self.schedule, self.dtype = (3,), noise_schedule(schedule), torch.float64
+        self.name = "tiny point"
+
+    def predict(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.point + 0 * x  # a function of x, which may be differentiated
 
 
 def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: float, steps: int = 2000) -> Tensor:

@@ -161,7 +161,7 @@ def test_help_begins_with_a_noun_and_has_no_riddles():
     from samplers.cli import _parser
 
     (commands,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
-    known = "list show show-model cite sample generate chat bench tune eval merge plugins env"
+    known = "list show show-model cite sample generate chat bench tune eval merge new check plugins env"
     assert list(commands.choices) == known.split()
     for name, parser in commands.choices.items():
         for action in parser._actions:

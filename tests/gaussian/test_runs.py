@@ -371,7 +371,7 @@ def test_a_wrong_denoiser_is_named(how, says):
 def test_token_samplers_refuse_what_is_for_continuous_ones():
     from samplers.testing.tiny import TinyNet
 
-    with pytest.raises(OptionError, match="start is for continuous samplers"):
+    with pytest.raises(OptionError, match="start is not for samplers of the masked family"):
         samplers.sample(TinyNet(), "low_confidence", gen_length=3, start=torch.ones(3))
 
 

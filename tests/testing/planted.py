@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import re
@@ -58,8 +57,9 @@ class Mistake:
     Attributes:
         name, family: of the sampler.
         what: its docstring.
-        check: the test of the kit that must find it; "loading": it is refused before any test.
+        check: the check of the kit that must find it.
         phrase: words that the message must have.
+        cure: words that say what to change; its line "usual causes" must have them.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Mistake:
     what: str
     check: str
     phrase: str
+    cure: str
 
 
 MISTAKES: list[Mistake] = []
@@ -74,14 +75,44 @@ RIGHT: list[str] = []
 CLASSES: dict[str, type[Any]] = {}
 
 
-def plant(check: str, phrase: str, name: str = "") -> Callable[[type[Any]], type[Any]]:
+# What a message says of the cure, by the check; a mistake of another cure says so.
+CURES = {
+    "a_step_makes_no_device_sync": "Decide with torch.where",
+    "a_sure_model_is_followed": "a wrong factor alpha or sigma",
+    "committed_tokens_stay": "must declare Facts(revises=True)",
+    "counted_nfe_is_the_declared": "Return None if it depends on the model",
+    "declared_order": "Compare the formula with the paper's",
+    "distribution_on_a_tiny_problem": "Commit prediction.token",
+    "draw_numbers": "Give each purpose a number of its own",
+    "greedy_takes_the_best": "use prediction.token or predict.read",
+    "infill_keeps_what_is_given": "use state.open",
+    "interleaved_runs_agree": "It belongs in a state of your own",
+    "levels_reach_a_model_that_takes_them": "use state.renoised(x, level, decide)",
+    "logits_are_asked_for_only_if_declared": "Declare Facts(stores_logits=True) if",
+    "noise_is_declared": "declare Facts(stochastic=True)",
+    "row_of_64_is_the_row_alone": "Reduce over dim 1 only",
+    "row_of_a_batch_is_the_row_alone": "Reduce over dim 1 only",
+    "row_of_a_mixed_batch_is_the_row_alone": "Reduce over dim 1 only",
+    "seed_decides": "Take random numbers from state.rng.positions",
+    "signature": "give it the names above",
+    "states_are_immutable": "It belongs in a state of your own",
+    "static_plan_is_kept": "leave out static_plan=True",
+    "time_of_a_row_is_its_own": "(B,) values, one for each row",
+    "time_reaches_a_time_conditioned_model": "Leave t out",
+}
+
+
+def plant(
+    check: str, phrase: str, name: str = "", cure: str = "", registered: str = ""
+) -> Callable[[type[Any]], type[Any]]:
     """Name the class after itself and add it to the table."""
 
     def add(cls: type[Any]) -> type[Any]:
         cls.name = name or _snake(cls.__name__)
-        CLASSES[cls.name] = cls
+        known = registered or cls.name
+        CLASSES[known] = cls
         what = (WHAT.get(cls.name) or cls.__doc__ or "").splitlines()[0]
-        MISTAKES.append(Mistake(cls.name, cls.family, what, check, phrase))
+        MISTAKES.append(Mistake(known, cls.family, what, check, phrase, cure or CURES[check]))
         return cls
 
     return add
@@ -135,7 +166,7 @@ def uniform(state: TokenState, draw: int = FIRST) -> Tensor:
 # Randomness and rows.
 
 
-@plant("test_seed_decides", "global generator")
+@plant("seed_decides", "global generator")
 @dataclass(frozen=True)
 class GlobalGenerator(Masked):
     """It ranks positions by torch.rand."""
@@ -144,7 +175,7 @@ class GlobalGenerator(Masked):
         return torch.rand(state.x.shape)
 
 
-@plant("test_seed_decides", "One seed gives one result")
+@plant("seed_decides", "One seed gives one result")
 @dataclass(frozen=True)
 class NumpyGenerator(Masked):
     """It ranks positions by numpy.random."""
@@ -153,7 +184,7 @@ class NumpyGenerator(Masked):
         return torch.from_numpy(np.random.random(tuple(state.x.shape)))  # noqa: NPY002
 
 
-@plant("test_row_of_64_is_the_row_alone", "row invariance")
+@plant("row_of_64_is_the_row_alone", "row invariance")
 @dataclass(frozen=True)
 class OwnGenerator(Masked):
     """It ranks positions by a torch.Generator of its own, whose row i is the batch's."""
@@ -162,7 +193,7 @@ class OwnGenerator(Masked):
         return torch.rand(state.x.shape, generator=torch.Generator().manual_seed(0))
 
 
-@plant("test_row_of_64_is_the_row_alone", "row invariance")
+@plant("row_of_64_is_the_row_alone", "row invariance")
 @dataclass(frozen=True)
 class OneOrderForAllRows(Masked):
     """It takes the random order of the batch's first row for all rows."""
@@ -171,7 +202,7 @@ class OneOrderForAllRows(Masked):
         return uniform(state)[:1].expand_as(state.x)
 
 
-@plant("test_row_of_64_is_the_row_alone", "row invariance")
+@plant("row_of_64_is_the_row_alone", "row invariance")
 @dataclass(frozen=True)
 class RowIndexOfTheBatch(Masked):
     """Rows with an odd index in the batch go from right to left."""
@@ -181,7 +212,7 @@ class RowIndexOfTheBatch(Masked):
         return torch.arange(length) * (1.0 - 2.0 * (torch.arange(rows) % 2))[:, None]
 
 
-@plant("test_row_of_a_batch_is_the_row_alone", "row invariance")
+@plant("row_of_a_batch_is_the_row_alone", "row invariance")
 @dataclass(frozen=True)
 class CountOfTheBatch(Masked):
     """It commits as many positions per row as the batch has rows."""
@@ -190,7 +221,7 @@ class CountOfTheBatch(Masked):
         return len(state.x)
 
 
-@plant("test_row_of_a_mixed_batch_is_the_row_alone", "a mean, maximum or count of all rows")
+@plant("row_of_a_mixed_batch_is_the_row_alone", "a mean, maximum or count of all rows")
 @dataclass(frozen=True)
 class CountFromTheMean(Masked):
     """It takes the count from the batch's mean number of open positions, as Dream's code does."""
@@ -200,7 +231,7 @@ class CountFromTheMean(Masked):
         return (state.count.double().mean() / left).ceil().to(torch.int64)
 
 
-@plant("test_row_of_a_mixed_batch_is_the_row_alone", "row invariance")
+@plant("row_of_a_mixed_batch_is_the_row_alone", "row invariance")
 @dataclass(frozen=True)
 class ProgressFromTheMean(Masked):
     """It takes the progress of a block from the batch's mean."""
@@ -210,7 +241,7 @@ class ProgressFromTheMean(Masked):
         return (state.count - (state.block_size * (1 - done)).floor().to(torch.int64)).clamp_min(1)
 
 
-@plant("test_row_of_a_batch_is_the_row_alone", "row invariance")
+@plant("row_of_a_batch_is_the_row_alone", "row invariance")
 @dataclass(frozen=True)
 class ThresholdFromTheBatch(Masked):
     """It commits what is at least 0.7 times as sure as the surest of the batch."""
@@ -223,7 +254,7 @@ class ThresholdFromTheBatch(Masked):
         return state.commit_best(score, prediction.token, k=torch.maximum(ready.sum(1), min_count(state)))
 
 
-@plant("test_row_of_a_batch_is_the_row_alone", "row invariance")
+@plant("row_of_a_batch_is_the_row_alone", "row invariance")
 @dataclass(frozen=True)
 class TopKOfTheBatch(Masked):
     """It commits the surest positions of the flattened batch, and one per row at least."""
@@ -236,7 +267,7 @@ class TopKOfTheBatch(Masked):
         return state.commit(best | most, prediction.token)
 
 
-@plant("test_row_of_a_batch_is_the_row_alone", "state.x.shape[1] (it includes padding)")
+@plant("row_of_a_batch_is_the_row_alone", "state.x.shape[1] (it includes padding)")
 @dataclass(frozen=True)
 class PaddedLength(Masked):
     """It divides the width of the canvas, padding included, by the steps."""
@@ -248,7 +279,7 @@ class PaddedLength(Masked):
 # Draws.
 
 
-@plant("test_distribution_on_a_tiny_problem", 'declare bias="biased"')
+@plant("distribution_on_a_tiny_problem", 'declare bias="biased"')
 @dataclass(frozen=True)
 class Peeks(Masked):
     """It says bias="exact", and ranks positions by the probability of the token that was drawn."""
@@ -256,7 +287,7 @@ class Peeks(Masked):
     facts = Facts(bias="exact")
 
 
-@plant("test_distribution_on_a_tiny_problem", "another temperature")
+@plant("distribution_on_a_tiny_problem", "another temperature")
 @dataclass(frozen=True)
 class AlwaysGreedy(Masked):
     """It takes the best token whatever the temperature."""
@@ -266,7 +297,7 @@ class AlwaysGreedy(Masked):
         return state.commit_best(prediction.confidence, prediction.token, k=even_count(state))
 
 
-@plant("test_greedy_takes_the_best", "ignores predict.temperature")
+@plant("greedy_takes_the_best", "ignores predict.temperature")
 @dataclass(frozen=True)
 class IgnoresTemperature(Masked):
     """It draws tokens by Gumbel noise of its own, at temperature 1 always."""
@@ -281,7 +312,7 @@ class IgnoresTemperature(Masked):
         return state.commit_best(uniform(state, FIRST + 999), token, k=even_count(state))
 
 
-@plant("test_greedy_takes_the_best", "the lowest id of equals")
+@plant("greedy_takes_the_best", "the lowest id of equals")
 @dataclass(frozen=True)
 class TiesByHighestId(Masked):
     """At temperature 0 it takes the last of equally good tokens."""
@@ -296,7 +327,7 @@ class TiesByHighestId(Masked):
         return state.commit_best(drawn.confidence, token, k=even_count(state))
 
 
-@plant("test_prompt_untouched_no_mask_left", "the mask id was committed")
+@plant("prompt_untouched_no_mask_left", "the mask id was committed", cure="must leave the mask id out")
 @dataclass(frozen=True)
 class CommitsTheMaskId(Masked):
     """It asks about the left half of the open positions, and commits all of them."""
@@ -306,7 +337,7 @@ class CommitsTheMaskId(Masked):
         return state.commit(state.open, predict(state, left).token)
 
 
-@plant("test_draw_numbers", "draw 0 ")
+@plant("draw_numbers", "draw 0 ")
 @dataclass(frozen=True)
 class OrderByTheTokensNumber(Masked):
     """It orders positions by the number that the tokens are drawn with."""
@@ -315,7 +346,7 @@ class OrderByTheTokensNumber(Masked):
         return uniform(state, 0)
 
 
-@plant("test_draw_numbers", "gumbel(state) beside positions(L, state.step, 8)")
+@plant("draw_numbers", "gumbel(state) beside positions(L, state.step, 8)")
 @dataclass(frozen=True)
 class GumbelAndEight(Masked):
     """It adds gumbel(state) to a rank, and takes its own random numbers with draw 8."""
@@ -324,7 +355,7 @@ class GumbelAndEight(Masked):
         return torch.where(uniform(state, 8) < 0.5, prediction.confidence + gumbel(state), 0.0)
 
 
-@plant("test_draw_numbers", f"draw {FIRST} ")
+@plant("draw_numbers", f"draw {FIRST} ")
 @dataclass(frozen=True)
 class OneNumberTwoPurposes(Masked):
     """It flips a coin per position, and orders positions, by one draw number."""
@@ -334,7 +365,7 @@ class OneNumberTwoPurposes(Masked):
         return torch.where(coin, 1.0, 0.0) + uniform(state, FIRST)
 
 
-@plant("test_draw_numbers", "two reads of tokens without draw=")
+@plant("draw_numbers", "two reads of tokens without draw=")
 @dataclass(frozen=True)
 class TwoCandidatesOneNumber(Masked):
     """It draws two candidates per position with one random number, and takes the likelier."""
@@ -348,7 +379,7 @@ class TwoCandidatesOneNumber(Masked):
         return state.commit_best(torch.maximum(a.confidence, b.confidence), token, k=even_count(state))
 
 
-@plant("test_draw_numbers", "are reserved for the library")
+@plant("draw_numbers", "are reserved for the library", cure="count yours from DRAW_FIRST_FREE")
 @dataclass(frozen=True)
 class ReservedNumber(Masked):
     """It takes random numbers with draw 9, which the library uses."""
@@ -360,7 +391,7 @@ class ReservedNumber(Masked):
 # State.
 
 
-@plant("test_states_are_immutable", "an op in place on state.x")
+@plant("states_are_immutable", "an op in place on state.x", cure="Use torch.where and state.commit")
 @dataclass(frozen=True)
 class WritesIntoX(Masked):
     """It writes tokens into state.x in place."""
@@ -372,7 +403,7 @@ class WritesIntoX(Masked):
         return state.commit(chosen, token)
 
 
-@plant("test_prompt_untouched_no_mask_left", "The prompt of a row")
+@plant("prompt_untouched_no_mask_left", "The prompt of a row", cure="state.commit and state.revise write at open")
 @dataclass(frozen=True)
 class OverwritesThePrompt(Masked):
     """After a commit it rewrites the canvas, prompts included: whatever follows token 1 becomes token 0."""
@@ -383,7 +414,7 @@ class OverwritesThePrompt(Masked):
         return dataclasses.replace(state, x=torch.where(state.open, state.x, torch.where(before == 1, 0, state.x)))
 
 
-@plant("test_infill_keeps_what_is_given", "between positions to fill")
+@plant("infill_keeps_what_is_given", "between positions to fill")
 @dataclass(frozen=True)
 class FillsAllAfterThePrompt(Masked):
     """It takes every position after the first open one for open, and writes there."""
@@ -395,7 +426,7 @@ class FillsAllAfterThePrompt(Masked):
         return dataclasses.replace(state.commit(state.open, token), x=torch.where(after, made, state.x))
 
 
-@plant("test_interleaved_runs_agree", "on self")
+@plant("interleaved_runs_agree", "on self")
 @dataclass(frozen=True)
 class StateOnSelf(Masked):
     """It keeps the last confidence on self, and ranks by the change."""
@@ -406,7 +437,7 @@ class StateOnSelf(Masked):
         return prediction.confidence if last is None or last.shape != state.x.shape else -(last - prediction.confidence)
 
 
-@plant("test_interleaved_runs_agree", "on the class")
+@plant("interleaved_runs_agree", "StateOnTheClass.TURNS changed during the run")
 @dataclass(frozen=True)
 class StateOnTheClass(Masked):
     """It counts steps in a list on the class, and turns round in every second step."""
@@ -423,7 +454,7 @@ class ListState(TokenState):
     seen: list[Tensor]
 
 
-@plant("test_states_are_immutable", "stepped from again")
+@plant("states_are_immutable", "stepped from again")
 @dataclass(frozen=True)
 class ListInTheState(Masked):
     """It appends to a list in its state in place, and ranks by the mean of what is in it."""
@@ -437,7 +468,7 @@ class ListInTheState(Masked):
         return torch.stack(state.seen).mean(0) * (-1.0) ** len(state.seen)
 
 
-@plant("test_committed_tokens_stay", "masked again")
+@plant("committed_tokens_stay", "masked again")
 @dataclass(frozen=True)
 class RemasksUnsaid(Masked):
     """It masks a token again in every third step, and does not say that it revises."""
@@ -459,7 +490,7 @@ class RemasksUnsaid(Masked):
 # Counts.
 
 
-@plant("test_counted_nfe_is_the_declared", "cap on NFE")
+@plant("counted_nfe_is_the_declared", "cap on NFE", cure="commit min_count(state) or more")
 @dataclass(frozen=True)
 class IgnoresSteps(Masked):
     """It commits one position per step whatever `steps` says."""
@@ -468,7 +499,7 @@ class IgnoresSteps(Masked):
         return 1
 
 
-@plant("test_counted_nfe_is_the_declared", "expected_nfe(16, 1) = 2")
+@plant("counted_nfe_is_the_declared", "expected_nfe(16, 1) = 2")
 @dataclass(frozen=True)
 class WrongNfe(Masked):
     """It declares twice the forward passes that it makes."""
@@ -477,7 +508,7 @@ class WrongNfe(Masked):
         return 2 * min(length, steps)
 
 
-@plant("test_counted_nfe_is_the_declared", "counts steps")
+@plant("counted_nfe_is_the_declared", "counts steps")
 @dataclass(frozen=True)
 class CountsStepsAsPasses(Masked):
     """Positions appear at random times; it declares one forward pass per step, and steps without a position make none."""
@@ -494,7 +525,7 @@ class CountsStepsAsPasses(Masked):
         return steps
 
 
-@plant("test_counted_nfe_is_the_declared", "two forward passes")
+@plant("counted_nfe_is_the_declared", "two forward passes")
 @dataclass(frozen=True)
 class TwoPassesPerStep(Masked):
     """It asks twice per step and declares one forward pass."""
@@ -510,7 +541,7 @@ class TwoPassesPerStep(Masked):
 # Device syncs.
 
 
-@plant("test_a_step_makes_no_device_sync", "_local_scalar_dense")
+@plant("a_step_makes_no_device_sync", "_local_scalar_dense")
 @dataclass(frozen=True)
 class ReadsItem(Masked):
     """It reads the least count with .item()."""
@@ -520,7 +551,7 @@ class ReadsItem(Masked):
         return even_count(state)
 
 
-@plant("test_a_step_makes_no_device_sync", "`if tensor:`")
+@plant("a_step_makes_no_device_sync", "`if tensor:`")
 @dataclass(frozen=True)
 class BranchesOnATensor(Masked):
     """It decides by `if` on a tensor whether anything is sure enough."""
@@ -531,7 +562,7 @@ class BranchesOnATensor(Masked):
         return prediction.confidence * 2
 
 
-@plant("test_a_step_makes_no_device_sync", "index by a mask")
+@plant("a_step_makes_no_device_sync", "index by a mask")
 @dataclass(frozen=True)
 class IndexesByAMask(Masked):
     """It takes the open positions' confidences with confidence[open]."""
@@ -540,7 +571,7 @@ class IndexesByAMask(Masked):
         return prediction.confidence - prediction.confidence[state.open].numel()
 
 
-@plant("test_a_step_makes_no_device_sync", "tolist")
+@plant("a_step_makes_no_device_sync", "tolist")
 @dataclass(frozen=True)
 class LoopsOverRows(Masked):
     """It loops over the rows with tolist()."""
@@ -552,7 +583,7 @@ class LoopsOverRows(Masked):
 # Facts.
 
 
-@plant("test_logits_are_asked_for_only_if_declared", "stores_logits=False")
+@plant("logits_are_asked_for_only_if_declared", "stores_logits=False")
 @dataclass(frozen=True)
 class LogitsUnsaid(Masked):
     """It asks for logits and does not say so."""
@@ -562,7 +593,7 @@ class LogitsUnsaid(Masked):
         return state.commit_best(drawn.confidence, drawn.token, k=even_count(state))
 
 
-@plant("test_logits_are_asked_for_only_if_declared", "stores_logits=True")
+@plant("logits_are_asked_for_only_if_declared", "stores_logits=True")
 @dataclass(frozen=True)
 class LogitsNeverAsked(Masked):
     """It says that it asks for logits, and never does."""
@@ -570,7 +601,7 @@ class LogitsNeverAsked(Masked):
     facts = Facts(stores_logits=True)
 
 
-@plant("test_static_plan_is_kept", "depends on prediction.*")
+@plant("static_plan_is_kept", "depends on prediction.*")
 @dataclass(frozen=True)
 class NotStatic(Masked):
     """It says that its plan is static, and commits what is surer than 0.3."""
@@ -582,7 +613,7 @@ class NotStatic(Masked):
         return state.commit_best(prediction.confidence, prediction.token, threshold=0.3, least=min_count(state))
 
 
-@plant("test_prompt_untouched_no_mask_left", "declare Facts(revises=True)")
+@plant("prompt_untouched_no_mask_left", "declare Facts(revises=True)", cure="Ask about state.open or a part of it")
 @dataclass(frozen=True)
 class AsksAboutVisible(Masked):
     """It asks about everything after the prompt, and does not say that it judges visible tokens."""
@@ -595,7 +626,7 @@ class AsksAboutVisible(Masked):
 # Time.
 
 
-@plant("test_time_reaches_a_time_conditioned_model", "of another scale")
+@plant("time_reaches_a_time_conditioned_model", "of another scale")
 @dataclass(frozen=True)
 class TimeInSteps(Masked):
     """It gives the model the number of the step as its time."""
@@ -605,7 +636,7 @@ class TimeInSteps(Masked):
         return state.commit_best(prediction.confidence, prediction.token, k=even_count(state))
 
 
-@plant("test_time_reaches_a_time_conditioned_model", "visible fraction in place")
+@plant("time_reaches_a_time_conditioned_model", "visible fraction in place")
 @dataclass(frozen=True)
 class TimeRunsBackwards(Masked):
     """It gives the model the visible fraction as its time."""
@@ -615,7 +646,7 @@ class TimeRunsBackwards(Masked):
         return state.commit_best(prediction.confidence, prediction.token, k=even_count(state))
 
 
-@plant("test_time_reaches_a_time_conditioned_model", "The noise level falls")
+@plant("time_reaches_a_time_conditioned_model", "The noise level falls")
 @dataclass(frozen=True)
 class TimeStands(Masked):
     """It gives the model time 1 in every step."""
@@ -625,10 +656,87 @@ class TimeStands(Masked):
         return state.commit_best(prediction.confidence, prediction.token, k=even_count(state))
 
 
+@plant("interleaved_runs_agree", "CacheOnTheClass.SCORES changed during the run")
+@dataclass(frozen=True)
+class CacheOnTheClass(Masked):
+    """It keeps scores in a dictionary on the class, for all runs of that size."""
+
+    SCORES: ClassVar[dict[torch.Size, Tensor]] = {}
+
+    def score(self, state: TokenState, prediction: Prediction) -> Tensor:
+        return self.SCORES.setdefault(state.x.shape, prediction.confidence)
+
+
+@plant("distribution_on_a_tiny_problem", "left to right")
+@dataclass(frozen=True)
+class WritesAhead(Masked):
+    """It writes token 0 at the masked positions of blocks that are not begun."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        after = super().step(predict, state)
+        ahead = (after.x == state.canvas.mask_id) & ~state.open
+        return dataclasses.replace(after, x=torch.where(ahead, 0, after.x))
+
+
+@plant("counts_are_what_the_model_saw", "Counts are what the model saw", cure="ask through predict")
+@dataclass(frozen=True)
+class CallsTheModelItself(Masked):
+    """It calls the model past `predict`, so that nobody counts."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        predict.counter.denoiser.predict(state.x, rows=state.open)  # type: ignore[attr-defined]
+        return super().step(predict, state)
+
+
+@plant("a_step_makes_no_device_sync", "numpy")
+@dataclass(frozen=True)
+class ThroughNumpy(Masked):
+    """It computes its score with numpy."""
+
+    def score(self, state: TokenState, prediction: Prediction) -> Tensor:
+        return torch.from_numpy(np.sqrt(prediction.confidence.numpy()))
+
+
+@plant("a_step_makes_no_device_sync", "index_put_ by a mask")
+@dataclass(frozen=True)
+class WritesByAMask(Masked):
+    """It sets scores of the open positions with score[open] = ..."""
+
+    def score(self, state: TokenState, prediction: Prediction) -> Tensor:
+        score = torch.zeros_like(prediction.confidence)
+        score[state.open] = 1.0
+        return score + prediction.confidence
+
+
+@plant("time_of_a_row_is_its_own", "row invariance")
+@dataclass(frozen=True)
+class TimeOfTheFirstRow(Masked):
+    """It gives the model the noise level of the batch's first row for all rows."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        prediction = predict(
+            state, want="confidence", t=state.noise_level[:1].expand_as(state.noise_level).clamp_min(1e-3)
+        )
+        return state.commit_best(prediction.confidence, prediction.token, k=even_count(state))
+
+
+@plant("counted_nfe_is_the_declared", "is the mean number of forward passes")
+@dataclass(frozen=True)
+class OnePassMore(Masked):
+    """It looks at the canvas once more in the first step of each block, and does not count that."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        predict(state, state.open & (state.block_step == 0)[:, None])
+        return super().step(predict, state)
+
+    def expected_nfe(self, length: int, steps: int) -> float:
+        return min(length, steps)
+
+
 # Options, texts, signatures.
 
 
-@plant("test_options", "line of help")
+@plant("options", "line of help", cure="write option(default")
 @dataclass(frozen=True)
 class NoHelp(Masked):
     """It has an option without a line of help."""
@@ -636,7 +744,7 @@ class NoHelp(Masked):
     width: int = option(1, ge=1)
 
 
-@plant("test_options", "has bounds")
+@plant("options", "has bounds", cure="add ge=, gt=, le=, lt=, choices= or check=")
 @dataclass(frozen=True)
 class NoBounds(Masked):
     """It has an option that takes any number."""
@@ -644,7 +752,7 @@ class NoBounds(Masked):
     width: int = option(1, "positions per step")
 
 
-@plant("test_options", "name of an argument of sample()")
+@plant("options", "name of an argument of sample()", cure="leave the option out")
 @dataclass(frozen=True)
 class DeclaresSteps(Masked):
     """It declares `steps` as an option of its own."""
@@ -652,7 +760,7 @@ class DeclaresSteps(Masked):
     steps: int = option(8, "steps per block", ge=1)
 
 
-@plant("test_options", "The command line can give the default")
+@plant("options", "The command line can give the default", cure="make several options of a tuple")
 @dataclass(frozen=True)
 class TupleOption(Masked):
     """It has an option whose default is a tuple."""
@@ -660,7 +768,7 @@ class TupleOption(Masked):
     weights: tuple[float, ...] = option((0.5, 0.5), "weights of confidence and margin")
 
 
-@plant("test_options", "does not call the one of Sampler")
+@plant("options", "does not call the one of Sampler", cure="call super().__post_init__() first")
 @dataclass(frozen=True)
 class BoundsNotChecked(Masked):
     """It has a __post_init__ that does not call the base's, so that no bound is checked."""
@@ -671,7 +779,7 @@ class BoundsNotChecked(Masked):
         object.__setattr__(self, "_half", self.width / 2)
 
 
-@plant("test_facts", "cite is empty")
+@plant("facts", "cite is empty", cure="write cite =")
 @dataclass(frozen=True)
 class NoCite(Masked):
     """It names no paper and no note."""
@@ -679,7 +787,7 @@ class NoCite(Masked):
     cite = ""
 
 
-@plant("test_facts", "summary is empty")
+@plant("facts", "summary is empty", cure="write summary =")
 @dataclass(frozen=True)
 class NoSummary(Masked):
     """It has no summary for the list."""
@@ -687,19 +795,19 @@ class NoSummary(Masked):
     summary = ""
 
 
-@plant("test_facts", "there is no docstring")
+@plant("facts", "there is no docstring", cure="write one such as")
 @dataclass(frozen=True)
 class NoDocstring(Masked):
     width: int = option(1, "positions per step", ge=1)
 
 
-@plant("test_facts", "lower_snake", name="bad-name")
+@plant("facts", "lower_snake", name="bad-name", cure="change it in the class and where it is registered")
 @dataclass(frozen=True)
 class BadName(Masked):
     """Its name has a hyphen, which no command line likes."""
 
 
-@plant("test_signature", "init(self, canvas, temperature)")
+@plant("signature", "init(self, canvas, temperature)")
 @dataclass(frozen=True)
 class InitWithMore(Masked):
     """Its init takes an argument that nobody gives."""
@@ -708,7 +816,7 @@ class InitWithMore(Masked):
         return TokenState.begin(canvas)
 
 
-@plant("test_signature", "step(self, model, state)")
+@plant("signature", "step(self, model, state)")
 @dataclass(frozen=True)
 class StepRenamed(Masked):
     """Its step calls its argument `model`."""
@@ -741,7 +849,7 @@ class Uniform(Sampler[NoisyState]):
         return min(length, steps)
 
 
-@plant("test_distribution_on_a_tiny_problem", "follow the model's own distribution")
+@plant("distribution_on_a_tiny_problem", "follow the model's own distribution")
 @dataclass(frozen=True)
 class TakesX0(Uniform):
     """It takes the drawn x_0 for x_s in every step, without the noise between."""
@@ -756,7 +864,7 @@ class TakesX0(Uniform):
         return steps
 
 
-@plant("test_levels_reach_a_model_that_takes_them", "state.renoised(x, level, decide)")
+@plant("levels_reach_a_model_that_takes_them", "state.renoised(x, level, decide)")
 @dataclass(frozen=True)
 class LevelsStand(Uniform):
     """It writes drafts that are less noisy in every step, and never says so."""
@@ -770,7 +878,7 @@ class LevelsStand(Uniform):
         return steps
 
 
-@plant("test_prompt_untouched_no_mask_left", "decides nothing in its last step")
+@plant("prompt_untouched_no_mask_left", "decides nothing in its last step", cure="state.last_step")
 @dataclass(frozen=True)
 class NeverDecides(Uniform):
     """It writes drafts and decides none."""
@@ -779,7 +887,7 @@ class NeverDecides(Uniform):
         return state.renoised(predict(state).token, torch.zeros_like(state.level), torch.zeros_like(state.done))
 
 
-@plant("test_distribution_on_a_tiny_problem", "noise that is committed")
+@plant("distribution_on_a_tiny_problem", "noise that is committed")
 @dataclass(frozen=True)
 class CommitsNoise(Uniform):
     """In its last step it decides noise at one position of ten."""
@@ -791,7 +899,7 @@ class CommitsNoise(Uniform):
         return state.commit(chosen, token)
 
 
-@plant("test_row_of_a_mixed_batch_is_the_row_alone", "row invariance")
+@plant("row_of_a_mixed_batch_is_the_row_alone", "row invariance")
 @dataclass(frozen=True)
 class QuotaFromTheMean(Uniform):
     """It settles the batch's mean quota in every row."""
@@ -800,6 +908,17 @@ class QuotaFromTheMean(Uniform):
         share = quota(state, state.count).double().mean().ceil().to(torch.int64)
         chosen = ops.select(uniform(state), state.open, k=torch.maximum(share, quota(state, state.count))).chosen
         return state.commit(chosen, predict(state, chosen).token)
+
+
+@plant("row_of_a_batch_is_the_row_alone", "row invariance")
+@dataclass(frozen=True)
+class OneNoiseOfTokens(Uniform):
+    """In its first steps it decides noise, the same in all rows."""
+
+    def step(self, predict: Predict, state: NoisyState) -> NoisyState:
+        chosen = ops.select(uniform(state), state.open, k=quota(state, state.count)).chosen
+        noise = state.canvas.noise(state.step, FIRST + 1)[:1].expand_as(state.x)
+        return state.commit(chosen, torch.where((state.step < 2)[:, None], noise, predict(state, chosen).token))
 
 
 # ---------------------------------------------------------------------------------------------- gaussian
@@ -832,7 +951,7 @@ class Gaussian(GaussianSampler[GridState]):
         return self.advance(state, self.noised(state, t, x), history=((s.lam, x0),))
 
 
-@plant("test_reals_finite_and_counted", "finite with any number of steps")
+@plant("values_are_finite", "finite with any number of steps", cure="a division by steps - 1")
 @dataclass(frozen=True)
 class NotFiniteInOneStep(Gaussian):
     """It fades something out by i / (steps - 1)."""
@@ -843,7 +962,7 @@ class NotFiniteInOneStep(Gaussian):
         return dataclasses.replace(after, x=after.x + 0.0 * fade)
 
 
-@plant("test_reals_row_alone_and_seed", "global generator")
+@plant("seed_decides", "global generator")
 @dataclass(frozen=True)
 class TorchRandn(Gaussian):
     """It adds torch.randn_like."""
@@ -854,7 +973,7 @@ class TorchRandn(Gaussian):
         return x + 0.1 * t.sigma * torch.randn_like(x)
 
 
-@plant("test_reals_row_alone_and_seed", "row invariance")
+@plant("row_of_a_batch_is_the_row_alone", "row invariance")
 @dataclass(frozen=True)
 class OneNoiseForAllRows(Gaussian):
     """It adds the noise of the batch's first row to all rows."""
@@ -865,7 +984,7 @@ class OneNoiseForAllRows(Gaussian):
         return x + 0.1 * t.sigma * state.canvas.noise(state.i + 1)[:1]
 
 
-@plant("test_reals_row_alone_and_seed", "row invariance")
+@plant("row_of_a_batch_is_the_row_alone", "row invariance")
 @dataclass(frozen=True)
 class StandardisesTheBatch(Gaussian):
     """It subtracts the batch's mean from the extrapolated x_0."""
@@ -874,7 +993,7 @@ class StandardisesTheBatch(Gaussian):
         return x0 - 0.01 * x0.mean(0)
 
 
-@plant("test_reals_interleaved", "on self")
+@plant("interleaved_runs_agree", "on self")
 @dataclass(frozen=True)
 class HistoryOnSelf(Gaussian):
     """It keeps the last prediction on self."""
@@ -890,7 +1009,7 @@ class PileState(GridState):
     pile: list[Tensor] = dataclasses.field(default_factory=list)
 
 
-@plant("test_reals_states_are_immutable", "stepped from again")
+@plant("states_are_immutable", "stepped from again")
 @dataclass(frozen=True)
 class PileInTheState(Gaussian):
     """It appends predictions to a list in its state in place."""
@@ -904,7 +1023,7 @@ class PileInTheState(Gaussian):
         return x0 if len(state.pile) < 2 else 1.5 * x0 - 0.5 * state.pile[-2]
 
 
-@plant("test_declared_order", "of order 2")
+@plant("declared_order", "of order 2")
 @dataclass(frozen=True)
 class FirstOrderOnly(Gaussian):
     """It declares order 2 and never extrapolates."""
@@ -913,7 +1032,7 @@ class FirstOrderOnly(Gaussian):
         return x0
 
 
-@plant("test_declared_order", "often in the first or last step only")
+@plant("declared_order", "often in the first or last step only")
 @dataclass(frozen=True)
 class WrongLastCoefficient(Gaussian):
     """In the last step its coefficient of x_0 is a tenth too small."""
@@ -923,7 +1042,7 @@ class WrongLastCoefficient(Gaussian):
         return 0.9 * good if state.i + 2 == len(state.points) else good
 
 
-@plant("test_reals_finite_and_counted", "a cast (.float())")
+@plant("values_are_finite", "torch.float64 here", cure="made without dtype=state.x.dtype")
 @dataclass(frozen=True)
 class CastsToFloat32(Gaussian):
     """It works in float32 whatever the model's dtype."""
@@ -933,7 +1052,7 @@ class CastsToFloat32(Gaussian):
         return dataclasses.replace(after, x=after.x.float())
 
 
-@plant("test_reals_draw_numbers", "noise(0) is used")
+@plant("draw_numbers", "noise(0) is used", cure="step i takes state.canvas.noise(state.i + 1)")
 @dataclass(frozen=True)
 class NoiseOfTheStart(Gaussian):
     """Step i takes draw i, so that the first step adds the noise that the run started with."""
@@ -944,7 +1063,7 @@ class NoiseOfTheStart(Gaussian):
         return x + 0.1 * t.sigma * state.canvas.noise(state.i)
 
 
-@plant("test_reals_finite_and_counted", "several forward passes per step")
+@plant("counted_nfe_is_the_declared", "several forward passes per step", cure="override it, or spend")
 @dataclass(frozen=True)
 class TwoPassSolver(Gaussian):
     """It asks twice per step, and inherits an expected_nfe of one per step."""
@@ -957,7 +1076,7 @@ class TwoPassSolver(Gaussian):
         return super().update(predict, state, s, t)
 
 
-@plant("test_reals_finite_and_counted", "does not depend on canvas.steps")
+@plant("counted_nfe_is_the_declared", "does not depend on canvas.steps", cure="override it, or spend")
 @dataclass(frozen=True)
 class TenStepsAlways(Gaussian):
     """It walks down a grid of ten steps whatever `steps` says."""
@@ -966,17 +1085,114 @@ class TenStepsAlways(Gaussian):
         return GridState.begin(canvas, points=self.times(canvas, 9))
 
 
+@plant("declared_order", "of order 2")
+@dataclass(frozen=True)
+class HeunWithAWrongWeight(Gaussian):
+    """It is Heun's method with weights 0.45 and 0.55 in place of a half each."""
+
+    def solver_steps(self, canvas: NoiseCanvas) -> int:
+        return super().solver_steps(canvas) // 2
+
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
+        step = t.alpha / t.sigma - s.alpha / s.sigma
+        y, x0 = state.x / s.sigma, predict(state.x, s)
+        trial = predict(t.sigma * (y + step * x0), t)
+        return self.advance(state, t.sigma * (y + step * (0.45 * x0 + 0.55 * trial)))
+
+
+@plant("a_sure_model_is_followed", "x less alpha x_0 has mean")
+@dataclass(frozen=True)
+class EndsOnePointEarly(Gaussian):
+    """It leaves out the last step of the grid, and returns x with the noise of the point before."""
+
+    order = None
+
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
+        if t is state.points[-1]:
+            predict(state.x, s)
+            return self.advance(state, state.x)
+        return super().update(predict, state, s, t)
+
+
+@plant("a_sure_model_is_followed", "standard deviation")
+@dataclass(frozen=True)
+class ForgetsAlpha(Gaussian):
+    """It uses the formula for x_0 plus noise, sigma(t) / sigma(s) x, on a process that also shrinks x_0."""
+
+    order = None
+
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
+        x0 = predict(state.x, s)
+        return self.advance(state, t.sigma / s.sigma * state.x + (1 - t.sigma / s.sigma) * x0)
+
+
+@plant("a_sure_model_is_followed", "standard deviation")
+@dataclass(frozen=True)
+class TooMuchNoise(Gaussian):
+    """It adds noise in every step and takes none of the old noise away for it."""
+
+    order, facts = None, Facts(stochastic=True)
+
+    def noised(self, state: GridState, t: Point, x: Tensor) -> Tensor:
+        return x + t.sigma * state.canvas.noise(state.i + 1)
+
+
+@plant("noise_is_declared", "draws of noise in one run")
+@dataclass(frozen=True)
+class NoiseUnsaid(Gaussian):
+    """It draws noise in its steps, and does not say that it is stochastic."""
+
+    order = None
+
+    def noised(self, state: GridState, t: Point, x: Tensor) -> Tensor:
+        return x + 0.1 * t.sigma * state.canvas.noise(state.i + 1)
+
+
+@plant("draw_numbers", "noise(1) is used", cure="step i takes state.canvas.noise(state.i + 1)")
+@dataclass(frozen=True)
+class OneNoiseForAllSteps(Gaussian):
+    """It adds the same noise in every step."""
+
+    order, facts = None, Facts(stochastic=True)
+
+    def noised(self, state: GridState, t: Point, x: Tensor) -> Tensor:
+        return x + 0.1 * t.sigma * state.canvas.noise(1)
+
+
+@plant("values_are_finite", "torch.float32 here", cure="made without dtype=state.x.dtype")
+@dataclass(frozen=True)
+class ForcesFloat64(Gaussian):
+    """It works in float64 whatever the model's dtype."""
+
+    def step(self, predict: GaussianPredict, state: GridState) -> GridState:
+        after = super().step(predict, state)
+        return dataclasses.replace(after, x=after.x.double())
+
+
+@plant(
+    "values_are_finite", "x was not finite when it reached the model", cure="a multistep formula without a first step"
+)
+@dataclass(frozen=True)
+class NoFirstStep(Gaussian):
+    """It divides by the length of the step before, which is 0 in the first step."""
+
+    def target(self, state: GridState, s: Point, h: float, x0: Tensor) -> Tensor:
+        before, x0_before = state.history[-1] if state.history else (s.lam, x0)
+        r = torch.tensor((s.lam - before) / h, dtype=torch.float64)
+        return x0 + (x0 - x0_before) / (2 * r)
+
+
 # ---------------------------------------------------------------------------------------------- refused before any test
 
 
-@plant("loading", "needs the decorator @dataclass(frozen=True)")
+@plant("loads", "needs the decorator @dataclass(frozen=True)", cure="write @dataclass(frozen=True) above it")
 class NotADataclass(Masked):
     """It has an option, and no decorator makes it one."""
 
     width: int = option(1, "positions per step", ge=1)
 
 
-@plant("loading", "has no default")
+@plant("loads", "has no default", cure="write width: int = option(")
 @dataclass(frozen=True)
 class NoDefault(Masked):
     """It has an option without a default."""
@@ -984,7 +1200,7 @@ class NoDefault(Masked):
     width: int
 
 
-@plant("loading", "must be > 0")
+@plant("loads", "must be > 0", cure="change the default or the bound")
 @dataclass(frozen=True)
 class DefaultOutOfBounds(Masked):
     """Its default is out of its own bounds."""
@@ -992,12 +1208,50 @@ class DefaultOutOfBounds(Masked):
     threshold: float = option(0.0, "least probability", gt=0)
 
 
-@plant("loading", "known: masked, uniform, gaussian", name="misspelt_family")
+@plant("loads", "known: masked, uniform, gaussian", name="misspelt_family", cure="write one of the known families")
 @dataclass(frozen=True)
 class MisspeltFamily(Masked):
     """Its family is misspelt."""
 
     family = "maskd"
+
+
+@plant(
+    "loads",
+    "but it is registered as 'another_name'",
+    cure="entry point in pyproject.toml say the same",
+    registered="another_name",
+)
+@dataclass(frozen=True)
+class NamedOtherwise(Masked):
+    """Its entry point has another name than the class."""
+
+
+@plant("loads", "must be int", cure="change the default or the bound")
+@dataclass(frozen=True)
+class DefaultOfAnotherType(Masked):
+    """The default of its whole number is a text."""
+
+    width: int = option("8", "positions per step", ge=1)  # type: ignore[assignment]
+
+
+@plant("loads", "option 'seen' of DefaultIsAList has no default", cure="write width: int = option(")
+@dataclass(frozen=True)
+class DefaultIsAList(Masked):
+    """It has a list as an option, which it would fill while it runs."""
+
+    seen: list[int] = dataclasses.field(default_factory=list)
+
+
+@plant("loads", "has no step method", cure="write def step(self, predict, state)")
+@dataclass(frozen=True)
+class MisspeltStep(Sampler[TokenState]):
+    """Its method is called `stpe`."""
+
+    family, cite, summary = "masked", "a test", "has one mistake"
+
+    def stpe(self, predict: Predict, state: TokenState) -> TokenState:
+        return state
 
 
 # ---------------------------------------------------------------------------------------------- running the kit on them
@@ -1024,61 +1278,18 @@ def installed() -> Iterator[str]:
             registry.reload()
 
 
-class Judge:
-    """A plug-in of pytest that runs of each planted mistake the named check only, until it fails, and keeps the message."""
-
-    def __init__(self, wanted: dict[str, str]):
-        self.wanted = wanted
-        self.messages: dict[str, str] = {}
-        self.sampler: dict[str, str] = {}
-
-    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        kept = []
-        for item in items:
-            values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-            name = next((v for v in values if isinstance(v, str) and v in self.wanted), None)
-            if name is not None and self.wanted[name] == item.originalname:
-                self.sampler[item.nodeid] = name
-                kept.append(item)
-        items[:] = kept
-
-    def pytest_runtest_setup(self, item: Any) -> None:
-        import pytest
-
-        if self.sampler[item.nodeid] in self.messages:
-            pytest.skip("found already")
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        if report.failed:
-            crash = getattr(report.longrepr, "reprcrash", None)
-            self.messages[self.sampler[report.nodeid]] = str(report.longrepr if crash is None else crash.message)
-
-
 def judged(names: list[str]) -> dict[str, str]:
     """What the kit says of each mistake; nothing of one that it does not find."""
-    import pytest
+    from samplers.testing import kit
 
-    from samplers import PluginError, registry
-
-    table = {m.name: m for m in MISTAKES if m.name in names}
     messages = {}
     with installed():
-        for name, one in table.items():
-            if one.check == "loading":
-                try:
-                    registry.load(name)
-                except PluginError as error:
-                    messages[name] = str(error)
-        judge = Judge({name: one.check for name, one in table.items() if one.check != "loading"})
-        chosen = [argument for name in judge.wanted for argument in ("--sampler", name)]
-        if chosen:
-            kit = str(Path(__file__).parents[2] / "samplers" / "testing")
-            arguments = [kit, "-q", "-p", "no:cacheprovider", "--tb=short", "--no-header", *chosen]
-            with contextlib.redirect_stdout(io.StringIO()) as said:
-                code = pytest.main(arguments, plugins=[judge])
-            if code not in (0, 1):
-                raise SystemExit(said.getvalue())
-    return messages | judge.messages
+        for one in MISTAKES:
+            if one.name in names:
+                broken = (r.broken for r in kit.run(one.name, only=[one.check]) if r.broken)
+                if (found := next(broken, None)) is not None:
+                    messages[one.name] = str(found)
+    return messages
 
 
 def main(arguments: list[str]) -> int:

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import planted
@@ -15,13 +17,13 @@ import torch
 import samplers
 from samplers import testing
 from samplers.random import DRAW_RANK
+from samplers.testing import kit
 from samplers.testing.fit import BOUND
 from samplers.testing.promises import BrokenPromise, Promise
 from samplers.testing.tiny import TinyMixture, TinyNet
 from samplers.testing.watching import RecordedRng
 
 HERE = Path(__file__).parent
-
 
 ROOT = str(HERE.parents[1])
 
@@ -44,33 +46,156 @@ def messages():
 
 
 @pytest.mark.parametrize("mistake", planted.MISTAKES, ids=lambda m: m.name)
-def test_planted_mistakes_are_found(messages, mistake):
+def test_planted_mistakes_are_found_and_the_message_says_where_and_what_to_change(messages, mistake):
     assert mistake.name in messages, f"{mistake.check} passes {mistake.name}: {mistake.what}"
     message = messages[mistake.name]
     assert mistake.phrase in message
-    if mistake.check != "loading":
-        lines = [line.partition(":")[0].strip() for line in message.splitlines()[1:]]
-        assert lines == ["promised", "seen", "usual causes", "rerun"]
-        assert message.splitlines()[-1].endswith(f"--sampler {mistake.name} -k {mistake.check}")
+    lines = dict(line.split(":", 1) for line in message.splitlines()[1:] if line[:1] != " ")
+    headings = ["promised", "seen", "on the input", "where", "usual causes", "rerun"]
+    needs_no_run = mistake.check in ("loads", "facts", "signature", "options")
+    assert list(lines) == [h for h in headings if h != "on the input" or not needs_no_run]
+    assert mistake.cure in lines["usual causes"]
+    assert re.search(r"planted(\.py:\d+|:\w+)", lines["where"]), "it names the line, or what cannot be loaded"
+    assert lines["rerun"].strip().startswith(f"samplers check {mistake.name} --only ")
+    assert mistake.check in lines["rerun"]
 
 
 def test_the_table_of_mistakes_is_long_enough():
     assert len(planted.MISTAKES) >= 40 and len({m.name for m in planted.MISTAKES}) == len(planted.MISTAKES)
     assert {m.family for m in planted.MISTAKES} >= {"masked", "uniform", "gaussian"}
-    from samplers.testing import test_conformance as kit
-
-    checks = {name for name in vars(kit) if name.startswith("test_")}
-    assert {m.check for m in planted.MISTAKES} <= checks | {"loading"}
+    checks = {case.name for name in ("radd", "d3pm_ancestral", "euler") for case in kit.cases(name)}
+    assert {m.check for m in planted.MISTAKES} <= checks
+    guide = Path(ROOT, "docs/writing_a_sampler.md").read_text(encoding="utf-8")
+    assert f"tested with {len(planted.MISTAKES)} samplers that have one mistake each" in guide
     # What is left is about the driver, which no planted sampler can break.
-    assert checks - {m.check for m in planted.MISTAKES} == {"test_counts_are_what_the_model_saw", "test_stop_rule"}
+    assert checks - {m.check for m in planted.MISTAKES} == {"stop_rule"}
 
 
-def test_samplers_without_a_mistake_pass_the_whole_kit():
+def test_samplers_without_a_mistake_pass_the_whole_kit_under_pytest():
     """Otherwise a planted sampler might be caught for what it has in common with the others."""
-    chosen = [argument for name in planted.RIGHT for argument in ("--sampler", name)]
-    kit = ["samplers/testing", "-q", "-p", "no:cacheprovider", *chosen]
-    said = python("-c", f"import sys, pytest, planted\nwith planted.installed(): sys.exit(pytest.main({kit}))")
+    arguments = ["samplers/testing", "-q", "-p", "no:cacheprovider", "--samplers", *planted.RIGHT]
+    said = python("-c", f"import sys, pytest, planted\nwith planted.installed(): sys.exit(pytest.main({arguments}))")
     assert "failed" not in said and "[100%]" in said
+
+
+# ---------------------------------------------------------------------------------------------- running it
+
+
+def test_the_same_check_under_pytest_and_by_the_command():
+    """One mistake, three ways to run the kit, one message."""
+    run = """
+        import contextlib, io, json, sys, pytest, planted
+        from samplers import cli
+        from samplers.testing import BrokenPromises, run_checks
+        only, name = "greedy_takes_the_best", "ignores_temperature"
+        with planted.installed():
+            try:
+                run_checks(name, only=only)
+            except BrokenPromises as error:
+                first = str(error)
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                code = cli.main(["check", name, "--only", only, "--json"])
+            told = json.loads(out.getvalue())
+            kit = ["samplers/testing", "-p", "no:cacheprovider", "-o", "addopts=", "--samplers", name, "-k", only]
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                pytest_code = pytest.main(kit)
+        print(json.dumps([first, code, told, int(pytest_code), out.getvalue()]))
+    """
+    first, code, told, pytest_code, said = json.loads(python("-c", textwrap.dedent(run)))
+    assert (code, pytest_code) == (1, 1) and [r["status"] for r in told] == ["broken"]
+    for key in ("promised", "seen", "causes", "rerun", "where"):
+        assert told[0][key] in first and told[0][key] in said.replace("\n" + " " * 14, " ").replace("E   ", "")
+    assert told[0]["calls"][0].startswith("samplers.sample(TinySure(9.0, mask=True), 'ignores_temperature'")
+    assert f"test_promise[ignores_temperature-{told[0]['check']}]" in said
+
+
+def test_a_call_in_a_message_can_be_run():
+    """What stands under 'on the input' is the call."""
+    from samplers.testing import tiny
+
+    promise = Promise("threshold", "facts")
+    arguments = {"prompt": [[1], [2, 3]], "gen_length": 4, "seed": 3, "temperature": 1.0}
+    made = promise.sample(TinyNet(visible_too=False), samplers.create("threshold", threshold=0.5), **arguments)
+    assert promise.calls == [
+        "samplers.sample(TinyNet(visible_too=False), samplers.create('threshold', threshold=0.5), prompt=[[1], [2, 3]], "
+        "gen_length=4, seed=3, temperature=1.0)"
+    ]
+    again = eval(promise.calls[0], {"samplers": samplers, "TinyNet": tiny.TinyNet})
+    assert torch.equal(again.x, made.x)
+
+
+def test_only_takes_names_settings_and_patterns():
+    ids = [case.id for case in kit.chosen("radd", "row_of_a_mixed*")]
+    assert ids == [f"row_of_a_mixed_batch_is_the_row_alone[{s}]" for s in ("steps=4", "block_length=4,steps=8")]
+    assert [c.id for c in kit.chosen("radd", ["facts", ids[1]])] == ["facts", ids[1]]
+    with pytest.raises(samplers.UnknownNameError, match="has no check 'fatcs': did you mean 'facts'"):
+        kit.chosen("radd", "fatcs")
+    every = [case.id for name in ("radd", "euler") for case in kit.cases(name)]
+    assert "distribution_on_a_tiny_problem[one_at_a_time]" in every and "values_are_finite" in every
+    assert all(re.fullmatch(r"[a-z0-9_]+(\[[-+.,=\w]+\])?", one) for one in every), "short and stable, fit for a shell"
+
+
+OWN_CHECK = """
+    from samplers.testing import check
+
+    Washed.checks = ("zoo_washed",)
+
+    @check()
+    def its_own(name, promise):
+        'A check that the family brings.'
+        x = promise.sample(Washed().tiny(None), name, batch=2).x
+        promise(x.shape == (2, 3), "Rows have three tokens.", f"{tuple(x.shape)}", "another length")
+"""
+
+
+def test_a_family_of_another_package_is_checked(tmp_path, monkeypatch):
+    """Every check for every family, and what the family brings of its own, on a family that the kit knows nothing of."""
+    import test_family
+    from test_plugins import lay
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = test_family.WASHED + OWN_CHECK
+    lay(tmp_path, "zoo-washed", "zoo_washed", code, {"wash": "zoo_washed:Wash"})
+    info = tmp_path / "zoo_washed-1.0.dist-info" / "entry_points.txt"
+    info.write_text(info.read_text() + "[samplers.families]\nwashed = zoo_washed:Washed\n")
+    samplers.registry.reload()
+    try:
+        results = list(kit.run("wash"))
+    finally:
+        samplers.registry.reload()
+        sys.modules.pop("zoo_washed", None)
+    assert [str(r.broken) for r in results if r.broken] == []
+    kept = {r.case.name for r in results if r.status == "kept"}
+    assert kept == {
+        *(
+            "loads",
+            "facts",
+            "signature",
+            "options",
+            "seed_decides",
+            "row_of_a_batch_is_the_row_alone",
+            "interleaved_runs_agree",
+        ),
+        *("states_are_immutable", "values_are_finite", "counted_nfe_is_the_declared", "draw_numbers", "its_own"),
+    }
+
+
+def test_the_report_shows_promises_and_relatives(tmp_path, monkeypatch):
+    from samplers.testing import report
+    from samplers.testing.report import relatives, write_report
+
+    monkeypatch.setattr(report, "REALS", ("mixture", (5, 10), 60, 2))
+
+    assert relatives("euler_ancestral") == ["euler", "ddim", "dpmpp_2m_sde"]
+    assert relatives("low_confidence")[0] == "random_order" and relatives("random_order")[0] != "random_order"
+    page = write_report(tmp_path, "ddim", list(kit.run("ddim", ["facts", "declared_order"])))
+    text = page.read_text()
+    assert page == tmp_path / "ddim" / "check.html"
+    assert "ddim keeps its promises" in text and "The class says what it is." in text
+    assert "euler" in text and "60 samples of each of 2 seeds" in text
+    assert (
+        "<svg" in text and "prefers-color-scheme: dark" in text and "http" not in text.replace("http://www.w3.org", "")
+    )
 
 
 # ---------------------------------------------------------------------------------------------- seams
@@ -78,7 +203,7 @@ def test_samplers_without_a_mistake_pass_the_whole_kit():
 
 def test_the_kit_patches_nothing_of_the_library():
     """A renaming inside of the library must not break the tests of other packages."""
-    for file in Path(testing.__file__).parent.glob("*.py"):
+    for file in Path(testing.__file__).parent.rglob("*.py"):
         code = file.read_text()
         assert not re.search(r"\bsetattr\(|monkeypatch|mock\b", code), file.name
         for private in re.findall(r"\b(?:predictor|driver|registry|feed|run|dry|stream)\._\w+", code):
@@ -196,17 +321,26 @@ def test_p_values_of_right_draws_are_uniform():
 # ---------------------------------------------------------------------------------------------- messages
 
 
-def test_a_promise_has_four_lines():
-    promise = Promise("mine", "test_facts", "What it is about.")
+def test_a_message_says_what_was_promised_seen_and_where():
+    promise = Promise("mine", "seed_decides", "What it is about.", "mine.py:7, class Mine")
     promise(torch.tensor(True), "", "", "")
+    for seed in (1, 2, 3):
+        promise.sample(TinyNet(), "radd", gen_length=2, seed=seed)
     with pytest.raises(BrokenPromise) as error:
         promise(torch.tensor(False), "Rows agree.", lambda: "row 1 differs", "a mean over the batch")
-    assert str(error.value).splitlines()[1:] == [
+    assert str(error.value).splitlines() == [
+        "sampler 'mine' does not keep a promise: seed_decides",
         "promised:     Rows agree.",
         "seen:         row 1 differs",
+        "on the input: samplers.sample(TinyNet(), 'mine', gen_length=2, seed=1)",
+        "              samplers.sample(TinyNet(), 'mine', gen_length=2, seed=3)",
+        "where:        mine.py:7, class Mine",
         "usual causes: a mean over the batch",
-        "rerun:        pytest --pyargs samplers.testing --sampler mine -k test_facts",
+        "rerun:        samplers check mine --only seed_decides",
     ]
-    explained = str(promise.explained(samplers.SamplersError("sampler 'x' is not done after 9 steps")))
-    assert "promised:     What it is about." in explained and "the mask id was committed" in explained
-    assert "the traceback above" in str(promise.explained(TypeError("no")))
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+    promise.begin()
+    explained = promise.explained(samplers.SamplersError("sampler 'x' is not done after 9 steps"))
+    assert explained.promised == "What it is about." and "the mask id was committed" in explained.causes
+    assert explained.calls == ()
+    assert "mend that line" in promise.explained(TypeError("no")).causes

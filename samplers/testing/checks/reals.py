@@ -1,0 +1,143 @@
+"""Checks for continuous samplers: finite values, counts, the end of a run, draws of noise, and the order of convergence."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+import samplers
+
+from ... import registry
+from ..kit import check
+from ..promises import NotApplicable, Promise
+from ..tiny import TinyMixture, TinyPoint, solve_ode
+from .any_family import STEPS, clashes, counted, finite, uses_of
+
+SCHEDULES = ("vp_linear", "edm", "flow")
+
+
+@check()
+def values_are_finite(name: str, promise: Promise) -> None:
+    """Any number of steps, one included, gives finite values of the model's shape and dtype."""
+    sampler = samplers.create(name)
+    for schedule in SCHEDULES:
+        for steps in STEPS:
+            for dtype in (torch.float64, torch.float32):
+                promise.begin()
+                x = promise.sample(TinyMixture(schedule=schedule, dtype=dtype), sampler, batch=3, steps=steps).x
+                promise(
+                    x.shape == (3, 4) and x.dtype == dtype,
+                    f"Samples have the model's shape and dtype, (3, 4) {dtype} here.",
+                    f"{tuple(x.shape)} {x.dtype}",
+                    "a cast (.float(), .double()), or a tensor that is made without dtype=state.x.dtype",
+                )
+                finite(promise, x)
+
+
+@check(settings=[{"steps": n} for n in STEPS])
+def counted_nfe_is_the_declared(name: str, setting: dict[str, int], promise: Promise) -> None:
+    """expected_nfe(0, steps) is the number of forward passes, and every row takes part in each."""
+    sampler = samplers.create(name)
+    for schedule in SCHEDULES:
+        promise.begin()
+        counted(promise, promise.sample(TinyMixture(schedule=schedule), sampler, batch=3, **setting), sampler)
+
+
+@check(settings=list(SCHEDULES))
+def a_sure_model_is_followed(name: str, setting: str, promise: Promise) -> None:
+    """If the model knows x_0 whatever it sees, x ends at alpha x_0 + sigma e, with the alpha and sigma of the last time.
+
+    Any number of steps gives that, since x_0 is the same at all times: e is the noise that the run started with, or fresh
+    noise of the same variance. A run that can only return x_0 is held to x_0.
+    """
+    cls, model = registry.load(name), TinyPoint(schedule=setting)
+    noisy = any(option.name == "end" for option in cls.options())
+    sampler = samplers.create(name, **dict(cls.conformance.exact), **({"end": "t_end"} if noisy else {}))
+    end = model.schedule.t_min
+    alpha, sigma = (float(at(end)) for at in (model.schedule.alpha, model.schedule.sigma))
+    for steps in (4, 8, 24):
+        promise.begin()
+        x = promise.sample(model, sampler, batch=64, steps=steps).x
+        off = (x - (alpha if noisy else 1) * model.point) / sigma  # (64, 3)
+        mean, std = float(off.mean()), float(off.std())
+        promise(
+            abs(mean) < 0.4 and (0.75 < std < 1.3 if noisy else std < 1.3),
+            "If the model always says the same x_0, x ends at alpha x_0 + sigma e, e standard normal."
+            if noisy
+            else "If the model always says the same x_0, a run ends there.",
+            f"x less {'alpha x_0' if noisy else 'x_0'} has mean {mean:.3g} and standard deviation {std:.3g}, in units of sigma "
+            f"at the end, {sigma:.3g}",
+            "x that is returned at another time than the last of the grid; a wrong factor alpha or sigma (the step to t ends "
+            "with t.alpha x_0 and with noise of t.sigma in all); noise whose variance is not what the step took away. A sampler "
+            "that must be told of the data names the options for data of one point in Conformance(exact={...})",
+        )
+
+
+@check()
+def draw_numbers(name: str, promise: Promise) -> None:
+    """No draw of noise is used twice in a run; draw 0 is the noise that the run starts with."""
+    sampler = samplers.create(name)
+    for a, b in clashes(uses_of(promise, name, sampler), sampler.conformance.redraws):
+        promise(
+            False,
+            "Each noise(k) of a run is used once.",
+            f"noise({min(a.cells & b.cells)[2]}) is used at {a.place} and at {b.place}",
+            "state.canvas.noise(state.i), since noise(0) is x_T, or a constant; step i takes state.canvas.noise(state.i + 1)",
+            b.place,
+        )
+
+
+@check()
+def noise_is_declared(name: str, promise: Promise) -> None:
+    """A solver that draws noise in its steps says so, since such a run cannot be followed backwards."""
+    sampler = samplers.create(name)
+    if getattr(sampler, "order", None) is not None:
+        raise NotApplicable("its order is declared, which noise in a step would change")
+    fresh = [use for use in uses_of(promise, name, sampler) if min(use.cells)[2] > 0]
+    promise(
+        sampler.effective_facts.stochastic or not fresh,
+        "With Facts(stochastic=False), the default, a step draws no noise.",
+        lambda: f"{len(fresh)} draws of noise in one run",
+        "noise in a step of a sampler that does not say so; declare Facts(stochastic=True), or if an option turns the noise on "
+        "and off, override effective_facts",
+        fresh[0].place if fresh else None,
+    )
+
+
+_ENDS: dict[bytes, Tensor] = {}  # most samplers start from the same noise
+
+
+def true_end(x: Tensor) -> Tensor:
+    """Where the probability-flow ODE of TinyMixture takes x, from t_max to t_min."""
+    problem, key = TinyMixture(), x.numpy().tobytes()
+    if key not in _ENDS:
+        _ENDS[key] = solve_ode(problem, x, problem.schedule.t_max, problem.schedule.t_min)
+    return _ENDS[key]
+
+
+@check()
+def declared_order(name: str, promise: Promise) -> None:
+    """The error falls with the number of steps as the declared order says."""
+    cls = registry.load(name)
+    sampler = samplers.create(name, **dict(cls.conformance.order))
+    order = getattr(sampler, "order", None)
+    if order is None:
+        raise NotApplicable("no order is declared")
+    problem = TinyMixture()
+    x = next(iter(promise.stream(problem, sampler, batch=8, steps=6))).x
+    truth = true_end(x)
+    errors = []
+    for steps in (144, 288, 576):
+        out = promise.sample(problem, sampler, batch=8, steps=steps)
+        errors.append(float((out.x - truth).pow(2).mean().sqrt()))
+    slope = math.log2(errors[-2] / errors[-1])
+    promise(
+        abs(slope - order) < 0.15,
+        f"The solver is of order {order}: twice the steps divide the error by {2**order}.",
+        f"order {slope:.2f} (errors {', '.join(f'{e:.2g}' for e in errors)} with 144, 288, 576 forward passes)",
+        "a wrong coefficient, often in the first or last step only; a step of lower order among them (declare the options "
+        "that leave it out: Conformance(order={...})); float32 somewhere; steps counted where forward passes are meant. Compare "
+        "the formula with the paper's for the first, a middle and the last step, or declare the order that was seen",
+    )
