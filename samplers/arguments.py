@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import registry
 from .canvas import Canvas
 from .checks import (
     check_memory,
@@ -142,7 +143,7 @@ class TokenArguments:
         steps: as given; None: one per position.
         block_length: as given, or the model's own; None: one block.
         align: whether blocks are counted from position 0.
-        window: whether the model is given no more than what ends with the present block.
+        window: how far rows are given to the model at least, a function of the state; None: to their ends.
         stop: phrases, (m,) int64 each.
         stop_rule: when one of them ends a row.
         stop_text: strings at which rows end as well, or None.
@@ -158,7 +159,7 @@ class TokenArguments:
     steps: int | None
     block_length: int | None
     align: bool
-    window: bool
+    window: Callable[[TokenState], Tensor] | None
     stop: tuple[Tensor, ...]
     stop_rule: str
     stop_text: StopText | None
@@ -265,7 +266,7 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         "steps": steps,
         "block_length": block_length,
         "align": align,
-        "window": "block" if window else None,
+        "window": given("window"),
         "cache": None if scheme is None else str(scheme),
         "ragged": None if sampler.effective_facts.sequential else "pad" if pad else "groups",
         "stop": [*(phrase.tolist() for phrase in stop), *(() if stop_text is None else stop_text.strings)] or None,
@@ -305,29 +306,31 @@ def _read_blocks(denoiser: TokenDenoiser, given: Given) -> tuple[int | None, boo
     return length, align
 
 
-def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) -> bool:
-    """Whether the model is given no more than what ends with the present block."""
+def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) -> Callable[[TokenState], Tensor] | None:
+    """How far rows are given to the model at least, a function of the state; None: to their ends."""
     if window is None:
-        return False
-    if not isinstance(window, str) or window != "block":
-        raise OptionError(f'window must be "block" or None (the whole canvas), not {shown(window)}')
+        return None
+    if not registry.has("windows", window):
+        others = [name for name in registry.names_of("windows") if name != "block"]
+        names = "".join(f', "{name}"' for name in others)
+        raise OptionError(f'window must be "block"{names} or None (the whole canvas), not {shown(window)}')
     if scheme is not None:
         raise OptionError(
-            f"window='block' does not go with cache={str(scheme)!r}: a cache decides itself what the model is given"
+            f"window={window!r} does not go with cache={str(scheme)!r}: a cache decides itself what the model is given"
             + (", and this one gives nothing after the block already" if scheme.name == "block" else "")
             + "; use one of the two"
         )
     if denoiser.length is not None:
         raise OptionError(
-            f"window='block' gives the model a part of the canvas, and denoiser {denoiser.name!r} takes exactly "
+            f"window={window!r} gives the model a part of the canvas, and denoiser {denoiser.name!r} takes exactly "
             f"{denoiser.length} positions; use window=None"
         )
     if denoiser.self_conditioned:
         raise OptionError(
-            f"window='block': denoiser {denoiser.name!r} is self_conditioned, and its last logits are kept "
+            f"window={window!r}: denoiser {denoiser.name!r} is self_conditioned, and its last logits are kept "
             "for whole rows; use window=None"
         )
-    return True
+    return registry.find("windows", window)
 
 
 STOP_RULES = ("decided", "block", "llada2")

@@ -7,6 +7,7 @@ from .arguments import Given
 from .canvas import PAD, Layout, NoiseCanvas
 from .errors import FamilyError, OptionError, SamplersError
 from .family import Family, Run, family_of
+from .feeds.cached import Scheme, View
 from .feeds.sequence import SequenceState
 from .gaussian.grid import GaussianSampler, GridState, Point
 from .hookspecs import hookimpl
@@ -48,12 +49,14 @@ __all__ = [
     "Sampler",
     "SamplersError",
     "ScheduledSampler",
+    "Scheme",
     "SequencePredictor",
     "SequenceState",
     "State",
     "TimedDraft",
     "TimedState",
     "TokenState",
+    "View",
     "draw_from_mixture",
     "even_count",
     "even_grid",

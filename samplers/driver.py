@@ -422,6 +422,8 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: 
     given = Given(arguments)
     _, info, progress = (flag(name, given(name)) for name in ("trace", "info", "progress"))
     begun = family_of(denoiser.family).start(denoiser, sampler, given)
+    if used := _from_plugins(denoiser, begun.sampler, begun.settings):
+        begun.settings["plugins"] = used
     predict = begun.predictor if begun.predict is None else begun.predict
     parts = begun.sampler, begun.predictor, predict, begun.state, begun.limit, begun.settings, begun.constrain
     run = Stream(*parts)
@@ -431,6 +433,13 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: 
             run.predictor.recorder = run.recorder
     run.bar = _Bar(run) if progress else None
     return run
+
+
+def _from_plugins(denoiser: Denoiser, sampler: Sampler[Any], settings: dict[str, Any]) -> dict[str, str]:
+    """What of a run, beside its sampler, came from plug-ins: {"grid": "dist:name version"}."""
+    named = [(o.metadata["kind"], getattr(sampler, o.name)) for o in sampler.options() if "kind" in o.metadata]
+    named += [("families", sampler.family), ("caches", settings.get("cache")), ("windows", settings.get("window"))]
+    return registry.provenance(named, [denoiser, getattr(denoiser, "schedule", None)])
 
 
 def _other_family(denoiser: Denoiser, sampler: Sampler[Any]) -> FamilyError:

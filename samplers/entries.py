@@ -1,33 +1,38 @@
-"""Entries of the registry: a name, where it comes from, and its class once loaded. Other people's code runs here, guarded.
-
-What a plug-in prints, raises or gets wrong becomes one line of text in a PluginError.
-"""
+"""Entries of the registry: a name, where it comes from, and the thing itself once loaded."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 import importlib
 import inspect
 import numbers
 import re
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any
 
-from ._declared import literals
+from ._declared import STATEMENT, interface, literals
 from .errors import PluginError, SamplersError
-from .family import family_names
+from .guard import guarded, one_line, printable
+from .kinds import KINDS
 
-__all__ = ["DISTRIBUTION", "Entry", "Report", "guarded", "one_line", "printable", "resolve", "version"]
+__all__ = [
+    "DISTRIBUTION",
+    "INTERFACE",
+    "Entry",
+    "Report",
+    "check_interface",
+    "guarded",
+    "one_line",
+    "printable",
+    "resolve",
+    "version",
+]
 
 DISTRIBUTION = "sampler-zoo"
-
-T = TypeVar("T")
+INTERFACE = 1  # the version of what plug-ins may use; it is raised when a plug-in that works would no longer do so
+_MISSING: Any = object()
 
 
 @functools.cache  # it reads files, and every cell of a sweep asks
@@ -39,76 +44,8 @@ def version() -> str:
         return "0+source"
 
 
-def one_line(error: BaseException, limit: int = 400) -> str:
-    """'Type: message' on one line of printable characters, also for an error whose message cannot be had."""
-    kind = type(error).__name__
-    try:
-        text = str(error)
-    except BaseException as worse:
-        if type(worse) is KeyboardInterrupt:
-            raise
-        text = f"(its message cannot be shown: str() raises {type(worse).__name__})"
-    text = printable(text, limit)
-    return f"{kind}: {text}" if text else kind
-
-
-def printable(text: str, limit: int = 400) -> str:
-    """`text` on one line, without what a terminal would act on, cut off at `limit`."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= limit else text[:limit] + " [...]"
-
-
-# ---------------------------------------------------------------------------------------------- other people's code
-
-_swap = threading.Lock()
-_quiet: list[Any] = []  # the stdout to restore, once per call that is under way
-
-
-@contextlib.contextmanager
-def _prints_to_stderr() -> Iterator[None]:
-    """Send what is printed meanwhile to stderr, so that it does not end up in a table or in JSON.
-
-    Not contextlib.redirect_stdout: when two threads overlap, that one leaves stdout redirected for good.
-    """
-    with _swap:
-        _quiet.append(_quiet[0] if _quiet else sys.stdout)
-        sys.stdout = sys.stderr
-    try:
-        yield
-    finally:
-        with _swap:
-            stdout = _quiet.pop()
-            if not _quiet:
-                sys.stdout = stdout
-
-
-def guarded(run: Callable[..., T], *args: Any, importing: str | None = None) -> T:
-    """Call a plug-in's code. What it prints goes to stderr.
-
-    Args:
-        importing: the plug-in that `run` imports, if it does; a KeyboardInterrupt then says so.
-
-    Raises:
-        PluginError: whatever it raised, as one line.
-        KeyboardInterrupt: the user pressed Ctrl-C, or the plug-in raises it.
-    """
-    try:
-        with _prints_to_stderr():
-            return run(*args)
-    except PluginError as error:
-        raise PluginError(printable(str(error))) from error
-    except BaseException as error:
-        # A plug-in that raises KeyboardInterrupt itself cannot be told from the user's Ctrl-C, and Ctrl-C must work:
-        # that one class passes. Its subclasses, SystemExit and any other BaseException are the plug-in's doing.
-        if type(error) is KeyboardInterrupt:
-            if importing is None:
-                raise
-            raise KeyboardInterrupt(f"while plug-in {importing} was being imported") from error
-        raise PluginError(one_line(error)) from error
-
-
 def resolve(target: Any) -> Any:
-    """The object that an entry point or 'module:Class' names; any other target as it is."""
+    """The object that an entry point or 'module:object' names; any other target as it is."""
     if isinstance(target, metadata.EntryPoint):
         target = target.value
     if not isinstance(target, str):
@@ -121,52 +58,53 @@ def resolve(target: Any) -> Any:
     return value
 
 
-def _checked(cls: Any, name: str, family: str | None) -> type:
-    """`cls`, if it is a sampler that can be run under `name`; PluginError with the reason if it is not."""
-    from .sampler import Sampler
+def _interface_trouble(stated: Any, distribution: str) -> str | None:
+    """What is wrong with the interface that a plug-in says it was written for, or None."""
+    if stated is None or (stated == INTERFACE and type(stated) is int):
+        return None
+    if type(stated) is not int or stated < 1:
+        return f"{STATEMENT} is {stated!r}; it is a whole number of 1 or more, now {INTERFACE}"
+    what = f"written for interface {stated} of sampler-zoo, and this is interface {INTERFACE}: "
+    if stated > INTERFACE:
+        return what + f"upgrade sampler-zoo (this is {version()})"
+    return what + f"upgrade {distribution}; the changelog of sampler-zoo says what has changed"
 
-    if not (isinstance(cls, type) and issubclass(cls, Sampler)):
-        raise PluginError(f"{cls!r} is not a subclass of samplers.Sampler")
-    who = cls.__qualname__
-    said = {key: getattr(cls, key, None) for key in ("name", "family", "cite", "summary")}
-    if said["name"] != name:
-        raise PluginError(f"{who}.name is {said['name']!r}, but it is registered as {name!r}")
-    if said["family"] not in family_names():
-        raise PluginError(f"{who}.family is {said['family']!r}; known: {', '.join(family_names())}")
-    if family is not None and said["family"] != family:
-        raise PluginError(f"{who}.family is {said['family']!r}, but it is registered with family={family!r}")
-    for key in ("cite", "summary"):
-        if not isinstance(said[key], str):
-            raise PluginError(f"{who}.{key} is {said[key]!r}, not text")
-    if "__dataclass_fields__" not in vars(cls):
-        raise PluginError(f"{who} needs the decorator @dataclass(frozen=True)")
-    if cls.step is Sampler.step:
-        raise PluginError(f"{who} has no step method")
-    try:
-        inspect.signature(cls.step).bind(None, None, None)
-    except TypeError as error:
-        raise PluginError(f"{who}.step must take (self, predict, state): {error}") from error
-    for one in dataclasses.fields(cls):
-        if one.default is dataclasses.MISSING:
-            raise PluginError(f"option {one.name!r} of {who} has no default")
-    try:
-        cls()
-    except Exception as error:
-        raise PluginError(f"{who} cannot be made with its defaults: {one_line(error)}") from error
-    return cls
+
+def check_interface(target: str, distribution: str, *, imported: bool = False) -> None:
+    """PluginError if the module of 'module:object', or a package that it is in, was written for another interface.
+
+    Args:
+        imported: read the attribute of the module that was imported; otherwise the literal in its source.
+    """
+    module = target.partition(":")[0].strip()
+    stated: Any = None
+    if imported:
+        parts = module.split(".")
+        for n in range(len(parts), 0, -1):
+            stated = getattr(sys.modules.get(".".join(parts[:n])), STATEMENT, None)
+            if stated is not None:
+                break
+    else:
+        stated = interface(module)
+    if trouble := _interface_trouble(stated, distribution):
+        raise PluginError(trouble)
 
 
 # ---------------------------------------------------------------------------------------------- entries
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
-    """A registered name: where it comes from, and its class once it is loaded.
+    """A registered name: where it comes from, and the thing once it is loaded.
 
     Attributes:
-        target: a Sampler subclass, 'module:Class', or an entry point.
+        target: the thing, 'module:object', or an entry point.
         declared_family, declared_summary: what it was registered with, if anything.
-        error: why the class could not be loaded or is wrong, once that is known.
+        kind: what it is, one of samplers.kinds.KINDS.
+        registered: 'file:line' of the call of register(), if there was one.
+        entry_point: the entry point through which it was found, as 'group:name'; None for the zoo's own.
+        error: why it could not be loaded or is wrong, once that is known.
+        changes: names of global state that its import changed, and that was put back.
     """
 
     name: str
@@ -175,8 +113,12 @@ class Entry:
     target: Any
     declared_family: str | None = None
     declared_summary: str | None = None
+    kind: str = "samplers"
+    registered: str | None = None
+    entry_point: str | None = None
     error: str | None = None
-    _cls: type | None = field(default=None, repr=False)
+    changes: list[str] = field(default_factory=list, repr=False)
+    _object: Any = field(default=_MISSING, repr=False)
     _read: dict[str, str] | None = field(default=None, repr=False)
 
     @property
@@ -188,42 +130,84 @@ class Entry:
         return f"{self.distribution} {self.version}"
 
     @property
+    def own(self) -> bool:
+        """Whether it is the zoo's."""
+        return self.distribution == DISTRIBUTION
+
+    @property
     def target_text(self) -> str | None:
-        """'module:Class' of a target that is still to be imported."""
+        """'module:object' of a target that is still to be imported."""
         if isinstance(self.target, metadata.EntryPoint):
             return self.target.value
         return self.target if isinstance(self.target, str) else None
 
-    def load(self) -> type[Any]:
-        """The class.
+    @property
+    def module(self) -> str | None:
+        """The module of what was registered."""
+        text = self.target_text
+        return text.partition(":")[0].strip() if text is not None else getattr(self.target, "__module__", None)
+
+    @property
+    def where(self) -> str | None:
+        """'file:line' of the thing once it is loaded, before that of its registration; None if neither is known."""
+        found = self.target if self.target_text is None else self._object
+        if found is not _MISSING:
+            try:
+                return f"{inspect.getsourcefile(found)}:{inspect.getsourcelines(found)[1]}"
+            except (OSError, TypeError):
+                pass
+        return self.registered
+
+    def interface_trouble(self) -> str | None:
+        """What is wrong with the interface that its source says it was written for, or None; nothing is imported."""
+        try:
+            if not self.own and self.target_text is not None:
+                check_interface(self.target_text, self.distribution)
+        except PluginError as error:
+            return str(error)
+        return None
+
+    def load(self) -> Any:
+        """The thing: a sampler class, a function that makes a schedule, a problem class, and so on.
 
         Raises:
-            PluginError: it cannot be imported, or is no sampler; with the reason.
+            PluginError: it cannot be imported, or is none; with the reason.
         """
-        if self._cls is None:
+        if self._object is _MISSING:
+            importing = None if self.own else f"{self.name!r} of {self.origin}"
+            kind = KINDS[self.kind]
             try:
-                self._cls = guarded(
-                    lambda: _checked(resolve(self.target), self.name, self.declared_family),
-                    importing=None if self.distribution == DISTRIBUTION else f"{self.name!r} of {self.origin}",
-                )
+                if trouble := self.interface_trouble():
+                    raise PluginError(trouble)
+                found = guarded(lambda: resolve(self.target), importing=importing, changes=self.changes)
+                if not self.own and self.target_text is not None:
+                    check_interface(self.target_text, self.distribution, imported=True)
+                self._object = guarded(kind.check, found, self.name, self.declared_family)
             except PluginError as error:
                 self.error = str(error)
                 raise PluginError(
-                    f"sampler {self.name!r} was declared by {self.origin}, which is broken: {self.error}"
+                    f"{kind.one} {self.name!r} was declared by {self.origin}, which is broken: {self.error}"
                 ) from error
-        return self._cls
+        return self._object
 
     def said(self, key: str) -> str | None:
-        """The class's `name`, `family`, `summary` or `cite`, as far as it is known without importing anything."""
-        cls = self._cls or (self.target if isinstance(self.target, type) else None)
-        if cls is not None:
-            value = getattr(cls, key, None)
-            return printable(value) if isinstance(value, str) else None
+        """The thing's `name`, `family`, `summary` or `cite`, as far as it is known without importing anything."""
         declared = {"family": self.declared_family, "summary": self.declared_summary}.get(key)
+        found = self.target if self.target_text is None else self._object
+        if self.kind == "samplers" and isinstance(found, type):
+            value = getattr(found, key, None)
+            return printable(value) if isinstance(value, str) else None
         if declared is not None:
             return printable(declared)
+        if found is not _MISSING:
+            value = getattr(found, key, None)
+            if key == "summary" and not isinstance(value, str):
+                value = (inspect.getdoc(found) or "").partition("\n")[0] or None
+            return printable(value) if isinstance(value, str) else None
         if self._read is None:
             self._read = {k: printable(text) for k, text in literals(self.target_text or "").items()}
+        if key == "summary" and self.kind != "samplers":
+            return self._read.get(key, self._read.get("doc"))
         return self._read.get(key)
 
     @property
@@ -232,7 +216,7 @@ class Entry:
 
         None if it cannot be loaded. `said("family")` loads nothing.
         """
-        if self.distribution == DISTRIBUTION and self.declared_family is not None:
+        if self.own and self.declared_family is not None:
             return self.declared_family
         try:
             return self.load().family
@@ -265,7 +249,10 @@ class Entry:
         return float(value)
 
     def check(self) -> None:
-        """Load the class, and ask it all that the command line asks. PluginError if anything is wrong; kept in `error`."""
+        """Load the thing, and ask it all that the command line asks. PluginError if anything is wrong; kept in `error`."""
+        if self.kind != "samplers":
+            self.load()
+            return
         try:
             self.expected_nfe(64, 16)
         except PluginError as error:
@@ -279,9 +266,11 @@ class Report:
 
     Attributes:
         status: ok; broken; blocked (by SAMPLERS_PLUGINS); duplicate (another package has the name); shadowed (the zoo has
-            the name). A duplicate or shadowed sampler is reached as 'dist:name'.
-        samplers: the names that it registers.
+            the name); meddles (its import changed global state, which was put back). A duplicate or shadowed name is
+            reached as 'dist:name'.
+        samplers: the names of samplers that it registers.
         error: what is wrong, in one line.
+        others: the names of other things that it registers, by kind.
     """
 
     entry_point: str
@@ -291,3 +280,4 @@ class Report:
     samplers: list[str]
     error: str | None = None
     items: list[Entry] = field(default_factory=list, repr=False)
+    others: dict[str, list[str]] = field(default_factory=dict)

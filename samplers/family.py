@@ -8,18 +8,17 @@ A package brings a family by an entry point in the group `samplers.families`, wh
 
     [project.entry-points."samplers.families"]
     bayesian_flow = "samplers_bfn:BayesianFlow"
+
+or by the hook register_families.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from .errors import FamilyError, PluginError, UnknownNameError, did_you_mean
+from .errors import FamilyError
 
 if TYPE_CHECKING:
     from .arguments import Given
@@ -34,7 +33,6 @@ BUILT_IN = {
     "uniform": "samplers.token_family:UNIFORM",
     "gaussian": "samplers.gaussian.family:GAUSSIAN",
 }
-GROUP = "samplers.families"
 
 
 @dataclass
@@ -130,39 +128,13 @@ def family_of(name: str) -> Family:
         UnknownNameError: nobody registered it.
         PluginError: the package that registered it is broken.
     """
-    known = family_names()
-    if name not in known:
-        raise UnknownNameError(f"unknown family {name!r}{did_you_mean(str(name), known)} Known: {', '.join(known)}")
-    return _loaded(name, BUILT_IN[name] if name in BUILT_IN else _declared()[name].value)
+    from . import registry
 
-
-@functools.lru_cache(maxsize=64)
-def _loaded(name: str, target: str) -> Family:
-    from .entries import guarded
-
-    def load() -> Any:
-        module, _, attribute = target.partition(":")
-        return getattr(importlib.import_module(module.strip()), attribute.strip())
-
-    try:
-        made = guarded(load)
-        made = guarded(made) if isinstance(made, type) and issubclass(made, Family) else made
-    except PluginError as error:
-        raise PluginError(f"family {name!r} is broken: {error}") from error
-    if not isinstance(made, Family) or getattr(made, "name", None) != name:
-        raise PluginError(f"family {name!r}: {target} is {made!r}; a samplers.authoring.Family of that name is needed")
-    return made
+    return registry.find("families", name)
 
 
 def family_names() -> tuple[str, ...]:
     """The names of all families, those of the zoo first. Nothing is imported."""
-    return (*BUILT_IN, *sorted(_declared().keys() - BUILT_IN.keys()))
+    from . import registry
 
-
-def _declared() -> Mapping[str, metadata.EntryPoint]:
-    return {point.name: point for point in metadata.entry_points(group=GROUP)}
-
-
-def forget() -> None:
-    """Forget which families were loaded; see registry.reload."""
-    _loaded.cache_clear()
+    return (*BUILT_IN, *(name for name in registry.names_of("families", imports=False) if name not in BUILT_IN))

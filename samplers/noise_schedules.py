@@ -8,9 +8,7 @@ and tables with zero terminal SNR.
 
 from __future__ import annotations
 
-import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,8 +16,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from . import registry
 from .checks import shown
-from .errors import OptionError, did_you_mean
+from .errors import OptionError, UnknownNameError, did_you_mean
 
 __all__ = ["EDM", "Flow", "NoiseSchedule", "Point", "VPCosine", "VPLinear", "VPTable", "float64", "noise_schedule"]
 
@@ -481,19 +480,16 @@ def _check_time(who: str, time: str, known: tuple[str, ...]) -> None:
         raise OptionError(f"noise schedule {who!r}: time={time!r} is unknown{hint} Known: {', '.join(known)}")
 
 
-_NOISE: dict[str, Callable[[], NoiseSchedule]] = {
-    "vp_linear": VPLinear,
-    "vp_cosine": VPCosine,
-    "edm": EDM,
-    "flow": Flow,
-    **{name: functools.partial(VPTable.named, name) for name in _BETAS},
-    **{f"{name}(zero_snr)": functools.partial(VPTable.named, name, zero_snr=True) for name in _BETAS},
-}
-# Names with numbers: how one is written, what makes it, how many numbers.
-_WITH_NUMBERS: dict[str, tuple[str, Callable[..., NoiseSchedule], int]] = {
-    "flow": ("flow(shift)", Flow, 1),
-    "edm": ("edm(sigma_min,sigma_max)", EDM, 2),
-}
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> EDM:
+    """What the name 'edm(sigma_min,sigma_max)' stands for."""
+    return EDM(sigma_min, sigma_max)
+
+
+def flow(shift: float = 1.0) -> Flow:
+    """What the name 'flow(shift)' stands for."""
+    return Flow(shift)
+
+
 # What others call a schedule, where that name is not ours.
 _ELSEWHERE = {
     "linear": "'vp_linear' (continuous) or 'ddpm_linear' (a table of 1000 entries)",
@@ -514,7 +510,10 @@ def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
                             tables of 1000 entries: DDPM's, Stable Diffusion's, i-DDPM's (VPTable.named); each also with
                             zero terminal SNR, as in scaled_linear(zero_snr)
 
+    And those of plug-ins (the hook register_noise_schedules): 'name', 'name(3)' with numbers, 'dist:name'.
+
     Raises:
+        PluginError: it comes from a plug-in that is broken.
         OptionError: an unknown name, numbers that do not fit, or something that is neither a name nor a NoiseSchedule.
     """
     if isinstance(spec, NoiseSchedule):
@@ -527,22 +526,13 @@ def noise_schedule(spec: str | NoiseSchedule) -> NoiseSchedule:
     return _by_name(spec)
 
 
-@functools.lru_cache(maxsize=64)  # one name is one object: tables are compared by identity
 def _by_name(spec: str) -> NoiseSchedule:
-    text = spec.replace(" ", "").lower()
-    if text in _NOISE:
-        return _NOISE[text]()
-    word, _, rest = text.partition("(")
-    if word in _WITH_NUMBERS and re.fullmatch(r"[^()]*\)", rest):
-        form, make, count = _WITH_NUMBERS[word]
-        try:
-            numbers = [float(part) for part in rest[:-1].split(",")]
-        except ValueError:
-            numbers = []
-        if len(numbers) != count:
-            raise OptionError(f"noise schedule {shown(spec)}: {form} takes {count} number{'s' * (count > 1)}")
-        return make(*numbers)
-    if word in _ELSEWHERE:
-        raise OptionError(f"unknown noise schedule {shown(spec)}: here it is {_ELSEWHERE[word]}")
-    known = [*_NOISE, *(form for form, _, _ in _WITH_NUMBERS.values())]
-    raise OptionError(f"unknown noise schedule {shown(spec)}{did_you_mean(text, known)} Known: {', '.join(known)}")
+    text = spec.replace(" ", "")
+    if (lower := text.lower()).partition("(")[0] in registry.own_names("noise_schedules"):
+        text = lower
+    try:
+        return registry.made("noise_schedules", text)
+    except UnknownNameError as error:
+        if (word := lower.partition("(")[0]) in _ELSEWHERE:
+            raise OptionError(f"unknown noise schedule {shown(spec)}: here it is {_ELSEWHERE[word]}") from None
+        raise OptionError(str(error)) from None

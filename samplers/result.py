@@ -49,7 +49,8 @@ class Sample:
         seconds: split into denoiser and sampler.
         lengths: (B,) int64, each row's own length, prompt included; None for reals.
         sampler, options, distribution, version: what made it.
-        settings: the driver's arguments, as numbers, strings and lists that json can write.
+        settings: the driver's arguments, as numbers, strings and lists that json can write. "plugins" is there if something
+            beside the sampler came from a plug-in, such as {"grid": "zoo-one:halves 1.0"}: what, from where, which version.
         trace: the state before the first step and the states after each step, on request.
         fill: (B, L) bool, the positions that the run had to fill; None for reals.
         tokenizer: of the denoiser, if it has one; what `texts` are made with.

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from . import registry
 from .errors import OptionError, SamplersError, did_you_mean
 
 if TYPE_CHECKING:
@@ -47,13 +48,16 @@ def option(
     lt: float | None = None,
     choices: tuple[Any, ...] | None = None,
     check: Callable[[Any], Any] | None = None,
+    kind: str | None = None,
 ) -> Any:
     """A field of a sampler: its default, its bounds, and a line of help.
 
     Args:
         check: called with the value; raises OptionError (or ValueError) saying what would be right.
+        kind: what the value names, if it is the name of a thing that plug-ins can register (samplers.kinds.KINDS), such as
+            "grids": beside the choices, their names are accepted as well, and results say where it came from.
     """
-    bounds = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "check": check}
+    bounds = {"help": help, "ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices, "check": check, "kind": kind}
     return dataclasses.field(default=default, metadata={k: v for k, v in bounds.items() if v is not None})
 
 
@@ -77,8 +81,16 @@ class Option:
         signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
         parts = [f"{sign} {self.metadata[key]:g}" for key, sign in signs.items() if key in self.metadata]
         if "choices" in self.metadata:
-            parts.append("one of " + ", ".join(repr(c) for c in self.metadata["choices"]))
+            parts.append("one of " + ", ".join(repr(c) for c in self.choices))
         return ", ".join(parts)
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values that there are to choose from; () if it has bounds or a rule in their place."""
+        given, kind = self.metadata.get("choices", ()), self.metadata.get("kind")
+        if not given or kind is None:
+            return given
+        return (*given, *(name for name in registry.names_of(kind) if name not in given))
 
     def parse(self, text: str) -> Any:
         """The value that `text`, from a command line, stands for."""
@@ -94,6 +106,11 @@ class Option:
                 except ValueError:
                     continue
         return text
+
+    def _is_registered(self, value: Any) -> bool:
+        """Whether a plug-in has a thing of this name, for options that name one."""
+        kind = self.metadata.get("kind")
+        return kind is not None and registry.has(kind, value)
 
     def validated(self, value: Any, owner: str) -> Any:
         """`value` as a Python number, a whole one made a float if the option is a float; OptionError if it does not fit."""
@@ -112,9 +129,9 @@ class Option:
             raise OptionError(f"option {self.name!r} of {owner} is NaN")
         if value is not None:
             tests = {"ge": lambda b: value >= b, "gt": lambda b: value > b, "le": lambda b: value <= b}
-            tests |= {"lt": lambda b: value < b, "choices": lambda b: value in b}
+            tests |= {"lt": lambda b: value < b, "choices": lambda b: value in b or self._is_registered(value)}
             if any(key in self.metadata and not test(self.metadata[key]) for key, test in tests.items()):
-                hint = did_you_mean(str(value), map(str, self.metadata.get("choices", ())))
+                hint = did_you_mean(str(value), map(str, self.choices))
                 raise OptionError(f"option {self.name!r} of {owner} is {_shown(value)}; it must be {self.bounds}{hint}")
             if check := self.metadata.get("check"):
                 try:

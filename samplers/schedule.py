@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import registry
 from .checks import check_plan
-from .errors import OptionError, did_you_mean
+from .errors import OptionError, UnknownNameError, did_you_mean
 from .noise_schedules import EDM, Flow, NoiseSchedule, VPCosine, VPLinear, VPTable, float64, noise_schedule
 
 __all__ = [
@@ -98,7 +99,7 @@ class MaskSchedule:
         return float((1 - (1 - self.mass(steps)) ** n).sum())
 
 
-def _incomplete_beta(a: float, b: float) -> MaskSchedule:
+def incomplete_beta(a: float, b: float) -> MaskSchedule:
     # scipy is imported here because only this schedule needs it, and it is slow to import.
     from scipy.special import betainc, betaincinv
 
@@ -118,15 +119,15 @@ def sin2_of(gamma: MaskSchedule, name: str) -> MaskSchedule:
     )
 
 
-def _beta(a: float, b: float) -> MaskSchedule:
-    return sin2_of(_incomplete_beta(a, b), f"beta({a:g},{b:g})")
+def beta(a: float, b: float) -> MaskSchedule:
+    return sin2_of(incomplete_beta(a, b), f"beta({a:g},{b:g})")
 
 
-def _power(p: float) -> MaskSchedule:
+def power(p: float) -> MaskSchedule:
     return MaskSchedule(f"u^{p:g}", lambda u: u**p, lambda a: a ** (1 / p))
 
 
-def _masked_power(p: float) -> MaskSchedule:
+def masked_power(p: float) -> MaskSchedule:
     return MaskSchedule(
         f"1-(1-u)^{p:g}",
         lambda u: -torch.expm1(p * torch.log1p(-u)),
@@ -134,40 +135,36 @@ def _masked_power(p: float) -> MaskSchedule:
     )
 
 
-def _exp(k: float) -> MaskSchedule:
+def exp(k: float) -> MaskSchedule:
     top = math.expm1(k)
     return MaskSchedule(f"exp({k:g})", lambda u: torch.expm1(k * u) / top, lambda a: torch.log1p(a * top) / k)
 
 
-def _log(k: float) -> MaskSchedule:
+def log(k: float) -> MaskSchedule:
     top = math.expm1(-k)
     return MaskSchedule(f"log({k:g})", lambda u: -torch.log1p(u * top) / k, lambda a: torch.expm1(-k * a) / top)
 
 
-_FORMULAS = {
-    "linear": MaskSchedule("linear", lambda u: u, lambda a: a),
-    "1-cos": MaskSchedule(  # as 2 sin^2(pi u/4), which keeps its digits at small u
-        "1-cos",
-        lambda u: 2 * torch.sin(math.pi / 4 * u) ** 2,
-        lambda a: 4 / math.pi * torch.arcsin(torch.sqrt(a / 2)),
-    ),
-    "sin": MaskSchedule("sin", lambda u: torch.sin(math.pi / 2 * u), lambda a: 2 / math.pi * torch.arcsin(a)),
-    "arcsin": MaskSchedule(  # Guidance-MaskGIT's "arccos": a = 1 - arccos(u) / (pi/2)
-        "arcsin", lambda u: 2 / math.pi * torch.arcsin(u), lambda a: torch.sin(math.pi / 2 * a)
-    ),
-    "sin^2": MaskSchedule(
-        "sin^2", lambda u: torch.sin(math.pi / 2 * u) ** 2, lambda a: 2 / math.pi * torch.arcsin(torch.sqrt(a))
-    ),
-}
-# Formulas with numbers in them: how one is written, its pattern, its maker, an example, and the largest number (beyond
-# it float64 overflows).
-_FAMILIES: tuple[tuple[str, str, Callable[..., MaskSchedule], str, float], ...] = (
-    ("beta(a,b)", r"beta\(([^,]+),([^,]+)\)", _beta, "beta(0.9,0.3)", math.inf),
-    ("I(a,b)", r"i\(([^,]+),([^,]+)\)", _incomplete_beta, "I(0.9,0.3)", math.inf),
-    ("u^p", r"u\^(.+)", _power, "u^2", math.inf),
-    ("1-(1-u)^p", r"1-\(1-u\)\^(.+)", _masked_power, "1-(1-u)^0.5", math.inf),
-    ("exp(k)", r"exp\((.+)\)", _exp, "exp(5)", 700.0),
-    ("log(k)", r"log\((.+)\)", _log, "log(5)", 700.0),
+linear = MaskSchedule("linear", lambda u: u, lambda a: a)
+one_minus_cos = MaskSchedule(  # as 2 sin^2(pi u/4), which keeps its digits at small u
+    "1-cos", lambda u: 2 * torch.sin(math.pi / 4 * u) ** 2, lambda a: 4 / math.pi * torch.arcsin(torch.sqrt(a / 2))
+)
+sin = MaskSchedule("sin", lambda u: torch.sin(math.pi / 2 * u), lambda a: 2 / math.pi * torch.arcsin(a))
+arcsin = MaskSchedule(  # Guidance-MaskGIT's "arccos": a = 1 - arccos(u) / (pi/2)
+    "arcsin", lambda u: 2 / math.pi * torch.arcsin(u), lambda a: torch.sin(math.pi / 2 * a)
+)
+sin2 = MaskSchedule(
+    "sin^2", lambda u: torch.sin(math.pi / 2 * u) ** 2, lambda a: 2 / math.pi * torch.arcsin(torch.sqrt(a))
+)
+# Our formulas with numbers in them: the registered name, how one is written, its pattern, an example, and the largest number
+# (beyond it float64 overflows).
+_WITH_NUMBERS: tuple[tuple[str, str, str, str, float], ...] = (
+    ("beta", "beta(a,b)", r"beta\(([^,]+),([^,]+)\)", "beta(0.9,0.3)", math.inf),
+    ("I", "I(a,b)", r"i\(([^,]+),([^,]+)\)", "I(0.9,0.3)", math.inf),
+    ("u^p", "u^p", r"u\^(.+)", "u^2", math.inf),
+    ("1-(1-u)^p", "1-(1-u)^p", r"1-\(1-u\)\^(.+)", "1-(1-u)^0.5", math.inf),
+    ("exp", "exp(k)", r"exp\((.+)\)", "exp(5)", 700.0),
+    ("log", "log(k)", r"log\((.+)\)", "log(5)", 700.0),
 )
 _MEANS = (
     "linear: a = u; 1-cos: a = 1 - cos(pi u/2); sin: a = sin(pi u/2); arcsin: a = 2 arcsin(u)/pi; sin^2; "
@@ -200,20 +197,24 @@ def mask_schedule(spec: str | MaskSchedule) -> MaskSchedule:
     log(k)      -ln(1 - (1 - e^-k) u) / k, ln(1 + (e^k - 1) t)/k of the masked: fewer still early, most in the last steps.
                 k = 5 is eMIGM's "log"
 
+    And those of plug-ins (the hook register_mask_schedules): 'name', 'name(3)' with numbers, 'dist:name'.
+
     Raises:
+        PluginError: it comes from a plug-in that is broken.
         OptionError: an unknown formula, a number that is not positive, 'cosine' or 'poly' (each names two opposite
             schedules).
     """
     if isinstance(spec, MaskSchedule):
         return spec
     text = str(spec).replace(" ", "").lower()
-    if text in _FORMULAS:
-        return _FORMULAS[text]
+    own, numbered = registry.own_names("mask_schedules"), [w[0].lower() for w in _WITH_NUMBERS]
+    if text in own and text not in numbered:
+        return registry.made("mask_schedules", text)
     if (word := text.partition("(")[0].partition("-")[0]) in _TWO_MEANINGS:
         raise OptionError(
             f"schedule {spec!r}: {word!r} names two opposite schedules in this field: write {_TWO_MEANINGS[word]}"
         )
-    for form, pattern, make, example, most in _FAMILIES:
+    for name, form, pattern, example, most in _WITH_NUMBERS:
         if match := re.fullmatch(pattern, text):
             try:
                 numbers = [float(g) for g in match.groups()]
@@ -223,9 +224,17 @@ def mask_schedule(spec: str | MaskSchedule) -> MaskSchedule:
                 several = "two positive numbers" if match.re.groups == 2 else "a positive number"
                 limit = f" up to {most:g}" if most < math.inf else ""
                 raise OptionError(f"schedule {spec!r}: {form} takes {several}{limit}, such as {example}")
-            return make(*numbers)
-    hint = did_you_mean(text, [*_FORMULAS, *(f[0] for f in _FAMILIES)])
-    raise OptionError(f"unknown mask schedule {spec!r}{hint} Known: {_MEANS}")
+            return registry.find("mask_schedules", name)(*numbers)
+    written = str(spec).replace(" ", "")
+    try:
+        if text in numbered:
+            raise UnknownNameError(text)
+        return registry.made("mask_schedules", written)
+    except UnknownNameError:
+        others = [name for name in registry.names_of("mask_schedules") if name not in own]
+        hint = did_you_mean(written, [*own, *(w[1] for w in _WITH_NUMBERS), *others])
+        more = f"; of plug-ins: {', '.join(others)}" if others else ""
+        raise OptionError(f"unknown mask schedule {spec!r}{hint} Known: {_MEANS}{more}") from None
 
 
 def step_tables(block_steps: Tensor, curve: Callable[[int], Tensor]) -> tuple[Tensor, Tensor]:

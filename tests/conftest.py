@@ -1,5 +1,7 @@
 """What several files of tests share."""
 
+import sys
+
 import pytest
 
 
@@ -17,6 +19,27 @@ def cli(capsys):
         return code, out, err
 
     return call
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder of installed distributions: call it to install one."""
+    from dists import lay
+
+    from samplers import registry
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = []
+
+    def install(dist, module, code, entry_points, **kw):
+        lay(tmp_path, dist, module, code, entry_points, **kw)
+        made.append(module)
+        registry.reload()
+
+    yield install
+    registry.reload()
+    for module in made:
+        sys.modules.pop(module, None)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from test_plugins import lay, python
+from dists import lay, python
 
 import samplers
 from samplers import FamilyError, OptionError, PluginError, UnknownNameError, problems, registry
@@ -147,9 +147,9 @@ def test_what_is_wrong_is_named(washed):
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        ("Washed = 3", "3; a samplers.authoring.Family of that name is needed"),
+        ("Washed = 3", "3 is not a samplers.authoring.Family"),
         ("raise SystemExit(4)", "SystemExit: 4"),
-        ("from samplers.authoring import Family\nclass Washed(Family):\n    name = 'other'", "Family of that name"),
+        ("from samplers.authoring import Family\nclass Washed(Family):\n    name = 'other'", "name is 'other', but it is registered as 'washed'"),
     ],
 )
 def test_a_family_that_is_broken_is_named_and_hurts_nobody(washed, code, says):

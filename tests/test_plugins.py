@@ -1,68 +1,18 @@
 """Plug-ins: found, lazy, broken, twice, blocked. Fake distributions on sys.path, as pip would leave them."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
+from dists import SAMPLER, lay, python
 
 import samplers
 from samplers import OptionError, PluginError, UnknownNameError, registry
 from samplers._declared import literals
 from samplers.family import BUILT_IN
-
-SAMPLER = """
-    from dataclasses import dataclass
-    from samplers import Sampler, option
-
-    @dataclass(frozen=True)
-    class S(Sampler):
-        '''A sampler made for a test, eq. 0.'''
-        name, family, cite, summary = "{name}", "masked", "nobody", "takes everything at once"
-
-        def step(self, predict, state):
-            return state.commit(state.open, predict(state).token)
-"""
-
-
-def lay(folder, dist, module, code, entry_points, group="samplers", version="1.0"):
-    """A distribution as pip would leave it."""
-    (folder / f"{module}.py").write_text(textwrap.dedent(code))
-    info = folder / f"{dist.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n")
-    lines = "\n".join(f"{name} = {target}" for name, target in entry_points.items())
-    (info / "entry_points.txt").write_text(f"[{group}]\n{lines}\n")
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    """A folder of installed distributions: call it to install one."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    made = []
-
-    def install(dist, module, code, entry_points, **kw):
-        lay(tmp_path, dist, module, code, entry_points, **kw)
-        made.append(module)
-        registry.reload()
-
-    yield install
-    registry.reload()
-    for module in made:
-        sys.modules.pop(module, None)
-
-
-def python(code, folder):
-    """Run code in a process of its own, in `folder`, with the distributions there installed."""
-    root = str(Path(samplers.__file__).parents[1])
-    path = os.pathsep.join([str(folder), root, os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    env = os.environ | {"PYTHONPATH": path}
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
 
 
 def reports():
@@ -211,18 +161,6 @@ def test_environment_restricts_loading(site, monkeypatch, allowed, there):
     assert ("one" in samplers.list_samplers()) is there
     assert reports()["zoo-one"].status == ("ok" if there else "blocked")
     assert "radd" in samplers.list_samplers()
-
-
-def test_every_hook_is_documented_and_tested():
-    from samplers import hookspecs
-
-    root = Path(__file__).parent.parent
-    hooks = [name for name, value in vars(hookspecs).items() if hasattr(value, "samplers_spec")]
-    assert hooks == ["register_samplers"]
-    for hook in hooks:
-        guide = (root / "docs" / "writing_a_sampler.md").read_text()
-        assert f"{hook}(register)" in guide, f"the authors' guide does not explain {hook}"
-        assert f"def {hook}(register" in Path(__file__).read_text()
 
 
 def test_hello_is_installed_and_listed():
@@ -420,7 +358,7 @@ def test_a_bad_plugin_is_named_in_one_line(site, cli, bad):
     (line,) = [line for line in out.splitlines() if line.startswith("broken")]
     assert line.startswith(f"broken  {next(iter(points))} (zoo-{name} 0.3): ")
     assert says in line
-    assert "noise" not in out.replace("after noise", "")
+    assert "noise" not in re.sub(r"register_\w+|after noise", "", out)
     assert samplers.create("radd").name == "radd"
     assert samplers.create("threshold").name == "threshold"
 
@@ -505,7 +443,7 @@ def test_prints_go_to_stderr_also_when_threads_overlap(capsys):
 
 def test_a_plugin_may_look_at_the_registry_while_it_is_imported(site):
     code = SAMPLER.format(name="curious") + "\n    import samplers as zoo\n    SEEN = zoo.list_samplers('*')\n"
-    code += textwrap.indent(HOOK + "register(S)", "    ")
+    code += textwrap.indent(HOOK + "[register(one) for one in [S]]", "    ")  # which no list can read
     site("zoo-curious", "zoo_curious", code, {"curious": "zoo_curious"}, group="samplers.plugins")
     assert "curious" in samplers.list_samplers()
     assert "radd" in sys.modules["zoo_curious"].SEEN
@@ -569,8 +507,8 @@ def test_an_error_imports_no_plugin(site):
 
 
 def test_using_the_zoos_own_imports_no_plugin(site):
-    """Not even a hook module, which has to be imported to know what it registers."""
-    code = "import samplers as zoo\n@zoo.hookimpl\ndef register_samplers(register): pass\n"
+    """Not even a module of hooks whose source does not tell what it registers."""
+    code = "import samplers as zoo\n@zoo.hookimpl\ndef register_samplers(register): [register for _ in ()]\n"
     site("zoo-quiet", "zoo_quiet", code, {"quiet": "zoo_quiet"}, group="samplers.plugins")
     from samplers.testing.tiny import TinyNet
 

@@ -20,7 +20,7 @@ from ..family import BUILT_IN, family_names, family_of
 from ..feeds.sequence import missing_capabilities
 from .request import Request, parse_options
 from .source import fingerprint
-from .user_model import is_user_model, load_prompts, subject
+from .user_model import added_metric, is_user_model, load_prompts, modules_of, subject
 
 __all__ = ["Cell", "cells_of", "label", "plan", "unavailable"]
 
@@ -35,7 +35,8 @@ class Cell:
         knob: 'steps', or the option that is walked. value: the value of the knob.
         options: all options of the sampler.
         settings: arguments of sample(): steps, temperature, block_length and so on.
-        metric, higher: as in the request, for a user's model; a problem scores all it can.
+        metric, higher: as in the request, for a user's model; a problem scores all it can, and a registered metric
+            on request.
     """
 
     problem: str
@@ -127,7 +128,7 @@ def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
         _check_length(request, problem, families)
     chosen = [(f, n) for f in families for n in registry.names(request.samplers, f) if _runs(n, f, problem)]
     given = parse_options(request.options, [n for _, n in chosen])
-    modules = [spec.partition(":")[0] for spec in (problem, request.prompts, request.metric) if spec and ":" in spec]
+    modules, metric = modules_of(problem, request.prompts, request.metric), added_metric(problem, request.metric)
     cells = []
     for family, name in chosen:
         cls, item = registry.load(name), registry.entry(name)
@@ -173,7 +174,7 @@ def cells_of(request: Request, problem: str, seed: int) -> list[Cell]:
                     seed=seed,
                     rows=rows,
                     batch=batch,
-                    metric=request.metric if is_user_model(problem) else None,
+                    metric=metric,
                     higher=request.higher,
                 )
             )

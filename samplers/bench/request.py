@@ -32,8 +32,9 @@ class Request:
         block_length: positions per block, for token samplers.
         gen_length: positions to fill, for token models that take any length.
         prompts: module:attribute of lists of token ids, one per row, for a user's model; there are at most as many rows.
-        metric: what plots use. On a problem: one of its metrics; None: its primary one. On a user's model: module:function,
-            which is given the Sample; None: nothing is scored.
+        metric: what plots use. On a problem: one of its metrics, or a registered one, which is then measured as well; None: its
+            primary one. On a user's model: module:function, which is given the Sample, or a registered one; None: nothing is
+            scored.
         higher: whether more of a user's metric is better.
         options: 'name=value' for all samplers that have the option, 'sampler.name=value' for one.
         caches: KV caches to compare, None for none; a sampler with one is called 'sampler + cache'.

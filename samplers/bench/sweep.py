@@ -26,7 +26,7 @@ from .machine import machine
 from .records import Record, pack
 from .request import Request
 from .store import Store, session
-from .user_model import load_prompts, subject
+from .user_model import is_user_model, load_prompts, subject
 
 __all__ = ["CellWork", "Outcome", "execute", "run", "run_cell", "run_cells"]
 
@@ -256,7 +256,10 @@ def run_cell(cell: Cell, problem: Problem, denoiser: Any) -> Record:
             "per_row": float(made.nfe_rows.double().mean()),
         }
         record["seconds"] = {"denoiser": made.seconds.denoiser, "sampler": made.seconds.sampler}
-        record["score"] = problem.score(made, cell.family).to_dict()
+        added = () if cell.metric is None or is_user_model(cell.problem) else (cell.metric,)
+        record["score"] = problem.score(made, cell.family, added).to_dict()
+        if used := made.settings.get("plugins", {}) | registry.provenance([("metrics", cell.metric)]):
+            record["plugins"] = used
         record["x"] = pack(made.x)
     except OptionError as error:
         record |= {"status": "declined", "error": registry.one_line(error)}

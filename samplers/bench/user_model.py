@@ -8,28 +8,58 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .. import problems, registry
 from ..denoiser import Denoiser
-from ..errors import ModelError, OptionError, SamplersError, UnknownNameError, did_you_mean
+from ..errors import (
+    ModelError,
+    OptionError,
+    PluginError,
+    SamplersError,
+    UnknownNameError,
+    did_you_mean,
+    unknown_option,
+)
 from ..likelihood import nll
 from ..models import pretrained, zoo
 from ..models.denoiser import read_spec
 from ..problems import Estimate, Problem, Score
-from ..problems.base import mean_estimate
+from ..problems.base import mean_estimate, measured
 
 __all__ = ["UserModel", "is_user_model", "load_denoiser", "load_prompts", "subject"]
 
 
 def is_user_model(name: str) -> bool:
-    """Whether a name is module:attribute, hf:NAME or a model in the box, and not an exact problem."""
-    return ":" in name or name in zoo.list_models()
+    """Whether a name is module:attribute, hf:NAME, a model in the box or of a plug-in, and not an exact problem."""
+    return not registry.has("problems", name) and (":" in name or registry.has("denoisers", name.partition("?")[0]))
+
+
+def added_metric(problem: str, metric: str | None) -> str | None:
+    """`metric`, if a sweep must ask for it: on a user's model, or one that is registered and not among the problem's own."""
+    if metric is None or is_user_model(problem):
+        return metric
+    return metric if metric not in _own_metrics(problem) and registry.has("metrics", metric) else None
+
+
+@functools.lru_cache(maxsize=8)
+def _own_metrics(problem: str) -> tuple[str, ...]:
+    made = problems.create(problem)
+    return tuple(made.score(made.sample_truth(8)))
+
+
+def modules_of(problem: str, prompts: str | None, metric: str | None) -> list[str]:
+    """The modules whose source decides what a sweep measures, beside the sampler's."""
+    registered = (("problems", problem), ("denoisers", problem.partition("?")[0]), ("metrics", metric or ""))
+    found = [spec.partition(":")[0] for spec in (problem, prompts, metric) if spec and ":" in spec]
+    items = [registry.entry(name, kind) for kind, name in registered if registry.has(kind, name)]
+    return found + [item.module for item in items if not item.own and item.module is not None]
 
 
 def load_object(spec: str, what: str) -> Any:
@@ -73,12 +103,13 @@ def load_denoiser(spec: str) -> Denoiser:
     """The denoiser that a name stands for.
 
     Args:
-        spec: module:attribute of a Denoiser, or of a function that returns one; the name of a model in the box; or hf:NAME
+        spec: module:attribute of a Denoiser, or of a function that returns one; the name of a model in the box, or of one that a
+            plug-in registers ('name', 'dist:name', with arguments of its function as in 'name?size=3&noise=edm'); or hf:NAME
             for a folder of safetensors or a repository on the Hugging Face hub, with arguments of `pretrained` if need be:
             hf:NAME?attention=full&shift=1 (see read_spec).
 
     Raises:
-        OptionError: there is no such model, or it cannot be loaded.
+        OptionError: there is no such model, or it cannot be loaded. PluginError: it comes from a plug-in that is broken.
     """
     if spec.startswith("hf:"):
         try:
@@ -86,6 +117,8 @@ def load_denoiser(spec: str) -> Denoiser:
             return pretrained(name, **told)
         except ModelError as error:
             raise OptionError(f"{spec}: {error}") from error
+    if registry.has("denoisers", spec.partition("?")[0]):
+        return _registered(spec)
     if spec and ":" not in spec:
         try:
             return zoo.load(spec)
@@ -102,6 +135,47 @@ def load_denoiser(spec: str) -> Denoiser:
             "samplers.TokenDenoiser.wrap makes one of a callable"
         )
     return found
+
+
+def _registered(spec: str) -> Denoiser:
+    """What a registered function makes, with the arguments after '?'."""
+    name, _, query = spec.partition("?")
+    item = registry.entry(name, "denoisers")
+    make = item.load()
+    known = inspect.signature(make).parameters
+    told: dict[str, Any] = {}
+    for pair in filter(None, query.split("&")):
+        key, sign, value = pair.partition("=")
+        if not sign or not value:
+            raise OptionError(f"--denoiser {spec!r}: {key} has no value; write {key}=VALUE")
+        if key not in known:
+            raise unknown_option(f"denoiser {name!r}", key, list(known))
+        told[key] = _value(value, known[key].default)
+    if item.own:
+        return make(**told)
+    try:
+        denoiser = registry.guarded(functools.partial(make, **told))
+    except PluginError as error:
+        if isinstance(error.__cause__, SamplersError):  # its own words about an argument
+            raise error.__cause__ from None
+        raise PluginError(f"denoiser {name!r} of {item.origin} raises {error}") from error
+    if not isinstance(denoiser, Denoiser):
+        raise PluginError(f"denoiser {name!r} of {item.origin} is {type(denoiser).__name__}, not a samplers.Denoiser")
+    registry.remember(denoiser, item)
+    return denoiser
+
+
+def _value(text: str, default: Any) -> Any:
+    """An argument's text as what its default is: a bool, a whole number, a number, or text."""
+    try:
+        if isinstance(default, bool):
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+        if isinstance(default, (int, float)):
+            return type(default)(text)
+    except (KeyError, ValueError):
+        kind = "1 or 0" if isinstance(default, bool) else "a whole number" if isinstance(default, int) else "a number"
+        raise OptionError(f"--denoiser: {text!r} is not {kind}") from None
+    return text
 
 
 @functools.lru_cache(maxsize=1)
@@ -122,7 +196,8 @@ class UserModel(Problem):
     Args:
         spec: its name, as `load_denoiser` takes it.
         metric: module:function, which takes a Sample and returns a number or (B,) numbers, one per row; or "nll": nats per
-            token of what the run filled in, by samplers.nll of the model itself. None: nothing is scored.
+            token of what the run filled in, by samplers.nll of the model itself; or the name of a registered metric. None:
+            nothing is scored.
         higher: whether more of the metric is better.
     """
 
@@ -132,10 +207,13 @@ class UserModel(Problem):
         self.name, self.made = spec, load_denoiser(spec)
         self.families = (self.made.family,)
         self.length = getattr(self.made, "length", None)
-        self.metric = self._nll if metric == "nll" else load_object(metric, "--metric") if metric else None
-        self.metric_name = metric.rpartition(":")[2] if metric else None
+        self.registered = metric if metric != "nll" and metric and registry.has("metrics", metric) else None
+        self.metric = None
+        if metric and self.registered is None:
+            self.metric = self._nll if metric == "nll" else load_object(metric, "--metric")
+        self.metric_name = self.registered or (metric.rpartition(":")[2] if metric else None)
         self.higher = higher
-        if metric and not callable(self.metric):
+        if metric and not self.registered and not callable(self.metric):
             raise OptionError(f"--metric {metric!r} is {type(self.metric).__name__}, not a function of a Sample")
 
     def _nll(self, sample: Any) -> torch.Tensor:
@@ -148,12 +226,15 @@ class UserModel(Problem):
         self._family(family)
         return self.made
 
-    def score(self, sample: Any, family: str | None = None) -> Score:
-        """The user's metric. One number per row gives the mean with Student's interval; a single number has no interval."""
+    def score(self, sample: Any, family: str | None = None, metrics: Sequence[str] = ()) -> Score:
+        """The user's metric, and registered ones. One number per row gives the mean with Student's interval,
+        and a single number none."""
         family = self._family(family)
-        estimates: Mapping[str, Estimate] = {}
+        estimates: dict[str, Estimate] = {}
+        for name in dict.fromkeys(filter(None, (self.registered, *metrics))):
+            estimates |= measured(self, sample.x.detach().cpu(), family, name)
         if self.metric is not None and self.metric_name is not None:
-            estimates = {self.metric_name: self._estimate(self.metric(sample), len(sample.x))}
+            estimates |= {self.metric_name: self._estimate(self.metric(sample), len(sample.x))}
         return Score(estimates, problem=self.name, family=family, primary=self.metric_name or "")
 
     def _estimate(self, said: Any, rows: int) -> Estimate:
@@ -181,10 +262,10 @@ def subject(name: str, metric: str | None = None, higher: bool = False) -> Probl
     if is_user_model(name):
         return UserModel(name, metric, higher)
     problem = problems.create(name)
-    if metric is not None:
-        known: Sequence[str] = list(problem.score(problem.sample_truth(8)))
-        if metric not in known:
-            raise OptionError(
-                f"problem {name!r} has no metric {metric!r}{did_you_mean(metric, known)} It has: {', '.join(known)}"
-            )
+    if metric is not None and added_metric(name, metric) is None and metric not in _own_metrics(name):
+        own, known = _own_metrics(name), registry.names_of("metrics")
+        raise OptionError(
+            f"problem {name!r} has no metric {metric!r}{did_you_mean(metric, [*own, *known])} It has: {', '.join(own)}; "
+            f"and for all problems there are {', '.join(known)}"
+        )
     return problem

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar
 
 from ..family import BUILT_IN, family_names
+from ..kinds import KINDS
 
 T = TypeVar("T")
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -71,6 +72,13 @@ FAMILY: dict[str, Any] = {
     "type": kind(str, lambda v: v in family_names(), "a family; `samplers list` shows those of the installed samplers"),
     "metavar": "FAMILY",
     "help": f"kind of noise: {', '.join(BUILT_IN)}, or that of a plug-in",
+}
+
+KIND: dict[str, Any] = {
+    "choices": tuple(KINDS),
+    "default": "samplers",
+    "metavar": "KIND",
+    "help": f"kind of things: {', '.join(KINDS)} (default samplers)",
 }
 
 names = kind(_split, bool, "a name, or several with commas between them")

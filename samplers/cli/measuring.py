@@ -42,7 +42,8 @@ def measured(p: argparse.ArgumentParser, seeds: int) -> None:
     p.add_argument(
         "--metric",
         metavar="M",
-        help="metric to plot and to judge by: one of the problem's; with --denoiser MODULE:FUNCTION, which is given the "
+        help="metric to plot and to judge by: one of the problem's, or one of `samplers list --kind metrics`; with --denoiser "
+        "also MODULE:FUNCTION, which is given the "
         "Sample and returns a number, or one per row; or nll, of masked models: nats per token that the model itself finds "
         "in what was written, few where a text repeats itself (what `tune` takes on a masked model in the box)",
     )

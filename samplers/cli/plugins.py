@@ -12,15 +12,28 @@ from .arguments import AS_JSON, Commands, command
 from .catalogue import print_troubles
 from .output import make_console, print_json
 
-STYLES = {"ok": "green", "broken": "bold red", "blocked": "dim", "duplicate": "yellow", "shadowed": "yellow"}
+STYLES = {
+    "ok": "green",
+    "broken": "bold red",
+    "blocked": "dim",
+    "duplicate": "yellow",
+    "shadowed": "yellow",
+    "meddles": "yellow",
+}
+
+
+def _places(report: registry.Report) -> dict[str, str | None]:
+    """'file:line' of each thing that a plug-in registers, as far as it is known."""
+    return {item.name if item.kind == "samplers" else f"{item.kind}: {item.name}": item.where for item in report.items}
 
 
 def _plugins(args: argparse.Namespace) -> int:
     reports = registry.plugins()
     code = 1 if args.strict and any(r.status not in ("ok", "blocked") for r in reports) else 0
     if args.json:
-        keys = ("entry_point", "distribution", "version", "status", "samplers", "error")
-        print_json([{key: getattr(r, key) for key in keys} for r in reports])
+        keys = ("entry_point", "distribution", "version", "status", "samplers", "others", "error")
+        found = [{key: getattr(r, key) for key in keys} | {"where": _places(r)} for r in reports]
+        print_json(found)
         return code
     console = make_console()
     if not reports:
@@ -30,11 +43,18 @@ def _plugins(args: argparse.Namespace) -> int:
         )
         return code
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for header in ("entry point", "distribution", "version", "status", "samplers"):
+    for header in ("entry point", "distribution", "version", "status", "registers"):
         table.add_column(header)
     for r in reports:
         style = STYLES.get(r.status, "")
-        cells = (r.entry_point, r.distribution, r.version, Text(r.status, style=style), ", ".join(r.samplers))
+        registers = [", ".join(r.samplers), *(f"{kind}: {', '.join(names)}" for kind, names in r.others.items())]
+        cells = (
+            r.entry_point,
+            r.distribution,
+            r.version,
+            Text(r.status, style=style),
+            "; ".join(filter(None, registers)),
+        )
         table.add_row(*(c if isinstance(c, Text) else Text(c) for c in cells))
     console.print(table)
     troubled = [r for r in reports if r.error]
@@ -59,4 +79,4 @@ def _plugins(args: argparse.Namespace) -> int:
 def add(commands: Commands) -> None:
     p = command(commands, "plugins", _plugins, "plug-ins that are installed, and what is wrong with them")
     p.add_argument("--json", **AS_JSON)
-    p.add_argument("--strict", action="store_true", help="exit code 1 if any is broken, a duplicate, or shadowed")
+    p.add_argument("--strict", action="store_true", help="exit code 1 if any has something wrong: see the status")

@@ -171,7 +171,7 @@ def _sample(args: argparse.Namespace) -> int:
 def add(commands: Commands) -> None:
     p = command(commands, "sample", _sample, "run a sampler, and show or watch what it makes")
     what = p.add_mutually_exclusive_group()
-    what.add_argument("--problem", metavar="P", help="exact problem: digits, mixture, sudoku4, text")
+    what.add_argument("--problem", metavar="P", help="exact problem: digits, mixture, sudoku4, text, or a plug-in's")
     what.add_argument(
         "--denoiser",
         metavar="NAME|hf:NAME|MODULE:ATTRIBUTE",
@@ -215,9 +215,9 @@ def add(commands: Commands) -> None:
     )
     p.add_argument(
         "--window",
-        choices=("block",),
-        metavar="block",
-        help="part of the canvas that the model is given: up to the end of the present block (default: all)",
+        metavar="NAME",
+        help="part of the canvas that the model is given: block, up to the end of the present block, or that of a plug-in "
+        "(default: all)",
     )
     p.add_argument(
         "--cache", metavar="SCHEME", help="KV cache, if the denoiser has one: prefix, dual, delayed, delayed(k), block"

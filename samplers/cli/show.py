@@ -13,7 +13,7 @@ from .. import registry
 from ..errors import PluginError
 from ..family import family_of
 from ..registry import Entry
-from .arguments import AS_JSON, Commands, command
+from .arguments import AS_JSON, KIND, Commands, command
 from .catalogue import LENGTH, STEPS, facts_of
 from .output import make_console, print_json
 
@@ -79,7 +79,32 @@ def _fact_lines(about: dict[str, Any], cls: Any, trouble: str | None) -> dict[st
     return lines | {"source": about["source"], "from": f"{about['distribution']} {about['version']}"}
 
 
+def _show_other(args: argparse.Namespace) -> int:
+    """What is known of a thing that is no sampler."""
+    item = registry.entry(args.name, args.kind)
+    found = item.load()
+    about = {
+        "name": args.name,
+        "kind": registry.KINDS[args.kind].one,
+        "summary": item.said("summary"),
+        "doc": inspect.getdoc(found) or "",
+        "source": item.where,
+        "distribution": item.distribution,
+        "version": item.version,
+    }
+    if args.json:
+        return print_json(about)
+    console = make_console()
+    console.print(Text(f"{about['name']}  {about['kind']}, {item.origin}", style="bold"))
+    for text in (about["summary"], about["doc"], about["source"]):
+        if text:
+            console.print(Text(text))
+    return 0
+
+
 def _show(args: argparse.Namespace) -> int:
+    if args.kind != "samplers":
+        return _show_other(args)
     item = registry.entry(args.name)
     cls = item.load()
     about = registry.guarded(_about, args.name, item)
@@ -119,6 +144,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def add(commands: Commands) -> None:
-    p = command(commands, "show", _show, "everything about one sampler")
-    p.add_argument("name", help="sampler; 'dist:name' if several packages have the name")
+    p = command(commands, "show", _show, "everything about one sampler, or another thing that has a name")
+    p.add_argument("name", help="its name; 'dist:name' if several packages have the name")
+    p.add_argument("--kind", **KIND)
     p.add_argument("--json", **AS_JSON)

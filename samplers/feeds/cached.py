@@ -30,35 +30,152 @@ Full attention with dual and a block that is as long as the canvas is exact as w
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from .. import registry
 from ..denoiser import CacheUse, Counter, TokenDenoiser
-from ..errors import OptionError
+from ..errors import OptionError, PluginError, UnknownNameError
 from ..state import TokenState
 from . import Answer, Query
 from .plain import PlainFeed
 
-__all__ = ["SCHEMES", "CachedFeed", "Scheme", "cache_scheme"]
+__all__ = ["CachedFeed", "Scheme", "View", "cache_scheme"]
 
-SCHEMES = ("prefix", "dual", "delayed", "block")
 REFRESH = 8  # steps between full forward passes of "delayed", if it does not say
 PIECE = 2048  # most positions, but for whole blocks of the model, that "block" keeps in one forward pass
 
 
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a scheme chooses by: the A rows that share a cache, before a forward pass.
+
+    Attributes:
+        x: (A, length) int64, what the model is to see. asked: (A, length) bool, positions whose answer is needed; they are given
+            whatever the scheme chooses.
+        undecided: (A, length) bool, positions whose token may still change. inside: (A, length) bool, the present block.
+        active: (A,) bool, rows that are asked about. begins: (A,) bool, those whose present block begins now.
+        age: (A,) int64, forward passes since the present block began.
+        kept: (A, length) int64, the token from which each kept row was computed; -1: nothing is kept.
+        stored: (A,) int64, how many rows are kept from the front on, of schemes that keep a prefix for good.
+        room: how many positions the cache has. size: positions per block of the model's attention.
+    """
+
+    x: Tensor
+    asked: Tensor
+    undecided: Tensor
+    inside: Tensor
+    active: Tensor
+    begins: Tensor
+    age: Tensor
+    kept: Tensor
+    stored: Tensor
+    room: int
+    size: int
+
+    @property
+    def position(self) -> Tensor:
+        """(length,) int64: 0, 1, and so on."""
+        return torch.arange(self.x.shape[1], device=self.x.device)
+
+
 @dataclass(frozen=True)
 class Scheme:
-    """A caching scheme, and for `delayed` how many steps lie between full forward passes."""
+    """A caching scheme: which rows are given whole, and which positions of the others. Its fields are the numbers in its name.
 
-    name: str
-    refresh: int = REFRESH
+    A plug-in registers a subclass by the hook register_caches. What a scheme may vary is what `choose` returns and the class
+    attributes; the cache itself, guidance, rows of several lengths and models with shifted answers are the feed's affair.
+
+    Attributes:
+        name: as in cache="name", or cache="name(3)" if it has fields.
+        needs: which scheme of ours a model must support (TokenDenoiser.caches): "prefix", whose cache is not written in between;
+            "dual" or "delayed", whose windows write single rows; "block", which keeps a prefix for good.
+        writes: whether the keys and values of given positions replace those in the cache.
+        commits: whether what lies before the first undecided position is given once more when a block begins, and kept for
+            good, in whole blocks of the model. Nothing else is kept then.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
+    writes: ClassVar[bool] = False
+    commits: ClassVar[bool] = False
 
     def __str__(self) -> str:
-        return f"delayed({self.refresh})" if self.name == "delayed" else self.name
+        numbers = dataclasses.astuple(self)
+        return f"{self.name}({','.join(f'{n:g}' for n in numbers)})" if numbers else self.name
+
+    def choose(self, view: View) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What the model is given. It must not ask the device for a number in order to decide.
+
+        Returns:
+            full (A,) bool, rows that are given whole, all of whose keys and values are kept; a row of which nothing is kept is
+            given whole in any case. feed (A, length) bool, positions that are given in the other rows. keep (A, room) bool,
+            kept rows that a given position sees beside those that are given; None: all.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Prefix(Scheme):
+    """Full when a block begins; then the block and what comes after it, with the cache for what comes before (Fast-dLLM)."""
+
+    name = needs = "prefix"
+
+    def choose(self, view: View) -> tuple[Tensor, Tensor, Tensor | None]:
+        start = torch.where(view.inside, view.position, view.x.shape[1]).amin(1, keepdim=True)  # (A, 1)
+        keep = torch.arange(view.room, device=view.x.device) < start
+        return view.begins, view.position >= start, keep
+
+
+@dataclass(frozen=True)
+class Dual(Scheme):
+    """Full when a block begins; then the block alone, whose rows replace the cache's (Fast-dLLM)."""
+
+    name = needs = "dual"
+    writes = True
+
+    def choose(self, view: View) -> tuple[Tensor, Tensor, Tensor | None]:
+        return view.begins, view.inside, None
+
+
+@dataclass(frozen=True)
+class Delayed(Scheme):
+    """Full in a block's first two steps and every k-th; else what is undecided or was decided since it was given (dKV-Cache).
+
+    Attributes:
+        refresh: k, steps between full forward passes.
+    """
+
+    name = needs = "delayed"
+    writes = True
+    refresh: int = REFRESH
+
+    def __post_init__(self) -> None:
+        if self.refresh != int(self.refresh) or self.refresh < 1:
+            raise OptionError(f"refresh must be a whole number of 1 or more, not {self.refresh:g}")
+        object.__setattr__(self, "refresh", int(self.refresh))  # of "delayed(4)" it is a float
+
+    def choose(self, view: View) -> tuple[Tensor, Tensor, Tensor | None]:
+        full = view.active & ((view.age < 2) | (view.age % self.refresh == 0))
+        return full, view.undecided | (view.x != view.kept), None
+
+
+@dataclass(frozen=True)
+class Block(Scheme):
+    """For models that look back only: what is before the block is kept for good; then the block alone is given, not kept."""
+
+    name = needs = "block"
+    commits = True
+
+    def choose(self, view: View) -> tuple[Tensor, Tensor, Tensor | None]:
+        position = view.position
+        end = torch.where(view.inside | view.asked, position + 1, 0).amax(1, keepdim=True)
+        feed = (position >= view.stored[:, None]) & (position < -(-end // view.size) * view.size)
+        return torch.zeros_like(view.active), feed, None
 
 
 def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
@@ -67,25 +184,31 @@ def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
     Raises:
         OptionError: an unknown scheme, one that the denoiser does not support, a refresh interval below 1; a denoiser
             that is given more of a position than its token.
+        PluginError: it comes from a plug-in that is broken.
     """
     if spec is None:
         return None
-    match = re.fullmatch(r"(\w+)(?:\((\d+)\))?", spec) if isinstance(spec, str) else None
-    name = match[1] if match else None
-    if match is None or name not in SCHEMES or (match[2] is not None and (name != "delayed" or int(match[2]) < 1)):
-        raise OptionError(f"cache={spec!r}: prefix, dual, delayed, delayed(k) with k >= 1, block or None is needed")
-    if name not in denoiser.caches:
+    try:
+        scheme: Scheme = registry.made("caches", spec if isinstance(spec, str) else "")
+    except (UnknownNameError, OptionError) as error:
+        others = [name for name in registry.names_of("caches") if name not in registry.own_names("caches")]
+        why = f" ({error})" if isinstance(spec, str) and spec.partition("(")[0] in others else ""
+        names = "".join(f", {name}" for name in others)
+        raise OptionError(
+            f"cache={spec!r}: prefix, dual, delayed, delayed(k) with k >= 1, block{names} or None is needed{why}"
+        ) from None
+    if scheme.needs not in denoiser.caches:
         have = ", ".join(denoiser.caches) or "none"
-        why = "; block needs causal or block_causal attention" if name == "block" and denoiser.caches else ""
-        raise OptionError(f"cache={spec!r}: denoiser {denoiser.name!r} supports {have}{why}; use cache=None")
+        why = "; block needs causal or block_causal attention" if scheme.needs == "block" and denoiser.caches else ""
+        like = "" if scheme.needs == scheme.name else f", and {scheme.name} is for those that support {scheme.needs}"
+        raise OptionError(f"cache={spec!r}: denoiser {denoiser.name!r} supports {have}{like}{why}; use cache=None")
     for fact, what in (("self_conditioned", "its last logits"), ("time_per_position", "a time for each position")):
         if getattr(denoiser, fact):
             raise OptionError(
                 f"cache={spec!r}: denoiser {denoiser.name!r} is {fact}: it is given {what} beside the tokens, which no "
                 "cache passes on; use cache=None"
             )
-    assert name is not None
-    return Scheme(name, int(match[2]) if match[2] else REFRESH)
+    return scheme
 
 
 class CachedFeed:
@@ -183,7 +306,7 @@ class RunCache:
         cost = torch.zeros(len(state.x), dtype=torch.int64, device=x.device)
 
         parts = []
-        if self.scheme.name == "block":
+        if self.scheme.commits:
             cost[who] += self._commit_final_prefix(state, who, x, t, begins, counter)
         full, feed, keep = self._choose_positions(state, who, x, asked, block, active, begins)
         known = torch.zeros_like(asked)  # (A, length) asked positions whose answer is there already
@@ -204,9 +327,7 @@ class RunCache:
             rest = asked & ~known & ~full[:, None]
             left = needed - needed_full - n_known
             parts.append((rest, self._window(x, t, rest, feed, keep, width, left, counter)))
-        self.cached_token = torch.where(
-            full[:, None] | (feed if self.scheme.name in ("dual", "delayed") else False), x, self.cached_token
-        )
+        self.cached_token = torch.where(full[:, None] | (feed if self.scheme.writes else False), x, self.cached_token)
         self.block, self.age = torch.where(active, block, self.block), self.age + active
         cost[who] += full | windowed
         if len(parts) == 1:
@@ -245,27 +366,16 @@ class RunCache:
         begins: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows that get a full forward pass (A,), positions given (A, length) in the others, rows of the cache that are seen."""
-        name, canvas = self.scheme.name, state.canvas
         position = torch.arange(self.length, device=x.device)
-        inside = canvas.block[who, : self.length] == block[:, None]  # (A, length) the present block
-        start = torch.where(inside, position, self.length).amin(1, keepdim=True)  # (A, 1)
-        keep = None
-        if name == "block":
-            full = torch.zeros_like(active)
-            stored = self.store.lengths[:, None]
-            end = torch.where(inside | asked, position + 1, 0).amax(1, keepdim=True)
-            size = self.denoiser.attention_block
-            feed = (position >= stored) & (position < -(-end // size) * size)
-        elif name == "delayed":
-            full = active & ((self.age < 2) | (self.age % self.scheme.refresh == 0))
-            feed = state.undecided[who, : self.length] | (x != self.cached_token)
-        elif name == "dual":
-            full, feed = begins, inside
-        else:
-            full, feed = begins, position >= start
-            keep = torch.arange(self.room, device=x.device) < start
+        inside = state.canvas.block[who, : self.length] == block[:, None]  # (A, length) the present block
+        undecided, size = state.undecided[who, : self.length], self.denoiser.attention_block
+        kept, stored = self.cached_token, self.store.lengths
+        view = View(x, asked, undecided, inside, active, begins, self.age, kept, stored, self.room, size)
+        full, feed, keep = self.scheme.choose(view)
+        if registry.origin_of(self.scheme) is not None:
+            full, feed, keep = _checked(self.scheme, view, full, feed, keep)
         feed = feed | asked
-        if self.denoiser.shift and name != "block":
+        if self.denoiser.shift and not self.scheme.commits:
             feed = feed | torch.nn.functional.pad(asked[:, 1:], (0, 1))  # the line before a position answers for it
             if keep is not None:
                 first = torch.where(feed, position, self.length).amin(1, keepdim=True)  # (A, 1)
@@ -306,7 +416,7 @@ class RunCache:
         places = torch.where(feed, position, self.length).topk(width, largest=False, sorted=True).values
         at = places.clamp(max=self.length - 1)
         asked = asked.gather(1, at) & (places < self.length)
-        write = "scatter" if self.scheme.name in ("dual", "delayed") else None
+        write = "scatter" if self.scheme.writes else None
         told = CacheUse(self.store, at, count=feed.sum(1), write=write, keep=keep)
         return self._ask(x.gather(1, at), t, asked, needed, counter, told)
 
@@ -347,6 +457,23 @@ class RunCache:
             return counter.hidden(x, t, asked, needed, cache=feed)
         logits, index = counter.tokens(x, t, asked, needed, cache=feed)
         return logits if index is None else logits[index]
+
+
+def _checked(scheme: Scheme, view: View, full: Any, feed: Any, keep: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a plug-in's scheme chose, if it has the right shapes; rows of which nothing is kept are given whole."""
+    rows, length = view.x.shape
+    shapes = {"full": (full, (rows,)), "feed": (feed, (rows, length)), "keep": (keep, (rows, view.room))}
+    for what, (value, shape) in shapes.items():
+        if what == "keep" and value is None:
+            continue
+        if not (isinstance(value, Tensor) and tuple(value.shape) == shape and value.dtype == torch.bool):
+            got = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise PluginError(
+                f"cache {str(scheme)!r}: choose returned {what} of {got}; bool of shape {shape} is needed"
+            )
+    if scheme.commits:
+        return full & view.active, feed, keep
+    return view.active & (full | (view.kept[:, 0] < 0)), feed, keep
 
 
 def _runs(index: list[int]) -> tuple[tuple[int, int], ...]:

@@ -6,6 +6,7 @@ Guidance doubles the rows.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,11 +14,25 @@ from torch import Tensor
 
 from ..canvas import Layout, rows_of_each
 from ..denoiser import Counter, Previous, TokenDenoiser
+from ..errors import PluginError
 from ..random import DRAW_BLIND
 from ..state import TokenState
 from . import Answer, Query
 
-__all__ = ["PlainFeed"]
+__all__ = ["PlainFeed", "block"]
+
+
+def block(state: TokenState) -> Tensor:
+    """The model is given each row up to the end of its present block: (B,) int64."""
+    ends = state.canvas.block_end  # (B, blocks)
+    return ends.gather(1, state.block.clamp(max=ends.shape[1] - 1)[:, None]).squeeze(1)
+
+
+def _checked(end: Any, batch: int) -> Tensor:
+    if not (isinstance(end, Tensor) and end.shape == (batch,) and end.dtype == torch.int64):
+        got = f"{end.dtype} of shape {tuple(end.shape)}" if isinstance(end, Tensor) else type(end).__name__
+        raise PluginError(f"the window returned {got}; how far each of {batch} rows is given is needed, (B,) int64")
+    return end
 
 
 class PlainFeed:
@@ -27,7 +42,7 @@ class PlainFeed:
         cfg_scale, cfg_interval: the guidance of the run; see sample().
         pad: rows of all lengths share a forward pass, which is as long as the longest of those that take part; a shorter
             one is followed by filling. False: rows of one length do.
-        window: whether rows are given up to the end of their present block only.
+        window: how far rows are given at least, a function of the state: (B,) int64. None: to their ends.
     """
 
     cache_bytes = 0
@@ -40,7 +55,7 @@ class PlainFeed:
         cfg_interval: tuple[float, float],
         pad: bool = False,
         *,
-        window: bool = False,
+        window: Callable[[TokenState], Tensor] | None = None,
     ):
         self.counter, self.cfg_scale, self.cfg_interval = counter, cfg_scale, cfg_interval
         self.pad, self.window = pad, window
@@ -65,11 +80,11 @@ class PlainFeed:
 
     def _ends(self, state: TokenState, rows: Tensor | None) -> Tensor | None:
         """(B,) int64: how far each row is given; None: to its own end."""
-        if not self.window:
+        if self.window is None:
             return None
-        canvas = state.canvas
-        present = state.block.clamp(max=canvas.block_end.shape[1] - 1)[:, None]
-        end = canvas.block_end.gather(1, present).squeeze(1)
+        canvas, end = state.canvas, block(state)
+        if self.window is not block:  # a plug-in's, which may give more than the block, and not less
+            end = torch.maximum(end, _checked(self.window(state), len(state.x)))
         if rows is not None:  # a sampler may ask beyond the block
             after = torch.arange(1, rows.shape[1] + 1, device=rows.device)
             end = torch.maximum(end, torch.where(rows & canvas.fill, after, 0).amax(1))

@@ -73,7 +73,7 @@ class GaussianSampler(Sampler[G]):
     conformance = Conformance(order={"grid": "logsnr", "end": "t_end"})
 
     grid: str = option(
-        "auto", "spacing of the times; auto: by the schedule and the number of steps", choices=tuple(GRIDS)
+        "auto", "spacing of the times; auto: by the schedule and the number of steps", choices=GRIDS, kind="grids"
     )
     t_start: float | None = option(None, "time at which to start; none: the schedule's t_max", ge=0)
     t_end: float | None = option(None, "time at which to end; none: the schedule's t_min", ge=0)

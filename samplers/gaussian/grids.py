@@ -1,7 +1,7 @@
 """Grids: at which times a run of n evaluations asks the model.
 
 A grid is a function of a Span that gives the times of all points at once. `spaced` checks what it gives and makes Points.
-GRIDS is the register: name, function, one line of help.
+Their names are registered in samplers/builtin.py, and by plug-ins.
 
 A run that *closes* evaluates at every point and returns the last denoised x_0, which is a first-order step to sigma = 0. How
 long that last step should be differs by grid: "karras" evaluates at `end` itself, "trailing" stops one interval short of no
@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, did_you_mean
+from ..errors import OptionError, PluginError, UnknownNameError
+from ..guard import guarded
+from ..kinds import find, own_names
 from ..noise_schedules import Flow, NoiseSchedule, Point
 
-__all__ = ["GRIDS", "Grid", "Span", "spaced"]
+__all__ = ["GRIDS", "Span", "spaced"]
 
 # Where grids in lambda begin if x_T has hardly any signal, as in DPM-Solver's code for the cosine schedule: below it a
 # model can only say the mean, and intervals there would be lost. Their first point stays at `start`.
@@ -84,22 +86,22 @@ class Span:
         return self.schedule.t_of(lam)
 
 
-def _logsnr(span: Span) -> Tensor:
+def logsnr(span: Span) -> Tensor:
     first, last = span.lams()
     return span.by_lam(first + span.ramp() * (last - first))
 
 
-def _polyexponential(span: Span) -> Tensor:
+def polyexponential(span: Span) -> Tensor:
     first, last = span.lams()
     return span.by_lam(last + (1 - span.ramp()) ** (span.rho or 1.0) * (first - last))
 
 
-def _karras(span: Span) -> Tensor:
+def karras(span: Span) -> Tensor:
     """Karras et al. 2022, arXiv 2206.00364, eq. 5, on sigma / alpha."""
     return _rho_even(span, *span.lams())
 
 
-def _edm_flow(span: Span) -> Tensor:
+def edm_flow(span: Span) -> Tensor:
     first, last = span.lams()
     top, bottom = -math.log(80.0), -math.log(0.002)
     if first < top < last:
@@ -115,35 +117,35 @@ def _rho_even(span: Span, first: float, last: float) -> Tensor:
     return span.by_lam(-rho * torch.log(high + span.ramp() * (low - high)))
 
 
-def _kl_optimal(span: Span) -> Tensor:
+def kl_optimal(span: Span) -> Tensor:
     """Sabour et al. 2024, arXiv 2404.14507, eq. 15: even in arctan(sigma / alpha)."""
     ratio = torch.exp(-span.schedule.lam(span.at(span.start, span.end)))
     first, last = torch.arctan(ratio).tolist()
     return span.by_lam(-torch.log(torch.tan(first + span.ramp() * (last - first))))
 
 
-def _time_uniform(span: Span) -> Tensor:
+def time_uniform(span: Span) -> Tensor:
     return span.even(span.end, reach=True)
 
 
-def _time_quadratic(span: Span) -> Tensor:
+def time_quadratic(span: Span) -> Tensor:
     return span.even(span.end, reach=True, power=2.0)
 
 
-def _sgm_uniform(span: Span) -> Tensor:
+def sgm_uniform(span: Span) -> Tensor:
     return span.even(span.end, reach=False)
 
 
-def _linspace(span: Span) -> Tensor:
-    return span.indices(_sgm_uniform(span))
+def linspace(span: Span) -> Tensor:
+    return span.indices(sgm_uniform(span))
 
 
-def _trailing(span: Span) -> Tensor:
+def trailing(span: Span) -> Tensor:
     # Half to even, one index up, which is how numpy rounds N - i N / n.
     return span.indices(span.towards_none(), lambda t: torch.round(t + 1) - 1)
 
 
-def _simple(span: Span) -> Tensor:
+def simple(span: Span) -> Tensor:
     return span.indices(span.towards_none(), torch.ceil)
 
 
@@ -151,7 +153,7 @@ def _strided(span: Span, offset: int) -> Tensor:
     """Multiples of a whole stride up from `end`, which is as far as DDIM's code and many configurations go."""
     stride = (span.start - span.end + 1) // span.n if span.schedule.entries else (span.start - span.end) / span.n
     if not span.closing or not stride:
-        return _time_uniform(span)
+        return time_uniform(span)
     up = min(offset, span.start - span.end - stride * (span.n - 1)) if span.schedule.entries else 0.0
     times = span.end + up + stride * torch.arange(span.n - 1, -1, -1, dtype=torch.float64, device="cpu")
     if not (span.schedule.entries and span.start == span.schedule.t_max):
@@ -159,15 +161,15 @@ def _strided(span: Span, offset: int) -> Tensor:
     return times
 
 
-def _leading(span: Span) -> Tensor:
+def leading(span: Span) -> Tensor:
     return _strided(span, 0)
 
 
-def _ddim_uniform(span: Span) -> Tensor:
+def ddim_uniform(span: Span) -> Tensor:
     return _strided(span, 1)
 
 
-def _beta(span: Span) -> Tensor:
+def beta(span: Span) -> Tensor:
     """Lee et al. 2024, arXiv 2407.12173: quantiles of Beta(0.6, 0.6) in time."""
     # scipy is imported here because only this grid needs it, and it is slow to import.
     from scipy.special import betaincinv
@@ -177,7 +179,7 @@ def _beta(span: Span) -> Tensor:
     return span.indices(span.schedule.shifted(last + u * (first - last)))
 
 
-def _linear_quadratic(span: Span) -> Tensor:
+def linear_quadratic(span: Span) -> Tensor:
     """Mochi's: sigma falls by 0.025 of its range in the first half of the steps, and then ever faster, as a parabola."""
     i = torch.arange(span.n, dtype=torch.float64, device="cpu")
 
@@ -196,7 +198,7 @@ def _linear_quadratic(span: Span) -> Tensor:
     return span.schedule.time_of_sigma(sigma)
 
 
-def _logistic(span: Span) -> Tensor:
+def logistic(span: Span) -> Tensor:
     """Even in 1 / (1 + (0.85 alpha / sigma)^rho) of the unshifted time; rho = 1 if the run closes, otherwise 0.7.
 
     With rho = 1 this is the time of a rectified flow of shift 0.85, to which any schedule can be mapped. It is ours; the
@@ -236,53 +238,31 @@ def _ays(model: str) -> Callable[[Span], Tensor]:
     return place
 
 
-def _auto(span: Span) -> Tensor:
+def auto(span: Span) -> Tensor:
     """Trailing for a rectified flow that closes, so that its shift counts as its makers mean it; otherwise logistic."""
     if span.closing and isinstance(span.schedule, Flow):
-        return _trailing(span)
-    return _logistic(span)
+        return trailing(span)
+    return logistic(span)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A grid as it is registered.
+ays_sd15, ays_sdxl, ays_svd = (_ays(model) for model in ("sd15", "sdxl", "svd"))
 
-    Attributes:
-        place: Span -> (n,) float64, the times of the points, falling.
-        help: one line.
-    """
-
-    place: Callable[[Span], Tensor]
-    help: str
+# The zoo's own names. A plug-in adds others by the hook register_grids.
+GRIDS = own_names("grids")
 
 
-GRIDS: dict[str, Grid] = {
-    "auto": Grid(_auto, "trailing for a rectified flow that closes, otherwise logistic"),
-    "logsnr": Grid(_logsnr, "even in the half log-SNR"),
-    "exponential": Grid(_logsnr, "k-diffusion's name of logsnr"),
-    "polyexponential": Grid(
-        _polyexponential, "log sigma falls as a power of the ramp (k-diffusion); rho = 1 is logsnr"
-    ),
-    "karras": Grid(_karras, "even in (sigma / alpha)^(1 / rho), rho = 7 (Karras et al.)"),
-    "edm_flow": Grid(_edm_flow, "karras from sigma / alpha = 80 to 0.002, whatever the schedule's own ends"),
-    "kl_optimal": Grid(_kl_optimal, "even in arctan(sigma / alpha) (Align Your Steps)"),
-    "time_uniform": Grid(_time_uniform, "even in time, both ends included (DPM-Solver; linspace of diffusers' Euler)"),
-    "normal": Grid(_time_uniform, "ComfyUI's name of time_uniform"),
-    "time_quadratic": Grid(_time_quadratic, "even in the square root of time (DPM-Solver)"),
-    "sgm_uniform": Grid(_sgm_uniform, "even in time, one interval short of the end (ComfyUI)"),
-    "linspace": Grid(_linspace, "sgm_uniform at whole indices (linspace of diffusers' DPM-Solver)"),
-    "trailing": Grid(_trailing, "even in time, one interval short of no noise, at whole indices (diffusers)"),
-    "simple": Grid(_simple, "trailing with indices rounded up (ComfyUI)"),
-    "leading": Grid(_leading, "multiples of a whole stride (diffusers' DDIM and Euler with steps_offset 0)"),
-    "ddim_uniform": Grid(_ddim_uniform, "leading, one index up (ComfyUI; diffusers with steps_offset 1)"),
-    "beta": Grid(_beta, "quantiles of Beta(0.6, 0.6) in time: dense at both ends"),
-    "linear_quadratic": Grid(_linear_quadratic, "sigma falls slowly in the first half of the steps (Mochi, LTX-Video)"),
-    "logistic": Grid(_logistic, "even in 1 / (1 + (0.85 alpha / sigma)^rho), and short of no noise"),
-    **{
-        f"ays:{model}": Grid(_ays(model), f"Align Your Steps, the list for {model}, at any number of steps")
-        for model in _AYS
-    },
-}
+def _placed(place: Callable[[Span], Tensor], grid: str, span: Span) -> Tensor:
+    """What a plug-in's grid gives, if it is (n,) finite numbers."""
+    try:
+        times = guarded(place, span)
+    except PluginError as error:
+        raise PluginError(f"grid {grid!r} raises {error} for {span}") from error
+    if not isinstance(times, Tensor) or times.shape != (span.n,) or not bool(torch.isfinite(times).all()):
+        got = f"shape {tuple(times.shape)}" if isinstance(times, Tensor) else type(times).__name__
+        if isinstance(times, Tensor) and times.shape == (span.n,):
+            got = "values that are not finite"
+        raise PluginError(f"grid {grid!r} gives {got}; {span.n} finite times are needed, (n,) float64")
+    return times.detach().to("cpu", torch.float64, copy=True)
 
 
 def spaced(
@@ -301,18 +281,21 @@ def spaced(
     "leading" and "ddim_uniform" of a whole table begin where their stride does, below `start`, as they are published.
 
     Args:
-        grid: a name in GRIDS.
+        grid: a name in GRIDS, or that of a plug-in's grid.
         start, end: times of `schedule`.
         closing: the points are those of a run of `intervals` + 1 evaluations that then goes to sigma = 0, and where the
             last one lies is the grid's affair; otherwise the last one is `end`. Of intervals = 0 the one point is `start`.
         rho: the exponent of "karras" and "edm_flow" (None: 7), "polyexponential" (None: 1) and "logistic".
 
     Raises:
+        PluginError: the grid comes from a plug-in that is broken, or that gives no n finite numbers.
         OptionError: an unknown grid, start equal to end, a closing run that goes up in noise, or more points than
             float64 can tell apart.
     """
-    if grid not in GRIDS:
-        raise OptionError(f"unknown grid {grid!r}{did_you_mean(str(grid), GRIDS)} Known: {', '.join(GRIDS)}")
+    try:
+        place = find("grids", grid)
+    except UnknownNameError as error:
+        raise OptionError(str(error)) from None
     if not intervals:
         return schedule.points(torch.tensor([start], dtype=torch.float64, device="cpu"))
     if start == end:
@@ -326,7 +309,7 @@ def spaced(
             "let it end at its last time"
         )
     span = Span(schedule, max(start, end), min(start, end), intervals + 1, closing, rho)
-    times = GRIDS[grid].place(span)
+    times = place(span) if grid in GRIDS else _placed(place, grid, span)
     if not closing or float(times[0]) > span.start or grid not in ("leading", "ddim_uniform"):
         times[0] = span.start
     # A grid that reaches the end does so but for rounding.

@@ -36,6 +36,7 @@ class Ancestral(Sampler[TimedState]):
         "linear",
         "mask schedule: linear, 1-cos, sin, sin^2, beta(a,b), u^p, 1-(1-u)^p, exp(k), log(k)",
         check=mask_schedule,
+        kind="mask_schedules",
     )
 
     def init(self, canvas: Layout) -> TimedState:

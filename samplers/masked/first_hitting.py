@@ -45,7 +45,12 @@ class FirstHitting(Sampler[TimedState]):
     summary = "exact continuous-time reverse process: one forward pass per token, in random order"
     facts = Facts(bias="exact", static_plan=True)
 
-    schedule: str = option("linear", "mask schedule, which sets the times that the model is given", check=mask_schedule)
+    schedule: str = option(
+        "linear",
+        "mask schedule, which sets the times that the model is given",
+        check=mask_schedule,
+        kind="mask_schedules",
+    )
     method: str = option(
         "parallel",
         "how a step draws several positions",

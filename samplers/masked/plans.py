@@ -138,6 +138,7 @@ class ScheduledSampler(Sampler[Any]):
         "even",
         "positions per step: even, floor(eps), or a mask schedule: linear, 1-cos, beta(a,b) ...",
         check=parse_plan,
+        kind="mask_schedules",
     )
     least: int = option(0, "least number of positions per step; with 0 a plan may have steps that commit nothing", ge=0)
     steps_per_block: int | None = whole_block_option()

@@ -67,7 +67,7 @@ class ReMDM(Sampler[RemaskState]):
     t_on: float = option(0.55, "loop: the time, from 1 to 0, at which it begins", gt=0, lt=1)
     t_off: float = option(0.05, "loop: the time at which it ends; below t_on", gt=0, lt=1)
     alpha_on: float = option(0.9, "loop: the visible fraction during the loop", gt=0, lt=1)
-    schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule)
+    schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule, kind="mask_schedules")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,7 +39,7 @@ class ThetaRK2(Sampler[TimedState]):
     conformance = Conformance(one_at_a_time={"block_length": 1}, redraws=(DRAW_TOKEN,))
 
     theta: float = option(0.5, "length of the trial leap as a share of the step", gt=0, le=0.5)
-    schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule)
+    schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule, kind="mask_schedules")
 
     def init(self, canvas: Layout) -> TimedState:
         return TimedState.begin(canvas, schedule=self.schedule)

@@ -45,7 +45,7 @@ class ThetaTrapezoidal(Sampler[TimedState]):
     conformance = Conformance(one_at_a_time={"block_length": 1}, redraws=(DRAW_TOKEN,))
 
     theta: float = option(0.5, "place of the second forward pass in the step; robust from 0.3 to 0.5", gt=0, lt=1)
-    schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule)
+    schedule: str = option("linear", "mask schedule, as in ancestral", check=mask_schedule, kind="mask_schedules")
 
     def init(self, canvas: Layout) -> TimedState:
         return TimedState.begin(canvas, schedule=self.schedule)

@@ -9,26 +9,21 @@ With an exact denoiser all error left is the sampler's own. A problem is importe
 
 from __future__ import annotations
 
-import importlib
+import functools
 from typing import Any
 
-from ..errors import UnknownNameError, did_you_mean
+from .. import registry
+from ..errors import PluginError, SamplersError
 from .base import Estimate, Problem, Score, check_options
 
 __all__ = ["Estimate", "Problem", "Score", "create", "list_problems"]
 
-_PROBLEMS = {
-    "digits": "digits:Digits",
-    "mixture": "mixture:Mixture",
-    "sudoku4": "sudoku:Sudoku4",
-    "text": "text:Text",
-}
-_SPEED = {"llm-8b": "speed:Llm8b", "llm-small": "speed:LlmSmall"}  # nothing is scored on these
+_SPEED = ("llm-small", "llm-8b")  # nothing is scored on these
 
 
 def list_problems() -> list[str]:
-    """The names of exact problems, sorted. `create` also knows the speed problems llm-small and llm-8b."""
-    return sorted(_PROBLEMS)
+    """The names of exact problems, also of plug-ins, sorted. `create` also knows the speed problems llm-small and llm-8b."""
+    return [name for name in registry.names_of("problems") if name not in _SPEED]
 
 
 def create(name: str, **options: Any) -> Problem:
@@ -41,12 +36,18 @@ def create(name: str, **options: Any) -> Problem:
     Raises:
         UnknownNameError: no such problem.
         OptionError: an option that this problem does not have, or a value out of its bounds.
+        PluginError: it comes from a plug-in that is broken.
     """
-    every = _PROBLEMS | _SPEED
-    if name not in every:
-        known = [*list_problems(), *_SPEED]
-        raise UnknownNameError(f"unknown problem {name!r}{did_you_mean(str(name), known)} Known: {', '.join(known)}")
-    module, cls_name = every[name].split(":")
-    cls = getattr(importlib.import_module(f".{module}", __name__), cls_name)
+    item = registry.entry(name, "problems")
+    cls = item.load()
     check_options(cls, options, f"problem {name!r}")
-    return cls(**options)
+    if item.own:
+        return cls(**options)
+    try:
+        problem = registry.guarded(functools.partial(cls, **options))
+    except PluginError as error:
+        if isinstance(error.__cause__, SamplersError):  # its own words about an option
+            raise error.__cause__ from None
+        raise PluginError(f"problem {name!r} of {item.origin} cannot be made: {error}") from error
+    registry.remember(problem, item)
+    return problem

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import registry
 from ..denoiser import Denoiser, TokenDenoiser
-from ..errors import FamilyError, OptionError, did_you_mean, unknown_option
+from ..errors import FamilyError, OptionError, PluginError, did_you_mean, unknown_option
 from ..family import family_names, family_of
 from ..random import uniform
 from .pictures import strip, text_block
@@ -191,6 +192,58 @@ def entropy_of_tokens(x: Tensor, vocab: int, truth: float) -> Estimate:
     return Estimate(value, value - half, value + half, len(x), "higher", truth)
 
 
+# ---------------------------------------------------------------------------------------------- metrics
+
+
+def collisions(problem: Any, x: Tensor, family: str) -> Estimate:
+    """How often two samples are equal: a sampler that makes the same few things again and again has many collisions.
+
+    Rows 2i and 2i + 1 make a pair, and no row is in two pairs, so pairs are independent and the interval is Wilson's. Exact
+    samples collide with probability sum p(x)^2, which few problems know: `truth` is None.
+
+    Args:
+        x: (n, L) int64 or (n, *shape) reals, n >= 2; an odd row is left out.
+    """
+    pairs = len(x) // 2
+    if not pairs:
+        raise OptionError("metric 'collisions' compares samples in pairs: 2 or more are needed, not 1")
+    even, odd = x[: 2 * pairs : 2].flatten(1), x[1 : 2 * pairs : 2].flatten(1)  # (pairs, D) each
+    return wilson(int((even == odd).all(1).sum()), pairs)
+
+
+def measured(problem: Any, x: Tensor, family: str, name: str) -> dict[str, Estimate]:
+    """What the registered metric called `name` says: an estimate under that name, and others that it returns beside it.
+
+    Args:
+        x: (n, L) int64 or (n, *shape) reals, on the CPU.
+
+    Raises:
+        UnknownNameError: there is no such metric. PluginError: it raises something, or returns something else.
+    """
+    item = registry.entry(name, "metrics")
+    metric = item.load()
+    if item.own:
+        said = metric(problem, x, family)
+    else:
+        try:
+            said = registry.guarded(metric, problem, x, family)
+        except PluginError as error:
+            raise PluginError(f"metric {name!r} of {item.origin} raises {error}") from error
+    found = said if isinstance(said, dict) else {item.name: said}
+    if item.name not in found:
+        raise PluginError(
+            f"metric {name!r} of {item.origin} returned no {item.name!r}; one of its estimates must have its name"
+        )
+    found = {name if key == item.name else key: estimate for key, estimate in found.items()}
+    for key, estimate in found.items():
+        if not isinstance(key, str) or not isinstance(estimate, Estimate):
+            raise PluginError(
+                f"metric {name!r} of {item.origin} returned {key!r}: {type(estimate).__name__}; a samplers.problems.Estimate "
+                "is needed, or a dict of them by name"
+            )
+    return found
+
+
 # ---------------------------------------------------------------------------------------------- problems
 
 
@@ -244,17 +297,21 @@ class Problem:
         family = self._family(family)
         make: Callable[..., Denoiser] = getattr(self, f"_{family}")
         check_options(make, kw, f"the {family} denoiser of problem {self.name!r}")
-        return make(**kw)
+        denoiser = make(**kw)
+        registry.remember(denoiser, registry.origin_of(self))
+        return denoiser
 
-    def score(self, sample: Any, family: str | None = None) -> Score:
+    def score(self, sample: Any, family: str | None = None, metrics: Sequence[str] = ()) -> Score:
         """The distance of a sample to the truth.
 
         Args:
             sample: a tensor x, or any object that has one as `.x`; tokens (n, L) int64, reals (n, *shape).
             family: what x is a sample of; by default told by its dtype (integers: the first token family), as for a family
                 of another package.
+            metrics: names of registered metrics (the hook register_metrics) that are added to the problem's own.
 
         Raises:
+            UnknownNameError: no such metric. PluginError: a metric of a plug-in that is broken, or returns no Estimate.
             FamilyError: no such family. OptionError: x has a wrong shape, is empty, or holds a token that is out of
             range.
         """
@@ -268,7 +325,14 @@ class Problem:
         family = self._family(family)
         if x.dim() == 0 or len(x) == 0:
             raise OptionError(f"problem {self.name!r}: x of shape {tuple(x.shape)} has no samples to score")
-        score = self._score(x.detach().cpu(), family)
+        x = x.detach().cpu()
+        score = self._score(x, family)
+        more: dict[str, Estimate] = {}
+        for name in metrics:
+            more |= measured(self, x, of or family, name)
+        if more:  # what the problem itself says of a name holds
+            added = {**score, **{k: v for k, v in more.items() if k not in score}}
+            score = Score(added, problem=score.problem, family=family, primary=score.primary, extras=score.extras)
         score.family = of or family
         return score
 
@@ -325,8 +389,8 @@ class Problem:
         return "" if x.is_floating_point() else text_block([self.render(row) for row in x[:2]])
 
     def render(self, x_row: Tensor) -> str:
-        """One row for a terminal; masked positions show as '·'."""
-        raise NotImplementedError
+        """One row for a terminal. Unless a problem has a form of its own, its numbers, one after the other."""
+        return " ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in x_row.flatten().tolist())
 
     def _score(self, x: Tensor, family: str) -> Score:
         raise NotImplementedError

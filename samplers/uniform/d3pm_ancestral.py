@@ -62,7 +62,9 @@ class D3PMAncestral(Sampler[GridState]):
     facts = Facts(revises=True, bias="asymptotic", static_plan=True)
     conformance = Conformance(one_at_a_time={"steps": 128})
 
-    schedule: str = option("linear", "clean share: linear, 1-cos, sin, sin^2, beta(a,b)", check=mask_schedule)
+    schedule: str = option(
+        "linear", "clean share: linear, 1-cos, sin, sin^2, beta(a,b)", check=mask_schedule, kind="mask_schedules"
+    )
     corrector_steps: int = option(0, "Gibbs steps after each predictor step", ge=0)
     corrector_k: int = option(1, "number of positions that a corrector step draws anew; exact for 1", ge=1)
     corrector_selection: str = option("random", "how these positions are picked; exact for random", choices=SELECTIONS)

@@ -402,7 +402,7 @@ def edited(tmp_path, monkeypatch):
             sys.modules.pop(name, None)
         importlib.invalidate_caches()
         cls = importlib.import_module("edited_sampler").Edited
-        monkeypatch.setitem(registry._get().own, "edited", registry.Entry("edited", "test", "1", cls, "masked"))
+        monkeypatch.setitem(registry._get().own["samplers"], "edited", registry.Entry("edited", "test", "1", cls, "masked"))
 
     load()
     yield load
@@ -538,7 +538,7 @@ class Picky(RandomOrder):
 def more_samplers(monkeypatch):
     zoo = registry._get()
     for cls in (Raising, Picky):
-        monkeypatch.setitem(zoo.own, cls.name, registry.Entry(cls.name, "test", "1", cls, "masked"))
+        monkeypatch.setitem(zoo.own["samplers"], cls.name, registry.Entry(cls.name, "test", "1", cls, "masked"))
 
 
 def test_a_sampler_that_raises_does_not_stop_the_others(tmp_path, more_samplers):

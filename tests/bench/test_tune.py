@@ -81,7 +81,7 @@ class Bowl(RandomOrder):
 @pytest.fixture
 def bowl(monkeypatch):
     """A problem's score replaced by the bowl's own, with noise that pairs of one seed share."""
-    monkeypatch.setitem(registry._get().own, "bowl", registry.Entry("bowl", "test", "1", Bowl, "masked"))
+    monkeypatch.setitem(registry._get().own["samplers"], "bowl", registry.Entry("bowl", "test", "1", Bowl, "masked"))
     from samplers.bench import sweep
 
     real = sweep.run_cell

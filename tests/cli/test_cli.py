@@ -58,9 +58,8 @@ def test_list(cli):
     assert "no sampler matches" in err
 
 
-def test_list_shows_what_is_broken(cli, monkeypatch):
-    entry = registry.Entry("crooked", "sampler-crooked", "0.3", "no_such_module:Crooked", "masked")
-    monkeypatch.setitem(registry._get().by_name, "crooked", [entry])
+def test_list_shows_what_is_broken(cli, site):
+    site("sampler-crooked", "unused", "", {"crooked": "no_such_module:Crooked"}, version="0.3")
     assert "ModuleNotFoundError" not in cli("list")[1]
     code, out, _ = cli("list", "--check")
     assert code == 0

@@ -10,7 +10,7 @@ import samplers
 from samplers import OptionError, noise_schedule, problems
 from samplers.canvas import NoiseCanvas
 from samplers.gaussian.grid import GridState
-from samplers.gaussian.grids import GRIDS, Grid, spaced
+from samplers.gaussian.grids import GRIDS, spaced
 from samplers.noise_schedules import EDM, Flow, Point
 from samplers.random import Rng
 
@@ -97,16 +97,6 @@ def test_errors():
         run("karras", "edm", 5, rho=0.0)
     with pytest.raises(OptionError, match="cannot tell 50 points apart"):
         run("logsnr", "edm", 50, start=math.nextafter(1.0, 2.0), end=1.0, closing=False)
-
-
-def test_a_grid_can_be_added(monkeypatch):
-    def halves(span):
-        return torch.tensor([span.start * 0.5**i for i in range(span.n)], dtype=torch.float64)
-
-    monkeypatch.setitem(GRIDS, "halves", Grid(halves, "half the time of the point before"))
-    assert times("halves", "flow", 3) == [1.0, 0.5, 0.25]
-    with pytest.raises(OptionError, match="did you mean 'halves'"):
-        run("halvs", "flow", 3)
 
 
 # -------------------------------------------------------------------------------------- by their equations
