@@ -6,7 +6,7 @@ All of them take one argument, `register`, which is called once for each thing:
     register(thing)                        # its name is thing.name, or that of the function
 
 `summary=` gives the line that lists show; otherwise it is read from the source: an attribute `summary`, or the first line of the
-docstring. What the thing must be is said by each hook, and in docs/parts/hooks.md with an example.
+docstring. What the thing must be is said by each hook, and in docs/hooks.md with an example.
 """
 
 from __future__ import annotations

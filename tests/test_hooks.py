@@ -17,7 +17,7 @@ from samplers._declared import registrations
 from samplers.kinds import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = next(path for path in (ROOT / "docs/hooks.md", ROOT / "docs/parts/hooks.md") if path.exists())
+PAGE = ROOT / "docs/hooks.md"
 SECTIONS = dict(re.findall(r"^## (register_\w+\(register\))\n(.*?)(?=^## |\Z)", PAGE.read_text("utf-8"), re.M | re.S))
 HOOK = "import samplers as zoo\n\n@zoo.hookimpl\ndef register_{kind}(register):\n    "
 

@@ -50,6 +50,7 @@ CONTENTS: dict[str, tuple[str, ...]] = {
         "docs/check.md",
         "docs/hooks.md",
         "docs/own_family.md",
+        "docs/engines.md",
         "plugins/*/README.md",
     ),
     "Reference": (

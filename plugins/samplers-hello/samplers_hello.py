@@ -1,6 +1,6 @@
 """A sampler in a package of its own: masked diffusion read from left to right, a few positions per step.
 
-docs/parts/new.md writes it step by step. tests/test_left_to_right.py has the plain loop that it was made from.
+docs/new.md writes it step by step. tests/test_left_to_right.py has the plain loop that it was made from.
 """
 
 from __future__ import annotations
