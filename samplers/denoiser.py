@@ -864,11 +864,11 @@ class Counter:
         self.token_evals += x.numel()
         self.head_rows += needed
 
-    def gaussian(self, call: Callable[[], Any], rows: int, rows_of_network: int) -> Any:
-        """One evaluation of a Gaussian denoiser by `call`. A guided one has twice the rows."""
+    def gaussian(self, call: Callable[[], Any], rows: int, rows_of_network: int, evaluations: int = 1) -> Any:
+        """One call of a Gaussian denoiser, which is worth so many evaluations. A guided one has twice the rows."""
         denoiser: GaussianDenoiser = self.denoiser  # type: ignore[assignment]
-        self.nfe += 1
-        self.row_evals += rows_of_network
-        self.token_evals += rows_of_network * math.prod(denoiser.shape)
-        self.head_rows += rows
+        self.nfe += evaluations
+        self.row_evals += evaluations * rows_of_network
+        self.token_evals += evaluations * rows_of_network * math.prod(denoiser.shape)
+        self.head_rows += evaluations * rows
         return self._timed(call)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import registry
 from ..denoiser import CacheUse, TokenDenoiser
-from ..gaussian.denoiser import GaussianDenoiser
+from ..gaussian.denoiser import At, GaussianDenoiser
+from ..gaussian.moments import Moments
 from ..models.cache import Cache
 from ..schedule import NoiseSchedule, noise_schedule
 
@@ -231,6 +232,17 @@ class TinyMixture(GaussianDenoiser):
         off = x[..., None] - a * self.mean  # (B, dim, 2)
         share = torch.softmax(self.weight.log() - off**2 / (2 * variance) - variance.log() / 2, -1)
         return (share * (self.mean + a * self.std**2 / variance * off)).sum(-1)
+
+    def moments(self, x: Tensor, at: Any, order: int = 3, signs: Any = None) -> Moments:
+        """Exact, by the parts of each component's own mean, variance and distance from the whole mean."""
+        a, s = (c[..., None] for c in At.of(self.schedule, at).columns(x))
+        variance = (a * self.std) ** 2 + s**2
+        off = x[..., None] - a * self.mean  # (B, dim, 2)
+        share = torch.softmax(self.weight.log() - off**2 / (2 * variance) - variance.log() / 2, -1)
+        each, left = self.mean + a * self.std**2 / variance * off, (self.std * s) ** 2 / variance
+        away = each - (share * each).sum(-1, keepdim=True)
+        sums = (share * each, share * (left + away**2), share * (away**3 + 3 * left * away))
+        return Moments(*(m.sum(-1) for m in sums[:order]))
 
 
 def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: float, steps: int = 2000) -> Tensor:
