@@ -272,8 +272,13 @@ def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: floa
 
 
 def for_any_model(family: str = "masked") -> list[str]:
-    """The samplers of a family that run on any of its denoisers: all but those with Facts(sequential=True)."""
-    return [name for name in registry.names("*", family) if not registry.load(name).facts.sequential]
+    """The samplers of a family that run on any of its denoisers: without Facts(sequential=True) and Facts(moments=2) or more."""
+
+    def runs(name: str) -> bool:
+        facts = registry.load(name).facts
+        return not facts.sequential and facts.moments == 1
+
+    return [name for name in registry.names("*", family) if runs(name)]
 
 
 def _generator(seed: int) -> torch.Generator:

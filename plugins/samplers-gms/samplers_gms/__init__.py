@@ -1,10 +1,9 @@
-"""Gaussian Mixture Solvers for the sampler zoo: reverse steps with the right mean, variance and third moment of each coordinate."""
+"""Gaussian Mixture Solvers: reverse steps with the right mean, variance and third moment of each coordinate."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from samplers.authoring import (
     DRAW_FIRST_FREE,
     Conformance,
+    Facts,
     GaussianPredict,
     Moments,
     NoiseCanvas,
@@ -52,8 +52,8 @@ class SnDdpm(StochasticSampler[PathState]):
         "2206.07309"
     )
     summary = "ancestral sampling with each coordinate's own variance"
+    facts = Facts(stochastic=True, moments=2)
     conformance = Conformance()
-    MOMENTS: ClassVar[int] = 2
 
     eta: float = option(1.0, "the noise that DDIM adds: 1 all of DDPM's, 0 none; that of x_0 comes on top", ge=0, le=1)
     clamps: str = option(
@@ -63,10 +63,10 @@ class SnDdpm(StochasticSampler[PathState]):
 
     def solver_steps(self, canvas: NoiseCanvas) -> int:
         closing = self.end == "zero"
-        return (canvas.steps - closing) // canvas.denoiser.moment_evals(self.MOMENTS)
+        return (canvas.steps - closing) // canvas.denoiser.moment_evals(self.facts.moments)
 
     def init(self, canvas: NoiseCanvas) -> PathState:
-        cost = canvas.denoiser.moment_evals(self.MOMENTS)
+        cost = canvas.denoiser.moment_evals(self.facts.moments)
         if cost > 1 and canvas.steps > 1 and not self.solver_steps(canvas):
             raise OptionError(
                 f"sampler {self.name!r}: steps={canvas.steps} pays for no step: with the moments of "
@@ -86,7 +86,7 @@ class SnDdpm(StochasticSampler[PathState]):
 
     def goal(self, predict: GaussianPredict, state: PathState, s: Point, t: Point) -> tuple[Moments, float]:
         """The moments that the step is to have, and the variance of its own noise; see fit.kernel."""
-        x0 = predict.moments(state.x, s, self.MOMENTS)
+        x0 = predict.moments(state.x, s, self.facts.moments)
         return kernel(state.x, clamped(x0) if self.clamps == "published" else x0, s, t, self.eta)
 
     def fitted(self, goal: Moments, pure: float, state: PathState) -> Pair:
@@ -104,11 +104,11 @@ class Gms(SnDdpm):
     """Guo et al. 2023, arXiv 2311.00941, algorithm 1: a reverse step from two Gaussians that have three moments of the true one.
 
     With M, V, k_3 the mean, the variance and the third central moment of x_t given x_s (samplers_gms.kernel), the Gaussians of
-    weight 1/3 and 2/3 have the means M + d and M - d / 2 and the variance V - d^2 / 2, d = (4 k_3)^(1/3). That is exact wherever it
+    weight 1/3 and 2/3 have the means M + d and M - d / 2 and the variance V - d^2 / 2, d = (4 k_3)^(1/3). That is exact if it
     leaves at least the variance `floor`; elsewhere d is made smaller, so mean and variance stay right. A floor of 0.1 of V is the
     published bound; floor=None is n^2, the variance that the step has if x_0 is known, which is less wherever little is known of
-    x_0, and in few steps was worse on all targets of the study. The published code finds means and
-    variance by 70 iterations of an optimiser, fit="published"; it seldom parts the two means (see samplers_gms.published).
+    x_0. The published code finds means and variance by 70 iterations of an optimiser, fit="published", which seldom parts the two
+    means (see samplers_gms.published).
 
     components="coordinate" draws which Gaussian anew for each coordinate: coordinates are then independent given x_s, as they are
     in ddpm. "sample", the published code's, draws it once for a row: each coordinate has the same three moments, and two of them
@@ -120,7 +120,7 @@ class Gms(SnDdpm):
     name = "gms"
     cite = "Guo et al. 2023, Gaussian Mixture Solvers for Diffusion Models, arXiv 2311.00941"
     summary = "ancestral sampling with three right moments of each coordinate, by two Gaussians"
-    MOMENTS: ClassVar[int] = 3
+    facts = Facts(stochastic=True, moments=3)
 
     fit: str = option("closed", "how the Gaussians are found", choices=("closed", "published"))
     floor: float | None = option(

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from samplers_gms import Gms, SnDdpm, clamped, closed, kernel, published
+from samplers_gms import Gms, Pair, SnDdpm, clamped, closed, kernel, published
 from scipy.optimize import least_squares
 
 import samplers
@@ -132,7 +132,7 @@ def test_the_closed_form_from_a_general_search():
         pair = closed(Moments(*goal), 0.0)
 
         def errors(z, goal=goal):
-            m = type(pair)(*(torch.tensor([v], dtype=F64) for v in z)).moments()
+            m = Pair(*(torch.tensor([v], dtype=F64) for v in z)).moments()
             return [float(a - b) for a, b in zip((m.mean, m.variance, m.third), goal)]
 
         side = math.copysign(0.8, third)
@@ -279,10 +279,13 @@ def test_steps_pay_for_derivatives():
     assert slow.nfe == 22
     torch.testing.assert_close(slow.x, exact.x, atol=1e-6, rtol=0)
     assert samplers.sample(two.with_moments(), "sn_ddpm", steps=10).nfe == 10  # 3 steps of 1 + 2
-    with pytest.raises(OptionError, match="steps=7 pays for no step: .* a step counts as 7 forward passes"):
+    with pytest.raises(OptionError, match=r"steps=7 pays for no step: .* a step counts as 7 forward passes"):
         samplers.sample(two.with_moments(), "gms", steps=7)
     plain = GaussianDenoiser.wrap(lambda x, t: 0.1 * x, shape=(2,))
-    with pytest.raises(OptionError, match="gives the mean of x_0 only"):
+    with pytest.raises(
+        OptionError,
+        match=r"'gms' needs 3 moments of x_0, and denoiser .* gives the mean only\. .*moments=heads.*with_moments",
+    ):
         samplers.sample(plain, "gms", steps=5)
 
 
