@@ -79,8 +79,8 @@ def published(goal: Moments) -> Pair:
     """The published fit: 70 iterations of Adan on the squared errors of the first three raw moments, for each coordinate.
 
     Unknowns are the two means and the share b of the variance that each Gaussian has, within [0.1, 1.2]; they start at M,
-    M - 0.001 and 0.998. The published loss is a mean over the batch; here it is each coordinate's own, which leads to the same steps, since
-    Adan divides by the size of the gradient, and does not let rows depend on each other.
+    M - 0.001 and 0.998. The published loss is a mean over the batch; here it is each coordinate's own. That leads to the same
+    steps, since Adan divides by the size of the gradient, and rows do not depend on each other.
 
     The start is next to a saddle of the loss, where the means are equal: their gradients point the same way, and Adan moves both
     by the same amount. For most moments the means are still about 0.001 apart after 70 iterations. What comes out is then one

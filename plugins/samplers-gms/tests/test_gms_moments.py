@@ -1,8 +1,10 @@
 """The reverse step of GMS: its moments against integration, its Gaussians against brute force, its draws, and the kit."""
 
 import math
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -305,3 +307,11 @@ def test_the_kit(name):
     done = subprocess.run([*call, "-p", "no:cacheprovider"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert " passed" in done.stdout
+
+
+def test_the_blocks_of_the_readme_run():
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    blocks, names = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M), {}
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, names)
