@@ -35,7 +35,7 @@ RUNS = {  # what tables call it: sampler, options
     "analytic_ddpm": ("analytic_ddpm", {}),
     "sn_ddpm": ("sn_ddpm", {}),
     "gms": ("gms", {}),
-    "gms, floor: noise": ("gms", {"floor": None}),
+    "gms, floor=0.1": ("gms", {"floor": 0.1}),
     "gms, per sample": ("gms", {"components": "sample"}),
     "gms, published fit": ("gms", {"fit": "published", "components": "sample"}),
 }

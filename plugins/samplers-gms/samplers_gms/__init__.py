@@ -105,9 +105,9 @@ class Gms(SnDdpm):
 
     With M, V, k_3 the mean, the variance and the third central moment of x_t given x_s (samplers_gms.kernel), the Gaussians of
     weight 1/3 and 2/3 have the means M + d and M - d / 2 and the variance V - d^2 / 2, d = (4 k_3)^(1/3). That is exact if it
-    leaves at least the variance `floor`; elsewhere d is made smaller, so mean and variance stay right. A floor of 0.1 of V is the
-    published bound; floor=None is n^2, the variance that the step has if x_0 is known, which is less wherever little is known of
-    x_0. The published code finds means and variance by 70 iterations of an optimiser, fit="published", which seldom parts the two
+    leaves at least the variance `floor`; elsewhere d is made smaller, so mean and variance stay right. floor=None is n^2, the
+    variance that the step has if x_0 is known; 0.1, a share of V, is the published bound, better with few evenly spaced times.
+    The published code finds means and variance by 70 iterations of an optimiser, fit="published", which seldom parts the two
     means (see samplers_gms.published).
 
     components="coordinate" draws which Gaussian anew for each coordinate: coordinates are then independent given x_s, as they are
@@ -124,7 +124,7 @@ class Gms(SnDdpm):
 
     fit: str = option("closed", "how the Gaussians are found", choices=("closed", "published"))
     floor: float | None = option(
-        0.1,
+        None,
         "least variance of either Gaussian, as a share of the step's; none: that of the noise alone (for fit='closed')",
         ge=0,
         le=1,

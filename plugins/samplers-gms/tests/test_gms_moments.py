@@ -248,7 +248,7 @@ def test_options_of_the_published_code():
     assert torch.equal(
         samplers.sample(model, Gms(gaussian_steps=5), **how).x, samplers.sample(model, SnDdpm(), **how).x
     )
-    for other in (Gms(gaussian_steps=1), Gms(fit="published"), Gms(floor=None), Gms(eta=0.3), Gms(clip_pixel=2.0)):
+    for other in (Gms(gaussian_steps=1), Gms(fit="published"), Gms(floor=0.5), Gms(eta=0.3), Gms(clip_pixel=2.0)):
         x = samplers.sample(model, other, **how).x
         assert bool(torch.isfinite(x).all()) and not torch.equal(x, plain)
     # The last noise is bounded: at the end of the grid x is within some sigma of the mean.
