@@ -10,6 +10,8 @@ from .family import Family, Run, family_of
 from .feeds.cached import Scheme, View
 from .feeds.sequence import SequenceState
 from .gaussian.grid import GaussianSampler, GridState, Point
+from .gaussian.moments import Moments
+from .gaussian.stochastic import PathState, StochasticSampler
 from .hookspecs import hookimpl
 from .masked.plans import ScheduledSampler, even_count, fill_up_to, min_count, scheduled_count
 from .masked.times import TimedDraft, TimedState, draw_from_mixture, even_grid
@@ -37,11 +39,13 @@ __all__ = [
     "Layout",
     "Logits",
     "MaskSchedule",
+    "Moments",
     "NoiseCanvas",
     "NoiseSchedule",
     "NoiseState",
     "NoisyState",
     "OptionError",
+    "PathState",
     "Point",
     "Predict",
     "Prediction",
@@ -53,6 +57,7 @@ __all__ = [
     "SequencePredictor",
     "SequenceState",
     "State",
+    "StochasticSampler",
     "TimedDraft",
     "TimedState",
     "TokenState",

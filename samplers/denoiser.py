@@ -864,10 +864,12 @@ class Counter:
         self.token_evals += x.numel()
         self.head_rows += needed
 
-    def reals(self, call: Callable[[], Any], rows: int, rows_of_network: int, positions: int) -> Any:
-        """One evaluation, by `call`, of a denoiser of real numbers, `positions` of them per row."""
-        self.nfe += 1
-        self.row_evals += rows_of_network
-        self.token_evals += rows_of_network * positions
-        self.head_rows += rows
+    def reals(
+        self, call: Callable[[], Any], rows: int, rows_of_network: int, positions: int, evaluations: int = 1
+    ) -> Any:
+        """One call, `call`, of a denoiser of real numbers, `positions` of them per row; it counts as so many evaluations."""
+        self.nfe += evaluations
+        self.row_evals += evaluations * rows_of_network
+        self.token_evals += evaluations * rows_of_network * positions
+        self.head_rows += evaluations * rows
         return self._timed(call)

@@ -13,6 +13,7 @@ from .noise_schedules import Point
 from .random import DRAW_TOKEN
 
 if TYPE_CHECKING:
+    from .gaussian.moments import Moments
     from .state import TokenState
 
 __all__ = ["GaussianPredict", "Logits", "Predict", "Prediction"]
@@ -157,4 +158,15 @@ class GaussianPredict(Protocol):
 
     def pair(self, x: Tensor, at: Point | float | Tensor) -> tuple[Tensor, Tensor]:
         """As a call, and the x_0 without the condition beside it; without guidance it is the same one. One forward pass."""
+        ...
+
+    def moments(self, x: Tensor, at: Point | float | Tensor, order: int = 3) -> Moments:
+        """Mean, variance and third central moment of each coordinate of x_0 given x; fewer if `order` is below 3.
+
+        The model must give them: exact problems do, and any other by heads or by derivatives (GaussianDenoiser.moments). A call
+        counts as model.moment_evals(order) forward passes. The mean is thresholded, if the run is; what is known has variance 0.
+
+        Raises:
+            OptionError: the model gives no moments, or the run is guided here.
+        """
         ...

@@ -113,14 +113,14 @@ class FamilyPredictor(ErrorTracker):
         self.rows = rows
         self._fine: list[Tensor] = []  # (B,) bool of each forward pass, on a device: whether the rows were finite
 
-    def ask(self, call: Callable[[], Any], *, positions: int, passes: int = 1) -> Any:
-        """What `call` returns, counted as one forward pass over all rows of the batch.
+    def ask(self, call: Callable[[], Any], *, positions: int, passes: int = 1, evaluations: int = 1) -> Any:
+        """What `call` returns, counted as one forward pass over all rows of the batch, or as `evaluations` of them.
 
         Args:
             positions: numbers or tokens that the model is given for each row, for Sample.token_evals.
             passes: rows of the network for each row of the batch: 2 of a guided model.
         """
-        return self.counter.reals(call, self.rows, self.rows * passes, positions)
+        return self.counter.reals(call, self.rows, self.rows * passes, positions, evaluations)
 
     @property
     def nfe_rows(self) -> Tensor:

@@ -32,6 +32,7 @@ __all__ = [
     "DRAW_NOISE_TOKEN",
     "DRAW_PICK",
     "DRAW_POSITION",
+    "DRAW_PROBE",
     "DRAW_RANK",
     "DRAW_REMASK",
     "DRAW_ROUTE",
@@ -56,6 +57,7 @@ DRAW_ROUTE = 10  # uniform noise: clean, stay or noise
 DRAW_NOISE_TOKEN = 11  # uniform noise: which token the noise puts there
 DRAW_PICK = 12  # uniform noise: which positions a corrector takes
 DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
+DRAW_PROBE = 1 << 30  # from here on: the signs of random probes, by their number
 DRAW_FIRST_FREE = 1000
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -164,6 +166,11 @@ class Rng:
             self.seed, self.row, steps, math.prod(shape), DRAW_NOISE, torch.promote_types(dtype, torch.float32)
         )
         return z.to(dtype).reshape(len(self.row), *shape)
+
+    def signs(self, shape: Sequence[int], step: int, number: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(B, *shape) of +1 and -1, each with probability 1/2; `number` tells those of one step apart."""
+        u = self.positions(math.prod(shape), torch.full_like(self.row, step), DRAW_PROBE + number)
+        return torch.where(u < 0.5, -1.0, 1.0).to(dtype).reshape(len(self.row), *shape)
 
 
 def gumbel(state: TokenState, draw: int = DRAW_RANK) -> Tensor:

@@ -678,7 +678,9 @@ def every_way(name):
     """What a sampler makes in several settings, as a list of tensors."""
     cls = registry.load(name)
     if cls.family == "gaussian":
-        denoiser = GaussianDenoiser.wrap(lambda x, t: x * t.to(x)[:, None], shape=(4,))
+        denoiser = GaussianDenoiser.wrap(
+            lambda x, t: x * t.to(x)[:, None], shape=(4,), moments=lambda x, t: (x / 2, x**2 / 4 + 1, x**3 / 8 + x)
+        )
         grids = [o for o in cls.options() if o.name == "grid"]
         return [
             samplers.sample(denoiser, name, batch=3, steps=6, seed=2, grid=grid).x

@@ -76,6 +76,10 @@ def _fact_lines(about: dict[str, Any], cls: Any, trouble: str | None) -> dict[st
         lines["NFE"] = f"depends on the model, set by {about['sweep']['option']}{cap}"
     if cls.facts.sequential:
         lines["model"] = "must look back only, have a KV cache, and also predict the next token (predicts_next)"
+    if cls.facts.moments > 1:
+        lines["model"] = (
+            f"must give {cls.facts.moments} moments of x_0: exact problems do; else heads, or with_moments()"
+        )
     return lines | {"source": about["source"], "from": f"{about['distribution']} {about['version']}"}
 
 

@@ -86,6 +86,7 @@ def read_gaussian(denoiser: GaussianDenoiser, sampler: Sampler[Any], given: Give
     for name, dtype in (("start", denoiser.state_dtype), ("start_noise", denoiser.state_dtype), ("known", torch.bool)):
         value = given(name)
         rows[name] = None if value is None else reals(name, value, denoiser.shape, batch, dtype, denoiser.device)
+    _check_moments(denoiser, sampler, config)
     moments = _read_moments(denoiser, given("start_moments"), batch)
     strength = number("strength", given("strength"), 0.0, 1.0)
     times, closing = _read_times(denoiser, given)
@@ -138,6 +139,20 @@ def _read_gaussian_config(denoiser: GaussianDenoiser, given: Given) -> GaussianC
     if quantile is not None and x0_bound is None:
         raise OptionError("x0_quantile is for dynamic thresholding: give the bound as well, such as x0_bound=1.0")
     return GaussianConfig(scale, interval, rescale, x0_bound, quantile)
+
+
+def _check_moments(denoiser: GaussianDenoiser, sampler: Sampler[Any], config: GaussianConfig) -> None:
+    """OptionError if the sampler needs moments of x_0 that this run has not."""
+    if sampler.effective_facts.moments == 1:
+        return
+    who = f"sampler {sampler.name!r} needs {sampler.effective_facts.moments} moments of x_0"
+    if not denoiser.gives_moments:
+        raise OptionError(
+            f"{who}, and denoiser {denoiser.name!r} gives the mean only. Moments come from heads of the model, "
+            "GaussianDenoiser.wrap(..., moments=heads), or from derivatives of its answer, denoiser.with_moments(probes=...)"
+        )
+    if config.cfg_scale:
+        raise OptionError(f"{who}, and those of a guided x_0 are not known: leave out cfg_scale")
 
 
 def _read_moments(denoiser: GaussianDenoiser, value: Any, batch: int) -> tuple[Tensor, float] | None:

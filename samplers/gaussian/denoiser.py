@@ -20,6 +20,8 @@ from ..denoiser import Denoiser
 from ..errors import DenoiserError, OptionError, did_you_mean
 from ..noise_schedules import NoiseSchedule, Point, noise_schedule
 from ..ops import combine
+from ..random import Rng
+from .moments import Moments, central, differentiated
 
 __all__ = ["At", "GaussianDenoiser"]
 
@@ -42,8 +44,10 @@ class At:
         self.t, self.alpha, self.sigma = t, alpha, sigma
 
     @classmethod
-    def of(cls, schedule: NoiseSchedule, at: Point | float | Tensor) -> At:
-        """A point of the schedule; its time; or (B,) times, one for each row."""
+    def of(cls, schedule: NoiseSchedule, at: At | Point | float | Tensor) -> At:
+        """A point of the schedule; its time; or (B,) times, one for each row. (What is an At already stays as it is.)"""
+        if isinstance(at, At):
+            return at
         if isinstance(at, Tensor):
             t = at.to("cpu", torch.float64)
             return cls(t.to(at.device), schedule.alpha(t), schedule.sigma(t))
@@ -64,11 +68,18 @@ class At:
         assert isinstance(self.sigma, Tensor)
         return self.alpha.to(x).view(like), self.sigma.to(x).view(like)
 
+    def columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of each row of x, (B, 1) float64 on its device."""
+        both = (torch.as_tensor(a, dtype=torch.float64, device=x.device) for a in (self.alpha, self.sigma))
+        alpha, sigma = (a.expand(len(x))[:, None] for a in both)
+        return alpha, sigma
+
 
 class GaussianDenoiser(Denoiser):
     """Base of denoisers of x_t = alpha(t) x_0 + sigma(t) e. Subclasses set the attributes and write `predict`.
 
-    A subclass that can be guided writes `unconditional` as well, of the same arguments.
+    A subclass that can be guided writes `unconditional` as well, of the same arguments. One that knows more of x_0 than its mean
+    writes `moments`.
 
     Attributes:
         shape: the shape of one sample.
@@ -108,6 +119,59 @@ class GaussianDenoiser(Denoiser):
         """As `predict`, without the condition."""
         raise NotImplementedError
 
+    @property
+    def gives_moments(self) -> bool:
+        """Whether `moments` answers beyond the mean."""
+        return type(self).moments is not GaussianDenoiser.moments
+
+    def moments(
+        self,
+        x: Tensor,
+        at: At | Point | float | Tensor,
+        order: int = 3,
+        signs: Callable[[int], Tensor] | None = None,
+    ) -> Moments:
+        """Mean, variance and third central moment of each coordinate of x_0 given x_t.
+
+        Args:
+            x: (B, *shape), in the dtype of the run, as is the answer.
+            at: a point of the schedule; its time; or (B,) float64, a time for each row.
+            order: how many moments are needed, 1 to 3.
+            signs: where random probes come from, for a denoiser that takes any: signs(k), (B, *shape) of +1 and -1, number k of
+                this call. None: those of rows 0 to B - 1 of seed 0.
+
+        Raises:
+            OptionError: this denoiser knows the mean only; the message says how it gets moments.
+        """
+        raise OptionError(
+            f"denoiser {self.name!r} gives the mean of x_0 only. Its moments come from heads of the model, "
+            "GaussianDenoiser.wrap(..., moments=heads), or from derivatives of its answer, denoiser.with_moments(probes=...)"
+        )
+
+    def moment_evals(self, order: int = 3) -> int:
+        """The number of forward passes that one use of `moments` counts as."""
+        return 1
+
+    def with_moments(self, probes: int | None = None) -> GaussianDenoiser:
+        """This denoiser, with moments from derivatives of its own x_0; see samplers.gaussian.moments.
+
+        An exact denoiser gives exact moments. A model's are those of the distribution that its answer stands for, as far as there
+        is one: a variance below 0 counts as 0. Not at alpha = 0, where x says nothing of x_0.
+
+        Costs are counted as forward passes of the same work: 1 for x_0 itself, 1 for a backward pass, and 2 for one back
+        through another (measured: docs/parts/gms.md). D coordinates, or `probes`, take one each: moments(order=2) counts 1 + D,
+        and order=3 counts 1 + 3 D.
+
+        Args:
+            probes: None: exactly, coordinate by coordinate; for small shapes. A number: so many random probes for all coordinates
+                at once, whose signs are the run's own random numbers.
+
+        Raises:
+            OptionError: probes is neither None nor a whole number above 0.
+            DenoiserError: (when asked) the model's answer cannot be differentiated.
+        """
+        return _Differentiated(self, probes)
+
     def denoised(self, x: Tensor, at: At) -> Tensor:
         """x_0 in the dtype of x, which is the run's: the model gets a copy of x, and t, in its own dtype."""
         return self._call(self.predict, x, at).to(x.dtype, copy=True)
@@ -139,9 +203,16 @@ class GaussianDenoiser(Denoiser):
 
         What it says is its own tensor, which it may write into in its next call (CUDA graphs do), so who keeps it makes a copy.
         """
+        out = self._asked(model, x, at, *more)
+        self._check_answer(out, x)
+        return out
+
+    def _asked(self, model: Callable[..., Any], x: Tensor, at: At, *more: Any) -> Any:
         times = self.schedule.model_time(at.times(len(x), x.device))
         times = times.to(self.dtype) if times.is_floating_point() else times
-        out = model(x.to(self.dtype, copy=True), times, *more)
+        return model(x.to(self.dtype, copy=True), times, *more)
+
+    def _check_answer(self, out: Any, x: Tensor) -> None:
         if not isinstance(out, Tensor):
             inner = (
                 "its .sample" if hasattr(out, "sample") else "its first entry" if isinstance(out, (tuple, list)) else ""
@@ -157,7 +228,6 @@ class GaussianDenoiser(Denoiser):
                 f"denoiser {self.name!r} returned shape {tuple(out.shape)} for x of shape {tuple(x.shape)}; the same "
                 "shape is needed"
             )
-        return out
 
     @staticmethod
     def wrap(
@@ -169,6 +239,8 @@ class GaussianDenoiser(Denoiser):
         condition: Any = None,
         unconditional: Any = None,
         rows_per_eval: int = 1,
+        moments: Callable[..., Sequence[Tensor]] | None = None,
+        moment_evals: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         name: str | None = None,
@@ -190,6 +262,10 @@ class GaussianDenoiser(Denoiser):
             condition: a tensor (B, ...) or (1, ...), for all rows, or a dictionary of such tensors: the third argument of fn.
             unconditional: the callable, or the condition that stands for none, of the same form as `condition`.
             rows_per_eval: rows of the network for each row of x, if fn guides by itself: see the attribute.
+            moments: for samplers that need more than the mean of x_0: a callable of the arguments of fn that returns
+                (E z, E z^2, E z^3) given x_t, or the first two, each (B, *shape): z is what fn predicts the mean of. They are the
+                heads of SN-DPM (Bao et al. 2022, arXiv 2206.07309) and GMS (Guo et al. 2023, arXiv 2311.00941), for z the noise.
+            moment_evals: forward passes that a call of `moments` counts as: 3 if it runs three networks.
             dtype: the model's. t has it too, unless the schedule gives the model integers.
 
         Raises:
@@ -216,6 +292,11 @@ class GaussianDenoiser(Denoiser):
         out.device = device_of("device", device)
         out.name = str(name or getattr(fn, "__name__", type(fn).__name__))
         out.rows_per_eval = integer("rows_per_eval", rows_per_eval)
+        if moments is not None and not callable(moments):
+            raise OptionError(
+                f"moments= is a callable of x and t that returns (E z, E z^2, E z^3), not {shown(moments)}"
+            )
+        out.heads, out.head_evals = moments, integer("moment_evals", moment_evals)
         out.condition, out.without = _conditions(condition, unconditional, out.device)
         return out
 
@@ -223,6 +304,8 @@ class GaussianDenoiser(Denoiser):
 class _WrappedGaussian(GaussianDenoiser):
     condition: dict[str, Tensor] | None = None
     without: Any = None  # the callable without a condition, or the other condition
+    heads: Callable[..., Sequence[Tensor]] | None = None
+    head_evals: int = 1
 
     def __init__(self, fn: Callable[..., Tensor], prediction: str):
         self.fn, self.prediction = fn, prediction
@@ -250,6 +333,39 @@ class _WrappedGaussian(GaussianDenoiser):
         plain, without = plain.to(x.dtype), without.to(x.dtype)
         return self._x0(x, guide(plain, without, scale, rescale), at), self._x0(x, without, at)
 
+    @property
+    def gives_moments(self) -> bool:
+        return self.heads is not None
+
+    def moment_evals(self, order: int = 3) -> int:
+        return self.head_evals
+
+    def moments(
+        self,
+        x: Tensor,
+        at: At | Point | float | Tensor,
+        order: int = 3,
+        signs: Callable[[int], Tensor] | None = None,
+    ) -> Moments:
+        """As GaussianDenoiser.moments, from the heads: x_0 is linear in what they predict, x_0 = p x + q z."""
+        if self.heads is None:
+            return super().moments(x, at, order, signs)
+        where = At.of(self.schedule, at)
+        self._check_data(where)
+        powers = self._asked(self.heads, x, where, *self._given(self.condition, len(x)))
+        if not isinstance(powers, (tuple, list)) or len(powers) < order:
+            got = f"{len(powers)} tensors" if isinstance(powers, (tuple, list)) else type(powers).__name__
+            raise DenoiserError(
+                f"the heads of denoiser {self.name!r}, moments=, returned {got}; {order} are needed for {order} moments: "
+                f"({', '.join(('E z', 'E z^2', 'E z^3')[:order])})"
+            )
+        for power in powers:
+            self._check_answer(power, x)
+        z = central([power.to(x.dtype, copy=True) for power in powers[:order]])
+        p, q = (0.0, 1.0) if self.prediction == "x0" else self._factors(*where.scales(x))
+        variance = None if z.variance is None else q**2 * z.variance
+        return Moments(p * x + q * z.mean, variance, None if z.third is None else q**3 * z.third)
+
     def _given(self, condition: Any, rows: int) -> tuple[Any, ...]:
         """The arguments of fn after x and t: none, or the condition for `rows` rows."""
         if condition is None:
@@ -268,6 +384,15 @@ class _WrappedGaussian(GaussianDenoiser):
         if self.prediction == "x0":
             return z.to(x.dtype, copy=True)
         z = z.to(x.dtype)
+        self._check_data(at)
+        if isinstance(at.alpha, Tensor):
+            of_x, of_z = self._factors(*at.scales(x))
+            return of_x * x + of_z * z
+        of_x, of_z = self._factors(at.alpha, at.sigma)
+        return combine(x, of_x, z, of_z)
+
+    def _check_data(self, at: At) -> None:
+        """OptionError if the model's prediction says nothing of x_0, since alpha is 0."""
         no_data = at.alpha == 0
         if self.prediction in ("epsilon", "score") and (
             bool(no_data.any()) if isinstance(no_data, Tensor) else no_data
@@ -277,11 +402,6 @@ class _WrappedGaussian(GaussianDenoiser):
                 f"denoiser {self.name!r} predicts {self.prediction!r}, which says nothing of x_0 at t={t:g}, where alpha is "
                 "0: start at a lower t_start, or use a model that predicts v, flow or x0"
             )
-        if isinstance(at.alpha, Tensor):
-            of_x, of_z = self._factors(*at.scales(x))
-            return of_x * x + of_z * z
-        of_x, of_z = self._factors(at.alpha, at.sigma)
-        return combine(x, of_x, z, of_z)
 
     def _factors(self, a: Any, s: Any) -> tuple[Any, Any]:
         """x_0 = (the first) x + (the second) z, for a model that does not predict x_0 itself."""
@@ -290,6 +410,55 @@ class _WrappedGaussian(GaussianDenoiser):
         if self.prediction == "flow":
             return 1 / (a + s), -s / (a + s)
         return (1 / a, -s / a) if self.prediction == "epsilon" else (1 / a, s**2 / a)
+
+
+class _Differentiated(GaussianDenoiser):
+    """See GaussianDenoiser.with_moments."""
+
+    def __init__(self, inner: GaussianDenoiser, probes: int | None):
+        self.inner = inner
+        self.probes = None if probes is None else integer("probes", probes)
+        self.shape, self.schedule, self.dtype = inner.shape, inner.schedule, inner.dtype
+        self.device, self.rows_per_eval, self.name = inner.device, inner.rows_per_eval, f"{inner.name} with moments"
+
+    @property
+    def can_guide(self) -> bool:
+        return self.inner.can_guide
+
+    def predict(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.inner.predict(x, t)
+
+    def denoised(self, x: Tensor, at: At) -> Tensor:
+        return self.inner.denoised(x, at)
+
+    def guided(self, x: Tensor, at: At, scale: float, rescale: float = 0.0) -> tuple[Tensor, Tensor]:
+        return self.inner.guided(x, at, scale, rescale)
+
+    def moment_evals(self, order: int = 3) -> int:
+        each = (0, 1, 3)[order - 1]  # a backward pass, and one of twice the work back through it
+        return 1 + each * (math.prod(self.shape) if self.probes is None else self.probes)
+
+    def moments(
+        self,
+        x: Tensor,
+        at: At | Point | float | Tensor,
+        order: int = 3,
+        signs: Callable[[int], Tensor] | None = None,
+    ) -> Moments:
+        """As GaussianDenoiser.moments, by derivatives."""
+        where = At.of(self.schedule, at)
+        if order == 1:
+            return Moments(self.inner.denoised(x, where))
+        if bool(where.columns(x)[0].eq(0).any()):
+            raise OptionError(
+                f"denoiser {self.name!r}: where alpha is 0, x says nothing of x_0, and derivatives give no moments: start at "
+                "a lower t_start"
+            )
+        if signs is None:
+            rows = Rng.of(0, len(x), 0, x.device)
+            signs = lambda k: rows.signs(self.shape, 0, k, x.dtype)  # noqa: E731
+        a, s = where.scales(x)
+        return differentiated(lambda y: self.inner.denoised(y, where), x, s * s / a, order, self.probes, signs)
 
 
 class _EnergyGuided(GaussianDenoiser):

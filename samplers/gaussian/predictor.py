@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..noise_schedules import Point
 from ..predictor import FamilyPredictor
 from .arguments import GaussianConfig
 from .denoiser import At
+from .moments import Moments
 
 __all__ = ["GaussianPredictor"]
 
@@ -43,6 +45,36 @@ class GaussianPredictor(FamilyPredictor):
             assert self.canvas.start is not None
             outs = tuple(torch.where(self.canvas.known, self.canvas.start, out) for out in outs)
         return outs[0], outs[-1]
+
+    def moments(self, x: Tensor, at: Point | float | Tensor, order: int = 3) -> Moments:
+        """The moments of x_0 at every coordinate; see GaussianPredict.moments."""
+        denoiser, rng, before = self.denoiser, self.canvas.rng, self.counter.nfe
+        where = At.of(denoiser.schedule, at)
+        if self._guides(where):
+            raise OptionError(
+                f"sampler {self.sampler!r} takes moments of x_0, and those of a guided x_0 are not known: leave out cfg_scale"
+            )
+        if self.canvas.known is not None:
+            x = self.canvas.with_known(x, *where.scales(x))
+
+        def signs(k: int) -> Tensor:
+            return rng.signs(denoiser.shape, before, k, x.dtype)
+
+        out = self.ask(
+            lambda: denoiser.moments(x, where, order, signs),
+            positions=math.prod(denoiser.shape),
+            passes=denoiser.rows_per_eval,
+            evaluations=denoiser.moment_evals(order),
+        )
+        for moment in (out.mean, out.variance, out.third):
+            if moment is not None:
+                self.check_finite(moment)
+        out = replace(out, mean=self._bounded(out.mean))
+        if self.canvas.known is not None:
+            known, start = self.canvas.known, self.canvas.start
+            assert start is not None
+            out = replace(out.map(lambda m: torch.where(known, 0.0, m)), mean=torch.where(known, start, out.mean))
+        return out
 
     def _asked(self, x: Tensor, at: At) -> tuple[Tensor, ...]:
         """(x_0,), or (guided x_0, unconditional x_0): one forward pass."""

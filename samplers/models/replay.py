@@ -18,6 +18,7 @@ from ..canvas import NoiseCanvas
 from ..errors import OptionError, SamplersError
 from ..gaussian.denoiser import GaussianDenoiser
 from ..gaussian.grid import GaussianSampler, GridState
+from ..gaussian.moments import Moments
 from ..noise_schedules import NoiseSchedule, Point
 from ..random import Rng
 
@@ -51,6 +52,12 @@ class Replay:
         raise OptionError(
             f"sampler {self.who!r} needs the prediction without the condition beside the guided one, and a pipeline hands "
             "over the guided one alone: use samplers.sample(samplers.models.diffusers.from_diffusers(...), cfg_scale=...)"
+        )
+
+    def moments(self, x: Tensor, at: Point | float | Tensor, order: int = 3) -> Moments:
+        raise OptionError(
+            f"sampler {self.who!r} needs moments of x_0 beside its mean, and a pipeline hands over the mean alone: use "
+            "samplers.sample(samplers.models.diffusers.from_diffusers(...).with_moments(probes=...))"
         )
 
 

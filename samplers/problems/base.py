@@ -560,7 +560,7 @@ def exact_matmul(a: Tensor, b: Tensor, *, slices: int = 1, largest: float = 1.0,
     """a @ b for b of multiples of `unit` no larger than `largest`, with the same bits whatever the batch and the BLAS.
 
     Each row of a is cut into slices of so few bits that a slice's partial sums are all exact. One slice keeps
-    53 - log2(K largest / unit) bits of the row's largest entry; the next keeps as many again.
+    53 - log2(K largest / unit) bits of the row's largest entry; the next keeps as many again. Differentiable in a.
 
     Args:
         a: (B, K) float64. b: (K, N) float64.
@@ -573,6 +573,8 @@ def exact_matmul(a: Tensor, b: Tensor, *, slices: int = 1, largest: float = 1.0,
         # What is left of a row may be subnormal, and a step of 2^(exponent - bits) then 0: such remains count as nothing.
         step = torch.ldexp(torch.ones_like(a[:, :1]), exponent.clamp_min(-900) - bits)  # (B, 1)
         part = torch.round(a / step) * step  # (B, K)
+        if a.requires_grad:  # rounding has no slope: the first slice carries that of the whole product
+            part = a + (part - a).detach()  # the same bits, since part - a is exact
         product = part @ b  # (B, N), without rounding
         out = product if out is None else out + product
         a = a - part

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from ..gaussian.denoiser import GaussianDenoiser
+from ..gaussian.denoiser import At, GaussianDenoiser
+from ..gaussian.moments import Moments, central
 from ..schedule import NoiseSchedule, noise_schedule
 from .base import check_reals, exact_matmul, gaussian_times
 
@@ -54,7 +56,9 @@ class FiniteGaussian(GaussianDenoiser):
 
     def log_weights(self, x: Tensor, t: Tensor | float) -> Tensor:
         """log w_n of the centres, not normalised, the largest 0: (B, n) float64. x: (B, *shape), t: (B,)."""
-        alpha, sigma = gaussian_times(self.schedule, t, x)  # (B, 1)
+        return self._log_weights(x, *gaussian_times(self.schedule, t, x))
+
+    def _log_weights(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         flat = x.to(torch.float64).flatten(1)  # (B, D)
         dots = exact_matmul(flat, self.centres_t, slices=2, unit=self.unit)  # (B, n)
         variance = (alpha * self.width) ** 2 + sigma**2
@@ -70,12 +74,35 @@ class FiniteGaussian(GaussianDenoiser):
         """
         check_reals(x, self.shape, f"denoiser {self.name!r}")
         alpha, sigma = gaussian_times(self.schedule, t, x)
-        w = torch.exp(self.log_weights(x, t))  # (B, n), the largest 1
-        ones = torch.ones(len(self.centres), 1, dtype=torch.float64, device=w.device)
-        table = torch.cat([self.centres, ones], 1)  # (n, D + 1): the last column makes the normaliser, just as exactly
-        sums = exact_matmul(w, table, slices=2, unit=self.unit)  # (B, D + 1)
-        mean = sums[:, :-1] / sums[:, -1:]  # (B, D) float64
+        (mean,) = self._powers(x, alpha, sigma, 1)
         if self.width:
             shrink = alpha * self.width**2 / ((alpha * self.width) ** 2 + sigma**2)  # (B, 1)
             mean = mean + shrink * (x.to(torch.float64).flatten(1) - alpha * mean)
         return mean.reshape(x.shape).to(self.dtype)
+
+    def _powers(self, x: Tensor, alpha: Tensor, sigma: Tensor, order: int) -> list[Tensor]:
+        """sum_n w_n c_n, then of c_n^2 and c_n^3: `order` of them, (B, D) float64 each."""
+        w = torch.exp(self._log_weights(x, alpha, sigma))  # (B, n), the largest 1
+        ones = torch.ones(len(self.centres), 1, dtype=torch.float64, device=w.device)
+        # The last column makes the normaliser, just as exactly.
+        table = torch.cat([*(self.centres**k for k in range(1, order + 1)), ones], 1)  # (n, order D + 1)
+        sums = exact_matmul(w, table, slices=2, unit=self.unit**order)  # (B, order D + 1)
+        return list((sums[:, :-1] / sums[:, -1:]).chunk(order, 1))
+
+    def moments(self, x: Tensor, at: Any, order: int = 3, signs: Any = None) -> Moments:
+        """As GaussianDenoiser.moments, exact: given centre n, x_0 is a Gaussian of variance width^2 sigma^2 / v around its mean,
+        (sigma^2 c_n + a width^2 x) / v, so its central moments are those of the centres times (sigma^2 / v)^k, and that variance.
+        """
+        check_reals(x, self.shape, f"denoiser {self.name!r}")
+        alpha, sigma = At.of(self.schedule, at).columns(x)  # (B, 1)
+        of_centres = central(self._powers(x, alpha, sigma, order))
+        variance = (alpha * self.width) ** 2 + sigma**2  # (B, 1)
+        keep = sigma**2 / variance
+        mean = keep * of_centres.mean + alpha * self.width**2 / variance * x.to(torch.float64).flatten(1)
+        own = self.width**2 * keep
+        out = Moments(
+            mean,
+            None if of_centres.variance is None else own + keep**2 * of_centres.variance,
+            None if of_centres.third is None else keep**3 * of_centres.third,
+        )
+        return out.map(lambda m: m.reshape(x.shape).to(x.dtype))

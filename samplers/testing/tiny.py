@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import registry
 from ..denoiser import CacheUse, TokenDenoiser
-from ..gaussian.denoiser import GaussianDenoiser
+from ..gaussian.denoiser import At, GaussianDenoiser
+from ..gaussian.moments import Moments
 from ..models.cache import Cache
 from ..schedule import NoiseSchedule, noise_schedule
 
@@ -273,6 +274,17 @@ class TinyMixture(Told, GaussianDenoiser):
         share = torch.softmax(self.weight.log() - off**2 / (2 * variance) - variance.log() / 2, -1)
         return (share * (self.mean + a * self.std**2 / variance * off)).sum(-1).to(x.dtype)
 
+    def moments(self, x: Tensor, at: Any, order: int = 3, signs: Any = None) -> Moments:
+        """Exact, by the parts of each component's own mean, variance and distance from the whole mean."""
+        a, s = (c[..., None] for c in At.of(self.schedule, at).columns(x))
+        variance = (a * self.std) ** 2 + s**2
+        off = x[..., None] - a * self.mean  # (B, dim, 2)
+        share = torch.softmax(self.weight.log() - off**2 / (2 * variance) - variance.log() / 2, -1)
+        each, left = self.mean + a * self.std**2 / variance * off, (self.std * s) ** 2 / variance
+        away = each - (share * each).sum(-1, keepdim=True)
+        sums = (share * each, share * (left + away**2), share * (away**3 + 3 * left * away))
+        return Moments(*(m.sum(-1).to(x.dtype) for m in sums[:order]))
+
 
 class TinyPoint(Told, GaussianDenoiser):
     """A model that knows x_0, `point`, whatever it sees: the exact denoiser of a distribution of one point."""
@@ -284,6 +296,10 @@ class TinyPoint(Told, GaussianDenoiser):
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
         return self.point + 0 * x  # a function of x, which may be differentiated
+
+    def moments(self, x: Tensor, at: Any, order: int = 3, signs: Any = None) -> Moments:
+        mean = self.point + 0 * x
+        return Moments(*(mean, torch.zeros_like(mean), torch.zeros_like(mean))[:order])
 
 
 def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: float, steps: int = 2000) -> Tensor:
@@ -313,8 +329,13 @@ def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: floa
 
 
 def for_any_model(family: str = "masked") -> list[str]:
-    """The samplers of a family that run on any of its denoisers: all but those with Facts(sequential=True)."""
-    return [name for name in registry.names("*", family) if not registry.load(name).facts.sequential]
+    """The samplers of a family that run on any of its denoisers: without Facts(sequential=True) and Facts(moments=2) or more."""
+
+    def runs(name: str) -> bool:
+        facts = registry.load(name).facts
+        return not facts.sequential and facts.moments == 1
+
+    return [name for name in registry.names("*", family) if runs(name)]
 
 
 def _generator(seed: int) -> torch.Generator:
