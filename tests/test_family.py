@@ -149,7 +149,10 @@ def test_what_is_wrong_is_named(washed):
     [
         ("Washed = 3", "3 is not a samplers.authoring.Family"),
         ("raise SystemExit(4)", "SystemExit: 4"),
-        ("from samplers.authoring import Family\nclass Washed(Family):\n    name = 'other'", "name is 'other', but it is registered as 'washed'"),
+        (
+            "from samplers.authoring import Family\nclass Washed(Family):\n    name = 'other'",
+            "name is 'other', but it is registered as 'washed'",
+        ),
     ],
 )
 def test_a_family_that_is_broken_is_named_and_hurts_nobody(washed, code, says):

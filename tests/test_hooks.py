@@ -284,7 +284,7 @@ def test_register_windows(shown, cli):
     per_pass = [o.token_evals / o.row_evals for o in (block, ahead, whole)]
     assert per_pass == [14, 20, 24], "blocks end at 4, 8, ... 24; eight more each, at most 24"
     assert ahead.settings["window"] == "ahead" and ahead.settings["plugins"] == {"window": "zoo-shown:ahead 1.2"}
-    with pytest.raises(OptionError, match='window must be "block", .*"ahead".* or None'):
+    with pytest.raises(OptionError, match=r'window must be "block", .*"ahead".* or None'):
         samplers.sample(TinyNet(), "radd", window="ahaed", **how)
 
 

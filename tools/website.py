@@ -41,6 +41,7 @@ CONTENTS: dict[str, tuple[str, ...]] = {
         "docs/continuous_noise.md",
         "docs/continuous_few_steps.md",
         "docs/continuous_grids.md",
+        "docs/moments.md",
         "docs/which_solver.md",
         "docs/diffusers.md",
     ),

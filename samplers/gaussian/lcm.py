@@ -36,7 +36,9 @@ class Lcm(GaussianSampler[GridState]):
     summary = "few steps of a distilled consistency model: denoise, then add fresh noise"
     facts = Facts(stochastic=True)
 
-    grid: str = option("trailing", "spacing of the times; trailing is that of the distillation", choices=GRIDS, kind="grids")
+    grid: str = option(
+        "trailing", "spacing of the times; trailing is that of the distillation", choices=GRIDS, kind="grids"
+    )
     time_scale: float = option(0.0, "k in the boundary scalings c_skip and c_out of k t; 0: no scalings", ge=0)
     sigma_data: float = option(0.5, "d in the boundary scalings", gt=0)
 

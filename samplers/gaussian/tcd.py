@@ -32,7 +32,9 @@ class Tcd(GaussianSampler[GridState]):
     conformance = Conformance(order={**GaussianSampler.conformance.order, "gamma": 0.0})
     order: ClassVar[int] = 1
 
-    grid: str = option("trailing", "spacing of the times; trailing is that of the distillation", choices=GRIDS, kind="grids")
+    grid: str = option(
+        "trailing", "spacing of the times; trailing is that of the distillation", choices=GRIDS, kind="grids"
+    )
     gamma: float = option(
         0.3, "how far below the next time a step goes before noise is added: 0 none, 1 all", ge=0, le=1
     )

@@ -41,7 +41,9 @@ class Maskgit(Sampler[TimedState]):
     summary = "scheduled number of positions, by log-confidence with annealed Gumbel noise"
     facts = Facts(bias="biased", static_plan=True)
 
-    schedule: str = option("1-cos", "mask schedule; 1-cos is MaskGIT's cosine", check=mask_schedule, kind="mask_schedules")
+    schedule: str = option(
+        "1-cos", "mask schedule; 1-cos is MaskGIT's cosine", check=mask_schedule, kind="mask_schedules"
+    )
     r_temp: float = option(4.5, "scale of the Gumbel noise on the log-confidence at the start; it fades to 0", ge=0)
     late: bool = option(False, "count and anneal as the code of Guidance-MaskGIT does")
 

@@ -49,7 +49,9 @@ class P2(Sampler[TimedDraft]):
     alpha: float = option(
         1.0, "weight of log p in the score; the remaining weight is for the negative entropy", ge=0, le=1
     )
-    kappa: str = option("linear", "visible fraction after each step: a mask schedule", check=mask_schedule, kind="mask_schedules")
+    kappa: str = option(
+        "linear", "visible fraction after each step: a mask schedule", check=mask_schedule, kind="mask_schedules"
+    )
     planner: str = option(
         "self", "judge a visible token by a fresh draw there, or by itself", choices=("self", "token")
     )

@@ -27,4 +27,6 @@ class SmdmGreedy(LowConfidence):
     summary = "SMDM: the floor(m (1 - s/t)) most confident positions per step"
     conformance = Conformance(one_at_a_time={"least": 1})
 
-    plan: str = option("floor(1e-5)", "positions per step, as in low_confidence", check=parse_plan, kind="mask_schedules")
+    plan: str = option(
+        "floor(1e-5)", "positions per step, as in low_confidence", check=parse_plan, kind="mask_schedules"
+    )

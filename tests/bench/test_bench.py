@@ -402,7 +402,9 @@ def edited(tmp_path, monkeypatch):
             sys.modules.pop(name, None)
         importlib.invalidate_caches()
         cls = importlib.import_module("edited_sampler").Edited
-        monkeypatch.setitem(registry._get().own["samplers"], "edited", registry.Entry("edited", "test", "1", cls, "masked"))
+        monkeypatch.setitem(
+            registry._get().own["samplers"], "edited", registry.Entry("edited", "test", "1", cls, "masked")
+        )
 
     load()
     yield load
