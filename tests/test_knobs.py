@@ -209,7 +209,7 @@ def test_bad_knobs(wrong, says):
 def test_knobs_are_for_tokens():
     denoiser = samplers.GaussianDenoiser.wrap(lambda x, t: x, shape=(2,))
     for knob in ({"forbid": 1}, {"demote": 1}, {"top_k": 3}, {"stop": 1}):
-        with pytest.raises(OptionError, match="token samplers"):
+        with pytest.raises(OptionError, match="is not for samplers of the gaussian family"):
             samplers.sample(denoiser, "ddim", **knob)
 
 

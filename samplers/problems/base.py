@@ -14,7 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import registry
 from ..denoiser import Denoiser, TokenDenoiser
 from ..errors import FamilyError, OptionError, PluginError, did_you_mean, unknown_option
-from ..family import family_names, family_of
+from ..family import BUILT_IN, family_names, family_of
 from ..random import uniform
 from .pictures import strip, text_block
 
@@ -292,7 +292,7 @@ class Problem:
             FamilyError: the problem has no such family.
             OptionError: an option that this denoiser does not have.
         """
-        if family is not None and family not in self.families and family in family_names():
+        if self._is_foreign(family):
             return family_of(family).of_problem(self, **kw)
         family = self._family(family)
         make: Callable[..., Denoiser] = getattr(self, f"_{family}")
@@ -319,7 +319,7 @@ class Problem:
         if not isinstance(x, Tensor):
             raise OptionError(f"score takes a tensor or an object with a tensor .x, not {type(sample).__name__}")
         of = family
-        if family is None or (family not in self.families and family in family_names()):
+        if family is None or self._is_foreign(family):
             # Reals of a problem that also has tokens can only be its gaussian samples.
             family = "gaussian" if x.is_floating_point() and "gaussian" in self.families else self.families[0]
         family = self._family(family)
@@ -338,7 +338,7 @@ class Problem:
 
     def sample_truth(self, n: int, seed: int = 0, family: str | None = None) -> Tensor:
         """n exact samples, deterministic in `seed`: tokens (n, L) int64, or reals for the gaussian family."""
-        if family is not None and family not in self.families and family in family_names():
+        if self._is_foreign(family):
             family = family_of(family).scored_as(self)
         family = self._family(family)
         if n < 1:
@@ -397,6 +397,10 @@ class Problem:
 
     def _sample_truth(self, n: int, seed: int, family: str) -> Tensor:
         raise NotImplementedError
+
+    def _is_foreign(self, family: str | None) -> TypeGuard[str]:
+        """Whether it is a family of another package, which says itself what it has for this problem."""
+        return family not in (None, *self.families, *BUILT_IN) and family in family_names()
 
     def _family(self, family: str | None) -> str:
         if family is None:
