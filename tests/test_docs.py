@@ -447,7 +447,7 @@ def test_the_guides_samplers_keep_their_promises(tmp_path: Path) -> None:
     (tmp_path / "guide_samplers.py").write_text(
         "from __future__ import annotations\n" + "\n".join(kept), encoding="utf-8"
     )
-    names = {"sure": "Sure", "steady": "Steady", "doubt": "Doubt", "heun": "Heun"}
+    names = {"sure": "Sure", "steady": "Steady", "doubt": "Doubt", "heun_snr": "HeunSnr", "heun_euler": "HeunEuler"}
     info = tmp_path / "guide_samplers-0.1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: guide-samplers\nVersion: 0.1\n", encoding="utf-8")
@@ -465,7 +465,8 @@ def test_the_guides_samplers_keep_their_promises(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
-    assert "test_promise[heun-declared_order] PASSED" in run.stdout
+    assert "test_promise[heun_snr-declared_order] PASSED" in run.stdout
+    assert "test_promise[heun_euler-limits_are_finite-to_sigma_0] PASSED" in run.stdout
     assert "test_promise[doubt-counted_nfe_is_the_declared-steps=5] PASSED" in run.stdout
 
 

@@ -146,7 +146,7 @@ def add(commands: Commands) -> None:
         help="option of all samplers that have it; or sampler.name=value",
         **OPTION,
     )
-    measured(p, 3)
+    measured(p, 3, more=", and other runs add to it")
     shared_out(p)
     p.add_argument(
         "--demo", action="store_true", help="measure sudoku, digits and a mixture in about two minutes, into runs/demo"

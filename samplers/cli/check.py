@@ -105,7 +105,9 @@ def _sum_up(console: Console, name: str, results: list[Result]) -> None:
     if count["broken"]:
         line.append(f", {count['broken']} broken", style="red not bold")
     if count["skipped"]:
-        line.append(f", {count['skipped']} do not apply", style="dim not bold")
+        which = ", ".join(dict.fromkeys(r.case.name for r in results if r.status == "skipped"))
+        verb = "does" if count["skipped"] == 1 else "do"
+        line.append(f", {count['skipped']} {verb} not apply ({which})", style="dim not bold")
     console.print(line.append(f", in {sum(r.seconds for r in results):.1f} s", style="not bold"))
 
 

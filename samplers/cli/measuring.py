@@ -33,11 +33,12 @@ def folder_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", ".", text)
 
 
-def measured(p: argparse.ArgumentParser, seeds: int) -> None:
+def measured(p: argparse.ArgumentParser, seeds: int, more: str = "") -> None:
     """Add the arguments that say how a setting is run and where results go.
 
     Args:
         seeds: the default number of seeds, for the help.
+        more: what else the help says of the folder of the results.
     """
     p.add_argument(
         "--metric",
@@ -69,14 +70,18 @@ def measured(p: argparse.ArgumentParser, seeds: int) -> None:
     p.add_argument(
         "--threads", type=whole, metavar="N", help="threads of torch (default: its own choice; 1 for --demo)"
     )
-    kept(p, "runs/...")
+    kept(p, "runs/...", more)
 
 
-def kept(p: argparse.ArgumentParser, folder: str) -> None:
-    """Add the arguments that say where results go. folder: the default, for the help."""
-    p.add_argument(
-        "--out", metavar="DIR", help=f"folder for results; a run that was stopped goes on there (default {folder})"
-    )
+def kept(p: argparse.ArgumentParser, folder: str, more: str = "") -> None:
+    """Add the arguments that say where results go.
+
+    Args:
+        folder: the default, for the help.
+        more: what else the help says of the folder.
+    """
+    about = f"folder for results; a run that was stopped goes on there{more} (default {folder})"
+    p.add_argument("--out", metavar="DIR", help=about)
     p.add_argument("--fresh", action="store_true", help="start again; earlier results are put aside")
     p.add_argument("--quiet", action="store_true", help="print failures and the place of the results only")
 

@@ -106,7 +106,7 @@ class DpmSolverV3(GaussianSampler[V3State]):
             )
         legs = []
         for s, t in zip(points, points[1:]):
-            leg = leg_of(tables, s.lam, t.lam) if s.alpha and t.alpha else None
+            leg = leg_of(tables, s.lam, t.lam) if s.alpha and t.alpha and t.sigma else None
             legs.append(leg and _moved(leg, canvas))
         return V3State.begin(canvas, points=points, legs=tuple(legs))
 

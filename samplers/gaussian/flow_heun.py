@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..ops import combine
 from ..prediction import GaussianPredict
 from .grid import GaussianSampler, GridState, Point
-from .steps import Staged
+from .steps import Staged, blend
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class FlowHeun(Staged, GaussianSampler[GridState]):
     schedule this is diffusers' FlowMatchHeunDiscreteScheduler.
 
     A step costs two evaluations. `steps` is spent exactly: where one evaluation remains, the last step is Euler's.
+    A last step to sigma = 0, where u is not defined, averages x_0 and not u.
     """
 
     name = "flow_heun"
@@ -34,7 +35,9 @@ class FlowHeun(Staged, GaussianSampler[GridState]):
         x0 = predict(state.x, s)
         keep = t.sigma / s.sigma
         x = combine(x0, t.alpha - keep * s.alpha, state.x, keep)
-        if self.evaluations(state) == 2:
+        if self.evaluations(state) == 2 and not t.sigma:  # u = (x - (alpha + sigma) x_0) / sigma is not defined at t
+            x = blend(predict, x0, t, lambda D: combine(D, t.alpha, state.x, 0.0), 2)
+        elif self.evaluations(state) == 2:
             half = (t.alpha + t.sigma) / 2 * (t.sigma / (t.alpha + t.sigma) - s.sigma / (s.alpha + s.sigma))
             # half (u(x, t) - u(x_s, s)), where u = e - x_0 = x / sigma - (alpha / sigma + 1) x_0
             end, begin = half / t.sigma, half / s.sigma

@@ -68,7 +68,7 @@ class Case:
     """A check with one of its settings.
 
     Attributes:
-        id: the name of the check, with the setting in brackets: 'facts', 'seed_decides', 'prompts_stay[steps=5]'.
+        id: the name of the check, with the setting in brackets: 'facts', 'committed_tokens_stay[steps=5]'.
         about: what it promises, in a sentence or two.
     """
 
@@ -249,7 +249,7 @@ def chosen(name: str, only: str | Iterable[str] | None = None) -> list[Case]:
     """The checks of a sampler that `only` names.
 
     Args:
-        only: names of checks, names with a setting such as 'prompts_stay[steps=5]', or shell patterns of names; None: all.
+        only: names of checks, names with a setting such as 'committed_tokens_stay[steps=5]', or shell patterns; None: all.
 
     Raises:
         UnknownNameError: a name that no check of this sampler has.
@@ -287,7 +287,7 @@ def run_checks(name: str, only: str | Iterable[str] | None = None) -> None:
 
     Args:
         name: the name that the sampler is registered under.
-        only: the checks to run, such as "seed_decides", "prompts_stay[steps=5]" or a shell pattern; None: all.
+        only: the checks to run, such as "seed_decides", "committed_tokens_stay[steps=5]" or a shell pattern; None: all.
 
     Raises:
         BrokenPromises: some checks failed; it has the message of each.

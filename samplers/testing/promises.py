@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from torch import Tensor
+
 import samplers
 
 from ..canvas import Canvas
@@ -223,8 +225,14 @@ def place_of(cls: type[Any], *methods: str) -> str:
 def call_text(function: str, denoiser: Any, name: str, sampler: Sampler[Any] | str, arguments: dict[str, Any]) -> str:
     """A call as one would write it; a canvas is shown by its rows, with _ at the positions to fill."""
     words = [_denoiser_text(denoiser), _sampler_text(name, sampler)]
-    words += [f"{key}={_canvas_text(v) if isinstance(v, Canvas) else repr(v)}" for key, v in arguments.items()]
+    words += [f"{key}={_value_text(value)}" for key, value in arguments.items()]
     return f"samplers.{function}({', '.join(words)})"
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, Canvas):
+        return _canvas_text(value)
+    return f"torch.{value!r}" if isinstance(value, Tensor) else repr(value)
 
 
 def _denoiser_text(denoiser: Any) -> str:

@@ -87,6 +87,7 @@ CURES = {
     "greedy_takes_the_best": "use prediction.token or predict.read",
     "infill_keeps_what_is_given": "use state.open",
     "interleaved_runs_agree": "It belongs in a state of your own",
+    "limits_are_finite": "make that step of order 1",
     "levels_reach_a_model_that_takes_them": "use state.renoised(x, level, decide)",
     "logits_are_asked_for_only_if_declared": "Declare Facts(stores_logits=True) if",
     "noise_is_declared": "declare Facts(stochastic=True)",
@@ -935,7 +936,7 @@ class Gaussian(GaussianSampler[GridState]):
 
     def target(self, state: GridState, s: Point, h: float, x0: Tensor) -> Tensor:
         """The extrapolated x_0."""
-        if not state.history:
+        if not state.history or math.isinf(h):
             return x0
         before, x0_before = state.history[-1]
         r = (s.lam - before) / h
@@ -946,8 +947,8 @@ class Gaussian(GaussianSampler[GridState]):
         return x
 
     def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
-        h, x0 = t.lam - s.lam, predict(state.x, s.t)
-        x = t.sigma / s.sigma * state.x - t.alpha * math.expm1(-h) * self.target(state, s, h, x0)
+        h, x0, keep = t.lam - s.lam, predict(state.x, s.t), t.sigma / s.sigma
+        x = keep * state.x + (t.alpha - keep * s.alpha) * self.target(state, s, h, x0)
         return self.advance(state, self.noised(state, t, x), history=((s.lam, x0),))
 
 
@@ -1040,6 +1041,36 @@ class WrongLastCoefficient(Gaussian):
     def target(self, state: GridState, s: Point, h: float, x0: Tensor) -> Tensor:
         good = super().target(state, s, h, x0)
         return 0.9 * good if state.i + 2 == len(state.points) else good
+
+
+@plant("declared_order", "of order 1", cure="declare the order that was seen")
+@dataclass(frozen=True)
+class OrderThatNobodyReads(Gaussian):
+    """It has an option for its order, which is right by default, and does not read it."""
+
+    order: int = option(2, "order of a step", choices=(1, 2))  # type: ignore[misc]
+
+
+@plant("limits_are_finite", "ZeroDivisionError")
+@dataclass(frozen=True)
+class DividesBySigmaOfTheEnd(Gaussian):
+    """It makes the step in x / sigma, which is not defined at sigma = 0."""
+
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
+        x0 = self.target(state, s, t.lam - s.lam, predict(state.x, s))
+        y = state.x / s.sigma + (t.alpha / t.sigma - s.alpha / s.sigma) * x0
+        return self.advance(state, t.sigma * y, history=((s.lam, x0),))
+
+
+@plant("limits_are_finite", "values such as")
+@dataclass(frozen=True)
+class NotFiniteAtTheNoise(Gaussian):
+    """It takes the weight of x_0 from log(alpha / sigma), which is minus infinity at alpha = 0."""
+
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
+        h, x0 = t.lam - s.lam, predict(state.x, s)
+        x = t.sigma / s.sigma * state.x - t.alpha * math.expm1(-h) * self.target(state, s, h, x0)
+        return self.advance(state, x, history=((s.lam, x0),))
 
 
 @plant("values_are_finite", "torch.float64 here", cure="made without dtype=state.x.dtype")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,11 +12,15 @@ import samplers
 
 from ... import registry
 from ..kit import check
-from ..promises import NotApplicable, Promise
+from ..promises import NotApplicable, Promise, line_of
 from ..tiny import TinyMixture, TinyPoint, solve_ode
 from .any_family import STEPS, clashes, counted, finite, uses_of
 
 SCHEDULES = ("vp_linear", "edm", "flow")
+AT_A_LIMIT = (
+    "a division by t.alpha or t.sigma, or log(alpha / sigma), at the end of the grid, where either may be 0. Write the step "
+    "without it, as x_t = (t.sigma / s.sigma) x_s + (t.alpha - t.sigma / s.sigma * s.alpha) x_0 is, or make that step of order 1"
+)
 
 
 @check()
@@ -34,6 +39,45 @@ def values_are_finite(name: str, promise: Promise) -> None:
                     "a cast (.float(), .double()), or a tensor that is made without dtype=state.x.dtype",
                 )
                 finite(promise, x)
+
+
+# Runs of a flow (t = 1 is noise alone, t = 0 data alone) -> options, and where x begins if it does not begin as noise.
+LIMITS: dict[str, tuple[dict[str, Any], float | None]] = {
+    "to_sigma_0": ({"t_end": 0.0, "end": "t_end"}, None),
+    "back_to_alpha_0": ({"t_start": 0.01, "t_end": 1.0, "end": "t_end"}, 0.5),
+}
+
+
+@check(settings=list(LIMITS))
+def limits_are_finite(name: str, setting: str, promise: Promise) -> None:
+    """A run may end at sigma = 0 and, without noise in its steps, run backwards to alpha = 0: values stay finite."""
+    cls, model = registry.load(name), TinyMixture(schedule="flow")
+    if not any(option.name == "end" for option in cls.options()):
+        raise NotApplicable("it cannot end elsewhere than at x_0")
+    options, begin = LIMITS[setting]
+    sampler = samplers.create(name, **options)
+    if begin is not None and sampler.effective_facts.stochastic:
+        raise NotApplicable("noise in its steps cannot be followed backwards")
+    start = {} if begin is None else {"start": torch.full(model.shape, begin, dtype=torch.float64)}
+    for steps in range(1, 9):
+        promise.begin()
+        try:
+            x = promise.sample(model, sampler, steps=steps, **start).x
+        except samplers.OptionError as error:  # a sampler may say that it cannot
+            raise NotApplicable(str(error)) from error
+        except (ArithmeticError, ValueError) as error:
+            raise promise.broken(
+                "Values are finite.",
+                f"{type(error).__name__}: {error}",
+                AT_A_LIMIT,
+                line_of(error.__traceback__) or None,
+            ) from error
+        promise(
+            torch.isfinite(x).all(),
+            "Values are finite.",
+            lambda: f"values such as {', '.join(f'{v:g}' for v in x.flatten().tolist()[:4])}",  # noqa: B023
+            AT_A_LIMIT,
+        )
 
 
 @check(settings=[{"steps": n} for n in STEPS])
@@ -117,27 +161,35 @@ def true_end(x: Tensor) -> Tensor:
     return _ENDS[key]
 
 
+def orders_of(name: str) -> list[dict[str, int]]:
+    """The options for each order that is declared: {} alone, unless `order` is an option with choices that the kit may vary."""
+    cls = registry.load(name)
+    choices = next((option.choices for option in cls.options() if option.name == "order"), None)
+    return [{"order": order} for order in choices] if choices and "order" not in cls.conformance.order else [{}]
+
+
 @check()
 def declared_order(name: str, promise: Promise) -> None:
-    """The error falls with the number of steps as the declared order says."""
-    cls = registry.load(name)
-    sampler = samplers.create(name, **dict(cls.conformance.order))
-    order = getattr(sampler, "order", None)
-    if order is None:
-        raise NotApplicable("no order is declared")
-    problem = TinyMixture()
-    x = next(iter(promise.stream(problem, sampler, batch=8, steps=6))).x
-    truth = true_end(x)
-    errors = []
-    for steps in (144, 288, 576):
-        out = promise.sample(problem, sampler, batch=8, steps=steps)
-        errors.append(float((out.x - truth).pow(2).mean().sqrt()))
-    slope = math.log2(errors[-2] / errors[-1])
-    promise(
-        abs(slope - order) < 0.15,
-        f"The solver is of order {order}: twice the steps divide the error by {2**order}.",
-        f"order {slope:.2f} (errors {', '.join(f'{e:.2g}' for e in errors)} with 144, 288, 576 forward passes)",
-        "a wrong coefficient, often in the first or last step only; a step of lower order among them (declare the options "
-        "that leave it out: Conformance(order={...})); float32 somewhere; steps counted where forward passes are meant. Compare "
-        "the formula with the paper's for the first, a middle and the last step, or declare the order that was seen",
-    )
+    """The error falls with the number of steps as the declared order says; if `order` is an option, at each of its choices."""
+    cls, problem = registry.load(name), TinyMixture()
+    for options in orders_of(name):
+        sampler = samplers.create(name, **(dict(cls.conformance.order) | options))
+        order = getattr(sampler, "order", None)
+        if order is None:
+            raise NotApplicable("no order is declared")
+        promise.begin()
+        x = next(iter(promise.stream(problem, sampler, batch=8, steps=6))).x
+        truth = true_end(x)
+        errors = []
+        for steps in (144, 288, 576):
+            out = promise.sample(problem, sampler, batch=8, steps=steps)
+            errors.append(float((out.x - truth).pow(2).mean().sqrt()))
+        slope = math.log2(errors[-2] / errors[-1])
+        promise(
+            abs(slope - order) < 0.15,
+            f"The solver is of order {order}: twice the steps divide the error by {2**order}.",
+            f"order {slope:.2f} (errors {', '.join(f'{e:.2g}' for e in errors)} with 144, 288, 576 forward passes)",
+            "a wrong coefficient, often in the first or last step only; a step of lower order among them (declare the options "
+            "that leave it out: Conformance(order={...})); float32 somewhere; steps counted where forward passes are meant. "
+            "Compare the formula with the paper's for the first, a middle and the last step, or declare the order that was seen",
+        )
