@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import samplers
-from samplers import OptionError, TokenDenoiser, driver, ops
+from samplers import OptionError, TokenDenoiser, ops, token_family
 from samplers.masked.hierarchy import leaders
 from samplers.testing.fit import BOUND, fits
 from samplers.testing.tiny import TinyJoint, TinyNet
@@ -182,7 +182,7 @@ def test_bad_plans(options, says):
 def test_counts_are_foreseen_under_any_plan(name, options, monkeypatch):
     kw = {"prompt": [[1], [2, 3, 4]], "gen_length": 14, "block_length": 6, "steps": 9, "temperature": 0.8, **options}
     looked = samplers.sample(TinyNet(), name, **kw)
-    monkeypatch.setattr(driver, "_uses_dry_run", lambda sampler, denoiser: True)
+    monkeypatch.setattr(token_family, "_uses_dry_run", lambda sampler, denoiser: True)
     foreseen = samplers.sample(TinyNet(), name, **kw)
     assert torch.equal(looked.x, foreseen.x)
     assert torch.equal(looked.nfe_rows, foreseen.nfe_rows) and looked.head_rows == foreseen.head_rows

@@ -25,8 +25,9 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 
 
 def drives(name):
-    """Whether a sampler of the zoo can drive a pipeline: not if it chooses its times or needs the unconditional answer."""
-    return samplers.create(name).expected_nfe(0, 20) is not None and "cfg_pp" not in name
+    """Whether a sampler can drive a pipeline: not if it chooses its times, or needs the unconditional answer or moments."""
+    made = samplers.create(name)
+    return made.expected_nfe(0, 20) is not None and "cfg_pp" not in name and made.facts.moments == 1
 
 
 NAMES = [n for n in samplers.list_samplers(family="gaussian") if drives(n)]
