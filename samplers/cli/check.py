@@ -105,7 +105,7 @@ def _sum_up(console: Console, name: str, results: list[Result]) -> None:
     if count["broken"]:
         line.append(f", {count['broken']} broken", style="red not bold")
     if count["skipped"]:
-        line.append(f", {count['skipped']} {'does' if count['skipped'] == 1 else 'do'} not apply", style="dim not bold")
+        line.append(f", {count['skipped']} do not apply", style="dim not bold")
     console.print(line.append(f", in {sum(r.seconds for r in results):.1f} s", style="not bold"))
 
 
