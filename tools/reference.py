@@ -159,6 +159,8 @@ def facts_of(cls: Any) -> Iterator[str]:
     else:
         order = getattr(cls(), "order", None)
         yield f"- Order of convergence: {order if order is not None else 'not stated'}"
+    if (order := cls.facts.moments) > 1:
+        yield f"- It needs a model that gives {order} moments of x_0: exact problems do; else heads, or `with_moments()`."
     if cls.facts.revises and cls.family == "masked":
         yield "- It may mask or change tokens again that it has committed."
     if cls.facts.sequential:
@@ -310,7 +312,8 @@ def source_of(cls: Any) -> tuple[str, str]:
     except (OSError, TypeError):
         return "", ""
     package = cls.__module__.split(".")
-    return "/".join([*package[:-1], path.name]), text
+    folders = package if path.name == "__init__.py" else package[:-1]
+    return "/".join([*folders, path.name]), text
 
 
 def sampler_page(name: str) -> str:
@@ -325,7 +328,9 @@ def sampler_page(name: str) -> str:
     lines = [f"# {name}", "", sentence(prose(cls.summary)), ""]
     lines += [f"- Family: {cls.family}. {about_family(cls.family)}"]
     if item.distribution != registry.DISTRIBUTION:
-        lines.append(f"- From: the package `{item.distribution}` {item.version}, which is installed by itself")
+        lines.append(
+            f"- From: the package {package_link(item.distribution)} {item.version}, which is installed separately"
+        )
     paper, *facts = facts_of(cls)
     lines += [prose(paper).replace("\\-", "-", 1) if cls.cite else "- Paper: it names none", *facts, ""]
     lines += ["## Run it", "", "```sh", shell, "```", "", "```python", "import samplers", "", python, "```", ""]
@@ -366,6 +371,12 @@ def sampler_page(name: str) -> str:
         ]
         lines += [f"{fence}python", text.rstrip(), fence, "", "```{raw} html", "</details>", "```", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def package_link(distribution: str) -> str:
+    """The name of a package, with a link to its page if it is one of this repository; for pages in a folder of the site."""
+    known = (ROOT / "plugins" / distribution / "README.md").is_file()
+    return f"[`{distribution}`](../plugins/{distribution}.md)" if known else f"`{distribution}`"
 
 
 def link_to(group: dict[str, Any], sampler: str) -> str:

@@ -166,7 +166,8 @@ def family_page(family: str, names: list[str]) -> str:
     lines += ["| sampler | what it does |", "|---|---|"]
     for name in names:
         item, said = registry.entry(name), reference.sentence(registry.load(name).summary)
-        origin = "" if item.distribution == registry.DISTRIBUTION else f" From the package `{item.distribution}`."
+        own = item.distribution == registry.DISTRIBUTION
+        origin = "" if own else f" From the package {reference.package_link(item.distribution)}."
         lines.append(f"| [`{name}`](../samplers/{slug(name)}.md) | {reference.cell(reference.prose(said) + origin)} |")
     return "\n".join([*lines, "", *tree([f"../samplers/{slug(n)}" for n in names])])
 
