@@ -27,6 +27,7 @@ ENOUGH = 100  # rows for which a score says something
 ROWS = 4
 # What runs if the command does not say.
 MODEL = "text-mdm"
+PROBLEM = "digits"
 
 
 def read_options(sampler: str, texts: Sequence[str]) -> dict[str, Any]:
@@ -47,10 +48,14 @@ def _model(args: argparse.Namespace) -> tuple[Problem | None, Denoiser]:
     from .. import problems
     from ..bench.user_model import load_denoiser
 
+    family = args.family
+    if args.problem is None and args.denoiser is None:
+        wanted = family or (None if args.sampler is None else registry.load(args.sampler).family)
+        if wanted not in (None, "masked"):  # no model in the box is of every family, and this problem is
+            args.problem = PROBLEM
     if args.problem is None:
         return None, load_denoiser(MODEL if args.denoiser is None else args.denoiser)
     problem = problems.create(args.problem)
-    family = args.family
     if family is None and args.sampler is not None:
         wanted = registry.load(args.sampler).family
         family = wanted if family_of(wanted).supports(problem) else None
@@ -179,7 +184,7 @@ def add(commands: Commands) -> None:
         "on the Hugging Face hub, corrected by arguments if need be: hf:NAME?attention=full&shift=1 (also mask_id, "
         "block_length, dtype, device, loader, tokenizer, revision, trust_remote_code; see samplers show-model); "
         "Denoiser of your own, or function that returns one "
-        f"(default: {MODEL}, if there is no --problem)",
+        f"(default, if there is no --problem: {MODEL}; for samplers of other noise than masked --problem {PROBLEM})",
     )
     p.add_argument(
         "--sampler",

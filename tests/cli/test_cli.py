@@ -200,6 +200,12 @@ def test_at_temperature_0_one_row_is_enough(cli):
     assert len(json.loads(cli(*base, "--temperature", 0, "--batch", 3)[1])["x"]) == 3
 
 
+@pytest.mark.parametrize("said", ["--sampler euler", "--sampler d3pm_ancestral", "--family gaussian"])
+def test_without_a_problem_other_noise_than_masked_has_the_digits(cli, said):
+    out = json.loads(cli("sample", *said.split(), "--steps", 2, "--json")[1])
+    assert out["problem"] == "digits" and out["nfe"] == 2
+
+
 def test_a_sampler_that_is_cold_by_habit_makes_one_row(cli, tmp_path, monkeypatch):
     (tmp_path / "cold_denoiser_of_tests.py").write_text(DENOISER)
     monkeypatch.chdir(tmp_path)
