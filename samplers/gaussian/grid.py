@@ -122,6 +122,11 @@ class GaussianSampler(Sampler[G]):
                 )
             if canvas.start is None:
                 raise OptionError(f"{who}: inversion (t_end above t_start) needs start=, the x at t_start")
+            if not float(schedule.sigma(start)):
+                raise OptionError(
+                    f"{who}: inversion cannot start at t={start:g}, where x has no noise and the half log-SNR has no bound: "
+                    f"start at t_min={schedule.t_min:g}, where x is all but the same"
+                )
             return
         if canvas.strength != 1 and self.t_start is not None:
             raise OptionError(

@@ -309,6 +309,15 @@ def test_sigmas_and_times_are_followed():
     torch.testing.assert_close(torch.stack([t[0] for _, t in ratio.calls]), torch.tensor([1.0, 0.5, 0.2]).double())
 
 
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpmpp_2m"])
+def test_an_inversion_starts_where_x_has_noise(name):
+    model = Gauss("flow")
+    how = {"start": torch.ones(3), "t_end": 0.6, "end": "t_end", "steps": 4}
+    with pytest.raises(OptionError, match=r"inversion cannot start at t=0, .* start at t_min=0\.001"):
+        samplers.sample(model, name, t_start=0.0, **how)
+    assert bool(samplers.sample(model, name, t_start=0.001, **how).x.isfinite().all())
+
+
 def test_times_that_rise_are_an_inversion():
     image = torch.tensor([0.3, 0.9, 1.1])
     by_list = samplers.sample(Gauss(), "dpmpp_2m", start=image, times=[0.1, 0.4, 0.7, 1.0])
