@@ -106,7 +106,7 @@ def washed(tmp_path, monkeypatch):
 
 
 def test_a_family_of_another_package_runs(washed):
-    assert family_names() == ("masked", "uniform", "gaussian", "washed")
+    assert family_names()[:3] == ("masked", "uniform", "gaussian") and "washed" in family_names()
     assert "zoo_washed" not in sys.modules, "the names of families are known without an import"
     denoiser = family_of("washed").tiny(object)
     out = samplers.sample(denoiser, "wash", batch=5, seed=3, info=True, trace=True)
