@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from . import authoring, energy, models, ops, problems, schedule
+    from . import authoring, energy, models, ops, problems, registry, schedule
     from .canvas import PAD, Canvas
     from .denoiser import BlockDenoiser, Denoiser, Head, TokenDenoiser
     from .driver import Constraint, sample, stream
@@ -30,6 +30,7 @@ _WHERE = {
     "models": "",
     "ops": "",
     "problems": "",
+    "registry": "",
     "schedule": "",
     "PAD": "canvas",
     "AskingRun": "pool",

@@ -93,7 +93,8 @@ def registrations(module: str, hooks: Collection[str]) -> tuple[list[Declared], 
     whole = bool(functions) and others == len(functions) and set(functions) <= set(hooks)
     found: list[Declared] = []
     for function in functions.values():
-        if [a.arg for a in function.args.args] != ["register"] or len(function.decorator_list) != 1:
+        plain = [a.arg for a in function.args.args] == ["register"] and len(function.decorator_list) == 1
+        if function.name not in hooks or not plain:  # importing it will tell
             whole = False
             continue
         for statement in function.body:

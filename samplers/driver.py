@@ -21,8 +21,8 @@ from . import registry
 from .arguments import Given, wrong_argument
 from .checks import flag, shown
 from .denoiser import Denoiser, TokenDenoiser
-from .errors import FamilyError, OptionError, SamplersError
-from .family import family_of
+from .errors import FamilyError, OptionError, PluginError, SamplersError
+from .family import Run, family_of
 from .info import InfoRecorder
 from .predictor import FamilyPredictor, Predictor
 from .result import Sample, Seconds
@@ -263,6 +263,23 @@ class Stream(Iterator[State]):
             raise OptionError(f"constrain returned a value that is not finite (before step {self.steps + 1})")
         self.state = dataclasses.replace(self.state, x=said)  # type: ignore[type-var]
 
+    def _outcome(self) -> dict[str, Any]:
+        """What the state says of itself: x, and of tokens lengths and fill; SamplersError if it does not."""
+        outcome: Any = self.state.outcome()
+        who, rows = f"outcome of {type(self.state).__name__}", len(self.state.x)
+        if not isinstance(outcome, dict) or set(outcome) != {"x", "lengths", "fill"}:
+            got = f"a dict of {', '.join(map(str, outcome))}" if isinstance(outcome, dict) else type(outcome).__name__
+            raise SamplersError(
+                f"{who} returned {got}; a dict of x, lengths and fill is needed, the last two None for reals"
+            )
+        for key, value in outcome.items():
+            if (value is not None or key == "x") and not (isinstance(value, Tensor) and value.shape[:1] == (rows,)):
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise SamplersError(
+                    f"{who} returned {key} of {got}; a tensor with the {rows} rows of the run is needed"
+                )
+        return outcome
+
     def result(self, trace: list[State] | None = None) -> Sample:
         """What the run has made so far, and what it has cost. A row that is not done still holds mask ids."""
         self.predictor.check()
@@ -270,7 +287,7 @@ class Stream(Iterator[State]):
         counter, item = self.predictor.counter, registry.entry_of(type(self.sampler))
         inside = counter.seconds
         return Sample(
-            **self.state.outcome(),
+            **self._outcome(),
             nfe=counter.nfe,
             row_evals=counter.row_evals,
             token_evals=counter.token_evals,
@@ -422,6 +439,7 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: 
     given = Given(arguments)
     _, info, progress = (flag(name, given(name)) for name in ("trace", "info", "progress"))
     begun = family_of(denoiser.family).start(denoiser, sampler, given)
+    _check_run(begun, denoiser.family)
     if used := _from_plugins(denoiser, begun.sampler, begun.settings):
         begun.settings["plugins"] = used
     predict = begun.predictor if begun.predict is None else begun.predict
@@ -433,6 +451,28 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: 
             run.predictor.recorder = run.recorder
     run.bar = _Bar(run) if progress else None
     return run
+
+
+_PARTS: dict[str, tuple[type, ...]] = {
+    "sampler": (Sampler,),
+    "predictor": (FamilyPredictor, Predictor),
+    "state": (State,),
+    "limit": (int,),
+    "settings": (dict,),
+}
+
+
+def _check_run(begun: Any, family: str) -> None:
+    """PluginError if what a family's `start` returned is no run."""
+    who = f"start of family {family!r} returned"
+    if not isinstance(begun, Run):
+        raise PluginError(f"{who} {type(begun).__name__}; a samplers.authoring.Run is needed")
+    for part, kinds in _PARTS.items():
+        value = getattr(begun, part)
+        if not isinstance(value, kinds):
+            raise PluginError(f"{who} a Run with {part}={shown(value)}; {kinds[0].__name__} is needed")
+    if "steps" not in begun.settings:
+        raise PluginError(f"{who} a Run whose settings have no 'steps'")
 
 
 def _from_plugins(denoiser: Denoiser, sampler: Sampler[Any], settings: dict[str, Any]) -> dict[str, str]:

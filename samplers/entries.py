@@ -24,6 +24,7 @@ __all__ = [
     "Report",
     "check_interface",
     "guarded",
+    "module_of",
     "one_line",
     "printable",
     "resolve",
@@ -58,11 +59,16 @@ def resolve(target: Any) -> Any:
     return value
 
 
+def module_of(target: str) -> str:
+    """The module of 'module', 'module:object' or either followed by '[extras]'."""
+    return target.partition(":")[0].partition("[")[0].strip()
+
+
 def _interface_trouble(stated: Any, distribution: str) -> str | None:
     """What is wrong with the interface that a plug-in says it was written for, or None."""
-    if stated is None or (stated == INTERFACE and type(stated) is int):
+    if stated is None or (type(stated) is int and stated == INTERFACE):
         return None
-    if type(stated) is not int or stated < 1:
+    if type(stated) is not int or not 1 <= stated < 10**9:  # a longer one might not be printable
         return f"{STATEMENT} is {stated!r}; it is a whole number of 1 or more, now {INTERFACE}"
     what = f"written for interface {stated} of sampler-zoo, and this is interface {INTERFACE}: "
     if stated > INTERFACE:
@@ -76,7 +82,7 @@ def check_interface(target: str, distribution: str, *, imported: bool = False) -
     Args:
         imported: read the attribute of the module that was imported; otherwise the literal in its source.
     """
-    module = target.partition(":")[0].strip()
+    module = module_of(target)
     stated: Any = None
     if imported:
         parts = module.split(".")
@@ -145,7 +151,7 @@ class Entry:
     def module(self) -> str | None:
         """The module of what was registered."""
         text = self.target_text
-        return text.partition(":")[0].strip() if text is not None else getattr(self.target, "__module__", None)
+        return module_of(text) if text is not None else getattr(self.target, "__module__", None)
 
     @property
     def where(self) -> str | None:
@@ -181,7 +187,7 @@ class Entry:
                     raise PluginError(trouble)
                 found = guarded(lambda: resolve(self.target), importing=importing, changes=self.changes)
                 if not self.own and self.target_text is not None:
-                    check_interface(self.target_text, self.distribution, imported=True)
+                    guarded(functools.partial(check_interface, self.target_text, self.distribution, imported=True))
                 self._object = guarded(kind.check, found, self.name, self.declared_family)
             except PluginError as error:
                 self.error = str(error)

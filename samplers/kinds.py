@@ -29,6 +29,7 @@ class Kind:
         what: what a plug-in registers, for errors.
         check: (what was registered, its name, the family that was declared) -> what is used.
         result: 'module:Class' of what a call makes, for kinds whose things are made by one; None for the others.
+        trial: (what a call has made); PluginError if it does not do what it should. Only for what plug-ins make.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Kind:
     what: str
     check: Callable[[Any, str, str | None], Any]
     result: str | None = None
+    trial: Callable[[Any], None] | None = None
 
     @property
     def group(self) -> str:
@@ -124,6 +126,11 @@ def _family(found: Any, name: str, family: str | None) -> Any:
     if not isinstance(made, Family):
         raise PluginError(f"{found!r} is not a samplers.authoring.Family, or a subclass of it")
     _named(made, name)
+    default = getattr(made, "default_sampler", None)
+    if not isinstance(default, str):
+        raise PluginError(
+            f"{type(made).__qualname__}.default_sampler is {default!r}; it is the name of the sampler that runs if none is named"
+        )
     return made
 
 
@@ -169,6 +176,54 @@ def _mask_schedule(found: Any, name: str, family: str | None) -> Any:
         raise PluginError(f"{found!r} is not a samplers.MaskSchedule, or a function of numbers that returns one")
     _numbers(found)
     return found
+
+
+def _curve(call: Callable[[Any], Any], at: Any, what: str) -> Any:
+    """What a schedule gives at (n,) float64 numbers; PluginError unless these are n finite ones."""
+    import torch
+
+    try:
+        got = call(at)
+    except Exception as error:
+        raise PluginError(f"{what} raises {one_line(error)}") from error
+    if not isinstance(got, torch.Tensor) or got.shape != at.shape:
+        shape = f"shape {tuple(got.shape)}" if isinstance(got, torch.Tensor) else type(got).__name__
+        raise PluginError(f"{what} gives {shape} for {len(at)} numbers; as many float64 numbers are needed")
+    if not bool(got.isfinite().all()):
+        raise PluginError(f"{what} gives a number that is not finite, at {at[~got.isfinite()][0].item():g}")
+    return got
+
+
+def _try_noise(made: Any) -> None:
+    import torch
+
+    ends: list[Any] = [getattr(made, key, None) for key in ("t_min", "t_max")]
+    if not all(isinstance(t, (int, float)) for t in ends) or not 0 <= ends[0] < ends[1] < float("inf"):
+        raise PluginError(
+            f"its t_min and t_max are {ends[0]!r} and {ends[1]!r}; 0 <= t_min < t_max is needed, in plain numbers"
+        )
+    # Inside: at an end there may be no noise, or nothing but noise.
+    t = ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, 9, dtype=torch.float64, device="cpu")[1:-1]
+    parts = {name: _curve(getattr(made, name), t, name) for name in ("log_alpha", "log_sigma")}
+    lam = parts["log_alpha"] - parts["log_sigma"]
+    if not bool((lam.diff() < 0).all()):
+        raise PluginError("log_alpha - log_sigma must fall as t rises: there is more noise at t_max")
+    back, near = _curve(made.t_of, lam, "t_of"), max(1e-3 * (ends[1] - ends[0]), 1.0 if made.entries else 0.0)
+    if bool((off := (back - t).abs() > near).any()):
+        raise PluginError(
+            f"t_of must be the inverse of log_alpha - log_sigma; it gives {back[off][0].item():g} for the one of "
+            f"{t[off][0].item():g}"
+        )
+
+
+def _try_mask(made: Any) -> None:
+    import torch
+
+    u = torch.linspace(0, 1, 9, dtype=torch.float64, device="cpu")[1:-1]
+    visible = _curve(made.visible, u, "visible")
+    if not bool(((visible > -1e-9) & (visible < 1 + 1e-9)).all()) or bool((visible.diff() < -1e-9).any()):
+        raise PluginError("visible must rise from 0 to 1, and never leave these")
+    _curve(made.progress, u, "progress")
 
 
 def _grid(found: Any, name: str, family: str | None) -> Any:
@@ -255,6 +310,7 @@ KINDS: dict[str, Kind] = {
             "a NoiseSchedule, or a function that returns one",
             _noise_schedule,
             "samplers.noise_schedules:NoiseSchedule",
+            _try_noise,
         ),
         Kind(
             "mask_schedules",
@@ -262,6 +318,7 @@ KINDS: dict[str, Kind] = {
             "a MaskSchedule, or a function that returns one",
             _mask_schedule,
             "samplers.schedule:MaskSchedule",
+            _try_mask,
         ),
         Kind("grids", "grid", "a function of a Span", _grid),
         Kind("problems", "problem", "a Problem class", _problem, "samplers.problems.base:Problem"),

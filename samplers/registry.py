@@ -38,7 +38,7 @@ import pluggy
 from . import hookspecs
 from ._declared import registrations
 from .aliases import alias
-from .entries import DISTRIBUTION, INTERFACE, Entry, Report, check_interface, resolve, version
+from .entries import DISTRIBUTION, INTERFACE, Entry, Report, check_interface, module_of, resolve, version
 from .errors import OptionError, PluginError, UnknownNameError, did_you_mean
 from .family import BUILT_IN, family_names
 from .guard import guarded, one_line, printable, traced
@@ -169,7 +169,13 @@ def _registered(plugin: Any, distribution: str, its_version: str, entry_point: s
         if "register" not in implementation.argnames:
             raise PluginError(f"the hook {hook} must take the argument `register`")
         with traced(f"hook {hook} of {getattr(plugin, '__name__', plugin)} ({distribution} {its_version})"):
-            getattr(manager.hook, hook)(register=register_of(HOOKS[hook]))
+            returned = getattr(manager.hook, hook)(register=register_of(HOOKS[hook]))
+        for one in returned:
+            if inspect.isgenerator(one) or inspect.iscoroutine(one):  # nothing of it has run
+                one.close()
+                raise PluginError(
+                    f"the hook {hook} is a {type(one).__name__}: make it a plain function, without yield or async"
+                )
     if distribution != DISTRIBUTION:
         families = (*family_names(), *(item.name for item in made if item.kind == "families"))
         for item in made:
@@ -197,7 +203,8 @@ def _entry(
         raise PluginError(
             f"{getattr(target, 'value', target)!r} is registered as {name!r}; a name has letters, digits and _.+- only"
         )
-    return Entry(name, distribution, its_version, target, family, summary, kind)
+    # A text of a class of the plug-in's own could answer == and hash() as it likes.
+    return Entry(str.__str__(name), distribution, its_version, target, family, summary, kind)
 
 
 @dataclass(eq=False)
@@ -297,7 +304,7 @@ class _Zoo:
                 continue
             if of is not None and not any(item in report.items for item in of):
                 continue
-            if loaded and point.value.partition(":")[0].strip() not in sys.modules:
+            if loaded and module_of(point.value) not in sys.modules:
                 continue
             self._import(source, point)
 
@@ -308,10 +315,15 @@ class _Zoo:
             source.busy = True
             try:
                 who = f"{point.name!r} of {report.distribution} {report.version}"
-                plugin = guarded(lambda: resolve(point), importing=who, changes=changes)
-                check_interface(point.value, report.distribution, imported=True)
                 place = f"{point.group}:{point.name}"
-                items = guarded(_registered, plugin, report.distribution, report.version, place)
+
+                def imported() -> list[Entry]:
+                    plugin = resolve(point)
+                    check_interface(point.value, report.distribution, imported=True)
+                    return _registered(plugin, report.distribution, report.version, place)
+
+                # The hooks as well: they may import more, and what they change is put back like the rest.
+                items = guarded(imported, importing=who, changes=changes)
                 self._refuse_twice(items, source)
                 # What was found in the source keeps its object: somebody may have it already.
                 before = {(item.kind, item.name, item.target): item for item in report.items}
@@ -337,7 +349,8 @@ class _Zoo:
 
     def _search(self) -> list[_Source]:
         only = os.environ.get("SAMPLERS_PLUGINS")
-        allowed = None if only is None else {w.strip() for w in only.split(",") if w.strip() and w.strip() != "none"}
+        words = None if only is None else {w.strip() for w in only.split(",")} - {"", "none"}
+        packages = {_canonical(w) for w in words or ()}
         points, broken = _points()
         sources = self._sources = [_Source(report) for report in broken]
         origin = {id(point.dist): _origin(point) for point in {id(p.dist): p for p in points}.values()}
@@ -345,7 +358,7 @@ class _Zoo:
         for dist, its_version, point in sorted(found, key=lambda f: (f[0], f[2].name, f[2].group)):
             report = Report(printable(point.name) or "?", dist, its_version, "ok", [])
             source = _Source(report)
-            if allowed is not None and not allowed & {dist, point.name}:
+            if words is not None and point.name not in words and _canonical(dist) not in packages:
                 report.status = "blocked"
                 sources.append(source)
                 continue
@@ -354,6 +367,8 @@ class _Zoo:
                     raise PluginError(
                         f"the name of its entry point, {point.name!r}, has characters that cannot be printed"
                     )
+                if _canonical(dist) == DISTRIBUTION:
+                    raise PluginError(f"its package is called {dist!r}, as the zoo itself is: give it another name")
                 place = f"{point.group}:{point.name}"
                 if point.group == PLUGINS:
                     check_interface(point.value, dist)
@@ -380,10 +395,9 @@ class _Zoo:
 
 def _read(point: metadata.EntryPoint, dist: str, its_version: str, place: str) -> tuple[list[Entry], bool]:
     """What a module of hooks registers according to its source, and whether that is all."""
-    module, sign, attribute = (part.strip() for part in point.value.partition(":"))
-    if sign and attribute:  # an object, whose methods are the hooks
+    if ":" in point.value:  # an object, whose methods are the hooks
         return [], False
-    declared, whole = registrations(module, HOOKS)
+    declared, whole = registrations(module_of(point.value), HOOKS)
     items = []
     for one in declared:
         if not NAME.fullmatch(one.name):
@@ -521,6 +535,8 @@ def find(kind: str, name: str) -> Any:
         UnknownNameError: nobody registered it; the message has the nearest names.
         PluginError: it comes from a plug-in that is broken.
     """
+    if type(name) is str and (own := _get().own.get(kind, {}).get(name)) is not None:  # what nearly every run asks
+        return own.load()
     return entry(name, kind).load()
 
 
@@ -566,10 +582,13 @@ def _parsed(kind: str, text: str) -> tuple[Entry, tuple[float, ...]]:
         numbers = tuple(float(part) for part in match[2].split(","))
     except ValueError:
         numbers = (math.nan,)
+    call = item.load()
+    try:
+        signature = inspect.signature(call)
+    except ValueError:  # C code: making it will tell
+        return item, numbers
     parameters = [
-        p.name
-        for p in inspect.signature(item.load()).parameters.values()
-        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     if len(numbers) != len(parameters) or any(map(math.isnan, numbers)):
         count, form = len(parameters), f"{item.name}({','.join(parameters)})"
@@ -603,6 +622,11 @@ def _made(item: Entry, numbers: tuple[float, ...]) -> Any:
     if not isinstance(value, resolve(kind.result)):
         wanted = kind.result.partition(":")[2]
         raise PluginError(f"{kind.one} {text!r} of {item.origin} is {type(value).__name__}, not a {wanted}")
+    if kind.trial is not None and not item.own:
+        try:
+            guarded(kind.trial, value)
+        except PluginError as error:
+            raise PluginError(f"{kind.one} {text!r} of {item.origin}: {error}") from error
     remember(value, item)
     return value
 
@@ -658,7 +682,7 @@ def entry_of(cls: type) -> tuple[str, str]:
     for item in candidates:
         target = item.target_text
         # A class that exists was imported; one whose module was not is another class, and stays unloaded.
-        if target is not None and target.partition(":")[0].strip() not in sys.modules:
+        if target is not None and module_of(target) not in sys.modules:
             continue
         try:
             if item.load() is cls:

@@ -72,20 +72,26 @@ def _aliases(as_json: bool) -> int:
     return 0
 
 
+def _matching(args: argparse.Namespace, patterns: list[str]) -> list[str]:
+    """The names that match a pattern, as far as they are known."""
+    if args.kind == "samplers":
+        return registry.names(patterns, args.family, imports=args.check)
+    names = (registry.names_of(args.kind, pattern, imports=args.check) for pattern in patterns)
+    return sorted(set().union(*names))
+
+
 def _found(args: argparse.Namespace) -> list[str]:
     """The names to list; an error if there are none."""
     patterns, one = args.pattern or ["*"], registry.KINDS[args.kind].one
-    if args.kind == "samplers":
-        found = registry.names(patterns, args.family, imports=args.check)
-    elif args.family:
+    if args.family and args.kind != "samplers":
         raise OptionError(f"--family is for samplers; a {one} is listed whatever its family")
-    else:
-        names = (registry.names_of(args.kind, pattern, imports=args.check) for pattern in patterns)
-        found = sorted(set().union(*names))
+    found = _matching(args, patterns)
     if not found and args.pattern:
         for pattern in args.pattern:
             if not any(c in pattern for c in "*?[/"):
-                registry.entry(pattern, args.kind)  # raises, with the nearest names
+                registry.entry(pattern, args.kind)  # raises, with the nearest names; or imports what registers it
+        if found := _matching(args, patterns):
+            return found
         raise SamplersError(
             f"no {one} matches {' '.join(patterns)}" + (f" in family {args.family}" if args.family else "")
         )
@@ -96,8 +102,9 @@ def _list(args: argparse.Namespace) -> int:
     if args.aliases:
         return _aliases(args.json)
     kind, rows, troubles = registry.KINDS[args.kind], [], []
+    found = _found(args)  # first: it may import a module of hooks
     known = registry.listed(kind.name, imports=args.check)
-    for name in _found(args):
+    for name in found:
         item = known[name]
         try:
             rows.append(_row(item, args.check) | {"name": name})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import registry
-from ..errors import UnknownNameError
+from ..errors import OptionError, UnknownNameError
 from .arguments import AS_JSON, Commands, command
 from .output import make_console, print_json
 
@@ -24,6 +25,13 @@ def _check(args: argparse.Namespace) -> int:
     from ..testing.kit import chosen
 
     plans = {name: chosen(name, args.only) for name in _names(args.names)}
+    if args.report:
+        try:
+            Path(args.report).mkdir(parents=True, exist_ok=True)  # before the checks, which take a while
+        except OSError as error:
+            raise OptionError(
+                f"--report {args.report} is no folder, and none can be made there: {error.strerror}"
+            ) from error
     results, begun = [], time.perf_counter()
     bar = Progress(
         TextColumn("{task.description}"),

@@ -6,7 +6,9 @@ import argparse
 import importlib.util
 import keyword
 import re
+import shlex
 import tempfile
+import unicodedata
 from importlib import metadata
 from pathlib import Path
 
@@ -58,7 +60,8 @@ def _check_name(name: str) -> None:
     """OptionError, with the reason and what would do, if no package can be made for a sampler of this name."""
     who = f"a sampler cannot be called {name!r}"
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", name)
+        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()  # é becomes e
+        words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", plain)
         better = re.sub(r"^[0-9_]+", "", "_".join(word.lower() for word in words))
         hint = f": did you mean {better!r}?" if better else ""
         raise OptionError(f"{who}: names are lower_snake, letters a to z first, then digits as well{hint}")
@@ -158,7 +161,7 @@ def _new(args: argparse.Namespace) -> int:
     for path in files:
         print(package / path)
     install = "pip install --no-build-isolation --no-deps --editable ."
-    print(f"\nNext:\n  cd {package}\n  {install}\n  pytest")
+    print(f"\nNext:\n  cd {shlex.quote(str(package))}\n  {install}\n  pytest")
     return 0
 
 

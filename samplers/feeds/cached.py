@@ -371,9 +371,10 @@ class RunCache:
         undecided, size = state.undecided[who, : self.length], self.denoiser.attention_block
         kept, stored = self.cached_token, self.store.lengths
         view = View(x, asked, undecided, inside, active, begins, self.age, kept, stored, self.room, size)
-        full, feed, keep = self.scheme.choose(view)
         if registry.origin_of(self.scheme) is not None:
-            full, feed, keep = _checked(self.scheme, view, full, feed, keep)
+            full, feed, keep = _chosen(self.scheme, view)
+        else:
+            full, feed, keep = self.scheme.choose(view)
         feed = feed | asked
         if self.denoiser.shift and not self.scheme.commits:
             feed = feed | torch.nn.functional.pad(asked[:, 1:], (0, 1))  # the line before a position answers for it
@@ -459,8 +460,18 @@ class RunCache:
         return logits if index is None else logits[index]
 
 
-def _checked(scheme: Scheme, view: View, full: Any, feed: Any, keep: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What a plug-in's scheme chose, if it has the right shapes; rows of which nothing is kept are given whole."""
+def _chosen(scheme: Scheme, view: View) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What a plug-in's scheme chooses, if it has the right shapes; rows of which nothing is kept are given whole."""
+    try:
+        said: Any = registry.guarded(scheme.choose, view)
+    except PluginError as error:
+        raise PluginError(f"cache {str(scheme)!r}: choose raises {error}") from error
+    if not isinstance(said, tuple) or len(said) != 3:
+        got = f"a tuple of {len(said)}" if isinstance(said, tuple) else type(said).__name__
+        raise PluginError(
+            f"cache {str(scheme)!r}: choose returned {got}; (full, feed, keep) is needed, keep None for all"
+        )
+    full, feed, keep = said
     rows, length = view.x.shape
     shapes = {"full": (full, (rows,)), "feed": (feed, (rows, length)), "keep": (keep, (rows, view.room))}
     for what, (value, shape) in shapes.items():

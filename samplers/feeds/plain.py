@@ -15,6 +15,7 @@ from torch import Tensor
 from ..canvas import Layout, rows_of_each
 from ..denoiser import Counter, Previous, TokenDenoiser
 from ..errors import PluginError
+from ..guard import guarded
 from ..random import DRAW_BLIND
 from ..state import TokenState
 from . import Answer, Query
@@ -28,10 +29,19 @@ def block(state: TokenState) -> Tensor:
     return ends.gather(1, state.block.clamp(max=ends.shape[1] - 1)[:, None]).squeeze(1)
 
 
-def _checked(end: Any, batch: int) -> Tensor:
-    if not (isinstance(end, Tensor) and end.shape == (batch,) and end.dtype == torch.int64):
+def _said(window: Callable[[TokenState], Any], state: TokenState) -> Tensor:
+    """How far the rows are given at least, as a plug-in's window says, if it says that. (B,) int64"""
+    batch, device = len(state.x), state.x.device
+    try:
+        end = guarded(window, state)
+    except PluginError as error:
+        raise PluginError(f"the window {getattr(window, '__qualname__', window)} raises {error}") from error
+    if not (isinstance(end, Tensor) and end.shape == (batch,) and end.dtype == torch.int64 and end.device == device):
         got = f"{end.dtype} of shape {tuple(end.shape)}" if isinstance(end, Tensor) else type(end).__name__
-        raise PluginError(f"the window returned {got}; how far each of {batch} rows is given is needed, (B,) int64")
+        where = f" on {end.device}" if isinstance(end, Tensor) and end.device != device else ""
+        raise PluginError(
+            f"the window returned {got}{where}; how far each of {batch} rows is given is needed, (B,) int64 on {device}"
+        )
     return end
 
 
@@ -84,7 +94,7 @@ class PlainFeed:
             return None
         canvas, end = state.canvas, block(state)
         if self.window is not block:  # a plug-in's, which may give more than the block, and not less
-            end = torch.maximum(end, _checked(self.window(state), len(state.x)))
+            end = torch.maximum(end, _said(self.window, state))
         if rows is not None:  # a sampler may ask beyond the block
             after = torch.arange(1, rows.shape[1] + 1, device=rows.device)
             end = torch.maximum(end, torch.where(rows & canvas.fill, after, 0).amax(1))

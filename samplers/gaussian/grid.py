@@ -19,7 +19,7 @@ from ..noise_schedules import NoiseSchedule, Point
 from ..prediction import GaussianPredict
 from ..sampler import Conformance, Sampler, option
 from ..state import NoiseState
-from .grids import GRIDS, spaced
+from .grids import GRIDS, place_of, spaced
 
 __all__ = ["GaussianSampler", "GridState", "Point", "over_times"]
 
@@ -186,8 +186,9 @@ _remembered = functools.lru_cache(maxsize=32)(spaced)
 def _spaced(grid: str, schedule: NoiseSchedule, *args: Any, **keywords: Any) -> tuple[Point, ...]:
     """As `spaced`; it remembers the grids of schedules that cannot change."""
     parameters = getattr(type(schedule), "__dataclass_params__", None)
-    make = _remembered if parameters is not None and parameters.frozen else spaced
-    return make(grid, schedule, *args, **keywords)
+    place = place_of(grid)  # a name may come to mean another plug-in's grid
+    known = parameters is not None and parameters.frozen and type(place).__hash__ is not None
+    return (_remembered if known else spaced)(grid, schedule, *args, **keywords, place=place)
 
 
 def over_times(sampler: Any, canvas: NoiseCanvas, closing: bool) -> tuple[Any, NoiseCanvas]:

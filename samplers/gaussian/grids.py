@@ -265,6 +265,14 @@ def _placed(place: Callable[[Span], Tensor], grid: str, span: Span) -> Tensor:
     return times.detach().to("cpu", torch.float64, copy=True)
 
 
+def place_of(grid: str) -> Callable[[Span], Tensor]:
+    """The function of a grid, by name."""
+    try:
+        return find("grids", grid)
+    except UnknownNameError as error:
+        raise OptionError(str(error)) from None
+
+
 def spaced(
     grid: str,
     schedule: NoiseSchedule,
@@ -274,6 +282,7 @@ def spaced(
     *,
     closing: bool,
     rho: float | None = None,
+    place: Callable[[Span], Tensor] | None = None,
 ) -> tuple[Point, ...]:
     """`intervals` + 1 points of the grid called `grid`, the first at `start`.
 
@@ -286,16 +295,14 @@ def spaced(
         closing: the points are those of a run of `intervals` + 1 evaluations that then goes to sigma = 0, and where the
             last one lies is the grid's affair; otherwise the last one is `end`. Of intervals = 0 the one point is `start`.
         rho: the exponent of "karras" and "edm_flow" (None: 7), "polyexponential" (None: 1) and "logistic".
+        place: what `place_of` gives for `grid`, if that is known already.
 
     Raises:
         PluginError: the grid comes from a plug-in that is broken, or that gives no n finite numbers.
         OptionError: an unknown grid, start equal to end, a closing run that goes up in noise, or more points than
             float64 can tell apart.
     """
-    try:
-        place = find("grids", grid)
-    except UnknownNameError as error:
-        raise OptionError(str(error)) from None
+    place = place_of(grid) if place is None else place
     if not intervals:
         return schedule.points(torch.tensor([start], dtype=torch.float64, device="cpu"))
     if start == end:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import registry
 from ..denoiser import Denoiser, TokenDenoiser
-from ..errors import FamilyError, OptionError, PluginError, did_you_mean, unknown_option
+from ..errors import FamilyError, OptionError, PluginError, SamplersError, did_you_mean, unknown_option
 from ..family import BUILT_IN, family_names, family_of
 from ..random import uniform
 from .pictures import strip, text_block
@@ -226,7 +226,7 @@ def measured(problem: Any, x: Tensor, family: str, name: str) -> dict[str, Estim
         said = metric(problem, x, family)
     else:
         try:
-            said = registry.guarded(metric, problem, x, family)
+            said = registry.guarded(metric, problem, x.clone(), family)  # it may write into them
         except PluginError as error:
             raise PluginError(f"metric {name!r} of {item.origin} raises {error}") from error
     found = said if isinstance(said, dict) else {item.name: said}
@@ -240,6 +240,18 @@ def measured(problem: Any, x: Tensor, family: str, name: str) -> dict[str, Estim
             raise PluginError(
                 f"metric {name!r} of {item.origin} returned {key!r}: {type(estimate).__name__}; a samplers.problems.Estimate "
                 "is needed, or a dict of them by name"
+            )
+        for part in ("value", "low", "high", "n"):
+            number = getattr(estimate, part)
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise PluginError(
+                    f"metric {name!r} of {item.origin} returned {key!r} with {part}={number!r}, which is no plain number: "
+                    f"float() makes one"
+                )
+        if estimate.better not in ("lower", "higher"):
+            raise PluginError(
+                f"metric {name!r} of {item.origin} returned {key!r} with better={estimate.better!r}; 'lower' or 'higher' is "
+                "needed"
             )
     return found
 
@@ -297,8 +309,18 @@ class Problem:
         family = self._family(family)
         make: Callable[..., Denoiser] = getattr(self, f"_{family}")
         check_options(make, kw, f"the {family} denoiser of problem {self.name!r}")
-        denoiser = make(**kw)
-        registry.remember(denoiser, registry.origin_of(self))
+        if (item := registry.origin_of(self)) is None:
+            return make(**kw)
+        who = f"the {family} denoiser of problem {self.name!r} of {item.origin}"
+        try:
+            denoiser = registry.guarded(functools.partial(make, **kw))
+        except PluginError as error:
+            if isinstance(error.__cause__, SamplersError):  # its own words about an option
+                raise error.__cause__ from None
+            raise PluginError(f"{who} cannot be made: {error}") from error
+        if not isinstance(denoiser, Denoiser):
+            raise PluginError(f"{who} is {type(denoiser).__name__}, not a Denoiser")
+        registry.remember(denoiser, item)
         return denoiser
 
     def score(self, sample: Any, family: str | None = None, metrics: Sequence[str] = ()) -> Score:
@@ -325,6 +347,8 @@ class Problem:
         family = self._family(family)
         if x.dim() == 0 or len(x) == 0:
             raise OptionError(f"problem {self.name!r}: x of shape {tuple(x.shape)} has no samples to score")
+        if isinstance(metrics, str) or not isinstance(metrics, Sequence):
+            raise OptionError(f"metrics must be a list of names, such as ['collisions'], not {metrics!r}")
         x = x.detach().cpu()
         score = self._score(x, family)
         more: dict[str, Estimate] = {}
