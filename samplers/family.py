@@ -18,7 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import FamilyError
+from .errors import FamilyError, PluginError
+from .guard import guarded
 
 if TYPE_CHECKING:
     from .arguments import Given
@@ -131,6 +132,21 @@ def family_of(name: str) -> Family:
     from . import registry
 
     return registry.find("families", name)
+
+
+def has_denoiser(name: str, problem: Problem) -> bool:
+    """Whether the family called `name` has a denoiser for a problem.
+
+    Raises:
+        UnknownNameError, PluginError: as of `family_of`, or it does not say.
+    """
+    family = family_of(name)
+    if name in BUILT_IN:
+        return family.supports(problem)
+    try:
+        return bool(guarded(family.supports, problem))
+    except PluginError as error:
+        raise PluginError(f"family {name!r} is broken: supports(problem {problem.name!r}) raises {error}") from error
 
 
 def family_names() -> tuple[str, ...]:

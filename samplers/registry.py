@@ -515,6 +515,8 @@ def _unknown(name: str, kind: str) -> UnknownNameError:
     note = "".join(f" (plug-in {r.distribution} {r.version} is broken and left out: {r.error})" for r in broken[:1])
     if len(broken) > 1:
         note += f" ({len(broken) - 1} more are broken: see 'samplers plugins')"
+    if any(s.report.status == "blocked" for s in zoo.sources):
+        note += f" (SAMPLERS_PLUGINS={os.environ.get('SAMPLERS_PLUGINS', '')!r} leaves plug-ins out)"
     known = [zoo.shown(e) for e in entries(kind)]
     hint = did_you_mean(name.rpartition(":")[2] if kind == "samplers" else name, known)
     if kind == "samplers":

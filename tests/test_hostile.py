@@ -355,6 +355,39 @@ def test_a_family_without_a_default_sampler_is_named(site):
         registry.find("families", "odd")
 
 
+def test_a_family_that_cannot_be_asked_is_left_out_of_a_sweep_and_named(site):
+    from samplers.bench import Request
+    from samplers.bench.cells import plan, unavailable
+
+    code = textwrap.dedent(FAMILY).replace("RUN", "run").replace("OUTCOME", "out")
+    code = code.replace(
+        "    def start(", "    def supports(self, problem):\n        raise SystemExit(3)\n\n    def start("
+    )
+    code += (
+        "\n@samplers.hookimpl\ndef register_families(register):\n    register(Odd)\n"
+        "\n@samplers.hookimpl\ndef register_samplers(register):\n    register(Stay)\n"
+    )
+    hooks(site, code)
+    request = Request(problems=("sudoku4",), samplers=("radd", "stay"), nfe=(2,), rows=8, seeds=1)
+    assert {cell.sampler for cell in plan([request])} == {"radd"}
+    assert "supports(problem 'sudoku4') raises SystemExit: 3" in unavailable([request])["stay"]
+
+
+def test_a_metric_with_a_name_of_the_problem_is_named(site):
+    code = """
+        import samplers
+        from samplers.problems import Estimate
+
+        def valid(problem, x, family):
+            return Estimate(1.0, 0.0, 2.0, len(x))
+    """
+    problem = problems.create("sudoku4")
+    own = next(iter(problem.score(problem.sample_truth(8), "masked")))
+    site("zoo-odd", "zoo_odd", code, {own: "zoo_odd:valid"}, group="samplers.metrics")
+    with pytest.raises(PluginError, match=f"problem 'sudoku4' has '{own}' of its own"):
+        problem.score(problem.sample_truth(8), "masked", metrics=[own])
+
+
 # ------------------------------------------------------------------------------------------- samplers new
 
 

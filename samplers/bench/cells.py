@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import registry
 from ..errors import OptionError, PluginError, UnknownNameError
-from ..family import BUILT_IN, family_names, family_of
+from ..family import BUILT_IN, family_names, family_of, has_denoiser
 from ..feeds.sequence import missing_capabilities
 from .request import Request, parse_options
 from .source import fingerprint
@@ -103,12 +103,24 @@ def unavailable(requests: Iterable[Request]) -> dict[str, str]:
         families = {f for name in request.problems for f in _families(request, name)}
         for name in registry.list_samplers(request.samplers, imports=False):
             item = registry.entry(name)
-            if item.said("family") in (None, *families):
+            family = item.said("family")
+            if family in (None, *families):
                 try:
                     item.load()
                 except PluginError as error:
                     found[name] = str(error)
+            elif family in family_names() and family not in BUILT_IN:
+                wrong = [text for _, text in (_has(family, subject(p)) for p in request.problems) if text is not None]
+                found |= dict.fromkeys([name] if wrong else [], "; ".join(wrong))
     return found
+
+
+def _has(family: str, problem: Any) -> tuple[bool, str | None]:
+    """Whether a plug-in's family has a denoiser for a problem, and what is wrong if it cannot be asked."""
+    try:
+        return has_denoiser(family, problem), None
+    except PluginError as error:
+        return False, str(error)
 
 
 def _families(request: Request, name: str) -> tuple[str, ...]:
@@ -116,7 +128,7 @@ def _families(request: Request, name: str) -> tuple[str, ...]:
     if request.family is None:
         # A plug-in's family costs its import, so it is asked only if a sampler of its is wanted.
         others = [f for f in family_names() if f not in BUILT_IN and registry.names(request.samplers, f, imports=False)]
-        return (*problem.families, *(f for f in others if family_of(f).supports(problem)))
+        return (*problem.families, *(f for f in others if _has(f, problem)[0]))
     problem.denoiser(request.family)  # its error names the families there are
     return (request.family,)
 

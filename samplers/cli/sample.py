@@ -12,7 +12,7 @@ from rich.text import Text
 
 from .. import registry
 from ..errors import OptionError
-from ..family import family_of
+from ..family import family_of, has_denoiser
 from . import arguments as a
 from .arguments import AS_JSON, FAMILY, OPTION, Commands, command
 from .output import make_console, print_json
@@ -58,7 +58,7 @@ def _model(args: argparse.Namespace) -> tuple[Problem | None, Denoiser]:
     problem = problems.create(args.problem)
     if family is None and args.sampler is not None:
         wanted = registry.load(args.sampler).family
-        family = wanted if family_of(wanted).supports(problem) else None
+        family = wanted if has_denoiser(wanted, problem) else None
     return problem, problem.denoiser(family or problem.families[0])
 
 

@@ -353,8 +353,13 @@ class Problem:
         score = self._score(x, family)
         more: dict[str, Estimate] = {}
         for name in metrics:
-            more |= measured(self, x, of or family, name)
-        if more:  # what the problem itself says of a name holds
+            said = measured(self, x, of or family, name)
+            if not registry.entry(name, "metrics").own and (clash := sorted(said.keys() & score.keys())):
+                raise PluginError(
+                    f"metric {name!r}: problem {self.name!r} has {clash[0]!r} of its own; register it under another name"
+                )
+            more |= said
+        if more:  # what the problem itself says of a name of ours holds
             added = {**score, **{k: v for k, v in more.items() if k not in score}}
             score = Score(added, problem=score.problem, family=family, primary=score.primary, extras=score.extras)
         score.family = of or family

@@ -15,7 +15,7 @@ from ..bench.request import SHOWN, Request
 from ..bench.store import Store, write_whole, writing
 from ..bench.sweep import run
 from ..errors import PluginError, SamplersError
-from ..family import family_of
+from ..family import family_of, has_denoiser
 from ..problems import create
 from .kit import Result
 
@@ -141,7 +141,7 @@ def _promises(results: Sequence[Result]) -> list[str]:
 def _measured(place: Path, name: str) -> list[str]:
     """The sweep on an exact problem, and its part of the page; a sentence if nothing could be measured."""
     family = registry.load(name).family
-    found = next((sweep for sweep in (REALS, TOKENS) if family_of(family).supports(create(sweep[0]))), None)
+    found = next((sweep for sweep in (REALS, TOKENS) if has_denoiser(family, create(sweep[0]))), None)
     head = "<h2>Beside its relatives</h2>"
     if found is None:
         return [head, f"<p>No exact problem of the zoo has a denoiser of the family {esc(family)}.</p>"]
