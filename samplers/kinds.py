@@ -84,7 +84,12 @@ def _sampler(cls: Any, name: str, family: str | None) -> type:
         raise PluginError(f"{who}.step must take (self, predict, state): {error}") from error
     for one in dataclasses.fields(cls):
         if one.default is dataclasses.MISSING:
-            raise PluginError(f"option {one.name!r} of {who} has no default")
+            has = (
+                "no default"
+                if one.default_factory is dataclasses.MISSING
+                else "a default_factory, and must have a default"
+            )
+            raise PluginError(f"option {one.name!r} of {who} has {has}")
     try:
         cls()
     except Exception as error:

@@ -44,8 +44,11 @@ class Waiting(BaseException):
     """
 
     def __init__(self, x: Tensor, time: Tensor | None, mask: Tensor, needed: int, more: dict[str, Any]):
-        super().__init__("a step waits for a forward pass; Pool catches this")
+        super().__init__(x, time, mask, needed, more)  # its arguments, so that a run that waits can be copied
         self.x, self.time, self.mask, self.needed, self.more = x, time, mask, needed, more
+
+    def __str__(self) -> str:
+        return "a step waits for a forward pass; Pool catches this"
 
 
 class SharedFeed:
@@ -243,13 +246,17 @@ class AskingRun:
 
         Args:
             logits: (A, length, V) floats for all of `question`, or (N, V) for its positions in `needed`, in row-major order.
+                They may be written over when this returns, as an engine does that has one buffer for all of its answers.
 
         Raises:
             SamplersError: there is no question.
-            DenoiserError: the logits have another shape, or no token is possible where one is needed.
+            DenoiserError: the logits have another shape or are on another device, or no token is possible where one is needed.
+                A run that has failed asks no more, and gives the same error again.
         """
         asked = self._run.question
         if asked is None:
+            if self._run.error is not None:
+                raise self._run.error
             raise SamplersError("answer(): the run has ended, and asks no more; its tokens are in result()")
         whole, packed = (*asked.x.shape, self.vocab_size), (asked.needed, self.vocab_size)
         if (
@@ -265,6 +272,11 @@ class AskingRun:
             raise DenoiserError(
                 f"answer() was given {got}; floats (A, length, V) = {whole}, or (N, V) = {packed} for the positions in "
                 "`needed`, are needed"
+            )
+        if logits.device != asked.x.device:
+            raise DenoiserError(
+                f"answer() was given logits on {logits.device}, and the run is on {asked.x.device}: "
+                "move them there, or begin it with device="
             )
         if tuple(logits.shape) == whole:
             index = torch.nonzero_static(asked.mask.flatten(), size=asked.needed).squeeze(1)
@@ -284,11 +296,14 @@ class AskingRun:
         return self.state.canvas.vocab_size
 
     def _go_on(self) -> None:
+        self.question, self.needed, self.time, self.lengths = None, None, None, None
         self._run.advance()
         if self._run.error is not None:
             raise self._run.error
         asked = self._run.question
-        self.question, self.needed, self.time, self.lengths = None, None, None, None
+        if self._run.feed.answers:  # the step asks again, and will read this answer once more when it is begun again
+            last = self._run.feed.answers.pop()
+            self._run.feed.answers.append(Answer(last.value.clone(), last.index))
         if asked is not None:
             self.question, self.needed, self.time = asked.x, asked.mask, asked.time
             self.lengths = asked.more.get("lengths")

@@ -166,6 +166,7 @@ class Facts:
         bias: the distribution of the samples against the model's, when one position is committed per step.
             "exact": equal to it, since the choice of position does not depend on the drawn token. "asymptotic": equal
             to it in the limit of many steps. "biased": different, by design. None: it is not known, or has no meaning.
+            Of a continuous sampler only "biased" says something: that many steps do not lead to the model's distribution.
         static_plan: True if the rows and the number of positions that each step asks about do not depend on the
             model's answers. The driver then works them out in a dry run beside the run, without a device sync.
         revises: True if a visible token may be masked again or changed (always so under uniform noise), and the model
@@ -205,6 +206,10 @@ class Conformance:
             to its logits; for a continuous sampler that is told of the data, those that fit data of a single point.
         order: options under which the declared order is what one measures: the end of the grid is exact, and no step is
             of lower order. For continuous samplers.
+        uneven: False for a solver whose declared order needs steps of slowly changing length, such as one with the
+            coefficients of equal steps.
+        limit: options under which the samples of many steps have the model's distribution, for a continuous sampler that
+            spends a few steps on a part of its run however many there are.
         redraws: draw numbers that a step uses more than once at one position on purpose, such as a token that is drawn
             again from another distribution with the same random number. Only one of those draws may be kept. Any other
             second use within a step is an error.
@@ -214,6 +219,8 @@ class Conformance:
     one_at_a_time: Mapping[str, Any] = field(default_factory=dict)
     exact: Mapping[str, Any] = field(default_factory=dict)
     order: Mapping[str, Any] = field(default_factory=dict)
+    uneven: bool = True
+    limit: Mapping[str, Any] = field(default_factory=dict)
     redraws: tuple[int, ...] = ()
 
 

@@ -1,5 +1,6 @@
 """Settings per row, events, and runs that share forward passes: each row and run is what it is alone."""
 
+import copy
 import json
 
 import pytest
@@ -277,6 +278,39 @@ def test_an_asking_run_is_what_sample_makes_of_the_same_answers(sampler):
         answers += 1
     assert torch.equal(run.result().x, wanted.x)
     assert run.nfe == answers == wanted.nfe
+
+
+@pytest.mark.parametrize("sampler", ["theta_rk2", "theta_trapezoidal", "low_confidence"])
+def test_an_asking_run_may_be_answered_from_one_buffer(sampler):
+    """An engine writes every answer into the same memory; a step that asks twice reads its first answer twice."""
+    net, how = TinyNet(visible_too=True), {"gen_length": 6, "batch": 2, "seed": 3, "temperature": 1.0}
+    run = samplers.AskingRun(sampler, vocab_size=net.vocab_size, mask_id=net.mask_id, **how)
+    buffer = torch.empty(2, 6, net.vocab_size)
+    while run.question is not None:
+        rows = torch.ones_like(run.question, dtype=torch.bool)
+        said = net.predict(run.question, rows=rows).view(*run.question.shape, -1)
+        run.answer(buffer[: len(said)].copy_(said))
+    assert torch.equal(run.result().x, samplers.sample(net, sampler, **how).x)
+
+
+def test_an_asking_run_that_has_failed_asks_no_more():
+    facts = {"vocab_size": 12, "mask_id": 11, "gen_length": 4}
+    run = samplers.AskingRun("threshold", **facts)
+    with pytest.raises(samplers.DenoiserError, match="NaN"):
+        run.answer(torch.full((4, 12), torch.nan))
+    assert run.question is None and run.needed is None, "a loop over its questions ends"
+    with pytest.raises(samplers.DenoiserError, match="NaN"):
+        run.answer(torch.zeros(4, 12))
+    with pytest.raises(samplers.DenoiserError, match="logits on meta, and the run is on cpu"):
+        samplers.AskingRun("threshold", **facts).answer(torch.zeros(4, 12, device="meta"))
+
+
+def test_an_asking_run_can_be_copied_while_it_waits():
+    run = samplers.AskingRun("threshold", vocab_size=12, mask_id=11, gen_length=4, threshold=0.01)
+    other = copy.deepcopy(run)
+    for one in (run, other):
+        one.answer(torch.randn(1, 4, 12, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(run.result().x, other.result().x)
 
 
 def test_an_asking_run_says_what_it_cannot_use():

@@ -26,7 +26,7 @@ class Ipndm(Lms):
     name = "ipndm"
     cite = "Zhang and Chen 2022, Fast Sampling of Diffusion Models with Exponential Integrator, arXiv 2204.13902"
     summary = "Adams-Bashforth with the coefficients of equal steps, of orders 1 to 4"
-    conformance = Conformance(order={**GaussianSampler.conformance.order, "order": 2})
+    conformance = Conformance(order={**GaussianSampler.conformance.order, "order": 2}, uneven=False)
 
     variable: bool = option(False, "coefficients of the steps as they are, in place of equal steps")
 

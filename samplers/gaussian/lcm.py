@@ -34,7 +34,7 @@ class Lcm(GaussianSampler[GridState]):
         "arXiv 2310.04378"
     )
     summary = "few steps of a distilled consistency model: denoise, then add fresh noise"
-    facts = Facts(stochastic=True)
+    facts = Facts(stochastic=True, bias="biased")
 
     grid: str = option(
         "trailing", "spacing of the times; trailing is that of the distillation", choices=GRIDS, kind="grids"

@@ -43,7 +43,7 @@ class Restart(GaussianSampler[RestartState]):
     name = "restart"
     cite = "Xu et al. 2023, Restart Sampling for Improving Generative Processes, arXiv 2306.14878"
     summary = "Heun's method that returns to a higher noise level several times"
-    conformance = Conformance(order={**GaussianSampler.conformance.order, "restarts": 0})
+    conformance = Conformance(order={**GaussianSampler.conformance.order, "restarts": 0}, limit={"restart_steps": 12})
 
     restarts: int = option(2, "how often the interval is gone through again", ge=0)
     restart_steps: int = option(3, "steps of Heun's method on each way down", ge=1)

@@ -98,6 +98,8 @@ class Case:
 TROUBLES = {
     "needs the decorator": "a class without a decorator of its own; write @dataclass(frozen=True) above it, also if its base "
     "has one",
+    "has a default_factory": "a list or dictionary as a default, which a run would fill; options are numbers, texts, bools "
+    "or None, and what a run remembers belongs in a state of your own",
     "has no default": "an option that is only annotated; write width: int = option(8, 'what it does', ge=1)",
     "cannot be made with its defaults": "a default that is out of the bounds of its own option, or of another type; change the "
     "default or the bound",

@@ -274,6 +274,11 @@ class TinyMixture(Told, GaussianDenoiser):
         share = torch.softmax(self.weight.log() - off**2 / (2 * variance) - variance.log() / 2, -1)
         return (share * (self.mean + a * self.std**2 / variance * off)).sum(-1).to(x.dtype)
 
+    def moments_of_data(self) -> tuple[float, float]:
+        """Mean and standard deviation of a coordinate of x_0."""
+        mean = float((self.weight * self.mean).sum())
+        return mean, math.sqrt(float((self.weight * (self.std**2 + self.mean**2)).sum()) - mean**2)
+
     def moments(self, x: Tensor, at: Any, order: int = 3, signs: Any = None) -> Moments:
         """Exact, by the parts of each component's own mean, variance and distance from the whole mean."""
         a, s = (c[..., None] for c in At.of(self.schedule, at).columns(x))

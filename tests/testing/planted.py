@@ -84,6 +84,11 @@ CURES = {
     "declared_order": "Compare the formula with the paper's",
     "distribution_on_a_tiny_problem": "Commit prediction.token",
     "draw_numbers": "Give each purpose a number of its own",
+    "a_run_of_a_pool_is_the_run_alone": "name the errors that are meant",
+    "declared_order_on_uneven_steps": "take both from the points",
+    "prints_nothing": "Take it out",
+    "samples_follow_the_model": "noise whose variance is not what the step took away",
+    "tokens_of_one_step_are_independent": "must not be cut to u[:, :1]",
     "greedy_takes_the_best": "use prediction.token or predict.read",
     "infill_keeps_what_is_given": "use state.open",
     "interleaved_runs_agree": "It belongs in a state of your own",
@@ -176,7 +181,7 @@ class GlobalGenerator(Masked):
         return torch.rand(state.x.shape)
 
 
-@plant("seed_decides", "One seed gives one result")
+@plant("seed_decides", "that of numpy.random has changed")
 @dataclass(frozen=True)
 class NumpyGenerator(Masked):
     """It ranks positions by numpy.random."""
@@ -387,6 +392,113 @@ class ReservedNumber(Masked):
 
     def score(self, state: TokenState, prediction: Prediction) -> Tensor:
         return uniform(state, 9)
+
+
+# What only another setting than the usual one shows.
+
+
+@plant("distribution_on_a_tiny_problem", "to the power 1 / temperature", cure="a temperature that is applied twice")
+@dataclass(frozen=True)
+class TemperatureTwice(Masked):
+    """It divides by the temperature twice, which is right at temperatures 0 and 1."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        prediction = predict(state, want="confidence", temperature=predict.temperature**2)
+        return state.commit_best(prediction.confidence, prediction.token, k=even_count(state))
+
+
+@plant("tokens_of_one_step_are_independent", "from the product of the model's distributions")
+@dataclass(frozen=True)
+class OneNumberForAllPositions(Masked):
+    """It draws all tokens of a row's step with one random number, which is right if a step draws one."""
+
+    facts = Facts(stores_logits=True)
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        logits = predict.logits(state)
+        number = uniform(state)[:, :1].expand_as(state.x)[logits.row, logits.position]
+        below = (logits.value / max(predict.temperature, 1e-3)).double().softmax(1).cumsum(1) <= number[:, None]
+        token = below.sum(1).clamp_max(logits.value.shape[1] - 1)
+        return state.commit_best(uniform(state, FIRST + 1), logits.on_canvas(token, state.x), k=even_count(state))
+
+
+@plant("every_choice_runs", "With rule='random'", cure="Take random numbers from state.rng.positions")
+@dataclass(frozen=True)
+class OneChoiceDrawsAnywhere(Masked):
+    """With one of its choices, which is not the default, it takes torch.rand."""
+
+    rule: str = option("surest", "what goes first", choices=("surest", "random"))
+
+    def score(self, state: TokenState, prediction: Prediction) -> Tensor:
+        return prediction.confidence if self.rule == "surest" else torch.rand(state.x.shape)
+
+
+@plant("every_choice_runs", "prediction.margin was not asked for", cure="mend that line")
+@dataclass(frozen=True)
+class OneChoiceFails(Masked):
+    """One of its choices reads what was not asked for."""
+
+    rule: str = option("surest", "what goes first", choices=("surest", "margin"))
+
+    def score(self, state: TokenState, prediction: Prediction) -> Tensor:
+        return prediction.confidence if self.rule == "surest" else prediction.margin
+
+
+@plant("every_choice_runs", "is not done after", cure="a rule that may choose no position for ever")
+@dataclass(frozen=True)
+class LeastNumberNeverEnds(Masked):
+    """It allows a width of 0, with which it chooses nothing for ever."""
+
+    width: int = option(1, "positions per step", ge=0)
+
+    def count(self, state: TokenState) -> Any:
+        return even_count(state).clamp_min(self.width) * min(self.width, 1)
+
+
+@plant("every_choice_runs", "With adaptive=True too, Facts(static_plan=True)", cure="override effective_facts")
+@dataclass(frozen=True)
+class StaticByDefaultOnly(Masked):
+    """Its plan is static by default, and not with one of its options, though it says so of both."""
+
+    facts = Facts(static_plan=True)
+    adaptive: bool = option(False, "commit all that is surer than 0.3")
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        prediction = predict(state, want="confidence")
+        ready = (prediction.confidence > 0.3).sum(1) * self.adaptive
+        return state.commit_best(prediction.confidence, prediction.token, k=torch.maximum(even_count(state), ready))
+
+
+@plant("seed_decides", "that of numpy.random has changed")
+@dataclass(frozen=True)
+class SeedsNumpy(Masked):
+    """It seeds numpy's global generator, for one order of positions in all runs."""
+
+    def score(self, state: TokenState, prediction: Prediction) -> Tensor:
+        np.random.seed(0)  # noqa: NPY002
+        return torch.from_numpy(np.random.random(state.x.shape[1])).expand_as(state.x)  # noqa: NPY002
+
+
+@plant("prints_nothing", "it printed 'step'")
+@dataclass(frozen=True)
+class PrintLeftIn(Masked):
+    """It prints in every step."""
+
+    def count(self, state: TokenState) -> Any:
+        print("step")
+        return even_count(state)
+
+
+@plant("a_run_of_a_pool_is_the_run_alone", "tokens different")
+@dataclass(frozen=True)
+class SwallowsTheQuestion(Masked):
+    """It takes token 0 if the model cannot be asked, whatever the reason."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        try:
+            return super().step(predict, state)
+        except BaseException:
+            return state.commit(state.open, torch.zeros_like(state.x))
 
 
 # State.
@@ -922,6 +1034,16 @@ class OneNoiseOfTokens(Uniform):
         return state.commit(chosen, torch.where((state.step < 2)[:, None], noise, predict(state, chosen).token))
 
 
+@plant("distribution_on_a_tiny_problem", "to the power 1 / temperature", cure="taken for 1 unless it is 0")
+@dataclass(frozen=True)
+class TwoTemperatures(Uniform):
+    """It knows the temperatures 0 and 1 only."""
+
+    def step(self, predict: Predict, state: NoisyState) -> NoisyState:
+        chosen = ops.select(uniform(state), state.open, k=quota(state, state.count)).chosen
+        return state.commit(chosen, predict(state, chosen, temperature=float(predict.temperature > 0)).token)
+
+
 # ---------------------------------------------------------------------------------------------- gaussian
 
 
@@ -1213,6 +1335,54 @@ class NoFirstStep(Gaussian):
         return x0 + (x0 - x0_before) / (2 * r)
 
 
+@plant("declared_order_on_uneven_steps", "of order 2 on steps whose lengths change")
+@dataclass(frozen=True)
+class EqualStepsOnly(Gaussian):
+    """It extrapolates as if all steps were of one length, which those of the usual grids nearly are."""
+
+    def target(self, state: GridState, s: Point, h: float, x0: Tensor) -> Tensor:
+        return 1.5 * x0 - 0.5 * state.history[-1][1] if state.history else x0
+
+
+@plant("declared_order_on_uneven_steps", "on the schedule 'edm'", cure="use s.alpha and s.sigma as they are")
+@dataclass(frozen=True)
+class PreservesVarianceOnly(Gaussian):
+    """It takes sigma^2 = 1 - alpha^2 for granted in its second-order term, which no constant x_0 shows."""
+
+    def target(self, state: GridState, s: Point, h: float, x0: Tensor) -> Tensor:
+        if not state.history:
+            return x0
+        noise = math.sqrt(1 - min(s.alpha, 1 - 1e-9) ** 2)
+        (before, x0_before), lam = state.history[-1], math.log(max(s.alpha, 1e-9) / noise)
+        r = max(lam - before, 1e-3) / h
+        return (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * x0_before
+
+
+@plant("samples_follow_the_model", "standard deviation")
+@dataclass(frozen=True)
+class NoiseTooSmall(Gaussian):
+    """It adds 0.8 of the noise that each step takes away."""
+
+    order, facts = None, Facts(stochastic=True)
+
+    def update(self, predict: GaussianPredict, state: GridState, s: Point, t: Point) -> GridState:
+        keep, x0 = math.exp(s.lam - t.lam), predict(state.x, s)
+        fresh = t.sigma * math.sqrt(1 - keep**2) * state.canvas.noise(state.i + 1)
+        return self.advance(state, t.sigma / s.sigma * keep * state.x + t.alpha * (1 - keep**2) * x0 + 0.8 * fresh)
+
+
+@plant("noise_is_declared", "no draw of noise in one run", cure="take state.canvas.noise(state.i + 1)")
+@dataclass(frozen=True)
+class NoiseOfTheRowNumber(Gaussian):
+    """Its noise is made of the number of the row, so that no seed changes it."""
+
+    order, facts = None, Facts(stochastic=True)
+
+    def noised(self, state: GridState, t: Point, x: Tensor) -> Tensor:
+        number = (state.canvas.rng.row.double()[:, None] + 1) * (torch.arange(x.shape[1]) + 7 * state.i + 1)
+        return x + 0.1 * t.sigma * torch.sin(number * 12.9898)
+
+
 # ---------------------------------------------------------------------------------------------- refused before any test
 
 
@@ -1266,7 +1436,9 @@ class DefaultOfAnotherType(Masked):
     width: int = option("8", "positions per step", ge=1)  # type: ignore[assignment]
 
 
-@plant("loads", "option 'seen' of DefaultIsAList has no default", cure="write width: int = option(")
+@plant(
+    "loads", "option 'seen' of DefaultIsAList has a default_factory", cure="options are numbers, texts, bools or None"
+)
 @dataclass(frozen=True)
 class DefaultIsAList(Masked):
     """It has a list as an option, which it would fill while it runs."""

@@ -177,6 +177,7 @@ def test_a_family_of_another_package_is_checked(tmp_path, monkeypatch):
             "interleaved_runs_agree",
         ),
         *("states_are_immutable", "values_are_finite", "counted_nfe_is_the_declared", "draw_numbers", "its_own"),
+        *("prints_nothing", "every_choice_runs"),
     }
 
 

@@ -80,20 +80,22 @@ def declared_order(name: str, promise: Promise) -> None:
 def samples_follow_the_model(name: str, promise: Promise) -> None:
     """With many steps on a small exact model, the samples have the model's distribution."""
     flow = _tiny(name)
-    if flow.kind == "discrete":
-        more = {"read": "draw"} if _has(name, "read") else {}
-        x = promise.sample(flow, samplers.create(name, **more), batch=4000, steps=64, seed=3).x
-        assert isinstance(flow, TinyTokens)
-        p = fits(torch.bincount(x[:, 0] * 3 + x[:, 1], minlength=9), flow.joint.flatten())
-    else:
-        x = promise.sample(flow, samplers.create(name), batch=2000, steps=64, seed=3).x
-        p = min(_mixture_p_value(column) for column in x.t())
-    promise(
-        p > ENOUGH,
-        f"With 64 steps on a small exact model the samples have its distribution (p above {ENOUGH:g}).",
-        f"p = {p:.2g}",
-        CAUSES,
-    )
+    for end in [{"end": e} for e in ("drop", "final", "state")] if _has(name, "end") else [{}]:
+        promise.begin()
+        if flow.kind == "discrete":
+            more = {"read": "draw"} if _has(name, "read") else {}
+            x = promise.sample(flow, samplers.create(name, **more, **end), batch=4000, steps=64, seed=3).x
+            assert isinstance(flow, TinyTokens)
+            p = fits(torch.bincount(x[:, 0] * 3 + x[:, 1], minlength=9), flow.joint.flatten())
+        else:
+            x = promise.sample(flow, samplers.create(name, **end), batch=2000, steps=64, seed=3).x
+            p = min(_mixture_p_value(column) for column in x.t())
+        promise(
+            p > ENOUGH,
+            f"With 64 steps on a small exact model the samples have its distribution (p above {ENOUGH:g}), however a run ends.",
+            f"p = {p:.2g}",
+            CAUSES,
+        )
 
 
 # ---------------------------------------------------------------------------------------------- what they are made of

@@ -119,11 +119,12 @@ class ContinuousFlow(FlowDenoiser):
         """
         if prediction not in ("epsilon", "x0", "bins"):
             raise OptionError(f"unknown prediction {prediction!r}. Known: epsilon, x0, bins")
-        if (prediction == "bins") != (bins is not None) or (bins is not None and bins < 2):
+        whole = isinstance(bins, int) and not isinstance(bins, bool)
+        if (prediction == "bins") != (bins is not None) or (bins is not None and (not whole or bins < 2)):
             raise OptionError(
-                f"bins={bins!r} with prediction={prediction!r}: only prediction='bins' takes bins=, 2 or more"
+                f"bins={bins!r} with prediction={prediction!r}: only prediction='bins' takes bins=, an integer of 2 or more"
             )
-        if clip is not None and not clip > 0:
+        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, (int, float)) or not clip > 0):
             raise OptionError(f"clip must be a positive number or None, not {clip!r}")
         out = _WrappedContinuous()
         out.shape, out.schedule = _sizes(shape), ContinuousSchedule(sigma_1)
@@ -257,8 +258,8 @@ def _check_answer(flow: FlowDenoiser, out: Any, shape: Sequence[int]) -> None:
 
 
 def _sizes(shape: Sequence[int] | int) -> tuple[int, ...]:
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not sizes or not all(isinstance(n, int) and n > 0 for n in sizes):
+    sizes = tuple(shape) if isinstance(shape, (tuple, list, torch.Size)) else (shape,)
+    if not sizes or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
         raise OptionError(f"shape must be the sizes of one sample, such as 256 or (28, 28, 1), not {shape!r}")
     return sizes
 
@@ -269,9 +270,15 @@ def _finish(
     """Set what both kinds of wrapped networks have."""
     if not callable(fn):
         raise OptionError(f"{type(out).__bases__[0].__name__}.wrap takes a callable fn(x, u), not {type(fn).__name__}")
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise OptionError(
+            f"device={device!r}: torch knows no such device; 'cpu', 'cuda' and 'cuda:0' are some that it knows"
+        ) from error
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise OptionError(f"dtype must be a floating torch.dtype such as torch.float32, not {dtype!r}")
-    out.fn, out.published, out.dtype, out.device = fn, bool(published), dtype, torch.device(device)
+    out.fn, out.published, out.dtype, out.device = fn, bool(published), dtype, device
     out.name = str(name or getattr(fn, "__name__", type(fn).__name__))
     return out
 
@@ -285,7 +292,14 @@ def token_moments(x: Tensor, classes: int) -> tuple[Tensor, float]:
     Returns:
         The mean of the one-hot tokens, (L, K) float64, and the mean variance of its entries.
     """
-    if x.dim() != 2 or x.dtype != torch.int64 or not len(x) or int(x.min()) < 0 or int(x.max()) >= classes:
+    if (
+        not isinstance(x, Tensor)
+        or x.dim() != 2
+        or x.dtype != torch.int64
+        or not len(x)
+        or int(x.min()) < 0
+        or int(x.max()) >= classes
+    ):
         raise OptionError(f"token_moments takes tokens (n, L) int64 from 0 to classes - 1 = {classes - 1}")
     mean = torch.stack([(x == k).to(torch.float64).mean(0) for k in range(classes)], 1)  # (L, K)
     return mean, float((mean * (1 - mean)).mean())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from samplers.authoring import NoiseSchedule, OptionError
 __all__ = ["ContinuousSchedule", "DiscreteSchedule", "FlowSchedule"]
 
 FIRST = 1e-5  # the least time u of a run: at u = 0 alpha and sigma are both 0
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class FlowSchedule(NoiseSchedule):
@@ -49,7 +53,7 @@ class ContinuousSchedule(FlowSchedule):
     name: str = "bayesian_flow"
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_1 < 1:
+        if not _number(self.sigma_1) or not 0 < self.sigma_1 < 1:
             raise OptionError(f"ContinuousSchedule: sigma_1 must be above 0 and below 1, not {self.sigma_1!r}")
 
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -83,9 +87,9 @@ class DiscreteSchedule(FlowSchedule):
     name: str = "bayesian_flow_tokens"
 
     def __post_init__(self) -> None:
-        if self.classes < 2:
-            raise OptionError(f"DiscreteSchedule: classes must be 2 or more, not {self.classes!r}")
-        if not 0 < self.beta_1 < math.inf:
+        if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 2:
+            raise OptionError(f"DiscreteSchedule: classes must be an integer of 2 or more, not {self.classes!r}")
+        if not _number(self.beta_1) or not 0 < self.beta_1 < math.inf:
             raise OptionError(f"DiscreteSchedule: beta_1 must be a positive number, not {self.beta_1!r}")
 
     def log_alpha(self, t: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def test_bad_schedules():
     for value in (0.0, 1.0, -1.0):
         with pytest.raises(OptionError, match="sigma_1"):
             ContinuousSchedule(value)
-    with pytest.raises(OptionError, match="classes must be 2"):
+    with pytest.raises(OptionError, match="classes must be an integer of 2"):
         DiscreteSchedule(1, 1.0)
     with pytest.raises(OptionError, match="beta_1"):
         DiscreteSchedule(3, math.inf)
@@ -256,3 +256,23 @@ def test_the_readme_runs():
     names: dict = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DiscreteFlow.wrap(len, shape=3, classes=2.5, beta_1=3.0), "classes must be an integer of 2 or more"),
+        (lambda: DiscreteFlow.wrap(len, shape=3, classes=3, beta_1="3"), "beta_1 must be a positive number"),
+        (lambda: DiscreteFlow.wrap(len, shape=True, classes=3, beta_1=3.0), "the sizes of one sample"),
+        (lambda: ContinuousFlow.wrap(len, shape=2.5), "the sizes of one sample"),
+        (lambda: ContinuousFlow.wrap(len, shape=2, sigma_1="x"), "sigma_1 must be above 0"),
+        (lambda: ContinuousFlow.wrap(len, shape=2, clip="x"), "clip must be a positive number"),
+        (lambda: ContinuousFlow.wrap(len, shape=2, prediction="bins", bins=2.5), "an integer of 2 or more"),
+        (lambda: ContinuousFlow.wrap(len, shape=2, device="moon"), "torch knows no such device"),
+        (lambda: token_moments([[1, 2]], 3), "takes tokens"),
+    ],
+    ids=["classes", "beta", "true", "half_a_size", "sigma", "clip", "bins", "device", "list"],
+)
+def test_what_a_network_cannot_have_is_refused_in_words(make, words):
+    with pytest.raises(samplers.OptionError, match=words):
+        make()

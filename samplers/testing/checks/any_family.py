@@ -5,9 +5,13 @@ They run on the family's small model, with arguments of sample() that every fami
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import io
+import random
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -24,6 +28,7 @@ from ...errors import OptionError
 from ...family import family_names
 from ...result import Sample
 from ...sampler import Sampler
+from ...syncs import pretend_device
 from ..kit import check
 from ..promises import NotApplicable, Promise
 from ..subjects import create, short_run, tiny_of
@@ -204,7 +209,7 @@ def seed_decides(name: str, promise: Promise) -> None:
     def run(seed: Any) -> Tensor:
         return promise.sample(tiny_of(name), sampler, batch=8, seed=seed, **short_run(name)).x
 
-    before = torch.get_rng_state()
+    before, others = torch.get_rng_state(), _other_generators()
     first = run(5)
     moved = not torch.equal(torch.get_rng_state(), before)
     promise(
@@ -213,6 +218,13 @@ def seed_decides(name: str, promise: Promise) -> None:
         "its state has changed during the run",
         SEED_CAUSES,
         "\n".join(draws_of_torch(lambda: run(5))) or None if moved else None,
+    )
+    touched = [who for who, state in _other_generators().items() if others.get(who, state) != state]
+    promise(
+        not touched,
+        "A run does not touch the global generators of numpy and of Python.",
+        f"that of {' and of '.join(touched)} has changed during the run",
+        SEED_CAUSES,
     )
     torch.manual_seed(99)
     promise(torch.equal(run(5), first), "One seed gives one result.", "two runs of seed 5 differ", SEED_CAUSES)
@@ -229,6 +241,105 @@ def seed_decides(name: str, promise: Promise) -> None:
         "row 0 of seeds [5, 5, ...] is not row 0 of seed 5",
         SEED_CAUSES,
     )
+
+
+def _other_generators() -> dict[str, str]:
+    """What the global generators beside torch's hold, as text; that of numpy only if somebody imported it."""
+    found = {"Python's random": repr(random.getstate())}
+    if (numpy := sys.modules.get("numpy")) is not None:
+        kind, keys, *rest = numpy.random.get_state()
+        found["numpy.random"] = repr((kind, keys.tobytes(), *rest))
+    return found
+
+
+@check()
+def prints_nothing(name: str, promise: Promise) -> None:
+    """A run writes nothing to the standard output: programs read that of `samplers sample --json`."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        promise.sample(tiny_of(name), create(name), batch=2, seed=5, **short_run(name))
+    text = said.getvalue()
+    promise(
+        not text,
+        "A run prints nothing.",
+        lambda: f"it printed {text.splitlines()[0]!r}, the first of {len(text.splitlines())} lines",
+        "a print that was left in. Take it out; to look at a run use samplers.stream(...)",
+    )
+
+
+@check()
+def every_choice_runs(name: str, promise: Promise) -> None:
+    """Every value that an option allows can be run: each choice, both answers to yes or no, and the least number.
+
+    A value that a sampler refuses by an OptionError is refused in words, and that is fine. Every other one is held to row
+    invariance and to its seed, and tokens to Facts(static_plan=True), as the defaults are.
+    """
+    for option, value in _choices(registry.load(name)):
+        promise.begin()
+        try:
+            sampler = create(name, **{option: value})
+            model = tiny_of(name)
+            # The model was made by the facts of the class, which an option may change.
+            if sampler.effective_facts.revises and hasattr(model, "visible_too"):
+                model.visible_too = True
+            out = promise.sample(model, sampler, batch=3, seed=4, **short_run(name))
+        except OptionError:
+            continue
+        before = torch.get_rng_state()
+        alone = promise.sample(model, sampler, batch=1, seed=4, first_row=1, **short_run(name))
+        promise(
+            torch.equal(torch.get_rng_state(), before),
+            f"With {option}={value!r} a run does not touch torch's global generator.",
+            "its state has changed during the run",
+            SEED_CAUSES,
+        )
+        promise(
+            torch.equal(alone.x[0], out.x[1]),
+            f"With {option}={value!r} too, row i of a batch is what it is alone (row invariance).",
+            lambda: f"row 1 differs by up to {_distance(alone.x[0], out.x[1])}",  # noqa: B023
+            ROW_CAUSES,
+        )
+        if out.x.is_floating_point():
+            promise(
+                torch.isfinite(out.x).all(),
+                f"With {option}={value!r} too, samples are finite.",
+                f"values such as {', '.join(f'{v:g}' for v in out.x.flatten().tolist()[:4])}",
+                "a formula that this value of the option makes divide by 0, or grow without bound; mend it, or give the option a "
+                "bound that leaves the value out",
+            )
+        if not sampler.effective_facts.static_plan:
+            continue
+        with pretend_device():
+            dry = promise.stream(model, sampler, batch=3, seed=4, **short_run(name))
+        try:
+            for _ in dry:
+                pass
+            same = torch.equal(dry.result().x, out.x)
+        except (IndexError, RuntimeError):  # positions that the dry run did not count
+            same = False
+        promise(
+            same,
+            f"With {option}={value!r} too, Facts(static_plan=True) holds: a run with a dry run is the same run.",
+            "the run that was planned beside it has other tokens, or asked for other counts",
+            f"a step that, with this value of {option!r}, asks about positions that depend on prediction.*; override "
+            "effective_facts to leave out static_plan for it",
+        )
+
+
+def _choices(cls: type[Sampler[Any]]) -> Iterator[tuple[str, Any]]:
+    """(option, value) of the values that the options of a sampler name, but for their defaults.
+
+    Names of another kind of thing, such as grids, are left out: other packages add to them.
+    """
+    for option in cls.options():
+        if option.metadata.get("kind") is not None:
+            continue
+        values = list(option.metadata.get("choices", ()))
+        values += [True, False] if option.type is bool else []
+        values += [option.metadata["ge"]] if "ge" in option.metadata else []
+        for value in values:
+            if value != option.default or type(value) is not type(option.default):
+                yield option.name, value
 
 
 @check()
@@ -405,7 +516,7 @@ def draw_numbers(name: str, promise: Promise) -> None:
         )
 
 
-def uses_of(promise: Promise, name: str, sampler: Sampler[Any]) -> list[Use]:
+def uses_of(promise: Promise, name: str, sampler: Sampler[Any], **arguments: Any) -> list[Use]:
     """Every use of random numbers in a short run; nothing of a family whose canvas has no `rng`."""
     recorded: list[RecordedRng] = []
 
@@ -415,7 +526,7 @@ def uses_of(promise: Promise, name: str, sampler: Sampler[Any]) -> list[Use]:
         recorded.append(RecordedRng.like(start.rng))
         return dataclasses.replace(start, rng=recorded[0])
 
-    promise.sample(tiny_of(name), watched(sampler, canvas=canvas), batch=2, **short_run(name))
+    promise.sample(tiny_of(name), watched(sampler, canvas=canvas), batch=2, **short_run(name) | arguments)
     return recorded[0].uses if recorded else []
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 import samplers
 
 from ... import registry
+from ...gaussian.grid import GaussianSampler
+from ..fit import BOUND
 from ..kit import check
 from ..promises import NotApplicable, Promise, line_of
 from ..tiny import TinyMixture, TinyPoint, solve_ode
@@ -137,25 +139,60 @@ def draw_numbers(name: str, promise: Promise) -> None:
 def noise_is_declared(name: str, promise: Promise) -> None:
     """A solver that draws noise in its steps says so, since such a run cannot be followed backwards."""
     sampler = samplers.create(name)
-    if getattr(sampler, "order", None) is not None:
+    declared = sampler.effective_facts.stochastic
+    if not declared and getattr(sampler, "order", None) is not None:
         raise NotApplicable("its order is declared, which noise in a step would change")
-    fresh = [use for use in uses_of(promise, name, sampler) if min(use.cells)[2] > 0]
+    fresh = [use for use in uses_of(promise, name, sampler, steps=40) if min(use.cells)[2] > 0]
     promise(
-        sampler.effective_facts.stochastic or not fresh,
+        declared or not fresh,
         "With Facts(stochastic=False), the default, a step draws no noise.",
         lambda: f"{len(fresh)} draws of noise in one run",
         "noise in a step of a sampler that does not say so; declare Facts(stochastic=True), or if an option turns the noise on "
         "and off, override effective_facts",
         fresh[0].place if fresh else None,
     )
+    promise(
+        fresh or not declared,
+        "With Facts(stochastic=True) a step draws noise from the run's own numbers, which its seed decides.",
+        "no draw of noise in one run",
+        "noise that is made in another way, from the row's number or a generator of your own: take "
+        "state.canvas.noise(state.i + 1). Or a fact that is not so: leave out stochastic=True, or if an option turns the noise "
+        "on and off, override effective_facts",
+    )
 
 
-_ENDS: dict[bytes, Tensor] = {}  # most samplers start from the same noise
+@check()
+def samples_follow_the_model(name: str, promise: Promise) -> None:
+    """With many steps on an exact model the samples have its distribution."""
+    from scipy.stats import kstest, norm
+
+    cls = registry.load(name)
+    if cls.facts.bias == "biased":
+        raise NotApplicable("it declares that its distribution is biased")
+    model = TinyMixture()
+    x = promise.sample(model, samplers.create(name, **dict(cls.conformance.limit)), batch=500, steps=100, seed=3).x
+    parts = list(zip(model.weight.tolist(), model.mean.tolist(), model.std.tolist()))
+    p = float(kstest(x.flatten().numpy(), lambda v: sum(w * norm.cdf(v, m, s) for w, m, s in parts)).pvalue)
+    mean, std = model.moments_of_data()
+    promise(
+        p > BOUND,
+        f"With 100 steps on an exact model the samples have its distribution: p-value above {BOUND:g}.",
+        f"p-value {p:.2g} of {x.numel()} numbers; mean {float(x.mean()):.3f} where {mean:.3f} is right, standard deviation "
+        f"{float(x.std()):.3f} where {std:.3f} is right",
+        "a wrong weight of x_0 in a part of the steps; noise whose variance is not what the step took away (a step that keeps "
+        "the share c of the old noise adds sqrt(1 - c^2) of new). Compare the formula with the paper's. A sampler that is for "
+        'other models than exact ones, or is wrong by design, declares Facts(bias="biased"); one that needs other options for '
+        "it names them in Conformance(limit={...})",
+    )
 
 
-def true_end(x: Tensor) -> Tensor:
+_ENDS: dict[tuple[str, bytes], Tensor] = {}  # most samplers start from the same noise
+
+
+def true_end(x: Tensor, problem: TinyMixture | None = None) -> Tensor:
     """Where the probability-flow ODE of TinyMixture takes x, from t_max to t_min."""
-    problem, key = TinyMixture(), x.numpy().tobytes()
+    problem = problem or TinyMixture()
+    key = repr(problem), x.numpy().tobytes()
     if key not in _ENDS:
         _ENDS[key] = solve_ode(problem, x, problem.schedule.t_max, problem.schedule.t_min)
     return _ENDS[key]
@@ -193,3 +230,46 @@ def declared_order(name: str, promise: Promise) -> None:
             "that leave it out: Conformance(order={...})); float32 somewhere; steps counted where forward passes are meant. "
             "Compare the formula with the paper's for the first, a middle and the last step, or declare the order that was seen",
         )
+
+
+@check()
+def declared_order_on_uneven_steps(name: str, promise: Promise) -> None:
+    """The declared order holds on steps of different lengths too, and without alpha^2 + sigma^2 = 1."""
+    cls = registry.load(name)
+    options = {key: value for key, value in cls.conformance.order.items() if key not in ("grid", "end")}
+    sampler = samplers.create(name, **options)
+    order = getattr(sampler, "order", None)
+    if order is None or not cls.conformance.uneven:
+        raise NotApplicable("no order is declared, or only on steps of slowly changing length")
+    if not isinstance(sampler, GaussianSampler):
+        raise NotApplicable("it takes no list of times")
+    problem, errors = TinyMixture(schedule="edm"), []
+    for steps in (96, 192):
+        run = promise.stream(problem, sampler, batch=4, times=_uneven(problem, steps))
+        x = run.state.x
+        for _ in run:
+            pass
+        end = torch.full((len(x),), problem.schedule.t_min, dtype=torch.float64, device="cpu")
+        truth = problem.predict(true_end(x, problem), end)
+        errors.append(float((run.result().x - truth).pow(2).mean().sqrt()))
+    promise.calls[:] = [f"samplers.sample({problem!r}, {name!r}, batch=4, times=_uneven(96))"]
+    slope = math.log2(errors[0] / errors[1])
+    promise(
+        slope > order - 0.5,
+        f"The solver is of order {order} on steps whose lengths change too: twice the steps divide the error by {2**order}.",
+        f"order {slope:.2f} (errors {errors[0]:.2g}, {errors[1]:.2g} with 96, 192 steps of lengths 1, 1.25, 1.4 in turn in the "
+        "half log-SNR, on the schedule 'edm')",
+        "a multistep formula with the coefficients of equal steps, or with the lengths of two steps mixed up: take both from "
+        "the points, r = (s.lam - before) / h; a formula that takes alpha^2 + sigma^2 = 1 for granted: use s.alpha and "
+        "s.sigma as they are. A solver that is meant for equal steps says so: Conformance(uneven=False)",
+    )
+
+
+def _uneven(problem: TinyMixture, steps: int) -> list[float]:
+    """Times from t_max to t_min whose steps in the half log-SNR have the lengths 1, 1.25 and 1.4 in turn."""
+    schedule = problem.schedule
+    ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64, device="cpu")
+    first, last = schedule.lam(ends).tolist()
+    length = torch.tensor([(1.0, 1.25, 1.4)[k % 3] for k in range(steps)], dtype=torch.float64, device="cpu")
+    inner = schedule.t_of(first + (last - first) * length.cumsum(0)[:-1] / length.sum())
+    return [schedule.t_max, *inner.tolist(), schedule.t_min]

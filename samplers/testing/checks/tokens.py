@@ -25,7 +25,7 @@ from ..subjects import GEN, PROMPTS, create, fit, joint, mixed, net, suited
 from ..sync_recorder import SyncRecorder
 from ..tiny import TinyJoint, TinySure, TinyUniformJoint
 from ..watching import RecordedRng, Watched, watched
-from .any_family import ROW_CAUSES, clashes, some
+from .any_family import KEPT_CAUSES, ROW_CAUSES, clashes, some
 
 SETTINGS: list[dict[str, Any]] = [
     {},
@@ -122,7 +122,7 @@ def infill_keeps_what_is_given(name: str, promise: Promise) -> None:
         promise(
             not moved,
             "Given tokens stay, also between positions to fill.",
-            f"after {k} steps they are changed at (row, position) {some(moved)}",
+            f"after {k} step{'s' * (k != 1)} they are changed at (row, position) {some(moved)}",
             "a write into state.x, or a rule that takes everything after the prompt for open; use state.open",
         )
     out = run.result()
@@ -341,7 +341,7 @@ def static_plan_is_kept(name: str, promise: Promise) -> None:
         promise(
             same and (counted.nfe, counted.head_rows) == (out.nfe, out.head_rows),
             promised,
-            f"NFE {counted.nfe} and {out.nfe}, answers {counted.head_rows} and {out.head_rows}, "
+            f"without the dry run NFE {counted.nfe} and {counted.head_rows} answers, with it {out.nfe} and {out.head_rows}; "
             f"tokens {'equal' if torch.equal(counted.x, out.x) else 'different'}",
             causes,
         )
@@ -527,18 +527,22 @@ def levels_reach_a_model_that_takes_them(name: str, promise: Promise) -> None:
     )
 
 
-@check(settings=["left to right", "one at a time"])
+@check(settings=["left to right", "one at a time", "left to right at temperature 0.5"])
 def distribution_on_a_tiny_problem(name: str, setting: str, promise: Promise) -> None:
     """One position at a time draws from the model's own distribution, if the choice of position ignores the draw.
 
     A block of one position leaves no choice of position. "One at a time" leaves it to the sampler, and holds for those
-    with a bias of "exact"; those that are exact in the limit of many steps take as many as they ask for.
+    with a bias of "exact"; those that are exact in the limit of many steps take as many as they ask for. At temperature 0.5
+    each token is drawn from the square of its distribution.
     """
     cls = registry.load(name)
     problem, batch = joint(name), 12_000
     options, arguments = dict(cls.conformance.exact), dict[str, Any]()
-    if setting == "left to right":
+    law, temperature = problem.law, 1.0
+    if setting != "one at a time":
         arguments["block_length"] = 1
+        if setting != "left to right":
+            temperature, law = 0.5, _squared(problem)
     elif cls.facts.bias not in ("exact", "asymptotic"):
         raise NotApplicable("the sampler declares that its distribution is biased, or does not say")
     else:
@@ -546,14 +550,18 @@ def distribution_on_a_tiny_problem(name: str, setting: str, promise: Promise) ->
         for key, value in cls.conformance.one_at_a_time.items():
             (options if key in known else arguments)[key] = value
     sampler = create(name, **options)
-    out = sample(promise, problem, name, sampler, batch=batch, seed=1, temperature=1.0, **arguments)
-    counts = torch.bincount(problem.index(out.x), minlength=len(problem.law))
-    p = fits(counts, problem.law)
+    out = sample(promise, problem, name, sampler, batch=batch, seed=1, temperature=temperature, **arguments)
+    counts = torch.bincount(problem.index(out.x), minlength=len(law))
+    p = fits(counts, law)
     causes = (
         "tokens that are not the model's draws: at another temperature than predict.temperature, noise that is committed, "
-        "or (uniform noise) a drawn x_0 that is taken for x_s; random numbers that are used for two purposes. Commit "
-        "prediction.token, or what predict.read draws"
+        "or (uniform noise) a drawn x_0 that is taken for x_s; random numbers that are used for two purposes; a "
+        "write at positions of a later block, outside of state.open. Commit prediction.token, or what predict.read draws"
     )
+    if temperature != 1:
+        causes += (
+            ". If it is right at temperature 1: a temperature that is applied twice, or taken for 1 unless it is 0"
+        )
     if setting == "one at a time":
         causes += (
             '. Or, with bias="exact", positions that are chosen by the drawn token, such as its confidence: then declare '
@@ -561,12 +569,79 @@ def distribution_on_a_tiny_problem(name: str, setting: str, promise: Promise) ->
         )
     promise(
         p > BOUND,
-        f"With one position per step ({setting}) samples follow the model's own distribution.",
+        f"With one position per step ({setting}) samples follow the model's own distribution"
+        + (", each token's to the power 1 / temperature." if temperature != 1 else "."),
         lambda: (
-            f"{batch} samples of {len(problem.law)} strings: chi-square p-value {p:.2g} ({BOUND:g} or more is needed), "
-            f"total variation {0.5 * float((counts / batch - problem.law).abs().sum()):.3f}"
+            f"{batch} samples of {len(law)} strings: chi-square p-value {p:.2g} ({BOUND:g} or more is needed), "
+            f"total variation {0.5 * float((counts / batch - law).abs().sum()):.3f}"
         ),
         causes,
+    )
+
+
+def _squared(problem: Any) -> Tensor:
+    """(S,) the distribution of strings if each token, from left to right, is drawn at temperature 0.5."""
+    law = torch.ones_like(problem.law)
+    for i in range(problem.length):
+        first = problem.law.view(-1, problem.tokens, problem.tokens ** (problem.length - i - 1)).sum(
+            2
+        )  # tokens 0 to i together
+        weight = (first / first.sum(1, keepdim=True)) ** 2
+        weight = weight / weight.sum(1, keepdim=True)
+        law = law * weight.flatten().repeat_interleave(len(law) // weight.numel())
+    return law
+
+
+@check()
+def tokens_of_one_step_are_independent(name: str, promise: Promise) -> None:
+    """Tokens that come of one forward pass are drawn independently of each other, each from the model's distribution there."""
+    if registry.load(name).facts.sequential:
+        raise NotApplicable("it does not take `steps`")
+    problem, batch = joint(name), 12_000
+    sampler = create(name, **dict(registry.load(name).conformance.exact))
+    out = sample(promise, problem, name, sampler, batch=batch, seed=1, temperature=1.0, steps=1)
+    if int(out.nfe_rows.max()) > 1:
+        raise NotApplicable("with steps=1 it makes more than one forward pass")
+    each = problem.law.view((problem.tokens,) * problem.length)
+    law = torch.ones_like(each)
+    for i in range(problem.length):
+        alone = each.sum([j for j in range(problem.length) if j != i])
+        law = law * alone.view([-1 if j == i else 1 for j in range(problem.length)])
+    counts = torch.bincount(problem.index(out.x), minlength=law.numel())
+    p = fits(counts, law.flatten())
+    promise(
+        p > BOUND,
+        "Tokens of one forward pass are independent draws, each from what the model says of its position.",
+        lambda: (
+            f"{batch} samples with steps=1: chi-square p-value {p:.2g} ({BOUND:g} or more is needed), total variation "
+            f"{0.5 * float((counts / batch - law.flatten()).abs().sum()):.3f} from the product of the model's distributions"
+        ),
+        "one random number for all positions of a row: u = state.rng.positions(L, state.step, draw) is (B, L), one for each "
+        "position, and must not be cut to u[:, :1]. Or tokens that are chosen among several draws: commit prediction.token, or "
+        "what predict.read draws",
+    )
+
+
+@check()
+def a_run_of_a_pool_is_the_run_alone(name: str, promise: Promise) -> None:
+    """A step may be cut short where it asks the model, and begun again when the answer is there, as Pool and AskingRun do."""
+    if registry.load(name).facts.sequential:
+        raise NotApplicable("its sequence has a cache of its own, which a pool does not share")
+    denoiser, sampler = net(name), create(name)
+    run: dict[str, Any] = {"prompt": [[1, 2], [3, 4]], "gen_length": GEN, "seed": 3, "temperature": 1.0}
+    alone = sample(promise, denoiser, name, sampler, **run)
+    pool = samplers.Pool(denoiser)
+    pooled = pool.add(sampler, **run)
+    for _ in pool:
+        pass
+    out = pooled.result()
+    promise(
+        torch.equal(out.x, alone.x) and out.nfe == alone.nfe,
+        "A run of a Pool is the run alone: a step that is cut short at its question changes nothing.",
+        f"tokens {'equal' if torch.equal(out.x, alone.x) else 'different'}, NFE {out.nfe} in the pool and {alone.nfe} alone",
+        "an `except:` or `except BaseException:` around predict, which catches what cuts the step short: name the errors that "
+        "are meant, or catch Exception. Or something that a step keeps outside of the state before it asks: "
+        + KEPT_CAUSES,
     )
 
 
