@@ -484,7 +484,8 @@ def _from_plugins(denoiser: Denoiser, sampler: Sampler[Any], settings: dict[str,
 
 def _other_family(denoiser: Denoiser, sampler: Sampler[Any]) -> FamilyError:
     others = registry.names("*", denoiser.family, imports=False)
-    more = f" ... (samplers.list_samplers(family={denoiser.family!r}))" if len(others) > 6 else ""
+    rest = len(others) - 6
+    more = f" and {rest} more (samplers.list_samplers(family={denoiser.family!r}))" if rest > 0 else ""
     hint = f"; samplers of that family: {', '.join(others[:6])}{more}" if others else ""
     if sampler.family == "masked" and isinstance(denoiser, TokenDenoiser) and denoiser.mask_id is None:
         hint += ". If the model has a mask token, say which: mask_id=, as in TokenDenoiser.wrap(fn, vocab_size=..., mask_id=...)"

@@ -112,6 +112,11 @@ class PooledRun:
             self._advance()
         except Waiting as question:
             self.question = question
+            if (
+                self.feed.answers
+            ):  # they are read once more when the step is begun again, and the model may reuse its buffer
+                last = self.feed.answers.pop()
+                self.feed.answers.append(Answer(last.value.clone(), last.index))
         except Exception as error:
             self._fail(error)
         self.seconds += time.perf_counter() - start
@@ -301,9 +306,6 @@ class AskingRun:
         if self._run.error is not None:
             raise self._run.error
         asked = self._run.question
-        if self._run.feed.answers:  # the step asks again, and will read this answer once more when it is begun again
-            last = self._run.feed.answers.pop()
-            self._run.feed.answers.append(Answer(last.value.clone(), last.index))
         if asked is not None:
             self.question, self.needed, self.time = asked.x, asked.mask, asked.time
             self.lengths = asked.more.get("lengths")
@@ -366,8 +368,9 @@ class Pool:
                 run.advance()
         ended = [run for run in self.runs if run.finished]
         self.runs = [run for run in self.runs if not run.finished]
-        for members in self._shares():
-            self._answer(members)
+        shares = self._shares()
+        for members in shares:
+            self._answer(members, keep=len(shares) > 1)
         return ended
 
     def __iter__(self) -> Iterator[PooledRun]:
@@ -396,8 +399,8 @@ class Pool:
         return shares
 
     @torch.no_grad()
-    def _answer(self, members: list[PooledRun]) -> None:
-        """One forward pass for all of them."""
+    def _answer(self, members: list[PooledRun], keep: bool) -> None:
+        """One forward pass for all of them. keep: copy what the model says, since another pass comes before it is read."""
         asked = [run.question for run in members if run.question is not None]
         width = max(q.x.shape[1] for q in asked)
         x = _padded([q.x for q in asked], width, self.denoiser.mask_id or 0)
@@ -414,10 +417,11 @@ class Pool:
             )
         needed = [q.needed for q in asked]
         if self.denoiser.head is not None:
-            values = self.counter.hidden(x, time, mask, sum(needed), **more).split(needed)
-            answers = [Answer(value) for value in values]
+            hidden = self.counter.hidden(x, time, mask, sum(needed), **more)
+            answers = [Answer(value) for value in (hidden.clone() if keep else hidden).split(needed)]
         else:
             logits, index = self.counter.tokens(x, time, mask, sum(needed), **more)
+            logits = logits.clone() if keep else logits
             index = torch.arange(len(logits), device=logits.device) if index is None else index
             answers = [Answer(logits, part) for part in index.split(needed)]
         for run, answer in zip(members, answers):

@@ -260,6 +260,28 @@ def test_what_a_pool_refuses():
     assert not pool.runs
 
 
+@pytest.mark.parametrize("sampler", ["low_confidence", "theta_trapezoidal"])
+def test_a_pool_takes_a_model_that_writes_into_one_buffer(sampler):
+    """As one does that runs as a CUDA graph. Runs of two lengths need two forward passes per round."""
+
+    class Reuses(TinyNet):
+        buffer = torch.empty(64, 12)
+
+        def predict(self, x, t=None, *, rows=None, cache=None):
+            said = super().predict(x, t, rows=rows, cache=cache)
+            return self.buffer[: len(said)].copy_(said)
+
+    runs = [{"prompt": [[1, 2]], "gen_length": 8, "seed": 1}, {"prompt": [[3]], "gen_length": 5, "seed": 2}]
+    pool = samplers.Pool(Reuses(visible_too=True))
+    assert not pool.denoiser.takes_lengths
+    shared = [pool.add(sampler, steps=4, temperature=1.0, **how) for how in runs]
+    for _ in pool:
+        pass
+    for run, how in zip(shared, runs):
+        alone = samplers.sample(TinyNet(visible_too=True), sampler, steps=4, temperature=1.0, **how)
+        assert torch.equal(run.result().x, alone.x)
+
+
 # ---------------------------------------------------------------------------------------------- the caller's own model
 
 

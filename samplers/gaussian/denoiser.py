@@ -159,7 +159,7 @@ class GaussianDenoiser(Denoiser):
         is one: a variance below 0 counts as 0. Not at alpha = 0, where x says nothing of x_0.
 
         Costs are counted as forward passes of the same work: 1 for x_0 itself, 1 for a backward pass, and 2 for one back
-        through another (measured: docs/parts/gms.md). D coordinates, or `probes`, take one each: moments(order=2) counts 1 + D,
+        through another (measured: docs/moments.md). D coordinates, or `probes`, take one each: moments(order=2) counts 1 + D,
         and order=3 counts 1 + 3 D.
 
         Args:
