@@ -156,9 +156,8 @@ def facts_of(cls: Any) -> Iterator[str]:
     if family_of(cls.family).tokens:
         yield f"- Bias: {cls.facts.bias or 'not stated'}"
         yield f"- Temperature, unless you give one: {cls.default_temperature:g}"
-    else:
-        order = getattr(cls(), "order", None)
-        yield f"- Order of convergence: {order if order is not None else 'not stated'}"
+    elif (order := getattr(cls(), "order", None)) is not None:
+        yield f"- Order of convergence: {order}"
     if (order := cls.facts.moments) > 1:
         yield f"- It needs a model that gives {order} moments of x_0: exact problems do; else heads, or `with_moments()`."
     if cls.facts.revises and cls.family == "masked":
