@@ -412,14 +412,13 @@ class _WrappedGaussian(GaussianDenoiser):
         return (1 / a, -s / a) if self.prediction == "epsilon" else (1 / a, s**2 / a)
 
 
-class _Differentiated(GaussianDenoiser):
-    """See GaussianDenoiser.with_moments."""
+class _Around(GaussianDenoiser):
+    """A denoiser that stands for another one, and adds something to it."""
 
-    def __init__(self, inner: GaussianDenoiser, probes: int | None):
+    def __init__(self, inner: GaussianDenoiser, what: str):
         self.inner = inner
-        self.probes = None if probes is None else integer("probes", probes)
         self.shape, self.schedule, self.dtype = inner.shape, inner.schedule, inner.dtype
-        self.device, self.rows_per_eval, self.name = inner.device, inner.rows_per_eval, f"{inner.name} with moments"
+        self.device, self.rows_per_eval, self.name = inner.device, inner.rows_per_eval, f"{inner.name} with {what}"
 
     @property
     def can_guide(self) -> bool:
@@ -433,6 +432,14 @@ class _Differentiated(GaussianDenoiser):
 
     def guided(self, x: Tensor, at: At, scale: float, rescale: float = 0.0) -> tuple[Tensor, Tensor]:
         return self.inner.guided(x, at, scale, rescale)
+
+
+class _Differentiated(_Around):
+    """See GaussianDenoiser.with_moments."""
+
+    def __init__(self, inner: GaussianDenoiser, probes: int | None):
+        super().__init__(inner, "moments")
+        self.probes = None if probes is None else integer("probes", probes)
 
     def moment_evals(self, order: int = 3) -> int:
         each = (0, 1, 3)[order - 1]  # a backward pass, and one of twice the work back through it
@@ -461,19 +468,14 @@ class _Differentiated(GaussianDenoiser):
         return differentiated(lambda y: self.inner.denoised(y, where), x, s * s / a, order, self.probes, signs)
 
 
-class _EnergyGuided(GaussianDenoiser):
+class _EnergyGuided(_Around):
     """See GaussianDenoiser.with_energy."""
 
     def __init__(self, inner: GaussianDenoiser, energy: Callable[[Tensor, Tensor], Tensor]):
         if not callable(energy):
             raise OptionError(f"with_energy takes a callable energy(x, t) -> (B,), not {shown(energy)}")
-        self.inner, self.energy = inner, energy
-        self.shape, self.schedule, self.dtype = inner.shape, inner.schedule, inner.dtype
-        self.device, self.rows_per_eval, self.name = inner.device, inner.rows_per_eval, f"{inner.name} with energy"
-
-    @property
-    def can_guide(self) -> bool:
-        return self.inner.can_guide
+        super().__init__(inner, "energy")
+        self.energy = energy
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
         return self.inner.predict(x, t) + self._shift(x, At.of(self.schedule, t))
