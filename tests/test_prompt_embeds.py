@@ -121,7 +121,8 @@ def test_a_denoiser_says_what_it_is():
     assert repr(ours()) == (
         "<TransformerDenoiser 'transformer': 30 tokens, mask 30, full attention, caches prefix dual delayed>"
     )
-    assert repr(TinyNet()) == "<TinyNet 'tiny net': 12 tokens, mask 11, full attention>"
+    wrapped = samplers.TokenDenoiser.wrap(lambda ids: ids, vocab_size=12, mask_id=11, name="plain")
+    assert repr(wrapped).endswith(" 'plain': 12 tokens, mask 11, full attention>")
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_nothing_as_large_as_the_canvas_is_made(monkeypatch, plans):
             )
             return out
 
-    monkeypatch.setattr("samplers.driver.dry_runs_pay", lambda device: plans)
+    monkeypatch.setattr("samplers.token_family.dry_runs_pay", lambda device: plans)
     table = torch.randn(50, 50, generator=torch.Generator().manual_seed(3))
     denoiser = BlockDenoiser.wrap(
         lambda block, context, previous: table[block] + 0.1 * previous + context[:, None, :1],
