@@ -195,9 +195,10 @@ def test_a_worker_that_is_killed_costs_nothing(ray_map, whole, tmp_path):
     assert len(lines) == len({json.loads(line)["key"] for line in lines}) == 8  # nothing lost, nothing twice
     assert fixed(Store(tmp_path / "run", write=False)) == fixed(Store(whole, write=False))
     assert [pid for pid, *_ in calls].count(str(killed)) == 2  # two done before it died
-    assert len({pid for pid, *_ in calls}) == 3  # two workers, and the one that took over
-    assert len({(pid, work) for pid, _, work in calls}) == 3  # each kept its own problems and denoisers
-    assert str(os.getpid()) not in {pid for pid, *_ in calls}
+    workers = {pid for pid, *_ in calls}
+    assert len(workers) in (2, 3)  # two, and the one that took over; one that is slow to begin may find nothing left to do
+    assert len({(pid, work) for pid, _, work in calls}) == len(workers)  # each kept its own problems and denoisers
+    assert str(os.getpid()) not in workers
 
 
 def test_a_task_that_kills_its_workers_is_given_up_and_the_sweep_goes_on_later(ray_map, whole, tmp_path, monkeypatch):

@@ -271,7 +271,7 @@ CLASSES = {  # what is changed in a sampler that works, and what is said of it
             "        def step",
             "        width: list = __import__('dataclasses').field(default_factory=list)\n\n        def step",
         ),
-        "option 'width' of S has no default",
+        "option 'width' of S has a default_factory, and must have a default",
     ),
     "bad_default": (
         ("        def step", "        width: int = option(0, 'w', ge=1)\n\n        def step"),
@@ -599,7 +599,7 @@ def kit(*args):
 def test_the_kit_judges_one_sampler():
     done = kit("--sampler", "left_to_right", "-k", "facts or options or distribution")
     assert done.returncode == 0, done.stdout
-    assert "4 passed" in done.stdout
+    assert re.search(r"[4-9] passed", done.stdout) and "failed" not in done.stdout
 
 
 def test_the_kit_says_when_there_is_no_such_sampler():
