@@ -196,7 +196,10 @@ def test_a_worker_that_is_killed_costs_nothing(ray_map, whole, tmp_path):
     assert fixed(Store(tmp_path / "run", write=False)) == fixed(Store(whole, write=False))
     assert [pid for pid, *_ in calls].count(str(killed)) == 2  # two done before it died
     workers = {pid for pid, *_ in calls}
-    assert len(workers) in (2, 3)  # two, and the one that took over; one that is slow to begin may find nothing left to do
+    assert len(workers) in (
+        2,
+        3,
+    )  # two, and the one that took over; one that is slow to begin may find nothing left to do
     assert len({(pid, work) for pid, _, work in calls}) == len(workers)  # each kept its own problems and denoisers
     assert str(os.getpid()) not in workers
 
