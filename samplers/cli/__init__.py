@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib
 import io
 import os
 import sys
@@ -22,32 +23,28 @@ from rich.text import Text
 from .. import registry
 from ..entries import one_line
 from ..errors import SamplersError, did_you_mean
-from . import (
-    bench,
-    catalogue,
-    chat,
-    check,
-    cite,
-    env,
-    evaluate,
-    generate,
-    merge,
-    new,
-    plugins,
-    sample,
-    show,
-    show_model,
-    tune,
-)
 from .output import complain, speaks_unicode
 
 __all__ = ["main"]
 
-# in the order of the help
-COMMANDS = (
-    *(catalogue, show, show_model, cite, sample, generate, chat),
-    *(bench, tune, evaluate, merge, new, check, plugins, env),
-)
+# Each command and its module, in the order of the help. A module is imported when its command is used, or for the help.
+COMMANDS = {
+    "list": "catalogue",
+    "show": "show",
+    "show-model": "show_model",
+    "cite": "cite",
+    "sample": "sample",
+    "generate": "generate",
+    "chat": "chat",
+    "bench": "bench",
+    "tune": "tune",
+    "eval": "evaluate",
+    "merge": "merge",
+    "new": "new",
+    "check": "check",
+    "plugins": "plugins",
+    "env": "env",
+}
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # no place, no quota, too large, a bad disk
 
 
@@ -100,15 +97,16 @@ def _sentence(error: OSError) -> str:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    parser = _parser()
-    args, unknown = parser.parse_known_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(words[0] if words else None)
+    args, unknown = parser.parse_known_args(words)
     if unknown:
         complain(_what_instead(getattr(args, "parser", parser), unknown))
         return 2
     if args.command is None:
         parser.print_help()
         return 0
-    args.argv = list(sys.argv[1:] if argv is None else argv)
+    args.argv = words
     if sys.stderr is None or not sys.stderr.isatty():  # bars of the libraries that fetch and load models: for terminals
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     python_style = warnings.formatwarning
@@ -150,7 +148,8 @@ def _what_instead(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
     return f"{begin}. Values of one option are written with commas, such as 4,8.{model} See {parser.prog} --help"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; of one alone if `command` is the name of one."""
     parser = argparse.ArgumentParser(
         prog="samplers",
         description="Samplers for diffusion models: picked by name, run against any model, measured against a truth.",
@@ -164,6 +163,6 @@ def _parser() -> argparse.ArgumentParser:
 
     parser.add_argument("--version", action=Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    for module in COMMANDS:
-        module.add(commands)
+    for name in [command] if command in COMMANDS else COMMANDS:
+        importlib.import_module(f"{__name__}.{COMMANDS[name]}").add(commands)
     return parser
