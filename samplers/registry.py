@@ -28,7 +28,7 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ from . import hookspecs
 from ._declared import registrations
 from .aliases import alias
 from .entries import DISTRIBUTION, INTERFACE, Entry, Report, check_interface, module_of, resolve, version
-from .errors import OptionError, PluginError, UnknownNameError, did_you_mean
+from .errors import OptionError, PluginError, SamplersError, UnknownNameError, did_you_mean
 from .family import BUILT_IN, family_names
 from .guard import guarded, one_line, printable, traced
 from .kinds import KINDS, kind_of
@@ -53,6 +53,7 @@ __all__ = [
     "KINDS",
     "Entry",
     "Report",
+    "called",
     "create",
     "entries",
     "entry",
@@ -633,6 +634,27 @@ def _made(item: Entry, numbers: tuple[float, ...]) -> Any:
     return value
 
 
+def called(item: Entry, make: Callable[..., Any], options: Mapping[str, Any], trouble: str) -> Any:
+    """What a function of an entry makes with these options; of a plug-in it is remembered where it came from.
+
+    Args:
+        trouble: how the error begins if a plug-in's function raises something, such as "problem 'x' cannot be made:".
+
+    Raises:
+        SamplersError: the plug-in's own words about an option. PluginError: it raised something else.
+    """
+    if item.own:
+        return make(**options)
+    try:
+        value = guarded(functools.partial(make, **options))
+    except PluginError as error:
+        if isinstance(error.__cause__, SamplersError):
+            raise error.__cause__ from None
+        raise PluginError(f"{trouble} {error}") from error
+    remember(value, item)
+    return value
+
+
 # ---------------------------------------------------------------------------------------------- where things are from
 
 
@@ -699,7 +721,7 @@ def entry_of(cls: type) -> tuple[str, str]:
 
 def load(name: str) -> type[Any]:
     """The sampler class called `name`. Raises as `create` does."""
-    return entry(name).load()
+    return find("samplers", name)
 
 
 def create(name: str, **options: Any) -> Sampler:

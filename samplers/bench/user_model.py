@@ -151,17 +151,9 @@ def _registered(spec: str) -> Denoiser:
         if key not in known:
             raise unknown_option(f"denoiser {name!r}", key, list(known))
         told[key] = _value(value, known[key].default)
-    if item.own:
-        return make(**told)
-    try:
-        denoiser = registry.guarded(functools.partial(make, **told))
-    except PluginError as error:
-        if isinstance(error.__cause__, SamplersError):  # its own words about an argument
-            raise error.__cause__ from None
-        raise PluginError(f"denoiser {name!r} of {item.origin} raises {error}") from error
+    denoiser = registry.called(item, make, told, f"denoiser {name!r} of {item.origin} raises")
     if not isinstance(denoiser, Denoiser):
         raise PluginError(f"denoiser {name!r} of {item.origin} is {type(denoiser).__name__}, not a samplers.Denoiser")
-    registry.remember(denoiser, item)
     return denoiser
 
 

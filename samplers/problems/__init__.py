@@ -9,11 +9,9 @@ With an exact denoiser all error left is the sampler's own. A problem is importe
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from .. import registry
-from ..errors import PluginError, SamplersError
 from .base import Estimate, Problem, Score, check_options
 
 __all__ = ["Estimate", "Problem", "Score", "create", "list_problems"]
@@ -41,13 +39,4 @@ def create(name: str, **options: Any) -> Problem:
     item = registry.entry(name, "problems")
     cls = item.load()
     check_options(cls, options, f"problem {name!r}")
-    if item.own:
-        return cls(**options)
-    try:
-        problem = registry.guarded(functools.partial(cls, **options))
-    except PluginError as error:
-        if isinstance(error.__cause__, SamplersError):  # its own words about an option
-            raise error.__cause__ from None
-        raise PluginError(f"problem {name!r} of {item.origin} cannot be made: {error}") from error
-    registry.remember(problem, item)
-    return problem
+    return registry.called(item, cls, options, f"problem {name!r} of {item.origin} cannot be made:")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .. import registry
 from ..denoiser import Denoiser, TokenDenoiser
-from ..errors import FamilyError, OptionError, PluginError, SamplersError, did_you_mean, unknown_option
+from ..errors import FamilyError, OptionError, PluginError, did_you_mean, unknown_option
 from ..family import BUILT_IN, family_names, family_of
 from ..random import uniform
 from .pictures import strip, text_block
@@ -312,15 +312,9 @@ class Problem:
         if (item := registry.origin_of(self)) is None:
             return make(**kw)
         who = f"the {family} denoiser of problem {self.name!r} of {item.origin}"
-        try:
-            denoiser = registry.guarded(functools.partial(make, **kw))
-        except PluginError as error:
-            if isinstance(error.__cause__, SamplersError):  # its own words about an option
-                raise error.__cause__ from None
-            raise PluginError(f"{who} cannot be made: {error}") from error
+        denoiser = registry.called(item, make, kw, f"{who} cannot be made:")
         if not isinstance(denoiser, Denoiser):
             raise PluginError(f"{who} is {type(denoiser).__name__}, not a Denoiser")
-        registry.remember(denoiser, item)
         return denoiser
 
     def score(self, sample: Any, family: str | None = None, metrics: Sequence[str] = ()) -> Score:
