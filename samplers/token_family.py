@@ -19,7 +19,7 @@ from .sampler import Sampler, first_state
 from .syncs import dry_runs_pay
 
 if TYPE_CHECKING:
-    from .problems import Problem
+    pass
 
 __all__ = ["MASKED", "UNIFORM", "TokenFamily"]
 
@@ -70,18 +70,10 @@ class TokenFamily(Family):
         limit = int(layout.block_steps.sum(1).max()) + layout.x.shape[1] + extra + 16
         return Run(sampler, predictor, state, limit, read.settings, predict, read.constrain)
 
-    def scored_as(self, problem: Problem) -> str:
-        return self.name
-
     def tiny(self, cls: type[Sampler[Any]], exact: bool = False) -> Denoiser:
-        from .testing import tiny
+        from .testing.tiny import of_tokens
 
-        made: TokenDenoiser
-        if exact:
-            made = tiny.TinyUniformJoint() if self.name == "uniform" else tiny.TinyJoint()
-        else:
-            made = tiny.TinyUniformNet() if self.name == "uniform" else tiny.TinyNet(visible_too=cls.facts.revises)
-        return tiny.TinySequential(made) if cls.facts.sequential else made
+        return of_tokens(cls, exact)
 
 
 def _uses_dry_run(sampler: Sampler[Any], denoiser: TokenDenoiser) -> bool:

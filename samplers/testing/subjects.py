@@ -14,9 +14,9 @@ from .. import registry
 from ..canvas import Canvas
 from ..family import family_of
 from ..sampler import Sampler
-from .tiny import TinyJoint, TinyNet, TinySequential, TinyUniformJoint, TinyUniformNet
+from .tiny import of_tokens
 
-__all__ = ["GEN", "PROMPTS", "create", "fit", "joint", "mixed", "net", "short_run", "suited", "tiny_of"]
+__all__ = ["GEN", "PROMPTS", "create", "joint", "mixed", "net", "short_run", "suited", "tiny_of"]
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
 GEN = 12
@@ -41,18 +41,12 @@ def short_run(name: str) -> dict[str, Any]:
 
 def net(name: str, **kw: Any) -> Any:
     """An arbitrary model of tokens, of the sampler's family."""
-    cls = registry.load(name)
-    return fit(name, TinyUniformNet(**kw) if cls.family == "uniform" else TinyNet(visible_too=cls.facts.revises, **kw))
+    return of_tokens(registry.load(name), **kw)
 
 
 def joint(name: str, **kw: Any) -> Any:
     """The exact model of a distribution of tokens that can be enumerated."""
-    return fit(name, TinyUniformJoint(**kw) if registry.load(name).family == "uniform" else TinyJoint(**kw))
-
-
-def fit(name: str, denoiser: samplers.TokenDenoiser) -> samplers.TokenDenoiser:
-    """A denoiser of tokens as the sampler needs it."""
-    return TinySequential(denoiser) if registry.load(name).facts.sequential else denoiser
+    return of_tokens(registry.load(name), exact=True, **kw)
 
 
 def suited(name: str, setting: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ..denoiser import CacheUse, TokenDenoiser
 from ..gaussian.denoiser import At, GaussianDenoiser
 from ..gaussian.moments import Moments
 from ..models.cache import Cache
+from ..sampler import Sampler
 from ..schedule import NoiseSchedule, noise_schedule
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "TinySure",
     "TinyUniformJoint",
     "TinyUniformNet",
+    "as_asked",
     "for_any_model",
+    "of_tokens",
     "solve_ode",
 ]
 
@@ -255,6 +258,25 @@ class TinySequential(Told, TokenDenoiser):
             new = (v[None, :, None, :, None] for v in (x, positions))
             store.append(*new, cache.stored)
         return self.inner.predict(canvas[:, :-1], rows=wanted)
+
+
+def of_tokens(cls: type[Sampler[Any]], exact: bool = False, **how: Any) -> TokenDenoiser:
+    """A small model of tokens that samplers of a class can run on: any network, or the exact model of a distribution.
+
+    Args:
+        how: arguments of the model, such as its seed.
+    """
+    made: TokenDenoiser
+    if exact:
+        made = TinyUniformJoint(**how) if cls.family == "uniform" else TinyJoint(**how)
+    else:
+        made = TinyUniformNet(**how) if cls.family == "uniform" else TinyNet(visible_too=cls.facts.revises, **how)
+    return as_asked(cls, made)
+
+
+def as_asked(cls: type[Sampler[Any]], denoiser: TokenDenoiser) -> TokenDenoiser:
+    """A denoiser of tokens in the way that samplers of a class ask it: at positions, or as a sequence."""
+    return TinySequential(denoiser) if cls.facts.sequential else denoiser
 
 
 class TinyMixture(Told, GaussianDenoiser):

@@ -300,10 +300,10 @@ def every_choice_runs(name: str, promise: Promise) -> None:
             ROW_CAUSES,
         )
         if out.x.is_floating_point():
-            promise(
-                torch.isfinite(out.x).all(),
+            finite(
+                promise,
+                out.x,
                 f"With {option}={value!r} too, samples are finite.",
-                f"values such as {', '.join(f'{v:g}' for v in out.x.flatten().tolist()[:4])}",
                 "a formula that this value of the option makes divide by 0, or grow without bound; mend it, or give the option a "
                 "bound that leaves the value out",
             )
@@ -465,12 +465,18 @@ def values_are_finite(name: str, promise: Promise) -> None:
             finite(promise, state.x)
 
 
-def finite(promise: Promise, x: Tensor) -> None:
+def finite(
+    promise: Promise,
+    x: Tensor,
+    promised: str = "Samples are finite with any number of steps, one included.",
+    causes: str = "a division by steps - 1, by a step of length 0 or by sigma = 0; a multistep formula without a first step",
+) -> None:
+    """A broken promise if x holds a number that is not finite."""
     promise(
         torch.isfinite(x).all(),
-        "Samples are finite with any number of steps, one included.",
+        promised,
         lambda: f"values such as {', '.join(f'{v:g}' for v in x.flatten().tolist()[:4])}",
-        "a division by steps - 1, by a step of length 0 or by sigma = 0; a multistep formula without a first step",
+        causes,
     )
 
 

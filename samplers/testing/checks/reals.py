@@ -74,12 +74,7 @@ def limits_are_finite(name: str, setting: str, promise: Promise) -> None:
                 AT_A_LIMIT,
                 line_of(error.__traceback__) or None,
             ) from error
-        promise(
-            torch.isfinite(x).all(),
-            "Values are finite.",
-            lambda: f"values such as {', '.join(f'{v:g}' for v in x.flatten().tolist()[:4])}",  # noqa: B023
-            AT_A_LIMIT,
-        )
+        finite(promise, x, "Values are finite.", AT_A_LIMIT)
 
 
 @check(settings=[{"steps": n} for n in STEPS])

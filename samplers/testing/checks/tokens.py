@@ -21,9 +21,9 @@ from ...syncs import pretend_device
 from ..fit import BOUND, fits
 from ..kit import check
 from ..promises import CAUSES, NotApplicable, Promise
-from ..subjects import GEN, PROMPTS, create, fit, joint, mixed, net, suited
+from ..subjects import GEN, PROMPTS, create, joint, mixed, net, suited
 from ..sync_recorder import SyncRecorder
-from ..tiny import TinyJoint, TinySure, TinyUniformJoint
+from ..tiny import TinyJoint, TinySure, TinyUniformJoint, as_asked
 from ..watching import RecordedRng, Watched, watched
 from .any_family import KEPT_CAUSES, ROW_CAUSES, clashes, some
 
@@ -653,7 +653,9 @@ def greedy_takes_the_best(name: str, promise: Promise) -> None:
         promise.begin()
         denoiser = TinySure(scale, mask=mask)
         options = dict(registry.load(name).conformance.exact)
-        out = sample(promise, fit(name, denoiser), name, create(name, **options), batch=3, temperature=0.0)
+        out = sample(
+            promise, as_asked(registry.load(name), denoiser), name, create(name, **options), batch=3, temperature=0.0
+        )
         promise(
             bool((out.x == denoiser.best).all()),
             "At temperature 0 each position gets its best token, the lowest id of equals.",
