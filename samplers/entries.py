@@ -14,7 +14,7 @@ from typing import Any
 
 from ._declared import STATEMENT, interface, literals
 from .errors import PluginError, SamplersError
-from .guard import guarded, one_line, printable
+from .guard import guarded, printable
 from .kinds import KINDS
 
 __all__ = [
@@ -23,10 +23,7 @@ __all__ = [
     "Entry",
     "Report",
     "check_interface",
-    "guarded",
     "module_of",
-    "one_line",
-    "printable",
     "resolve",
     "version",
 ]

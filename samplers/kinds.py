@@ -115,11 +115,10 @@ def _takes(found: Any, arguments: tuple[str, ...], what: str) -> None:
     """PluginError if `found` is not a function that can be called with so many positional arguments."""
     if not callable(found) or isinstance(found, type):
         raise PluginError(f"{found!r} is not {what}")
-    who = getattr(found, "__qualname__", repr(found))
     try:
         inspect.signature(found).bind(*arguments)
     except TypeError as error:
-        raise PluginError(f"{who} must take ({', '.join(arguments)}): {error}") from error
+        raise PluginError(f"{_who(found)} must take ({', '.join(arguments)}): {error}") from error
     except ValueError:  # a function of C code, whose signature cannot be had
         pass
 

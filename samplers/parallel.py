@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .entries import one_line
 from .errors import OptionError, SamplersError
+from .guard import one_line
 
 __all__ = ["MapLike", "RayMap", "Shard", "execute", "parse_shard", "shard_path", "sharded"]
 

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.text import Text
 
 from .. import registry
-from ..entries import one_line
 from ..errors import SamplersError, did_you_mean
+from ..guard import one_line
 from .output import complain, speaks_unicode
 
 __all__ = ["main"]

@@ -22,8 +22,9 @@ LENGTH, STEPS = 64, (8, 16, 32, 64)  # at which expected forward passes are show
 
 def facts_of(cls: Any) -> dict[str, Any]:
     """The order, the bias and the walked option of a class, for list and show."""
-    order = None if family_of(cls.family).tokens else getattr(cls(), "order", None)  # it may depend on the options
-    bias = cls.facts.bias if family_of(cls.family).tokens else None
+    tokens = family_of(cls.family).tokens
+    order = None if tokens else getattr(cls(), "order", None)  # it may depend on the options
+    bias = cls.facts.bias if tokens else None
     return {"order": order, "bias": bias, "sweep": cls.facts.sweep[0] if cls.facts.sweep else None}
 
 

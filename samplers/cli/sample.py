@@ -48,18 +48,17 @@ def _model(args: argparse.Namespace) -> tuple[Problem | None, Denoiser]:
     from .. import problems
     from ..bench.user_model import load_denoiser
 
-    family = args.family
-    if args.problem is None and args.denoiser is None:
-        wanted = family or (None if args.sampler is None else registry.load(args.sampler).family)
-        if wanted not in (None, "masked"):  # no model in the box is of every family, and this problem is
-            args.problem = PROBLEM
-    if args.problem is None:
-        return None, load_denoiser(MODEL if args.denoiser is None else args.denoiser)
-    problem = problems.create(args.problem)
+    name, family = args.problem, args.family
     if family is None and args.sampler is not None:
-        wanted = registry.load(args.sampler).family
-        family = wanted if has_denoiser(wanted, problem) else None
-    return problem, problem.denoiser(family or problem.families[0])
+        family = registry.load(args.sampler).family
+    if name is None and args.denoiser is None and family not in (None, "masked"):
+        name = PROBLEM  # no model in the box is of every family, and this problem is
+    if name is None:
+        return None, load_denoiser(MODEL if args.denoiser is None else args.denoiser)
+    problem = problems.create(name)
+    if args.family is None and family is not None and not has_denoiser(family, problem):
+        family = None
+    return problem, problem.denoiser(family)
 
 
 def chosen(
