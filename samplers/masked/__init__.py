@@ -36,6 +36,7 @@ _CLASSES = {
     "remdm": "ReMDM",
     "saber": "Saber",
     "slow_fast": "SlowFast",
+    "smc": "SMC",
     "smdm_greedy": "SmdmGreedy",
     "streaming": "Streaming",
     "tau_leaping": "TauLeaping",
