@@ -36,6 +36,7 @@ __all__ = [
     "DRAW_RANK",
     "DRAW_REMASK",
     "DRAW_ROUTE",
+    "DRAW_SHADOW",
     "DRAW_START",
     "DRAW_TOKEN",
     "Rng",
@@ -57,6 +58,7 @@ DRAW_ROUTE = 10  # uniform noise: clean, stay or noise
 DRAW_NOISE_TOKEN = 11  # uniform noise: which token the noise puts there
 DRAW_PICK = 12  # uniform noise: which positions a corrector takes
 DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
+DRAW_SHADOW = 20  # which token, at a line that is given beside the canvas: predict.seen
 DRAW_PROBE = 1 << 30  # from here on: the signs of random probes, by their number
 DRAW_FIRST_FREE = 1000
 
