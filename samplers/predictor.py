@@ -433,7 +433,7 @@ class Predictor(ErrorTracker):
                 f"predict.seen: positions go from {int(positions.min())} to {int(positions.max())}; those of the canvas are 0 to "
                 f"{state.x.shape[1] - 1}"
             )
-        return self.feed.plan_seen(state, x, positions, visible, asked, t)  # type: ignore[attr-defined, no-any-return]
+        return self.feed.plan_seen(state, x, positions, visible, asked, t)  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------------------------------ plan, feed, read
 
@@ -645,7 +645,7 @@ class Predictor(ErrorTracker):
 
     def _prediction(self, state: TokenState, values: dict[str, Tensor]) -> Prediction:
         if self.recorder is not None:
-            width = state.x.shape[1]  # of a sequence, the canvas comes first
+            width = state.x.shape[1]  # the canvas comes first in a sequence
             self.recorder.read(values["token"][:, :width], values["confidence"][:, :width])
         if self.config.demote:
             # LLaDA's rule for end-of-sequence tokens: they may be predicted, and are the last to be committed.

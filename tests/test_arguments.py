@@ -34,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALL = [name for family in ("masked", "uniform", "gaussian") for name in registry.names("*", family)]
 SEQUENTIAL = [name for name in ALL if registry.load(name).facts.sequential]
+PICKY = [name for name in ALL if registry.load(name).facts.needs] + SEQUENTIAL
 V, MASK = 12, 11
 TABLE = torch.randn(V, V, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
 

@@ -98,17 +98,27 @@ class SeenQuery(Query):
     """A forward pass whose sequence, and what each of its lines sees, the sampler says: Predict.seen.
 
     Attributes:
-        x: (A, length) int64, the tokens. places: (A, length) int64, where on the canvas each stands.
-        visible: (A, length, length) bool, which columns each line sees.
+        sequence: x (A, length) int64, the tokens; places (A, length) int64, where on the canvas each stands; visible (A, length,
+            length) bool, which columns each line sees.
         width: columns of the canvas itself, which come first; those from there on are the sampler's own.
         own: how many of the asked lines are below `width`.
     """
 
-    x: Tensor = dataclasses.field(kw_only=True)
-    places: Tensor = dataclasses.field(kw_only=True)
-    visible: Tensor = dataclasses.field(kw_only=True)
+    sequence: list[Tensor] = dataclasses.field(kw_only=True)
     width: int = dataclasses.field(kw_only=True)
     own: int = dataclasses.field(kw_only=True)
+
+    @property
+    def x(self) -> Tensor:
+        return self.sequence[0]
+
+    @property
+    def places(self) -> Tensor:
+        return self.sequence[1]
+
+    @property
+    def visible(self) -> Tensor:
+        return self.sequence[2]
 
     @functools.cached_property
     def column(self) -> Tensor:

@@ -23,17 +23,19 @@ from . import Answer, Query, SeenQuery
 
 __all__ = ["PlainFeed", "block", "check_needs"]
 
-# What a sampler with Facts(needs=...) does, and which denoisers can.
+# Of a need: what a sampler does that has it, what a denoiser does not that lacks it, and which do.
 NEEDS = {
     "masks": (
         "says what each line of a forward pass sees (predict.seen)",
-        "samplers.models.Transformer, models of transformers that take a mask for each row (masks is True), the exact problems, "
-        "and TokenDenoiser.wrap(fn, masks=True)",
+        "takes no such masks (its masks is False)",
+        "samplers.models.Transformer, models of transformers that take a mask for each row, the exact problems, and "
+        "TokenDenoiser.wrap(fn, masks=True)",
     ),
     "attends": (
         "reads the model's attention (predict.attention)",
-        "samplers.models.Transformer, and models of transformers that are loaded with attn_implementation='eager'; exact "
-        "problems are no networks, and have none",
+        "does not give it (its attends is False)",
+        "samplers.models.Transformer, and models of transformers that are loaded with attn_implementation='eager'. Exact problems "
+        "are no networks, and have no attention",
     ),
 }
 
@@ -42,12 +44,11 @@ def check_needs(denoiser: TokenDenoiser, sampler: Sampler[Any], args: Mapping[st
     """OptionError if the denoiser, or an argument of sample(), does not give what a sampler with Facts(needs=...) needs."""
     needs = sampler.effective_facts.needs
     for need in needs:
-        does, who = NEEDS[need]
+        does, lacks, who = NEEDS[need]
         if not getattr(denoiser, need):
             why = getattr(denoiser, "lacks", {}).get(need, "")
             raise OptionError(
-                f"sampler {sampler.name!r} {does}, and denoiser {denoiser.name!r} has no {need}{': ' * bool(why) + why}. These "
-                f"have: {who}"
+                f"sampler {sampler.name!r} {does}, and denoiser {denoiser.name!r} {lacks}{': ' * bool(why) + why}. These do: {who}"
             )
         if denoiser.self_conditioned or denoiser.time_per_position:
             kind = "self_conditioned" if denoiser.self_conditioned else "time_per_position"
@@ -200,9 +201,9 @@ class PlainFeed:
         asked = asked & (places < canvas.length[:, None])
         end = canvas.length
         if self.window is not None:
-            here = torch.zeros(batch, width + 1, dtype=torch.bool, device=x.device)
-            here.scatter_(1, torch.where(asked, places, width), True)
-            end = self._ends(state, here[:, :-1])  # type: ignore[assignment]
+            on_canvas = torch.zeros(batch, width + 1, dtype=torch.bool, device=x.device)
+            on_canvas.scatter_(1, torch.where(asked, places, width), True)
+            end = self._ends(state, on_canvas[:, :-1])  # type: ignore[assignment]
         visible = visible & (places < end[:, None])[:, None]
         inside, always = self._inside(state), self._guides(canvas)
         counts = torch.stack([asked[:, :width].sum(1), asked[:, width:].sum(1)])
@@ -218,22 +219,23 @@ class PlainFeed:
             if len(here) < batch:
                 member = asked.any(1) if inside is None else asked.any(1) & (inside == guided)
                 which = torch.nonzero_static(member, size=len(here)).squeeze(1)
-            parts = {"mask": asked, "x": x, "places": places, "visible": visible}
-            parts = {name: part if which is None else part[which] for name, part in parts.items()}
+            parts = [part if which is None else part[which] for part in (asked, x, places, visible)]
             known = sum(own[i] for i in here)
             count = known + sum(more[i] for i in here)
+            members = tuple(here)
             queries.append(
                 SeenQuery(
-                    batch=batch,
-                    rows=which,
-                    count=count,
-                    guided=guided,
-                    t=t,
-                    members=tuple(here),
+                    batch,
+                    which,
+                    parts[0],
+                    count,
+                    guided,
+                    t,
+                    members,
                     wide=count,
+                    sequence=parts[1:],
                     width=width,
                     own=known,
-                    **parts,
                 )
             )
         return queries

@@ -11,6 +11,7 @@ _CLASSES = {
     "autoregressive": "Autoregressive",
     "beta_energy": "BetaEnergy",
     "credit": "Credit",
+    "dawn": "Dawn",
     "entropy_bound": "EntropyBound",
     "euler_masked": "EulerMasked",
     "factor": "Factor",

@@ -51,14 +51,18 @@ class Wino(Sampler[WinoState]):
 
     name = "wino"
     family = "masked"
-    cite = "Hong et al. 2025, Wide-In, Narrow-Out: Revokable Decoding for Efficient and Effective DLLMs, arXiv 2507.18578"
+    cite = (
+        "Hong et al. 2025, Wide-In, Narrow-Out: Revokable Decoding for Efficient and Effective DLLMs, arXiv 2507.18578"
+    )
     summary = "fill above a threshold, and revoke tokens that all the others make improbable"
     default_temperature = 0.0
     facts = Facts(bias="biased", revises=True, needs=("masks",), sweep=("tau1", (2.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)))
     conformance = Conformance(one_at_a_time={"tau1": 2.0})
 
     tau1: float = option(0.6, "least probability of a token that is filled in; above 1: one position per step", gt=0)
-    tau2: float = option(0.9, "a filled token whose probability given all others is below this is masked again", ge=0, le=1)
+    tau2: float = option(
+        0.9, "a filled token whose probability given all others is below this is masked again", ge=0, le=1
+    )
 
     def init(self, canvas: Layout) -> WinoState:
         return WinoState.begin(canvas, filled=torch.full_like(canvas.x[:, 0], 30), size=most_open(canvas))
@@ -88,7 +92,9 @@ class Wino(Sampler[WinoState]):
         given = torch.cat([held, held.gather(1, place)], 1)
         said = predict.seen(state, x, positions, visible, asked, want=("confidence", "given"), given=given)
         again = torch.full((len(x), width + 1), torch.inf, dtype=torch.float32, device=x.device)
-        again = again.scatter(1, torch.where(there, place, width), said.given[:, width:])[:, :width]  # p(x_i | the rest)
+        again = again.scatter(1, torch.where(there, place, width), said.given[:, width:])[
+            :, :width
+        ]  # p(x_i | the rest)
 
         left = masked.sum(1)
         most = torch.div(7 * left, 10, rounding_mode="floor").clamp(5, 20)

@@ -235,8 +235,8 @@ class HuggingFaceDenoiser(TokenDenoiser):
     ) -> tuple[Tensor, Tensor | None]:
         if self.head is not None:
             return super().logits(x, t, rows, needed, **more)
-        told = {name: more.get(name) for name in ("visible", "positions")}
-        out, _ = self._forward(x, more.get("cache"), more.get("lengths"), **told)
+        told: list[Any] = [more.get(name) for name in ("cache", "lengths", "visible", "positions")]
+        out, _ = self._forward(x, *told)
         index = torch.nonzero_static(rows.flatten(), size=needed).squeeze(1)
         every = self._lines(x, None)
         return out.flatten(0, 1), index if every is None else every[index]

@@ -123,7 +123,13 @@ class TinyUniformJoint(TinyJoint):
         )
 
     def predict(
-        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: CacheUse | None = None,
+        **more: Any,
     ) -> Tensor:
         assert t is not None and t.shape == x.shape, "one noise level per position is (B, L)"
         self.times.append(t)

@@ -374,7 +374,7 @@ def a_step_makes_no_device_sync(name: str, promise: Promise) -> None:
 
 @check()
 def logits_are_asked_for_only_if_declared(name: str, promise: Promise) -> None:
-    """predict.logits is called if and only if the class declares Facts(stores_logits=True)."""
+    """predict.logits is called if and only if the class declares it, Facts(stores_logits=True); as are what facts.needs names."""
     calls: list[str] = []
 
     def step(run: Any, predict: Any, state: Any) -> Any:
@@ -392,6 +392,15 @@ def logits_are_asked_for_only_if_declared(name: str, promise: Promise) -> None:
         "facts that say something else than the step does. Declare Facts(stores_logits=True) if a step calls predict.logits, and "
         "leave it out if predict(state, want=...) is all that is used",
     )
+    needs = registry.load(name).facts.needs
+    for need, asks in (("masks", {"seen", "seen_logits"}), ("attends", {"attention"})):
+        promise(
+            bool(asks & set(calls)) == (need in needs),
+            f"Facts(needs={needs!r}) says whether a step calls {' or '.join(f'predict.{call}' for call in sorted(asks))}.",
+            f"{sum(call in asks for call in calls)} such calls in one run",
+            f"a denoiser without it would break the run in the middle: declare Facts(needs=({need!r},)) if a step does so, and only "
+            "then",
+        )
 
 
 @check()
@@ -627,6 +636,8 @@ def a_run_of_a_pool_is_the_run_alone(name: str, promise: Promise) -> None:
     """A step may be cut short where it asks the model, and begun again when the answer is there, as Pool and AskingRun do."""
     if registry.load(name).facts.sequential:
         raise NotApplicable("its sequence has a cache of its own, which a pool does not share")
+    if "attends" in registry.load(name).facts.needs:
+        raise NotApplicable("a pool has no attention beside its answers")
     denoiser, sampler = net(name), create(name)
     run: dict[str, Any] = {"prompt": [[1, 2], [3, 4]], "gen_length": GEN, "seed": 3, "temperature": 1.0}
     alone = sample(promise, denoiser, name, sampler, **run)
