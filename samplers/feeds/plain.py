@@ -34,8 +34,8 @@ NEEDS = {
     "attends": (
         "reads the model's attention (predict.attention)",
         "does not give it (its attends is False)",
-        "samplers.models.Transformer, and models of transformers that are loaded with attn_implementation='eager'. Exact problems "
-        "are no networks, and have no attention",
+        "samplers.models.Transformer, and models of transformers that are loaded with attn_implementation='eager'. Exact "
+        "problems are no networks, and have no attention",
     ),
 }
 
@@ -46,10 +46,9 @@ def check_needs(denoiser: TokenDenoiser, sampler: Sampler[Any], args: Mapping[st
     for need in needs:
         does, lacks, who = NEEDS[need]
         if not getattr(denoiser, need):
-            why = getattr(denoiser, "lacks", {}).get(need, "")
-            raise OptionError(
-                f"sampler {sampler.name!r} {does}, and denoiser {denoiser.name!r} {lacks}{': ' * bool(why) + why}. These do: {who}"
-            )
+            if why := getattr(denoiser, "lacks", {}).get(need, ""):
+                lacks += f": {why}"
+            raise OptionError(f"sampler {sampler.name!r} {does}, and denoiser {denoiser.name!r} {lacks}. These do: {who}")
         if denoiser.self_conditioned or denoiser.time_per_position:
             kind = "self_conditioned" if denoiser.self_conditioned else "time_per_position"
             raise OptionError(f"sampler {sampler.name!r} {does}, which does not go with a denoiser that is {kind}")

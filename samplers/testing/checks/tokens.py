@@ -398,8 +398,8 @@ def logits_are_asked_for_only_if_declared(name: str, promise: Promise) -> None:
             bool(asks & set(calls)) == (need in needs),
             f"Facts(needs={needs!r}) says whether a step calls {' or '.join(f'predict.{call}' for call in sorted(asks))}.",
             f"{sum(call in asks for call in calls)} such calls in one run",
-            f"a denoiser without it would break the run in the middle: declare Facts(needs=({need!r},)) if a step does so, and only "
-            "then",
+            f"a denoiser without it would end the run in the middle: declare Facts(needs=({need!r},)) if a step does so, and "
+            "leave it out if none does",
         )
 
 
