@@ -702,6 +702,7 @@ def every_way(name):
             denoiser = TokenDenoiser.wrap(
                 lambda ids, *t: small[ids] + small[ids.roll(1, 1)], **kw, time_conditioned=times
             )
+            denoiser = MODELS["full"] if cls.facts.needs else denoiser
             made = samplers.sample(denoiser, name, gen_length=8, batch=2, seed=3, info=True, **setting)
             out += [made.x, made.info["confidence"]]
     return out

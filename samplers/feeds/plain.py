@@ -48,7 +48,9 @@ def check_needs(denoiser: TokenDenoiser, sampler: Sampler[Any], args: Mapping[st
         if not getattr(denoiser, need):
             if why := getattr(denoiser, "lacks", {}).get(need, ""):
                 lacks += f": {why}"
-            raise OptionError(f"sampler {sampler.name!r} {does}, and denoiser {denoiser.name!r} {lacks}. These do: {who}")
+            raise OptionError(
+                f"sampler {sampler.name!r} {does}, and denoiser {denoiser.name!r} {lacks}. These do: {who}"
+            )
         if denoiser.self_conditioned or denoiser.time_per_position:
             kind = "self_conditioned" if denoiser.self_conditioned else "time_per_position"
             raise OptionError(f"sampler {sampler.name!r} {does}, which does not go with a denoiser that is {kind}")
@@ -238,6 +240,19 @@ class PlainFeed:
                 )
             )
         return queries
+
+    def copies(self, number: int) -> PlainFeed:
+        return PlainFeed(
+            self.counter,
+            len(self.nfe_rows) * number,
+            self.cfg_scale,
+            self.cfg_interval,
+            self.pad,
+            window=self.window,
+        )
+
+    def rearrange(self, source: Tensor) -> None:
+        """Nothing is kept from one forward pass to the next."""
 
     # ------------------------------------------------------------------------------------------ one forward pass
 
