@@ -40,6 +40,7 @@ from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
 from .feeds.encoded import block_arguments
+from .feeds.plain import check_needs
 from .feeds.sequence import check_sequential
 from .ops._check import COLDEST, HOTTEST
 from .predictor import SamplingConfig
@@ -236,6 +237,8 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         names = ("cache", "ragged", "cfg_scale", "steps", "constrain", "window")
         other_rule = given("stop_rule") != STOP_RULES[0]
         check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
+    if sampler.effective_facts.needs:
+        check_needs(denoiser, sampler, {"cache": given("cache")})
     steps = optional_integer("steps", given("steps"))
     if steps is not None and getattr(sampler, "steps_per_block", None) is not None:
         raise OptionError(

@@ -12,6 +12,7 @@ _CLASSES = {
     "beta_energy": "BetaEnergy",
     "certainty_prior": "CertaintyPrior",
     "credit": "Credit",
+    "dawn": "Dawn",
     "dilated": "Dilated",
     "entropy_bound": "EntropyBound",
     "euler_masked": "EulerMasked",
@@ -44,6 +45,7 @@ _CLASSES = {
     "theta_trapezoidal": "ThetaTrapezoidal",
     "threshold": "Threshold",
     "topk_margin": "TopkMargin",
+    "wino": "Wino",
 }
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "even_count",
     "fill_up_to",
     "min_count",
+    "most_open",
     "parse_plan",
     "scheduled_count",
     "whole_block_count",
@@ -57,6 +58,11 @@ def min_count(state: TokenState) -> Tensor:
     """(B,) int64: how many an adaptive sampler must commit now so that the block is filled within its steps; at least 1."""
     left = (state.block_steps - state.block_step).clamp_min(1)
     return torch.div(state.count + left - 1, left, rounding_mode="floor").clamp_min(1)
+
+
+def most_open(canvas: Layout) -> int:
+    """The most positions that a row can have open: those of the largest block. A device sync, so for Sampler.init only."""
+    return max(1, int(canvas.block_size.max()))
 
 
 def fill_up_to(state: TokenState, chosen: Tensor, score: Tensor, least: Tensor) -> Tensor:
