@@ -19,7 +19,7 @@ from ..prediction import Logits, Predict
 from ..random import DRAW_GUMBEL
 from ..sampler import Conformance, Facts, Sampler, option
 from .plans import min_count
-from .speculation import SpanState, begin, first_run, stands_until, verification
+from .speculation import SpanState, first_run, stands_until, verification
 
 
 def parse_verifier(verifier: Any) -> None:
@@ -63,7 +63,8 @@ class APD(Sampler[SpanState]):
 
     Differs from the reference code: the canvas is not recomputed with a limited window of keys and values (its W); the noise
     is drawn for the run in place of the step; `top_k` and `top_p` act on the model's own distribution; several
-    temperatures in a batch are refused; `steps` is a cap, for which drafted tokens are filled from left to right.
+    temperatures in a batch are refused; `steps` below the number of positions is a cap on passes, for which drafted tokens are
+    filled from left to right.
     """
 
     name = "apd"
@@ -87,8 +88,12 @@ class APD(Sampler[SpanState]):
 
     @property
     def effective_facts(self) -> Facts:
-        itself = self.verifier is None and self.ratio < 1
-        return self.facts if itself else dataclasses.replace(self.facts, needs=())
+        return self.facts if self._itself else dataclasses.replace(self.facts, needs=())
+
+    @property
+    def _itself(self) -> bool:
+        """Whether the model is asked a second time, about its own draft."""
+        return self.verifier is None and self.ratio < 1
 
     def values(self) -> dict[str, Any]:
         """The options; of a verifier its name, which results can record."""
@@ -107,10 +112,10 @@ class APD(Sampler[SpanState]):
                 f"option 'verifier' of sampler 'apd' is denoiser {self.verifier.name!r} of {self.verifier.vocab_size} tokens; "
                 f"the model has {canvas.vocab_size}, and both must have the same"
             )
-        return begin(canvas)
+        return SpanState.of(canvas)
 
     def step(self, predict: Predict, state: SpanState) -> SpanState:
-        least = min_count(state)[:, None]
+        least = (state.least if self._itself else min_count(state))[:, None]
         number, run = state.open.cumsum(1), first_run(state.open)
         drafted = state.open & (number <= least.clamp(min=self.lookahead))
         draft = predict.logits(state, drafted)
@@ -122,10 +127,11 @@ class APD(Sampler[SpanState]):
         best = (own + noise).argmax(1)
         token = draft.on_canvas(best, state.x)
 
-        run = run & drafted
+        run = run & drafted & (state.verifies | (not self._itself))[:, None]
         agreed = run if self.ratio == 1 else self._agreed(predict, state, draft, own, noise, token, run)
         stands, _ = stands_until((number > 1) & ~agreed, run)
-        return state.commit(stands | (state.open & (number <= least)), token)
+        passes = state.with_passes(drafted, run & (number > 1)) if self._itself else state.passes
+        return state.commit(stands | (state.open & (number <= least)), token, passes=passes)
 
     def _agreed(
         self, predict: Predict, state: SpanState, draft: Logits, own: Tensor, noise: Tensor, token: Tensor, run: Tensor
@@ -139,7 +145,7 @@ class APD(Sampler[SpanState]):
             said = self._ask(torch.where(run, token, state.x), state)
             other = Logits(draft.row, draft.position, said[draft.row, (draft.position - 1).clamp(min=0)].float())
         number = draft.on_canvas(torch.arange(len(own), device=own.device), torch.zeros_like(state.x))
-        at = number[other.row, other.position]  # of each judged position, its number among the drafted ones
+        at = number[other.row, other.position]  # the number of each judged position among those that are drafted
         mixed = (1 - self.ratio) * other.value / (predict.temperature or 1.0)
         if self.ratio > 0:  # 0 times minus infinity is no number
             mixed = mixed + self.ratio * own[at]
@@ -150,6 +156,7 @@ class APD(Sampler[SpanState]):
     def _ask(self, x: Tensor, state: SpanState) -> Tensor:
         """(B, L, V): what the verifier says of the token after each of x, (B, L)."""
         verifier = _imported(self.verifier) if isinstance(self.verifier, str) else self.verifier
+        assert verifier is not None
         ask = verifier.predict if isinstance(verifier, TokenDenoiser) else verifier
         said = ask(torch.where((x == state.canvas.mask_id) | (x < 0), 0, x))
         shape = (*x.shape, state.canvas.vocab_size)

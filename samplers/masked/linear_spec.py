@@ -10,8 +10,7 @@ from ..canvas import Layout
 from ..prediction import Predict
 from ..random import DRAW_TOKEN
 from ..sampler import Conformance, Facts, Sampler, option
-from .plans import min_count
-from .speculation import SpanState, begin, first_run, stands_until, verification
+from .speculation import SpanState, first_run, stands_until, verification
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class LinearSpec(Sampler[SpanState]):
 
     Differs from the reference code (SGLang): there the verification reads each token one line before it, as models that predict
     the next token allow, and keeps its keys; here a mask in the token's own place is asked, so that any model with masks will do,
-    without a cache. Rows count for themselves; `steps` is a cap, for which drafted tokens are filled from left to right, and then
-    the distribution is another one.
+    without a cache. Rows count for themselves. `steps` below the number of positions is a cap on passes, for which drafted tokens
+    are filled from left to right, and then the distribution is another one.
     """
 
     name = "linear_spec"
@@ -45,16 +44,17 @@ class LinearSpec(Sampler[SpanState]):
     width: int = option(32, "masks that are drafted in a step", ge=1)
 
     def init(self, canvas: Layout) -> SpanState:
-        return begin(canvas)
+        return SpanState.of(canvas)
 
     def step(self, predict: Predict, state: SpanState) -> SpanState:
-        least = min_count(state)[:, None]
+        least = state.least[:, None]
         run, number = first_run(state.open), state.open.cumsum(1)
         drafted = state.open & (number <= least.clamp(min=self.width)) & (state.count > 1)[:, None]
         draft = predict(state, drafted).token
-        judged = run & (number <= self.width + 1)
+        judged = run & (number <= self.width + 1) & state.verifies[:, None]
         lines = verification(predict, state, draft, drafted & run, judged, state.size)
         said = lines.on_canvas(predict.seen(state, *lines.arguments(), draw=DRAW_TOKEN))
         stands, after = stands_until(~drafted | (said != draft), judged)
         exact = stands | after
-        return state.commit(exact | (state.open & (number <= least)), torch.where(exact, said, draft))
+        passes = state.with_passes(drafted, judged)
+        return state.commit(exact | (state.open & (number <= least)), torch.where(exact, said, draft), passes=passes)

@@ -13,8 +13,8 @@ from ..canvas import Layout
 from ..prediction import Logits, Predict
 from ..random import DRAW_ACCEPT, DRAW_RESIDUAL
 from ..sampler import Conformance, Facts, Sampler, option
-from .plans import fill_up_to, min_count
-from .speculation import SpanState, begin, draw_from, first_run, residual, stands_until, verification
+from .plans import fill_up_to
+from .speculation import SpanState, draw_from, first_run, residual, stands_until, verification
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class S2D2(Sampler[SpanState]):
     token: that step is one pass, every other one two.
 
     Differs from the reference code: a given token to the right, in the block, is seen by both passes; hysteresis and bandit
-    routing are left out; of equal confidences the lower position goes first; rows count for themselves; `steps` is a cap, for
-    which drafted tokens are filled by confidence, and then the distribution is another one.
+    routing are left out; of equal confidences the lower position goes first; rows count for themselves. `steps` below the number
+    of positions is a cap on passes, for which drafted tokens are filled by confidence, and then the distribution is another one.
     """
 
     name = "s2d2"
@@ -65,30 +65,27 @@ class S2D2(Sampler[SpanState]):
 
     @property
     def effective_facts(self) -> Facts:
-        plain = self.gamma == 1 and self.tau is None and self._always
+        plain = self.gamma == 1 and self.tau is None and self.least_span == 1 and self.cost is None
         return self.facts if plain else dataclasses.replace(self.facts, bias="biased")
 
-    @property
-    def _always(self) -> bool:
-        """Whether every run is verified."""
-        return self.least_span == 1 and self.cost is None
-
     def init(self, canvas: Layout) -> SpanState:
-        return begin(canvas)
+        return SpanState.of(canvas)
 
     def step(self, predict: Predict, state: SpanState) -> SpanState:
         span = first_run(state.open)
-        drafted = state.open & (state.count > self._always)[:, None]
+        alone = (state.count == 1) & (self.least_span == 1)  # it is verified, and needs no draft
+        drafted = state.open & ~alone[:, None]
         draft = predict.logits(state, drafted)
         said = predict.read(state, draft, want=("confidence", "entropy"))
-        verified = span & self._routed(state, span, said.confidence, said.entropy)[:, None]
+        verified = span & (state.verifies & self._routed(state, span, said.confidence, said.entropy))[:, None]
         lines = verification(predict, state, said.token, verified & drafted, verified, state.size)
         judged = predict.seen_logits(state, *lines.arguments())
         stands, anew, token = self._judge(predict, state, draft, said.token, judged, verified)
 
         more = torch.zeros_like(span) if self.tau is None else drafted & (said.confidence >= self.tau)
-        chosen = fill_up_to(state, stands | anew | more, said.confidence, min_count(state))
-        return state.commit(chosen, torch.where(anew, token[:, None], said.token))
+        chosen = fill_up_to(state, stands | anew | more, said.confidence, state.least)
+        passes = state.with_passes(drafted, verified)
+        return state.commit(chosen, torch.where(anew, token[:, None], said.token), passes=passes)
 
     def _judge(
         self, predict: Predict, state: SpanState, draft: Logits, token: Tensor, judged: Logits, span: Tensor
@@ -114,7 +111,9 @@ class S2D2(Sampler[SpanState]):
         running = torch.where(span, chance, 1.0).cumprod(1)
         expected = (torch.where(span, running, 0.0) * 2.0**40).to(torch.int64).sum(1)  # adds up alike in every batch
         sure = torch.inf if self.tau is None else self.tau
-        return long & (expected > self.cost * 2.0**40 * (state.open & (confidence >= sure)).sum(1))
+        return long & (
+            (state.count == 1) | (expected > self.cost * 2.0**40 * (state.open & (confidence >= sure)).sum(1))
+        )
 
 
 def _of_token(on: Logits, weight: Tensor, token: Tensor) -> Tensor:

@@ -23,17 +23,48 @@ from .plans import most_open
 
 @dataclass(frozen=True, eq=False)
 class SpanState(TokenState):
-    """A state that knows how long a drafted run can be.
+    """A state that knows how long a drafted run can be, and how many forward passes the block has taken.
+
+    A step of a draft and a verification is two passes. If a block is given fewer steps than it has positions, they are a cap on
+    passes: a step then commits its share of what is left, and if a single pass is left there is no verification. Otherwise
+    there is no cap, each step commits one position at least, and a block of n positions takes 2n - 1 passes at most.
 
     Attributes:
         size: S, the positions of the largest block.
+        passes: (B,) int64, passes of the present block so far; of an earlier block if the present one has not begun.
     """
 
     size: int
+    passes: Tensor
 
+    @classmethod
+    def of(cls, canvas: Layout) -> SpanState:
+        return cls.begin(canvas, size=most_open(canvas), passes=torch.zeros_like(canvas.x[:, 0]))
 
-def begin(canvas: Layout) -> SpanState:
-    return SpanState.begin(canvas, size=most_open(canvas))
+    @property
+    def _left(self) -> tuple[Tensor, Tensor]:
+        """Whether the block has no cap, (B,) bool, and how many passes are left of it, (B,) int64."""
+        taken = torch.where(self.block_step == 0, 0, self.passes)
+        return self.block_steps >= self.block_size, self.block_steps - taken
+
+    @property
+    def verifies(self) -> Tensor:
+        """(B,) bool: rows that have two passes left, or need one only, since one position is left."""
+        free, left = self._left
+        return free | (left > 1) | (self.count == 1)
+
+    @property
+    def least(self) -> Tensor:
+        """(B,) int64: how many positions must be committed now so that the block is filled within its passes."""
+        free, left = self._left
+        steps = torch.div(left, 2, rounding_mode="floor").clamp_min(1)
+        share = torch.div(self.count + steps - 1, steps, rounding_mode="floor")
+        return torch.where(free, 1, share)
+
+    def with_passes(self, *asked: Tensor) -> Tensor:
+        """(B,) int64: `passes` after this step, which has asked about these positions, (B, L) bool each, in a pass each."""
+        made = torch.stack([a.any(1) for a in asked]).sum(0)
+        return torch.where(self.block_step == 0, 0, self.passes) + made
 
 
 def first_run(open: Tensor) -> Tensor:
