@@ -10,9 +10,10 @@ bits of a row are the same in every batch. Rescaling is by powers of two, so equ
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -60,16 +61,24 @@ class Automaton:
     tokens: int
 
     @staticmethod
-    def of(arcs: Sequence[tuple[int, int, int]], start: Sequence[float], final: Sequence[float], tokens: int) -> Automaton:
+    def of(
+        arcs: Sequence[tuple[int, int, int]], start: Sequence[float], final: Sequence[float], tokens: int
+    ) -> Automaton:
         """Arcs (source, token, target) of weight 1."""
         source, token, target = torch.tensor(arcs, dtype=torch.int64, device="cpu").unbind(1)
         one = torch.ones(len(arcs), dtype=torch.float64, device="cpu")
-        ends = (torch.tensor(end, dtype=torch.float64, device="cpu") for end in (start, final))
-        return Automaton(source, token, target, one, *ends, tokens)
+        first, last = (torch.tensor(end, dtype=torch.float64, device="cpu") for end in (start, final))
+        return Automaton(source, token, target, one, first, last, tokens)
 
     @property
     def states(self) -> int:
         return len(self.start)
+
+    def only(self, token: int) -> Automaton:
+        """Without the arcs of other tokens."""
+        here = self.token == token
+        arcs = {name: getattr(self, name)[here] for name in ("source", "token", "target", "weight")}
+        return replace(self, **arcs)
 
     def forward(self, vector: Tensor, says: Tensor | None = None) -> Tensor:
         """One step of row vectors (..., S), each arc times says[..., token] (..., V) if that is given."""
@@ -101,6 +110,36 @@ def _halved(a: Tensor) -> Tensor:
     return a[:, 0]
 
 
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """The arcs that a token of one position may take, states numbered among those of rows before and after it.
+
+    Attributes:
+        source, token, target: (A,) int64. weight: (A,) float64.
+        into, out_of, carrying: which arcs enter each state, leave it, and have each token: see `_slots`.
+    """
+
+    source: Tensor
+    token: Tensor
+    target: Tensor
+    weight: Tensor
+    into: Tensor
+    out_of: Tensor
+    carrying: Tensor
+
+    @staticmethod
+    def of(automaton: Automaton, before: Tensor, after: Tensor, device: torch.device) -> _Layer:
+        """before, after: the states of rows, int64."""
+        number = torch.full((2, automaton.states), -1, dtype=torch.int64, device="cpu")
+        for i, here in enumerate((before, after)):
+            number[i, here] = torch.arange(len(here), dtype=torch.int64, device="cpu")
+        source, target = number[0, automaton.source], number[1, automaton.target]
+        live = (source >= 0) & (target >= 0)
+        source, target, token = source[live], target[live], automaton.token[live]
+        slots = _slots(target, len(after)), _slots(source, len(before)), _slots(token, automaton.tokens)
+        return _Layer(*(x.to(device) for x in (source, token, target, automaton.weight[live], *slots)))
+
+
 class AutomatonTokens(ExactTokens):
     """Posteriors of the rows of an automaton.
 
@@ -126,16 +165,15 @@ class AutomatonTokens(ExactTokens):
         self._noised(family)
         self.device, self.name = torch.device(device), name
 
-        def put(x: Tensor) -> Tensor:
-            return x.to(self.device)
-
-        self.source, self.token, self.target = map(put, (automaton.source, automaton.token, automaton.target))
-        self.weight, self.start, self.final = map(put, (automaton.weight, automaton.start, automaton.final))
-        # Which arcs enter a state, leave it, and carry a token; what fills up is one more arc, which no path takes.
-        self.into = put(_slots(automaton.target, automaton.states))  # (S, D)
-        self.out_of = put(_slots(automaton.source, automaton.states))  # (S, D')
-        self.carrying = put(_slots(automaton.token, automaton.tokens))  # (V, D'')
-        self.block = max(1, (1 << 20) // max(self.into.numel(), self.out_of.numel(), self.carrying.numel()))  # rows
+        self.start, self.final = automaton.start.to(self.device), automaton.final.to(self.device)
+        before, after = [automaton.start > 0], [automaton.final > 0]
+        for _ in range(length):
+            before.append(automaton.forward(before[-1].to(torch.float64)) > 0)
+            after.append(automaton.backward(after[-1].to(torch.float64)) > 0)
+        self.live = [(b & a).nonzero()[:, 0] for b, a in zip(before, after[::-1])]  # the states of rows after k tokens
+        self.layers = [_Layer.of(automaton, *ends, self.device) for ends in itertools.pairwise(self.live)]
+        widest = max(slots.numel() for layer in self.layers for slots in (layer.into, layer.out_of, layer.carrying))
+        self.block = max(1, (1 << 20) // widest)  # rows
 
     def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         seen = F.one_hot(x, self.tokens + 1)[..., : self.tokens]  # (B, L, V), 0 at masks
@@ -165,35 +203,41 @@ class AutomatonTokens(ExactTokens):
     def _read_block(self, says: Tensor, miss: Tensor, wanted: Sequence[int]) -> Tensor:
         """(L, V, R) -> (P, V, R)."""
         rows = says.shape[2]
-        forward = [self._ends(self.start, rows)]
+        forward = [self._ends(self.start[self.live[0]], rows)]
         for k in range(max(wanted, default=0)):
-            arcs = self._along(forward[-1], self.source, says[k], miss[k])
-            forward.append(self._gathered(*arcs, self.into))
+            layer = self.layers[k]
+            arcs = self._along(forward[-1], layer.source, layer, says[k], miss[k])
+            forward.append(self._gathered(*arcs, layer.into))
         out = says.new_empty(len(wanted), self.tokens, rows)
         place = {k: i for i, k in enumerate(wanted)}
-        back = self._ends(self.final, rows)
+        back = self._ends(self.final[self.live[-1]], rows)
         for k in range(self.length - 1, min(wanted, default=self.length) - 1, -1):
-            weight, missed = self._along(back, self.target, says[k], miss[k])
+            layer = self.layers[k]
+            weight, missed = self._along(back, layer.target, layer, says[k], miss[k])
             if k in place:
-                w, m = (part.index_select(0, self.source) for part in forward[k])
-                weights, fewest = self._of_slots(weight * w, missed + m, self.carrying)  # (V, R)
+                w, m = (part.index_select(0, layer.source) for part in forward[k])
+                weights, fewest = self._of_slots(weight * w, missed + m, layer.carrying)  # (V, R)
                 p = torch.where(fewest == fewest.amin(0), weights, 0.0)
                 width = 1 << (self.tokens - 1).bit_length()
                 out[place[k]] = p / _halved(F.pad(p, (0, 0, 0, width - self.tokens))[None])
             if k > min(wanted):
-                back = self._gathered(weight, missed, self.out_of)
+                back = self._gathered(weight, missed, layer.out_of)
         return out
 
-    def _ends(self, weight: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _ends(weight: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         """The message at an end: weights and misses, (S, R) each."""
-        misses = torch.where(weight > 0, 0, NEVER).to(torch.int32)
+        misses = torch.zeros_like(weight, dtype=torch.int32)
         return weight[:, None].expand(-1, rows), misses[:, None].expand(-1, rows)
 
-    def _along(self, message: tuple[Tensor, Tensor], end: Tensor, says: Tensor, miss: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _along(
+        message: tuple[Tensor, Tensor], end: Tensor, layer: _Layer, says: Tensor, miss: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Each arc's weight and misses, (A, R), from those of the states at one end of it."""
         weight, misses = (part.index_select(0, end) for part in message)
-        said, missed = (part.index_select(0, self.token) for part in (says, miss))
-        return weight * self.weight[:, None] * said, misses + missed
+        said, missed = (part.index_select(0, layer.token) for part in (says, miss))
+        return weight * layer.weight[:, None] * said, misses + missed
 
     def _gathered(self, weight: Tensor, misses: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """From arcs (A, R) to the message at the states that slots gather them to, the largest weight about 1."""
@@ -216,7 +260,7 @@ class Language(Problem):
     """Base of problems whose rows an automaton makes. Subclasses make the automaton, and say how to render a row.
 
     Scores: `mmd`, the squared kernel distance to the exact distribution with the kernel r^(number of positions that differ),
-    r = 1 - 2/L, relative to what two exact rows have in common, its floor exact; `invalid`, the share of rows without a path,
+    r = 1 - 5/L or 1/3 if that is more, relative to what two exact rows have in common, its floor exact; `invalid`, the share of rows without a path,
     if there are such rows; `tv`, `kl` and chi2_p as of Support, if the rows are equally likely and at most 2,048; `nll`, nats per
     position, if every row is possible. Plots use `tv` if there is one, else `mmd`.
 
@@ -333,14 +377,20 @@ class Language(Problem):
         who = f"problem {self.name!r}"
         groups = [len(g) for g in groups_of(plan, range(self._length), who)]
         if plan is not None and not all(isinstance(g, int) for g in plan):
-            raise OptionError(f"{who}: groups are numbers of positions from left to right, such as [2, 2], not {plan!r}")
+            raise OptionError(
+                f"{who}: groups are numbers of positions from left to right, such as [2, 2], not {plan!r}"
+            )
         if not self.single:
             if plan is not None:
-                raise OptionError(f"{who}: what a row begins with does not tell the state, so plans are not known exactly")
+                raise OptionError(
+                    f"{who}: what a row begins with does not tell the state, so plans are not known exactly"
+                )
             return 1.0, self.total_correlation()
         auto, ahead, k = self.automaton, self._ahead, 0
         begin = auto.start[None]  # (R, S): the states that a group may begin in, each known to those who draw it
-        true = valid = torch.ones(1, dtype=torch.float64, device="cpu")  # (R,): the chance of each, of p and of the plan
+        true = valid = torch.ones(
+            1, dtype=torch.float64, device="cpu"
+        )  # (R,): the chance of each, of p and of the plan
         entropy = 0.0
         for size in groups:
             message, drawn = begin, (begin > 0).to(torch.float64)
@@ -418,16 +468,14 @@ class Language(Problem):
 
     @property
     def _alike(self) -> float:
-        """What the kernel is multiplied by for each position that differs."""
-        return 1 - 2 / self._length
+        """What the kernel is multiplied by for each position that differs: small enough for it to see words of several tokens."""
+        return max(1 / 3, 1 - 5 / self._length)
 
     @functools.cached_property
     def _exact_kernel(self) -> float:
         """E k(Y, Y') of two exact rows: forward over pairs of states."""
         auto = self.automaton
-        each = [auto.token == v for v in range(self.tokens)]
-        alone = [Automaton(*(a[e] for a in (auto.source, auto.token, auto.target, auto.weight)), auto.start, auto.final,
-                           auto.tokens) for e in each]  # fmt: skip
+        alone = [auto.only(v) for v in range(self.tokens)]
         pairs, log = auto.start[:, None] * auto.start, -2 * self.log_total  # (S, S)
         for _ in range(self._length):
             moved = self._alike * auto.forward(auto.forward(pairs).t())

@@ -395,7 +395,8 @@ class Problem:
         made = self.denoiser("masked") if "masked" in self.families else None
         if not isinstance(made, ExactTokens):
             raise FamilyError(
-                f"problem {self.name!r} has no exact distribution of tokens: token_posterior needs a problem of tokens, such as sudoku4, digits and text"
+                f"problem {self.name!r} has no exact distribution of tokens: token_posterior is of sudoku4, digits, text and "
+                "other problems of tokens"
             )
         return made
 

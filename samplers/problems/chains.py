@@ -22,9 +22,9 @@ ANIMALS = tuple(
     raccoon rat rattler raven reindeer roach roe rooster ruff sable salmon squirrel stoat sturgeon swallow swift tang tapir
     tarantula tarpon teal termite tern terrapin thrush tiger titmouse toad toucan trogon trout tuna turbot turkey turtle
     walrus wolf wombat
-    """.split()
+    """.split()  # noqa: SIM905
 )
-SEED = 2602_19619  # of the numbers that hmm is made of
+SEED = 2602_19619  # what hmm's numbers are drawn from
 
 
 class Domino(Language):
@@ -67,7 +67,8 @@ class Domino(Language):
 
 
 class Hmm(Language):
-    """A hidden Markov model with random, fixed parameters: the oracle of arXiv 2602.19619, whose posteriors stand in for a network.
+    """A hidden Markov model with random, fixed parameters: the oracle of arXiv 2602.19619, whose posteriors
+    stand in for a network.
 
     The hidden state moves with T, from its stationary distribution on, and each state emits a token with E. Rows of T and E are
     normalised powers of exponential draws, made by counter and so the same on every machine. Every row is possible: what parallel
@@ -91,12 +92,15 @@ class Hmm(Language):
         if isinstance(peak, bool) or not isinstance(peak, (int, float)) or not 0 <= peak <= 20:
             raise OptionError(f"{who}: peak must be a number from 0 to 20, not {peak!r}")
         self.moves, self.emits = _rows(states, states, 0, peak), _rows(states, symbols, 1, peak)
-        stationary = torch.linalg.matrix_power(self.moves, 1 << 20)[0]  # (S,)
+        power = self.moves
+        for _ in range(64):  # T^(2^64), whose rows are all the stationary distribution
+            power = power @ power
+            power = power / power.sum(1, keepdim=True)
         weight = self.emits[:, :, None] * self.moves[:, None]  # (S, V, S): state, token, next state
         source, token, target = (i.flatten() for i in torch.meshgrid(
             *(torch.arange(m, device="cpu") for m in weight.shape), indexing="ij"))  # fmt: skip
         ones = torch.ones(states, dtype=torch.float64, device="cpu")
-        automaton = Automaton(source, token, target, weight.flatten(), stationary / stationary.sum(), ones, symbols)
+        automaton = Automaton(source, token, target, weight.flatten(), power[0], ones, symbols)
         super().__init__(automaton, length, "abcdefghijklmnopqrstuvwxyz"[:symbols], single=False)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -187,9 +186,9 @@ class Support(Problem):
     the points that begin with it, and all exact numbers are of the other positions. The denoisers know all points, so any
     other prompt will do in a run.
 
-    Scores: `invalid` (the share of rows outside the support), and unless the prompt leaves one point `tv` (total variation to the
-    uniform distribution, invalid mass included; its floor is the mean of exact samples), `kl` (nats, of the valid part's frequencies
-    to uniform, Miller-Madow corrected), and chi2_p, the p-value of Pearson's test that valid rows are uniform.
+    Scores: `invalid` (the share of rows outside the support), and unless the prompt leaves one point `tv` (total variation to
+    the uniform distribution, invalid mass included; its floor is the mean of exact samples), `kl` (nats, of the valid part's
+    frequencies to uniform, Miller-Madow corrected), and chi2_p, the p-value of Pearson's test that valid rows are uniform.
 
     Args:
         points: (n, L) int64, no row twice.
@@ -198,7 +197,7 @@ class Support(Problem):
         prompt: (P,) int64, which at least one point begins with, or None.
     """
 
-    families = ("masked", "uniform")
+    families: tuple[str, ...] = ("masked", "uniform")
     primary = {"masked": "tv", "uniform": "tv"}
     names: str = ""
     seen: str = "rows_seen"
@@ -261,7 +260,9 @@ class Support(Problem):
             OptionError: the groups do not hold each position to fill once.
         """
         log_q = torch.zeros(len(self.truth), dtype=torch.float64, device="cpu")
-        alike = torch.zeros(len(self.truth), dtype=torch.int64, device="cpu")  # points that agree so far have one number
+        alike = torch.zeros(
+            len(self.truth), dtype=torch.int64, device="cpu"
+        )  # points that agree so far have one number
         for group in groups_of(plan, self.free, f"problem {self.name!r}"):
             size = torch.bincount(alike)[alike]  # (n,)
             for i in group:
@@ -294,7 +295,8 @@ class Support(Problem):
     def _score(self, x: Tensor, family: str) -> Score:
         check_tokens(x, self.points.shape[1], self.tokens, None, f"{self.name} score")
         invalid = wilson(int((self.index(x) < 0).sum()), len(x), truth=0.0)
-        estimates, extras = {"invalid": invalid}, {}
+        estimates: dict[str, Estimate] = {"invalid": invalid}
+        extras: dict[str, float] = {}
         if len(self.truth) > 1:
             estimates, extras = uniform_scores(self._found, x, self.seen)
         return Score(estimates, problem=self.name, family=family, primary=self.primary[family], extras=extras)

@@ -116,9 +116,11 @@ class _Answer(Support):
         items = integer(f"problem {self.name!r}: items", items, n, 8)
         lists = list(itertools.permutations(range(items), n))
         # A list that is neither in order nor its own answer: every second item from the last on, then the others.
-        prompt = ([*range(items - 1, -1, -2)] + [*range(items - 2, -1, -2)])[:n]
+        prompt = torch.tensor(
+            [*range(items - 1, -1, -2), *range(items - 2, -1, -2)][:n], dtype=torch.int64, device="cpu"
+        )
         rows = [[*one, *self._answer(one)] for one in lists]
-        super().__init__(_rows(rows), items, string.ascii_lowercase[:items], torch.tensor(prompt, dtype=torch.int64, device="cpu"))
+        super().__init__(_rows(rows), items, string.ascii_lowercase[:items], prompt)
 
     def _answer(self, given: tuple[int, ...]) -> Sequence[int]:
         raise NotImplementedError

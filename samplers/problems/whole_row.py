@@ -18,8 +18,8 @@ __all__ = ["Dyck", "Mirror", "Parity"]
 class Parity(Language):
     """L bits of which an even number is 1, all equally likely: 2^(L-1) rows.
 
-    Any L - 1 of the bits are independent and fair, so a test that compares positions in pairs finds nothing, and a rule that takes
-    two or more positions in its last step is wrong half of the time.
+    Any L - 1 of the bits are independent and fair, so a test that compares positions in pairs finds nothing, and a rule
+    that takes two or more positions in its last step is wrong half of the time.
 
     Args:
         length: L, 2 to 256.
@@ -83,7 +83,8 @@ class Dyck(Language):
         number = {stack: i for i, stack in enumerate(stacks)}
         arcs = []
         for stack, i in number.items():
-            arcs += [(i, 2 * v, number[(*stack, v)]) for v in range(types) if (*stack, v) in number]
+            grown = ((*stack, v) for v in range(types))
+            arcs += [(i, 2 * more[-1], number[more]) for more in grown if more in number]
             arcs += [(i, 2 * stack[-1] + 1, number[stack[:-1]])] if stack else []
         ends = [1.0] + [0.0] * (len(stacks) - 1)
         super().__init__(Automaton.of(arcs, ends, ends, 2 * types), length, "()[]"[: 2 * types])
