@@ -260,7 +260,8 @@ class Language(Problem):
     """Base of problems whose rows an automaton makes. Subclasses make the automaton, and say how to render a row.
 
     Scores: `mmd`, the squared kernel distance to the exact distribution with the kernel r^(number of positions that differ),
-    r = 1 - 5/L or 1/3 if that is more, relative to what two exact rows have in common, its floor exact; `invalid`, the share of rows without a path,
+    r = 1 - 5/L or 1/3 if that is more, relative to what two exact rows have in common, its floor exact; `invalid`, the share of
+    rows without a path,
     if there are such rows; `tv`, `kl` and chi2_p as of Support, if the rows are equally likely and at most 2,048; `nll`, nats per
     position, if every row is possible. Plots use `tv` if there is one, else `mmd`.
 
@@ -468,7 +469,7 @@ class Language(Problem):
 
     @property
     def _alike(self) -> float:
-        """What the kernel is multiplied by for each position that differs: small enough for it to see words of several tokens."""
+        """What the kernel is multiplied by for each position that differs: so small that it sees words of several tokens."""
         return max(1 / 3, 1 - 5 / self._length)
 
     @functools.cached_property
