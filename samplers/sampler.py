@@ -176,6 +176,8 @@ class Facts:
         stores_logits: True if the sampler asks for the logits themselves (predict.logits). A model that exposes its head
             then stores them as well.
         stochastic: True if a continuous sampler draws noise in its steps.
+        posterior: True if a sampler of uniform noise lets the distribution of the tokens after a step be guided, by
+            predict.steered.
         moments: how many moments of x_0 a continuous sampler asks for (predict.moments): 1 is the mean, which every model gives.
         sweep: (option, values), for a sampler whose NFE is set by an option and not by `steps`. A benchmark uses them.
     """
@@ -186,6 +188,7 @@ class Facts:
     sequential: bool = False
     stores_logits: bool = False
     stochastic: bool = False
+    posterior: bool = False
     moments: int = 1
     sweep: tuple[str, tuple[Any, ...]] | None = None
 

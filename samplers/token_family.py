@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from .arguments import Given, read_tokens, with_prompt_embeds
@@ -52,6 +53,16 @@ class TokenFamily(Family):
         )
         counter = Counter(denoiser)
         feed: Feed
+        guiding = None
+        if read.guide is not None:
+
+            def plain(of: Counter, scale: float) -> PlainFeed:
+                return PlainFeed(of, batch, scale, config.cfg_interval, window=read.window)
+
+            posterior = sampler.effective_facts.posterior
+            guiding = read.guide.begin(denoiser, layout, posterior, plain)
+            if guiding.fused:  # then it is what cfg_scale does, with another second half
+                config = dataclasses.replace(config, cfg_scale=guiding.scale)
         if sampler.effective_facts.sequential:
             feed = SequenceFeed(counter, batch)
         elif isinstance(denoiser, BlockDenoiser):
@@ -60,10 +71,13 @@ class TokenFamily(Family):
             feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme, read.pad)
         else:
             feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.pad, window=read.window)
+        if guiding is not None and isinstance(feed, PlainFeed):
+            feed.cfg_scale, feed.second, feed.always = guiding.scale, guiding.second, guiding.always
         predictor = Predictor(counter, feed, config, sampler=sampler.name)
         predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
+        predictor.guiding = guiding
         state = first_state(sampler, layout)
-        if _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
+        if guiding is None and _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
             predictor.dry_run = DryRun(sampler, layout, predictor)
         # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
         extra = sampler.extra_steps * layout.block_size.shape[1]
