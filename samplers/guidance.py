@@ -87,13 +87,13 @@ class Guiding:
         raise NotImplementedError
 
     def steered(
-        self, state: TokenState, query: Query, ask: Ask, onward: Onward, level: Tensor
+        self, state: TokenState, query: Query, ask: Ask, onward: Onward, before: Tensor, after: Tensor
     ) -> tuple[Logits, Tensor | None]:
         """The guided log-probabilities of the tokens after the step, and statuses as of `logits`.
 
         Args:
             ask: as of `logits`; forbidden tokens are at -inf.
-            level: (B, 1) float64, the noise level after the step.
+            before, after: (B, 1) float64, the noise levels before and after the step.
         """
         raise NotImplementedError
 
@@ -113,7 +113,7 @@ class _Pair(Guiding):
         return guide(c.float(), u.float(), self.scale), None
 
     def steered(
-        self, state: TokenState, query: Query, ask: Ask, onward: Onward, level: Tensor
+        self, state: TokenState, query: Query, ask: Ask, onward: Onward, before: Tensor, after: Tensor
     ) -> tuple[Logits, Tensor | None]:
         c, u = (onward(Logits(query.row, query.position, v.float())) for v in self.pair(state, query, ask))
         return dataclasses.replace(c, value=guide(c.value, u.value, self.scale)), None
@@ -216,22 +216,26 @@ class _Judge(Guiding):
             state, query, state.noise_level
         )  # before the model is asked: a wrong function costs nothing
         value = ask(state, dataclasses.replace(query, guided=False)).float()
+        if self.mask_id is not None and self.mask_id < self.vocab:  # whatever the model says of it: it is no token
+            mask = torch.tensor([self.mask_id], dtype=torch.int64, device=value.device)
+            value = value.index_fill(1, mask, -math.inf)
         return _added(value, self.guide.gamma, evidence)
 
     def steered(
-        self, state: TokenState, query: Query, ask: Ask, onward: Onward, level: Tensor
+        self, state: TokenState, query: Query, ask: Ask, onward: Onward, before: Tensor, after: Tensor
     ) -> tuple[Logits, Tensor | None]:
+        level = before if self.guide.rates else after  # rates are those of the present time
         evidence = self.evidence(state, query, level.expand(len(state.x), 1)[:, 0])
         plain = dataclasses.replace(query, guided=False)
-        after = onward(Logits(query.row, query.position, ask(state, plain).float()))
+        new = onward(Logits(query.row, query.position, ask(state, plain).float()))
         if not self.guide.rates:
-            value, status = _added(after.value, self.guide.gamma, evidence)
-            return dataclasses.replace(after, value=value), status
+            value, status = _added(new.value, self.guide.gamma, evidence)
+            return dataclasses.replace(new, value=value), status
         own = state.x[query.row, query.position][:, None]  # (n, 1)
-        change = torch.where(after.value == -math.inf, 0.0, evidence - evidence.gather(1, own))
-        jump = torch.exp(after.value.double() + self.guide.gamma * change).scatter(1, own, 0.0)
+        change = torch.where(new.value == -math.inf, 0.0, evidence - evidence.gather(1, own))
+        jump = torch.exp(new.value.double() + self.guide.gamma * change).scatter(1, own, 0.0)
         value = jump.scatter(1, own, (1 - jump.sum(1, keepdim=True)).clamp_min(0.0)).log().float()
-        return dataclasses.replace(after, value=value), _statuses(change, (value > -math.inf).any(1), after.value)
+        return dataclasses.replace(new, value=value), _statuses(change, (value > -math.inf).any(1), new.value)
 
     def evidence(self, state: TokenState, query: Query, level: Tensor) -> Tensor:
         """(count, V) float64: log p(y | x with each token at the asked position), up to a number per position.
@@ -316,7 +320,8 @@ def _added(value: Tensor, gamma: float, evidence: Tensor) -> tuple[Tensor, Tenso
 
 
 def _statuses(evidence: Tensor, possible: Tensor, value: Tensor) -> Tensor:
-    """(n,) int64: BAD if the evidence (n, V) has a NaN or +inf, NOTHING if it leaves no token `possible` (n,) bool, else 0.
+    """(n,) int64: BAD if the evidence (n, V) has a NaN or +inf, NOTHING if it leaves no token `possible` (n,) bool,
+    else 0.
 
     Args:
         value: (n, V), the log-probabilities without guidance; if they leave no token, that is not the guide's fault.
@@ -331,6 +336,12 @@ def _statuses(evidence: Tensor, possible: Tensor, value: Tensor) -> Tensor:
 
 class Guide:
     """Base of what sample(guide=) takes. It never changes and may serve many runs."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        return type(self).__name__
 
     def begin(
         self, denoiser: TokenDenoiser, layout: Layout, posterior: bool, feed: Callable[..., PlainFeed]
@@ -365,7 +376,7 @@ class Guide:
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Unconditional(Guide):
     """Classifier-free guidance in the form gamma: log p proportional to gamma log p_c + (1 - gamma) log p_u (D-CFG).
 
@@ -475,7 +486,7 @@ class Unconditional(Guide):
         return x.to(layout.x.device), known.to(layout.x.device)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Adaptive(Guide):
     """Li et al. 2025 (A-CFG), arXiv 2505.20199: away from the answer with the least certain tokens masked again.
 
@@ -515,7 +526,7 @@ class Adaptive(Guide):
         return _Remasked(self.gamma, self.share)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Classifier(Guide):
     """Guidance by a classifier p(y | x): log p(x_i = v) + gamma log p(y | x with v at position i) (D-CBG).
 
@@ -534,8 +545,8 @@ class Classifier(Guide):
             whole rows with masks (or noise) where nothing is decided, prompt included, without padding. With
             exact="gradient": (N, L, W) float32, one-hot, differentiable; W is the size of the vocabulary, the mask
             included. t: (N,) float64, the noise level: of masked noise the share of the positions to fill that is
-            masked before the token is put in; of uniform noise the level after the step. Rows of one call have one
-            length; they must not depend on each other.
+            masked before the token is put in; of uniform noise the level after the step, with rates=True before it.
+            Rows of one call have one length; they must not depend on each other.
         gamma: the strength, 0 or more; predictor guidance's temperature is T = 1 / gamma.
         exact: True, or "gradient" for first order (TAG in Nisonoff et al.).
         rates: predictor guidance, for uniform noise only: the chance to jump to v is multiplied by (p(y | x with v) /
@@ -544,8 +555,8 @@ class Classifier(Guide):
         chunk: most rows of a call, if exact.
         limit: most that the first-order change may be, in nats, before gamma; the smaller ones are as they are.
 
-    Differs from the papers' code: fn is told the level after the step and not that before it, which makes a single
-    position exact in any number of steps; no temperature and no top-k go with uniform noise.
+    Differs from the papers' code: without rates fn is told the level after the step and not that before it, which
+    makes a single position exact in any number of steps; no temperature and no top-k go with uniform noise.
 
     Raises:
         OptionError: one of the arguments is wrong. During the run: fn returned another shape or dtype, NaN or +inf

@@ -149,13 +149,13 @@ class Predict(Protocol):
         """
         ...
 
-    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], level: Tensor) -> Logits:
+    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], before: Tensor, after: Tensor) -> Logits:
         """The guided log-probabilities of the tokens after the step at the open positions, if the run `steers`.
 
         Args:
             onward: from the logits of the clean tokens (N, V) to the log-probabilities of the tokens after the step, such as
                 those of q(x_s | x_t); it may be called twice.
-            level: (B, 1) float64, the noise level after the step.
+            before, after: (B, 1) float64, the noise levels before and after the step.
         """
         ...
 

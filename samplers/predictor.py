@@ -338,7 +338,7 @@ class Predictor(ErrorTracker):
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
 
-    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], level: Tensor) -> Logits:
+    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], before: Tensor, after: Tensor) -> Logits:
         assert self.guiding is not None
         parts = []
         for query in self.queries(state, None, None):
@@ -350,7 +350,7 @@ class Predictor(ErrorTracker):
                 return torch.cat(halves).index_fill(1, self._forbid_inside, -torch.inf)
 
             if query.guided:
-                part, status = self.guiding.steered(state, query, ask, onward, level)
+                part, status = self.guiding.steered(state, query, ask, onward, before, after)
                 if status is not None:
                     self.record(status, query)
             else:

@@ -94,7 +94,7 @@ class D3PMAncestral(Sampler[GridState]):
         u = state.rng.positions(state.x.shape[1], state.step, DRAW_ROUTE)  # (B, L)
         noise = state.canvas.noise(state.step, DRAW_NOISE_TOKEN)  # (B, L)
         if predict.steers:
-            after = predict.steered(state, lambda x0: log_posterior(state, x0, now, then), 1 - then)
+            after = predict.steered(state, lambda x0: log_posterior(state, x0, now, then), 1 - now, 1 - then)
             x = predict.read(state, after, temperature=1.0).token
         elif not self.corrector_steps:
             x = posterior(state, predict(state).token, noise, u, now, then)
