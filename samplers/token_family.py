@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .arguments import Given, read_tokens, with_prompt_embeds
 from .denoiser import BlockDenoiser, Counter, Denoiser, TokenDenoiser
 from .dry_run import DryRun
-from .errors import FamilyError
+from .errors import FamilyError, OptionError
 from .family import Family, Run
 from .feeds import Feed
 from .feeds.cached import CachedFeed
@@ -49,6 +51,7 @@ class TokenFamily(Family):
             stop=read.stop,
             stop_rule=read.stop_rule,
             stop_text=read.stop_text,
+            curve=_curve(denoiser, sampler),
             rng=read.rng,
         )
         counter = Counter(denoiser)
@@ -88,6 +91,24 @@ class TokenFamily(Family):
         from .testing.tiny import of_tokens
 
         return of_tokens(cls, exact)
+
+
+def _curve(denoiser: TokenDenoiser, sampler: Sampler[Any]) -> tuple[float, ...] | None:
+    """The denoiser's entropy curve, if the sampler plans by it; OptionError if the denoiser does not know it."""
+    if not sampler.effective_facts.curve:
+        return None
+    curve = denoiser.entropy_curve
+    if curve is None:
+        raise OptionError(
+            f"plan='optimal' of sampler {sampler.name!r} needs the entropy curve of denoiser {denoiser.name!r}, which does "
+            "not know it: measure it once, denoiser.entropy_curve = samplers.schedule.entropy_curve(denoiser, data).nats, with a "
+            "problem or rows of tokens (n, L) for data; the plans tc, dtc and tc+dtc need none"
+        )
+    if curve.dim() != 1 or not bool(torch.isfinite(curve).all()):
+        raise OptionError(
+            f"entropy_curve of denoiser {denoiser.name!r} must be (L,) finite numbers, not {tuple(curve.shape)}"
+        )
+    return tuple(curve.tolist())
 
 
 def _uses_dry_run(sampler: Sampler[Any], denoiser: TokenDenoiser) -> bool:
