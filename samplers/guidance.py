@@ -57,8 +57,8 @@ class Guiding:
     """What guides one run. Base of the ways to do it.
 
     Attributes:
-        scale: what the feed is told: not 0 if queries are to be guided.
-        second: of a guide whose forward passes are doubled, what the second half is given: the state -> x (B, L)
+        scale: what the feed is told; not 0 if queries are to be guided.
+        second: if its forward passes are doubled, what the second half is given: the state -> x (B, L)
             int64, and the positions (B, L) bool that hold no information there. None: it runs no doubled passes, or
             the same without the prompt.
         fused: whether the predictor's own guidance of doubled passes does it all, so that logits need not be stored.
