@@ -374,6 +374,15 @@ class Guide:
                 f"{who} does not go with sampler {sampler.name!r} and denoiser {denoiser.name!r}: the model must be given "
                 "whole canvases, and here it is given tokens as a sequence or block by block"
             )
+        if not sampler.effective_facts.posterior:
+            return
+        plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        for name, value in plain.items():
+            if arguments[name] != value:
+                raise OptionError(
+                    f"guide={self}: {name}={arguments[name]} changes the draw of the clean token, and what is drawn here is "
+                    f"the token after a step; use {name}={value:g}, and gamma for the strength"
+                )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -603,13 +612,6 @@ class Classifier(Guide):
                 f"guide={self} acts on the distribution of the token after a step, which sampler {sampler.name!r} does not have "
                 "with these options; use d3pm_ancestral without a corrector"
             )
-        plain = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        for name, value in plain.items():
-            if arguments[name] != value:
-                raise OptionError(
-                    f"guide={self}: {name}={arguments[name]} changes the draw of the clean token, and what is drawn here is "
-                    f"the token after a step; use {name}={value:g}, and gamma for the strength"
-                )
 
     def begin(
         self, denoiser: TokenDenoiser, layout: Layout, posterior: bool, feed: Callable[..., PlainFeed]

@@ -309,6 +309,22 @@ def test_two_models_of_uniform_noise():
     assert drawn_from(x, problem, law)
 
 
+@pytest.mark.parametrize("what", GUIDES)
+def test_a_head_is_guided_as_its_logits_are(what):
+    g = torch.Generator().manual_seed(0)
+    table, weight = torch.randn(12, 8, generator=g), torch.randn(12, 8, generator=g)
+
+    def hidden(ids):
+        return table[ids] + 0.5 * table[ids.roll(1, 1)]
+
+    facts = {"vocab_size": 12, "mask_id": 11}
+    headed = TokenDenoiser.wrap(hidden, head=samplers.Head(weight), **facts)
+    plain = TokenDenoiser.wrap(lambda ids: torch.nn.functional.linear(hidden(ids), weight), **facts)
+    run = RUN | {"temperature": 0.0}  # a head's draws are made tile by tile, by other random numbers
+    a, b = (samplers.sample(d, "low_confidence", guide=GUIDES[what], **run) for d in (headed, plain))
+    assert torch.equal(a.x, b.x) and a.nfe == b.nfe
+
+
 # ---------------------------------------------------------------------------------------------- bad input
 
 JOINT, NET, UNIFORM = TinyJoint(), TinyNet(visible_too=True), TinyUniformNet(time_conditioned=False)
@@ -332,6 +348,7 @@ def zeros(x, t):
         (UNIFORM, "block_refinement", {"guide": Classifier(zeros)}, "sampler 'block_refinement' does not have"),
         (UNIFORM, "d3pm_ancestral", {"guide": Classifier(zeros), "corrector_steps": 1}, "without a corrector"),
         (UNIFORM, "d3pm_ancestral", {"guide": Classifier(zeros), "temperature": 0.5}, "use temperature=1"),
+        (UNIFORM, "d3pm_ancestral", {"guide": Unconditional(denoiser=UNIFORM), "top_k": 3}, "use top_k=0"),
         (NET, "radd", {"guide": Classifier(zeros, rates=True)}, "rates=True is for uniform noise"),
         (NET, "radd", {"guide": Classifier(lambda x, t: torch.zeros(len(x), 2))}, r"returned torch.float32 of shape .*, 2\).*is needed"),
         (NET, "radd", {"guide": Classifier(lambda x, t: zeros(x, t).long())}, "returned torch.int64"),
