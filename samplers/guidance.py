@@ -147,21 +147,26 @@ class _SecondModel(_Pair):
 
     def __init__(self, gamma: float, posterior: bool, feed: PlainFeed):
         super().__init__(gamma, posterior)
-        self.feed = feed
+        self.counter = feed.counter
+        self._feeds = {len(feed.nfe_rows): feed}  # by the rows of the batch: a run may have copies of its rows
+        self._rows = len(feed.nfe_rows)
 
     @property
     def calls(self) -> int:
-        return self.feed.counter.nfe
+        return self.counter.nfe
 
     @property
     def rows(self) -> int:
-        return self.feed.counter.row_evals
+        return self.counter.row_evals
 
     def pair(self, state: TokenState, query: Query, ask: Ask) -> tuple[Tensor, Tensor]:
         query = dataclasses.replace(query, guided=False)
-        c, packed = ask(state, query), self.feed.feed(state, query).packed()
-        head = self.feed.denoiser.head
-        return c, packed if head is None else self.feed.counter.head(lambda: head.logits(packed))
+        if query.batch not in self._feeds:
+            self._feeds[query.batch] = self._feeds[self._rows].copies(query.batch // self._rows)
+        feed = self._feeds[query.batch]
+        c, packed = ask(state, query), feed.feed(state, query).packed()
+        head = feed.denoiser.head
+        return c, packed if head is None else self.counter.head(lambda: head.logits(packed))
 
 
 class _Remasked(_Pair):

@@ -175,6 +175,7 @@ class Facts:
             (samplers.feeds.sequence). The model must then be causal, have a cache, and predict the next token.
         stores_logits: True if the sampler asks for the logits themselves (predict.logits). A model that exposes its head
             then stores them as well.
+        copies: True if the sampler runs several copies of each row (predict.copies), all of which count in row_evals.
         stochastic: True if a continuous sampler draws noise in its steps.
         posterior: True if a sampler of uniform noise lets the distribution of the tokens after a step be guided, by
             predict.steered.
@@ -188,6 +189,7 @@ class Facts:
     revises: bool = False
     sequential: bool = False
     stores_logits: bool = False
+    copies: bool = False
     stochastic: bool = False
     posterior: bool = False
     curve: bool = False

@@ -73,9 +73,8 @@ def test_rows_are_what_they_are_alone_and_in_a_pool(what):
     plain = samplers.sample(net, "threshold", threshold=0.4, **run)
     assert not torch.equal(together.x, plain.x), "it guides"
     pool = samplers.Pool(net)
-    for i, prompt in enumerate(PROMPTS):
-        one = Unconditional(prompt=[[7], [8], [3, 4]][i], gamma=2.0) if what == "prompt" else guide
-        mine = run | {"prompt": [prompt], "first_row": i, "guide": one}
+    for i in range(3):
+        mine = run | of_row(what, i) | {"first_row": i}
         alone = samplers.sample(net, "threshold", threshold=0.4, **mine)
         assert together.rows()[i].tolist() == alone.rows()[0].tolist()
         assert int(together.nfe_rows[i]) == alone.nfe
@@ -83,6 +82,26 @@ def test_rows_are_what_they_are_alone_and_in_a_pool(what):
     assert [r.result().x[0].tolist() for r in sorted(pool, key=lambda r: r.number)] == [
         r.tolist() for r in together.rows()
     ]
+
+
+@pytest.mark.parametrize("what", GUIDES)
+def test_copies_of_rows_are_guided(what):
+    """One particle is the row itself; of several, each is guided."""
+    net, run = TinyNet(visible_too=True), RUN | {"guide": GUIDES[what]}
+    plain = samplers.sample(net, "random_order", **run)
+    one = samplers.sample(net, "smc", base="random_order", particles=1, **run)
+    assert torch.equal(plain.x, one.x) and plain.guide_calls == one.guide_calls
+    reward = {"reward": lambda x: (x == 5).double().sum(1), "scale": 2.0}
+    three = samplers.sample(net, "smc", base="random_order", particles=3, **reward, **run)
+    alone = samplers.sample(
+        net, "smc", base="random_order", particles=3, first_row=1, **reward, **(run | of_row(what, 1))
+    )
+    assert three.rows()[1].tolist() == alone.rows()[0].tolist()
+
+
+def of_row(what, i):
+    guide = Unconditional(prompt=[[7], [8], [3, 4]][i], gamma=2.0) if what == "prompt" else GUIDES[what]
+    return {"prompt": [PROMPTS[i]], "guide": guide}
 
 
 def test_the_interval_holds_for_classifiers():
