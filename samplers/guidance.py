@@ -184,7 +184,8 @@ class _Remasked(_Pair):
         filled = query.of_canvas(canvas.fill) & (x != canvas.mask_id)  # (A, length)
         own = said.float()
         if canvas.mask_id is not None and canvas.mask_id < own.shape[1]:
-            own = own.index_fill(1, torch.tensor([canvas.mask_id], dtype=torch.int64, device=x.device), -math.inf)
+            own = own.clone()
+            own[:, canvas.mask_id] = -math.inf
         token = torch.where(filled, x, 0).flatten()[:, None]
         sure = own.log_softmax(1).gather(1, token).view_as(x)
         k = torch.floor(self.share * filled.sum(1).double() + 1e-9).to(torch.int64)  # (A,)
@@ -217,13 +218,12 @@ class _Judge(Guiding):
         return self._rows
 
     def logits(self, state: TokenState, query: Query, ask: Ask) -> tuple[Tensor, Tensor | None]:
-        evidence = self.evidence(
-            state, query, state.noise_level
-        )  # before the model is asked: a wrong function costs nothing
+        # Before the model is asked, so that a wrong function costs no forward pass.
+        evidence = self.evidence(state, query, state.noise_level)
         value = ask(state, dataclasses.replace(query, guided=False)).float()
         if self.mask_id is not None and self.mask_id < self.vocab:  # whatever the model says of it: it is no token
-            mask = torch.tensor([self.mask_id], dtype=torch.int64, device=value.device)
-            value = value.index_fill(1, mask, -math.inf)
+            value = value.clone()
+            value[:, self.mask_id] = -math.inf
         return _added(value, self.guide.gamma, evidence)
 
     def steered(
