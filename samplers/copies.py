@@ -49,6 +49,7 @@ class Copies(Predictor):
         }
         super().__init__(main.counter, feed, dataclasses.replace(main.config, **per_row), sampler=main.sampler)
         self.main, self.number, self.apart, self.first = main, number, apart, first
+        self.guiding = main.guiding
         self._alone = False  # whether copy 0 has been asked about by itself, so that caches of the others are older
 
     def __len__(self) -> int:

@@ -133,7 +133,9 @@ class ParticleSampler(Sampler[ParticleState]):
     @property
     def effective_facts(self) -> Facts:
         bias = self._base.effective_facts.bias if self.reward is None and self.potential != "self" else None
-        return dataclasses.replace(self.facts, bias=bias, stores_logits=self._base.effective_facts.stores_logits)
+        base = self._base.effective_facts
+        known = {name: getattr(base, name) for name in ("stores_logits", "curve", "posterior")}
+        return dataclasses.replace(self.facts, bias=bias, **known)
 
     @property
     def extra_steps(self) -> int:
