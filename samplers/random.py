@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DRAW_BLIND",
+    "DRAW_CANDIDATE",
     "DRAW_FIRST_FREE",
     "DRAW_HEAD",
     "DRAW_NOISE",
@@ -57,6 +58,7 @@ DRAW_ROUTE = 10  # uniform noise: clean, stay or noise
 DRAW_NOISE_TOKEN = 11  # uniform noise: which token the noise puts there
 DRAW_PICK = 12  # uniform noise: which positions a corrector takes
 DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
+DRAW_CANDIDATE = 40  # which positions a candidate has, one number for each position and candidate
 DRAW_PROBE = 1 << 30  # from here on: the signs of random probes, by their number
 DRAW_FIRST_FREE = 1000
 

@@ -89,8 +89,8 @@ class SOAR(Sampler[BeamState]):
         kept = _of(made, chosen)  # (B, 1, L)
         valid &= (made != kept).any(2)
         other = best_of(score, valid)[:, None]
-        full = ~(state.open & (kept[:, 0] == mask_id)).any(1)  # (B,)
-        single = sure.any(1) | full | ~valid.any(1)
+        ended = state.fix(kept[:, 0] != mask_id, kept[:, 0]).block != state.block  # (B,) the block is full, or the row ends
+        single = sure.any(1) | ended | ~valid.any(1)
         other = torch.where(single[:, None], chosen, other)
         which = torch.cat([chosen, other], 1)  # (B, 2)
         copies.rearranged(wide, (torch.arange(batch, device=which.device)[:, None] * BEAMS + which // 2).flatten())

@@ -35,8 +35,8 @@ class Watched:
     """What a sampler gets as `predict`, handed on with a record of every call.
 
     Attributes:
-        calls: the names of what was called, in order: "__call__" for predict(...), "logits", "read", and for sequential
-            samplers "next", "ask", "chunk", "branches", "merge".
+        calls: the names of what was called, in order: "__call__" for predict(...), "logits", "read", "copies" and what is
+            called on the copies, and for sequential samplers "next", "ask", "chunk", "branches", "merge".
 
     Args:
         predict: what the driver gave to the sampler.
@@ -49,6 +49,12 @@ class Watched:
 
     def __call__(self, *args: Any, **kw: Any) -> Any:
         return self._recorded("__call__", self._predict)(*args, **kw)
+
+    def copies(self, *args: Any, **kw: Any) -> Watched:
+        """The copies of the rows, watched as well."""
+        made = Watched(self._recorded("copies", self._predict.copies)(*args, **kw), self._wrap)
+        made.calls = self.calls
+        return made
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._predict, name)
