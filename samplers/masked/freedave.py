@@ -27,9 +27,11 @@ class FreeDave(Sampler[TokenState]):
     So the tokens, and the positions of every base step, are those of the base rule, and a row never takes more forward passes.
     This holds for any number of `steps`, and at any temperature, since `state.step` counts base steps and a token is drawn with
     the random number of the base step that commits it; above temperature 0 fewer drafts are right, since each step draws anew.
-    It needs a model whose answer for a row does not depend on the rows beside it; of one that rounds otherwise in a larger
-    batch, tokens whose scores are equal but for the last bits may differ. With stop_rule="llada2" what several base steps have
-    written counts as written in one.
+    It holds with cache="prefix" and "dual" as well, against the base rule with that cache: a block is given whole in every
+    forward pass, and what is kept of others was kept when the block began. With "delayed" it does not, since what is kept
+    depends on the number of forward passes. The answer for a row must not depend on the rows beside it; if a model rounds
+    otherwise in a larger batch, tokens whose scores are equal but for the last bits may differ. With stop_rule="llada2" what
+    several base steps have written counts as written in one. A constrain hook costs a second forward pass in every step.
 
     With a `threshold` this is FreeDave++: the base rule is `threshold`, draft 1 is its next state, and each further draft has one
     more position. Under match="subset", as published, the row may go on to a part of a target: every token was above the
@@ -42,20 +44,26 @@ class FreeDave(Sampler[TokenState]):
 
     name = "freedave"
     family = "masked"
-    cite = "Wu and Zhang 2025, Free Draft-and-Verification: Toward Lossless Parallel Decoding for Diffusion LLMs, arXiv 2510.00294"
+    cite = "Wu and Zhang 2025, Free Draft-and-Verification, arXiv 2510.00294"
     summary = "drafts of the next steps, verified in one forward pass: the tokens of low_confidence"
     default_temperature = 0.0
     facts = Facts(bias="biased", sweep=("drafts", (1, 2, 4, 8)))
 
     drafts: int = option(4, "drafts per row; each forward pass answers for as many copies of the row", ge=1)
     order: str = option(
-        "confidence", "which positions go first: the most confident or the leftmost", choices=("confidence", "left_to_right")
+        "confidence",
+        "which positions go first: the most confident or the leftmost",
+        choices=("confidence", "left_to_right"),
     )
     threshold: float | None = option(
-        None, "FreeDave++: a base step commits all tokens of at least this probability; none: the even plan's count", gt=0
+        None,
+        "FreeDave++: a base step commits all tokens of at least this probability; none: the even plan's count",
+        gt=0,
     )
     match: str = option(
-        "subset", "FreeDave++: how much of a target a draft must have: a part, or all of it", choices=("subset", "exact")
+        "subset",
+        "FreeDave++: how much of a target a draft must have: a part, or all of it",
+        choices=("subset", "exact"),
     )
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
@@ -84,7 +92,9 @@ class FreeDave(Sampler[TokenState]):
         count = self.count(wide, answer)  # (B K,)
         target = ops.select(self.score(answer), wide.open, k=count).chosen & (answer.token == token)
         target = target.view(-1, number, target.shape[1])  # (B, K, L) what a target has of what was drafted
-        first = (~drafted).view_as(target).sum(1)[:, None]  # (B, 1, L) the first draft with this position; K: none has it
+        first = (
+            (~drafted).view_as(target).sum(1)[:, None]
+        )  # (B, 1, L) the first draft with this position; K: none has it
         wrong = (first > ahead[:, None]) & ~target  # (B, K, L)
         end = torch.where(wrong, first, number).amin(2, keepdim=True)  # (B, K, 1) the first draft with a wrong token
         reach = (ahead > ahead[:, None]) & (ahead < end) & new[:, None]  # (B, K, K): from draft b to draft j

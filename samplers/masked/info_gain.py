@@ -1,4 +1,4 @@
-"""Information gain: of several candidate steps, the one after which the model is least uncertain."""
+"""Information gain: several candidate steps are compared by how uncertain the model is after them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class InfoGain(ScheduledSampler):
     name = "info_gain"
     family = "masked"
     cite = "Yang et al. 2026, Improving Sampling for Masked Diffusion Models via Information Gain, arXiv 2602.18176"
-    summary = "of several candidate steps the one that leaves the least entropy (with cost=False: LookUM)"
+    summary = "candidate steps, and the one that leaves the least entropy is taken (with cost=False: LookUM)"
     default_temperature = 0.0
     facts = Facts(bias="biased")
 
@@ -46,8 +46,12 @@ class InfoGain(ScheduledSampler):
     position_temperature: float = option(
         0.2, "temperature at which the positions of a candidate are drawn; 0: the greedy candidate alone", ge=0
     )
-    sure: float = option(0.8, "a block all of whose tokens are at least this probable is filled at once; above 1: never", gt=0)
-    cost: bool = option(True, "count the entropies of the tokens that are committed now against a candidate; False: LookUM")
+    sure: float = option(
+        0.8, "a block all of whose tokens are at least this probable is filled at once; above 1: never", gt=0
+    )
+    cost: bool = option(
+        True, "count the entropies of the tokens that are committed now against a candidate; False: LookUM"
+    )
     horizon: str = option("canvas", "the masks whose entropy counts", choices=("canvas", "block"))
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:

@@ -34,13 +34,15 @@ class LoPA(Sampler[TokenState]):
     name = "lopa"
     family = "masked"
     cite = "Xu et al. 2025, LoPA: Scaling dLLM Inference via Lookahead Parallel Decoding, arXiv 2512.16229"
-    summary = "threshold with lookahead: of several branches the one that leaves the model most confident"
+    summary = "threshold with lookahead: several branches, and the one that leaves the model most confident is kept"
     default_temperature = 0.0
     facts = Facts(bias="biased", sweep=("threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)))
 
     branches: int = option(4, "branches beside the anchor; each forward pass answers for one copy more than that", ge=0)
     threshold: float = option(0.9, "least probability of a token that the anchor commits; above 1: the best one", gt=0)
-    alpha: float = option(0.0, "weight of the probability of a branch's own token in its score; the code has 0.5", ge=0, le=1)
+    alpha: float = option(
+        0.0, "weight of the probability of a branch's own token in its score; the code has 0.5", ge=0, le=1
+    )
     lowest: float = option(
         1.0, "share of the masks that are left, the least confident, whose mean counts; the code has 0.5", gt=0, le=1
     )

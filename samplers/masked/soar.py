@@ -35,8 +35,8 @@ class BeamState(TokenState):
 class SOAR(Sampler[BeamState]):
     """Cao et al. 2026 (SOAR), arXiv 2602.10953: a search over positions, which widens where the model is unsure.
 
-    In each canvas, if the model is surer than `threshold` of some tokens, the `most` surest of these are committed; else there are
-    two continuations, with the most confident position and with the second. Continuations are scored by the sum of the
+    In each canvas, if some tokens are at least `threshold` probable, the `most` surest of them are committed; else there are two
+    continuations, with the most confident position and with the second. Continuations are scored by the sum of the
     log-probabilities of their tokens. If any of a row's continuations was sure, only the best continuation is kept; else the
     best two different ones. A step is one forward pass.
 
@@ -73,7 +73,7 @@ class SOAR(Sampler[BeamState]):
         prediction = copies(wide, wide.open & alive.flatten()[:, None], want="confidence")
 
         confidence, least = prediction.confidence, min_count(wide)
-        first, many = ops.select(confidence, wide.open, threshold=self.threshold, least=least, most=self.most)
+        first = ops.select(confidence, wide.open, threshold=self.threshold, least=least, most=self.most).chosen
         sure = (wide.open & (confidence >= self.threshold)).any(1).view(batch, BEAMS) & alive
         upto, best, short = (ops.select(confidence, wide.open, k=least + i).chosen for i in (1, 0, -1))
         second = short | (upto & ~best)
@@ -89,7 +89,9 @@ class SOAR(Sampler[BeamState]):
         kept = _of(made, chosen)  # (B, 1, L)
         valid &= (made != kept).any(2)
         other = best_of(score, valid)[:, None]
-        ended = state.fix(kept[:, 0] != mask_id, kept[:, 0]).block != state.block  # (B,) the block is full, or the row ends
+        ended = (
+            state.fix(kept[:, 0] != mask_id, kept[:, 0]).block != state.block
+        )  # (B,) the block is full, or the row ends
         single = sure.any(1) | ended | ~valid.any(1)
         other = torch.where(single[:, None], chosen, other)
         which = torch.cat([chosen, other], 1)  # (B, 2)

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_parity import MASK, PROMPT, SPANS, Net, agree, best, blocks_of, fresh, guess, masks, put, run
+from test_parity import MASK, SPANS, Net, agree, best, blocks_of, fresh, guess, masks, put, run
 
 from samplers.random import DRAW_CANDIDATE, uniform
 
