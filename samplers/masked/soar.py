@@ -25,10 +25,12 @@ class BeamState(TokenState):
     Attributes:
         beam: (B, 2, L) int64, the canvases, the better one first.
         score: (B, 2) float64, the score of each; -inf: there is one canvas only.
+        probability: (B, 2, L) float32, that of each canvas's tokens when they were predicted; -inf at others.
     """
 
     beam: Tensor
     score: Tensor
+    probability: Tensor
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ class SOAR(Sampler[BeamState]):
 
     def init(self, canvas: Layout) -> BeamState:
         score = torch.tensor([0.0, -torch.inf], dtype=torch.float64, device=canvas.x.device).repeat(len(canvas.x), 1)
-        return BeamState.begin(canvas, beam=canvas.x[:, None].repeat(1, BEAMS, 1), score=score)
+        beam = canvas.x[:, None].repeat(1, BEAMS, 1)
+        return BeamState.begin(
+            canvas, beam=beam, score=score, probability=torch.full_like(beam, -torch.inf, dtype=torch.float32)
+        )
 
     def step(self, predict: Predict, state: BeamState) -> BeamState:
         batch, length = state.x.shape
@@ -84,6 +89,7 @@ class SOAR(Sampler[BeamState]):
         score = (state.score[:, :, None] + more).flatten(1)  # (B, 4)
         valid = torch.stack([alive, there], 2).flatten(1)  # (B, 4)
         made = torch.where(where, prediction.token[:, None], own[:, None]).view(batch, 2 * BEAMS, length)  # (B, 4, L)
+        known = torch.where(where, confidence[:, None], state.probability.flatten(0, 1)[:, None]).view_as(made)
 
         chosen = best_of(score, valid)[:, None]  # (B, 1)
         kept = _of(made, chosen)  # (B, 1, L)
@@ -96,10 +102,11 @@ class SOAR(Sampler[BeamState]):
         other = torch.where(single[:, None], chosen, other)
         which = torch.cat([chosen, other], 1)  # (B, 2)
         copies.rearranged(wide, (torch.arange(batch, device=which.device)[:, None] * BEAMS + which // 2).flatten())
-        beam, score = _of(made, which), score.gather(1, which)
+        beam, probability, score = _of(made, which), _of(known, which), score.gather(1, which)
         score = torch.stack([score[:, 0], torch.where(single, -torch.inf, score[:, 1])], 1)
-        agreed = beam[:, 0] == beam[:, 1]
-        return state.commit(agreed & (beam[:, 0] != mask_id), beam[:, 0], beam=beam, score=score)
+        agreed = (beam[:, 0] == beam[:, 1]) & (beam[:, 0] != mask_id)
+        copies.note(beam[:, 0], torch.where(agreed & state.open, probability[:, 0], -torch.inf))
+        return state.commit(agreed, beam[:, 0], beam=beam, score=score, probability=probability)
 
 
 def _of(made: Tensor, which: Tensor) -> Tensor:
