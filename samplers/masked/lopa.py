@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from ..prediction import Predict
-from ..sampler import Facts, Sampler, option
+from ..sampler import Conformance, Facts, Sampler, option
 from ..state import TokenState
 from .candidates import best_of, sum_over
 from .plans import min_count
@@ -37,6 +37,7 @@ class LoPA(Sampler[TokenState]):
     summary = "threshold with lookahead: several branches, and the one that leaves the model most confident is kept"
     default_temperature = 0.0
     facts = Facts(bias="biased", sweep=("threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)))
+    conformance = Conformance(one_at_a_time={"threshold": 2.0, "branches": 0})
 
     branches: int = option(4, "branches beside the anchor; each forward pass answers for one copy more than that", ge=0)
     threshold: float = option(0.9, "least probability of a token that the anchor commits; above 1: the best one", gt=0)
