@@ -149,13 +149,14 @@ class Predict(Protocol):
         """
         ...
 
-    def copies(self, number: int, apart: bool = False) -> Copies:
+    def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
         """What K copies of every row are asked through, for samplers that try several continuations: see samplers.copies.
 
         Args:
             number: K, 1 or more.
-            apart: copy k > 0 of a row draws random numbers of its own; copy 0 draws what the row itself draws. False: every copy
-                draws what the row itself draws.
+            apart: each copy draws random numbers of its own, but for copy 0, which draws what the row itself draws. False: every
+                copy draws what the row itself draws.
+            first: the number of the first copy: others than before draw other random numbers, if they are apart.
 
         Returns:
             The same object for the same arguments, within a run. Get it before the first question of a step.

@@ -233,7 +233,7 @@ class Predictor(ErrorTracker):
         self._forbid_inside = torch.tensor(inside, dtype=torch.int64, device=device)
         self._demote = torch.tensor(config.demote, dtype=torch.int64, device=device)
         self._seen: tuple[TokenState, list[int]] | None = None  # the counts that were read last, and of which state
-        self._copies: dict[tuple[int, bool], Copies] = {}
+        self._copies: dict[tuple[int, bool, int], Copies] = {}
         self.dry_run: DryRun | None = None
         self.recorder: InfoRecorder | None = None
         self.constraint: Tensor | None = None  # bool, broadcasts to (B, L, V): never drawn in this step
@@ -344,13 +344,13 @@ class Predictor(ErrorTracker):
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
 
-    def copies(self, number: int, apart: bool = False) -> Copies:
-        number = integer("copies(number)", number)
-        if (number, apart) not in self._copies:
+    def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
+        key = integer("copies(number)", number), bool(apart), integer("copies(first)", first, 0)
+        if key not in self._copies:
             from .copies import Copies
 
-            self._copies[number, apart] = Copies(self, number, apart)
-        return self._copies[number, apart]
+            self._copies[key] = Copies(self, *key)
+        return self._copies[key]
 
     def _cached_copies(self) -> Copies | None:
         """The copies whose caches stand for those of the run, if it has copies and caches: there must be one of each."""

@@ -30,6 +30,7 @@ _CLASSES = {
     "random_remask": "RandomRemask",
     "refusion": "Refusion",
     "remdm": "ReMDM",
+    "smc": "SMC",
     "smdm_greedy": "SmdmGreedy",
     "soar": "SOAR",
     "tau_leaping": "TauLeaping",

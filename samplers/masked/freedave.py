@@ -47,7 +47,7 @@ class FreeDave(Sampler[TokenState]):
     cite = "Wu and Zhang 2025, Free Draft-and-Verification, arXiv 2510.00294"
     summary = "drafts of the next steps, verified in one forward pass: the tokens of low_confidence"
     default_temperature = 0.0
-    facts = Facts(bias="biased", sweep=("drafts", (1, 2, 4, 8)))
+    facts = Facts(bias="biased", copies=True, sweep=("drafts", (1, 2, 4, 8)))
 
     drafts: int = option(4, "drafts per row; each forward pass answers for as many copies of the row", ge=1)
     order: str = option(

@@ -39,7 +39,7 @@ class InfoGain(ScheduledSampler):
     cite = "Yang et al. 2026, Improving Sampling for Masked Diffusion Models via Information Gain, arXiv 2602.18176"
     summary = "candidate steps, and the one that leaves the least entropy is taken (with cost=False: LookUM)"
     default_temperature = 0.0
-    facts = Facts(bias="biased")
+    facts = Facts(bias="biased", copies=True)
 
     least: int = option(1, "least number of positions per step", ge=1)
     candidates: int = option(8, "candidates per row, the greedy one included; one copy of the row each", ge=1)

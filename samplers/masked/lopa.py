@@ -36,7 +36,7 @@ class LoPA(Sampler[TokenState]):
     cite = "Xu et al. 2025, LoPA: Scaling dLLM Inference via Lookahead Parallel Decoding, arXiv 2512.16229"
     summary = "threshold with lookahead: several branches, and the one that leaves the model most confident is kept"
     default_temperature = 0.0
-    facts = Facts(bias="biased", sweep=("threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)))
+    facts = Facts(bias="biased", copies=True, sweep=("threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)))
     conformance = Conformance(one_at_a_time={"threshold": 2.0, "branches": 0})
 
     branches: int = option(4, "branches beside the anchor; each forward pass answers for one copy more than that", ge=0)
