@@ -118,6 +118,16 @@ class Copies(Predictor):
             )
         return stepped if memory is None else memory.end_step(stepped)  # type: ignore[return-value]
 
+    def note(self, token: Tensor, confidence: Tensor) -> None:
+        """Tell Sample.info of tokens that this step commits for good and copies have had for longer.
+
+        Args:
+            token: (B, L) int64, of the run's own rows.
+            confidence: (B, L) float32, the probability of each when it was predicted; -inf at other positions.
+        """
+        if self.main.recorder is not None:
+            self.main.recorder.read(token, confidence)
+
     # ------------------------------------------------------------------------------------------ asking
 
     def one(self, state: TokenState, rows: Tensor | None = None, **how: Any) -> Prediction:

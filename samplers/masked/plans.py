@@ -33,11 +33,11 @@ __all__ = [
 ]
 
 
-def even_count(state: TokenState, ahead: int = 0) -> Tensor:
+def even_count(state: TokenState, ahead: int | Tensor = 0) -> Tensor:
     """(B,) int64: LLaDA's count for this step: n // S of the block's n positions, one more in the first n % S steps.
 
     Args:
-        ahead: give the count of the step that comes this many steps later.
+        ahead: give the count of the step that comes this many steps later; a tensor (K, 1) of them: (K, B) counts.
     """
     n, steps = state.block_size, state.block_steps.clamp_min(1)
     return n // steps + (state.block_step + ahead < n % steps)
