@@ -10,6 +10,7 @@ _CLASSES = {
     "ancestral": "Ancestral",
     "autoregressive": "Autoregressive",
     "beta_energy": "BetaEnergy",
+    "core": "Core",
     "credit": "Credit",
     "entropy_bound": "EntropyBound",
     "euler_masked": "EulerMasked",
@@ -28,10 +29,12 @@ _CLASSES = {
     "refusion": "Refusion",
     "remdm": "ReMDM",
     "smdm_greedy": "SmdmGreedy",
+    "starshape": "StarShape",
     "tau_leaping": "TauLeaping",
     "theta_rk2": "ThetaRK2",
     "theta_trapezoidal": "ThetaTrapezoidal",
     "threshold": "Threshold",
+    "token_to_mask": "TokenToMask",
     "topk_margin": "TopkMargin",
 }
 
