@@ -236,6 +236,11 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         names = ("cache", "ragged", "cfg_scale", "steps", "constrain", "window")
         other_rule = given("stop_rule") != STOP_RULES[0]
         check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
+    if sampler.effective_facts.time_per_position and not denoiser.time_per_position:
+        raise OptionError(
+            f"sampler {sampler.name!r} with these options needs a model that takes a noise level for each position "
+            f"(time_per_position), and denoiser {denoiser.name!r} does not"
+        )
     steps = optional_integer("steps", given("steps"))
     if steps is not None and getattr(sampler, "steps_per_block", None) is not None:
         raise OptionError(

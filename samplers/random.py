@@ -28,15 +28,18 @@ __all__ = [
     "DRAW_BLIND",
     "DRAW_FIRST_FREE",
     "DRAW_HEAD",
+    "DRAW_HIDE",
     "DRAW_NOISE",
     "DRAW_NOISE_TOKEN",
     "DRAW_PICK",
+    "DRAW_PLAN",
     "DRAW_POSITION",
     "DRAW_PROBE",
     "DRAW_RANK",
     "DRAW_REMASK",
     "DRAW_ROUTE",
     "DRAW_START",
+    "DRAW_SWAP",
     "DRAW_TOKEN",
     "Rng",
     "gumbel",
@@ -57,6 +60,9 @@ DRAW_ROUTE = 10  # uniform noise: clean, stay or noise
 DRAW_NOISE_TOKEN = 11  # uniform noise: which token the noise puts there
 DRAW_PICK = 12  # uniform noise: which positions a corrector takes
 DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
+DRAW_SWAP = 30  # uniform noise: the tokens that a correction would put in place of those that stand
+DRAW_PLAN = 31  # uniform noise: which positions a planner chooses
+DRAW_HIDE = 32  # uniform noise: which tokens the denoiser of a planner does not see
 DRAW_PROBE = 1 << 30  # from here on: the signs of random probes, by their number
 DRAW_FIRST_FREE = 1000
 

@@ -177,6 +177,8 @@ class Facts:
             then stores them as well.
         stochastic: True if a continuous sampler draws noise in its steps.
         moments: how many moments of x_0 a continuous sampler asks for (predict.moments): 1 is the mean, which every model gives.
+        time_per_position: True if the sampler tells the model a noise level for each position that it must take note of; the
+            driver then refuses a model that takes one time per row.
         sweep: (option, values), for a sampler whose NFE is set by an option and not by `steps`. A benchmark uses them.
     """
 
@@ -187,6 +189,7 @@ class Facts:
     stores_logits: bool = False
     stochastic: bool = False
     moments: int = 1
+    time_per_position: bool = False
     sweep: tuple[str, tuple[Any, ...]] | None = None
 
     def __post_init__(self) -> None:
