@@ -12,6 +12,7 @@ _CLASSES = {
     "beta_energy": "BetaEnergy",
     "core": "Core",
     "credit": "Credit",
+    "daedal": "Daedal",
     "dfm_euler": "DFMEuler",
     "entropy_bound": "EntropyBound",
     "euler_masked": "EulerMasked",
