@@ -66,6 +66,8 @@ DRAW_HIDE = 32  # uniform noise: which tokens the denoiser of a planner does not
 DRAW_PROBE = 1 << 30  # from here on: the signs of random probes, by their number
 DRAW_FIRST_FREE = 1000
 
+COPY_SHIFT = 46  # copy k of row r draws as row r xor k 2^46: row numbers below that, and up to 2^17 copies, never meet
+
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
@@ -156,6 +158,12 @@ class Rng:
     def to(self, device: torch.device | str) -> Rng:
         """The same rows, on `device`."""
         return Rng(self.seed.to(device), self.row.to(device))
+
+    def copies(self, number: int, apart: bool) -> Rng:
+        """Each row `number` times, one after the other. apart: copy k > 0 draws for itself, under row numbers of its own."""
+        seed, row = self.seed.repeat_interleave(number), self.row.repeat_interleave(number)
+        copy = torch.arange(number, device=row.device).repeat(len(self.row))
+        return Rng(seed, row ^ (copy << COPY_SHIFT) if apart else row)
 
     def positions(self, length: int, step: Tensor, draw: int) -> Tensor:
         """One uniform for every position of every row at its own step. step: (B,) int64 -> (B, length) float64."""
