@@ -209,7 +209,8 @@ class TokenState(State):
 
         What stands at or after `at` moves to the right, in each row by its own number. Rows that do not grow stay as they are, so
         row i of a batch is the row alone. Random numbers belong to positions: a token that has moved draws, from the next
-        step on, those of its new position, and no number is used twice, as each step has its own.
+        step on, those of its new position, and no number is used twice, as each step has its own. Each new position brings its
+        block a step, and each growth one more to the present block, for the step that may have committed nothing.
 
         Args:
             at, by: (B,) int64, `by` positions are put in before position `at` of the row; at its end if `at` is its length.
@@ -237,6 +238,8 @@ class TokenState(State):
         moved = {n: inserted(v, at, by, width, torch.full_like(v[:1, :1], new[n]), v[:1, :1]) for n, v in wide.items()}
         x = inserted(self.x, at, by, width, blank, blank)
         here = self.block.clamp(max=canvas.block_size.shape[1] - 1)[:, None]
+        more = canvas.block_steps.scatter_add(1, here, (by > 0).to(torch.int64)[:, None])  # for the step that grows
+        canvas = dataclasses.replace(canvas, block_steps=more)
         size, steps = (b.gather(1, here).squeeze(1) for b in (canvas.block_size, canvas.block_steps))
         grown = dataclasses.replace(
             self, canvas=canvas, x=x, open=canvas.fill, end=self.end + by, block_size=size, block_steps=steps, **moved

@@ -27,8 +27,9 @@ class StarShape(Sampler[TimedDraft]):
     visible fraction rests between t_on and t_off, and the other times are stretched over what is left of the schedule ("plato").
 
     What it keeps: the masked positions are a uniform set of exactly that size, independent of the tokens. So if the visible
-    tokens are distributed as the data are there, and at most one position appears in a step, they still are after it. It is
-    not exact in the limit of many steps, as ancestral sampling is: a star step reveals about alpha (1 - alpha) n positions
+    tokens are distributed as the data are there, and at most one position appears in a step, they still are after it. With one
+    mask left a star step is therefore a Gibbs step, which repairs what was drawn together before: with many steps the samples
+    are the model's if n t_off < 2, and in general not otherwise, since a star step with m masks reveals about m alpha of them
     together, however short it is. docs/remasking.md says when remasking pays.
 
     Differs from the reference: each block and each row has its own n and its own steps; a position that would be masked again
