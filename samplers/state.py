@@ -205,7 +205,7 @@ class TokenState(State):
         return self._advance(torch.where(where & self.undecided, token, self.x), steps=0)
 
     def grown(self: T, at: Tensor, by: Tensor, **new: Any) -> T:
-        """The state on a canvas with more positions to fill, which hold the mask. No step is taken. One device sync.
+        """The state on a canvas with more positions to fill, which hold the mask. It takes no step, and costs one device sync.
 
         What stands at or after `at` moves to the right, in each row by its own number. Rows that do not grow stay as they are, so
         row i of a batch is the row alone. Random numbers belong to positions: a token that has moved draws, from the next
@@ -232,17 +232,21 @@ class TokenState(State):
             if isinstance(value, Tensor) and value.shape == self.x.shape and name not in ("x", "open", *self.SHARED)
         }
         if missing := wide.keys() - new.keys():
-            raise SamplersError(f"grown(at, by, ...) lacks the value of {', '.join(sorted(missing))} at the new positions")
+            raise SamplersError(
+                f"grown(at, by, ...) lacks the value of {', '.join(sorted(missing))} at the new positions"
+            )
         canvas = self.canvas.grown(at, by, added)
         width, blank = canvas.x.shape[1], canvas.mask_id or 0
-        moved = {n: inserted(v, at, by, width, torch.full_like(v[:1, :1], new[n]), v[:1, :1]) for n, v in wide.items()}
+        changes: dict[str, Any] = {
+            n: inserted(v, at, by, width, torch.full_like(v[:1, :1], new[n]), v[:1, :1]) for n, v in wide.items()
+        }
         x = inserted(self.x, at, by, width, blank, blank)
         here = self.block.clamp(max=canvas.block_size.shape[1] - 1)[:, None]
         more = canvas.block_steps.scatter_add(1, here, (by > 0).to(torch.int64)[:, None])  # for the step that grows
         canvas = dataclasses.replace(canvas, block_steps=more)
         size, steps = (b.gather(1, here).squeeze(1) for b in (canvas.block_size, canvas.block_steps))
         grown = dataclasses.replace(
-            self, canvas=canvas, x=x, open=canvas.fill, end=self.end + by, block_size=size, block_steps=steps, **moved
+            self, canvas=canvas, x=x, open=canvas.fill, end=self.end + by, block_size=size, block_steps=steps, **changes
         )
         return grown._advance(x, steps=0)
 

@@ -21,7 +21,7 @@ class CoreState(DraftState):
     """A state that knows how its forward passes are shared out.
 
     Attributes:
-        fills: (max S + 1,) int64, how many steps a block of S forward passes has: the others are looks back.
+        fills: (max S + 1,) int64, how many steps there are in a block of S forward passes: the others judge.
     """
 
     SHARED: ClassVar[tuple[str, ...]] = ("fills",)
@@ -56,7 +56,7 @@ class Core(Sampler[CoreState]):
 
     every: int = option(8, "look back in every such step of the middle half; a pass each", ge=1)
     candidates: int = option(32, "number of filled tokens that are masked together to be judged", ge=1)
-    revise: int = option(1, "most tokens that a look back replaces", ge=0)
+    revise: int = option(1, "most tokens that are replaced at a time", ge=0)
     least: float = option(0.3, "least probability of a token that replaces another", ge=0, le=1)
     protect: int = option(16, "the last positions of a block, which are not judged", ge=0)
 
@@ -67,7 +67,10 @@ class Core(Sampler[CoreState]):
 
     def _looks(self, fills: Tensor) -> Tensor:
         """How many of the steps 0 to `fills` - 1 look back."""
-        first, end = torch.div(fills, 4, rounding_mode="floor").clamp_min(1), torch.div(3 * fills, 4, rounding_mode="floor")
+        first, end = (
+            torch.div(fills, 4, rounding_mode="floor").clamp_min(1),
+            torch.div(3 * fills, 4, rounding_mode="floor"),
+        )
         below = [torch.div(k + self.every - 1, self.every, rounding_mode="floor") for k in (first, end)]
         return (below[1] - below[0]).clamp_min(0)
 

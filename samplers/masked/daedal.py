@@ -40,12 +40,13 @@ class Daedal(Sampler[GrowingState]):
     A row has at most `maximum` positions to fill, and then `threshold` goes on alone. Without `eos` nothing grows. With
     stop=eos a row ends at the first eos that is decided; without, what comes after it stays as the model fills it in.
 
-    Costs: one device sync per step, for how far each row grows. A canvas that grows goes with neither caches nor windows,
+    A step costs a device sync, for how far each row grows. A canvas that grows goes with neither caches nor windows,
     info=True or events(). Rows grow on their own, and blocks stay block_length long: what no longer fits into one moves on.
 
     Differs from the reference code: the step that finds a row long enough commits as well (there: the same canvas is given to
     the model once more); a decided eos counts as sure (there: what the model says at the position), and above temperature 0
-    a position predicts eos if it draws it; `steps` is a cap for the positions there are; each new one, and each growth, brings a step.
+    a position predicts eos if eos is drawn there; `steps` is a cap for the positions there are, and each new one, and each growth,
+    brings a step.
     """
 
     name = "daedal"
@@ -88,11 +89,11 @@ class Daedal(Sampler[GrowingState]):
         room = (self.maximum - canvas.fill_count).clamp_min(0) * ~state.done  # (B,)
         short = ~state.sized & (sure < self.enough) & (room > 0)
 
-        lost = state.open & (prediction.confidence < self.lost) & (~short & (sure < self.complete) & (room > 0))[:, None]
+        lost = (
+            state.open & (prediction.confidence < self.lost) & (~short & (sure < self.complete) & (room > 0))[:, None]
+        )
         place = ops.select(prediction.confidence, lost, k=1, lowest=True).chosen  # (B, L), at most one per row
-        chosen = ops.select(
-            prediction.confidence, state.open, threshold=self.threshold, least=min_count(state)
-        ).chosen
+        chosen = ops.select(prediction.confidence, state.open, threshold=self.threshold, least=min_count(state)).chosen
         new = state.commit(chosen & ~place & ~short[:, None], prediction.token, sized=state.sized | ~short)
 
         after = (place * torch.arange(1, place.shape[1] + 1, device=place.device)).sum(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ def jump_rates(schedule: str, eta: float, steps: int) -> tuple[Tensor, Tensor]:
     would be infinite, and what it draws anew is the source already.
     """
     a, u, d = mask_schedule(schedule), even_grid(steps)[:-1], 1e-6
-    slope = ((-3 * a(u) + 4 * a(u + d) - a(u + 2 * d)) / (2 * d)).clamp_min(0.0) / steps  # of second order, from the right
+    slope = ((-3 * a(u) + 4 * a(u + d) - a(u + 2 * d)) / (2 * d)).clamp_min(0.0) / steps  # second order, from the right
     to_data = (1 + eta) * slope / (1 - a(u)).clamp_min(1e-300)
     return to_data, torch.where(u > 0, eta * slope / a(u).clamp_min(1e-300), 0.0)
 
@@ -37,7 +38,7 @@ class JumpState(TimedDraft):
             appears, and the probability that a visible token is masked.
     """
 
-    SHARED: ClassVar[tuple[str, ...]] = ("table", "which", "chances")
+    SHARED: ClassVar[tuple[str, ...]] = (*TimedDraft.SHARED, "chances")
 
     chances: Tensor
 
@@ -68,17 +69,22 @@ class DFMEuler(Sampler[JumpState]):
     conformance = Conformance(one_at_a_time={"block_length": 1})
 
     eta: float = option(0.0, "weight of the divergence-free term; 0: the plain Euler step", ge=0, le=1e6)
-    schedule: str = option("linear", "kappa, a mask schedule, as in ancestral", check=mask_schedule, kind="mask_schedules")
+    schedule: str = option(
+        "linear", "kappa, a mask schedule, as in ancestral", check=mask_schedule, kind="mask_schedules"
+    )
 
     def init(self, canvas: Layout) -> JumpState:
-        chances = torch.stack([step_tables(canvas.block_steps, lambda s, i=i: self._chances(s)[i])[0] for i in range(2)])  # type: ignore[misc]
-        return JumpState.begin(canvas, grid=self.shares, chances=chances)
+        chances = [step_tables(canvas.block_steps, functools.partial(self._chance, i))[0] for i in range(2)]
+        return JumpState.begin(canvas, grid=self.shares, chances=torch.stack(chances))
 
     def _chances(self, steps: int) -> tuple[Tensor, Tensor]:
         """(steps + 1,) float64 each: whether a mask appears, and whether a token is masked; 1 and 0 in the last step."""
         appears, hides = (-torch.expm1(-rate) for rate in jump_rates(self.schedule, self.eta, steps))
         appears[-1], hides[-1] = 1.0, 0.0
         return torch.nn.functional.pad(appears, (0, 1), value=1.0), torch.nn.functional.pad(hides, (0, 1))
+
+    def _chance(self, which: int, steps: int) -> Tensor:
+        return self._chances(steps)[which]
 
     def shares(self, steps: int) -> Tensor:
         """(steps + 1,) float64: the expected share of visible positions before each step, and after the last."""

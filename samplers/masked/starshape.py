@@ -52,7 +52,9 @@ class StarShape(Sampler[TimedDraft]):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.t_off >= self.t_on:
-            raise OptionError(f"option 't_off' of sampler 'starshape' is {self.t_off}; it must be below t_on = {self.t_on}")
+            raise OptionError(
+                f"option 't_off' of sampler 'starshape' is {self.t_off}; it must be below t_on = {self.t_on}"
+            )
 
     def init(self, canvas: Layout) -> TimedDraft:
         return TimedDraft.begin(canvas, schedule=self.schedule, grid=self.grid)

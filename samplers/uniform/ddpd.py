@@ -18,6 +18,8 @@ from ..sampler import Conformance, Facts, Sampler, option
 from .gibbs import leave_own_token_out
 from .levels import NoisyState
 
+Planner = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class DDPD(Sampler[NoisyState]):
@@ -51,14 +53,17 @@ class DDPD(Sampler[NoisyState]):
     facts = Facts(revises=True, stores_logits=True)
     conformance = Conformance(exact={"leave_out": False})
 
-    planner: Callable[[Tensor], Tensor] | None = option(
+    planner: Planner | None = option(  # noqa: RUF009
         None, "function of ids (B, L) that returns the logit of each being noise, (B, L); none: from the denoiser"
     )
     sees: str = option("noisy", "what the denoiser sees: all tokens, or only those kept", choices=("noisy", "masked"))
     leave_out: bool = option(
-        True, "take the token itself out of what the denoiser says; false for one that was trained to say it given noise"
+        True,
+        "take the token itself out of what the denoiser says; false for one that was trained to say it given noise",
     )
-    final: float = option(0.05, "in the last step, positions above this probability of noise are drawn anew", ge=0, le=1)
+    final: float = option(
+        0.05, "in the last step, positions above this probability of noise are drawn anew", ge=0, le=1
+    )
 
     @property
     def effective_facts(self) -> Facts:
@@ -75,17 +80,19 @@ class DDPD(Sampler[NoisyState]):
         n = (1 + (state.block_steps - 1) // 2 if twice else state.block_steps).clamp_min(1)
         last = (state.block_step + 1 >= n)[:, None]
         count = (state.block_size // n + (state.block_step < state.block_size % n)).clamp_min(1)
-        alpha = 1 - torch.where(state.open, state.level, 0.0).amax(1, keepdim=True)  # (B, 1), the same at all open positions
+        alpha = 1 - torch.where(state.open, state.level, 0.0).amax(
+            1, keepdim=True
+        )  # (B, 1), the same at all open positions
 
         # The planner.
         rows = state.open & (alpha > 0) if twice else state.open
+        logits = None if self.sees == "masked" and self.planner else predict.logits(state, rows)
         if self.planner is None:
-            logits = predict.logits(state, rows)
+            assert logits is not None
             own = predict.read(state, logits, want="given", temperature=0.0).given  # (B, L), -inf if not asked
             vocab = state.canvas.vocab_size
             kept = own.clamp_min(0.0).double() * (alpha / (alpha + (1 - alpha) / vocab))
         else:
-            logits = None if self.sees == "masked" else predict.logits(state, rows)
             kept = torch.sigmoid(-self._planned(state).double())
         noise = (1 - kept).clamp(2.0**-30, 1 - 2.0**-30)  # (B, L) P
         score = torch.logit(noise) + gumbel(state, DRAW_PLAN)

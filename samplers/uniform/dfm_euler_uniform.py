@@ -27,7 +27,7 @@ class RateState(GridState):
             x_1, and of draws anew from the noise.
     """
 
-    SHARED: ClassVar[tuple[str, ...]] = ("table", "which", "rates")
+    SHARED: ClassVar[tuple[str, ...]] = (*GridState.SHARED, "rates")
 
     rates: Tensor
 
@@ -42,7 +42,7 @@ class DFMEulerUniform(Sampler[RateState]):
 
     with x_1 drawn from the model. The second term draws anew from p_t, which moves none of its mass. Over a step h it jumps with
     probability 1 - e^(-h sum u), to v in proportion to u(v). The last step takes x_1 everywhere. With eta = 0 a position
-    jumps to x_1 or stays: the plain Euler step. The distribution is the model's in the limit of many steps.
+    either takes x_1 or stays: the plain Euler step. The distribution is the model's in the limit of many steps.
 
     Differs from the library of Meta (facebookresearch/flow_matching), whose equations these are: eta is a constant, and the first
     step, at which k is 0, has no such term; models are told 1 - k, their noise level, at most 1 - 2^-20 before the end.
@@ -56,7 +56,9 @@ class DFMEulerUniform(Sampler[RateState]):
     conformance = Conformance(one_at_a_time={"steps": 192})
 
     eta: float = option(0.0, "weight of the divergence-free term; 0: the plain Euler step", ge=0, le=1e6)
-    schedule: str = option("linear", "kappa, a mask schedule, as in ancestral", check=mask_schedule, kind="mask_schedules")
+    schedule: str = option(
+        "linear", "kappa, a mask schedule, as in ancestral", check=mask_schedule, kind="mask_schedules"
+    )
 
     def init(self, canvas: Layout) -> RateState:
         table, which = step_tables(canvas.block_steps, self._kappa)
@@ -82,7 +84,9 @@ class DFMEulerUniform(Sampler[RateState]):
         jumps = -torch.expm1(-total)
         u = state.rng.positions(length, state.step, DRAW_ROUTE)
         v = state.rng.positions(length, state.step, DRAW_NOISE_TOKEN)
-        other = (state.x + 1 + (v * (vocab - 1)).to(torch.int64)) % vocab  # uniform over the tokens that do not stand there
+        other = (
+            state.x + 1 + (v * (vocab - 1)).to(torch.int64)
+        ) % vocab  # uniform over the tokens that do not stand there
         x = torch.where(u < jumps * data / total.clamp_min(1e-300), target, other)
         x = torch.where(u < jumps, x, state.x)
         last = state.last_step[:, None]

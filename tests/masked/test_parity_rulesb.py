@@ -165,7 +165,9 @@ def starshape(net, length, steps, t_on=0.55, t_off=0.05, plateau=False):
     return states, asked
 
 
-@pytest.mark.parametrize(("length", "steps", "plateau"), [(16, 16, False), (20, 10, False), (16, 20, True), (12, 3, False)])
+@pytest.mark.parametrize(
+    ("length", "steps", "plateau"), [(16, 16, False), (20, 10, False), (16, 20, True), (12, 3, False)]
+)
 def test_starshape(length, steps, plateau):
     for seed in range(2):
         published = starshape(Net(seed), length, steps, plateau=plateau)
@@ -268,7 +270,9 @@ def test_dfm_euler_follows_its_path(eta, schedule):
     steps, rows, length = 24, 150, 40
     sampler = samplers.create("dfm_euler", eta=eta, schedule=schedule)
     target = torch.tensor([0.5, 0.3, 0.2])
-    flat = TokenDenoiser.wrap(lambda ids: torch.cat([target, torch.zeros(1)]).log().expand(*ids.shape, 4), vocab_size=4, mask_id=3)
+    flat = TokenDenoiser.wrap(
+        lambda ids: torch.cat([target, torch.zeros(1)]).log().expand(*ids.shape, 4), vocab_size=4, mask_id=3
+    )
     out = samplers.sample(flat, sampler, gen_length=length, steps=steps, batch=rows, temperature=1.0, trace=True)
     shares = sampler.shares(steps)
     for k, state in enumerate(out.trace):
@@ -299,7 +303,11 @@ def daedal(net, length, eos, block, maximum, by, enough, complete, lost, trailin
         token, p, probs = guess(net, x)
         passes += 1
         n = len(x) - len(PROMPT)
-        ends = [1.0 if x[i] == eos else probs[i][eos] for i in range(len(PROMPT), len(x)) if eos in (x[i], token[i] * (x[i] == MASK))]
+        ends = [
+            1.0 if x[i] == eos else probs[i][eos]
+            for i in range(len(PROMPT), len(x))
+            if eos in (x[i], token[i] * (x[i] == MASK))
+        ]
         sure = sum(ends[-trailing:]) / trailing
         room = maximum - n
         if not sized and sure < enough and room > 0:
@@ -330,25 +338,42 @@ GROWTHS = [
 ]
 
 
-@pytest.mark.parametrize(("length", "block", "most", "by", "enough", "complete", "lost", "trailing", "threshold"), GROWTHS)
+@pytest.mark.parametrize(
+    ("length", "block", "most", "by", "enough", "complete", "lost", "trailing", "threshold"), GROWTHS
+)
 def test_daedal(length, block, most, by, enough, complete, lost, trailing, threshold):
     inserted = 0
     for seed in range(3):
         rule = {"eos": 7, "maximum": most, "by": by, "enough": enough, "complete": complete, "lost": lost}
         rule |= {"trailing": trailing, "threshold": threshold}
         published, passes = daedal(Ending(seed, sharp=1.5), length, block=block, **rule)
-        states, nfe = run(Ending(seed, sharp=1.5), "daedal", length, block_length=None if block == 100 else block, **rule)
+        states, nfe = run(
+            Ending(seed, sharp=1.5), "daedal", length, block_length=None if block == 100 else block, **rule
+        )
         assert (states, nfe) == (published, passes)
         widths = [len(x) for x in published]
-        inserted += sum(a != b and set(x[len(PROMPT) :]) != {MASK} for a, b, x in zip(widths, widths[1:], published[1:]))
+        inserted += sum(
+            a != b and set(x[len(PROMPT) :]) != {MASK} for a, b, x in zip(widths, widths[1:], published[1:])
+        )
         assert max(widths) <= len(PROMPT) + most
     assert inserted or most == length
 
 
-GROWING = {"eos": 0, "maximum": 40, "by": 4, "enough": 0.01, "complete": 0.2, "lost": 0.3, "trailing": 4, "threshold": 0.5}
+GROWING = {
+    "eos": 0,
+    "maximum": 40,
+    "by": 4,
+    "enough": 0.01,
+    "complete": 0.2,
+    "lost": 0.3,
+    "trailing": 4,
+    "threshold": 0.5,
+}
 
 
-@pytest.mark.parametrize("setting", [{}, {"block_length": 6}, {"stop": 0}, {"block_length": 5, "stop": 0, "align": True}])
+@pytest.mark.parametrize(
+    "setting", [{}, {"block_length": 6}, {"stop": 0}, {"block_length": 5, "stop": 0, "align": True}]
+)
 def test_a_row_that_grows_is_the_row_alone(setting):
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10], []]
     arguments = {"gen_length": 10, "seed": 3, "temperature": 1.0, **GROWING, **setting}
@@ -368,7 +393,9 @@ def test_a_row_that_grows_is_the_row_alone(setting):
 
 
 def test_a_canvas_grows_in_its_blocks_with_its_steps():
-    run = samplers.stream(TinyNet(), "daedal", prompt=[[1, 2], [3]], gen_length=7, block_length=4, steps=6, eos=0, maximum=20)
+    run = samplers.stream(
+        TinyNet(), "daedal", prompt=[[1, 2], [3]], gen_length=7, block_length=4, steps=6, eos=0, maximum=20
+    )
     state = next(run)
     state = state.commit(state.open & (torch.arange(9) == 3), torch.full_like(state.x, 5))
     grown = state.grown(torch.tensor([4, 0]), torch.tensor([3, 0]), sized=True)
@@ -394,6 +421,6 @@ def test_what_growth_does_not_go_with_is_refused_before_the_first_pass():
     with pytest.raises(OptionError, match=r"events\(\) follows"):
         samplers.stream(model, "daedal", gen_length=8, eos=0).events()
     short = TokenDenoiser.wrap(model.predict, vocab_size=12, mask_id=11, max_length=100)
-    with pytest.raises(OptionError, match="the longest canvas .* row 0 has 2049 positions"):
+    with pytest.raises(OptionError, match=r"the longest canvas .* row 0 has 2049 positions"):
         samplers.sample(short, "daedal", prompt=[1], gen_length=8, eos=0)
     assert not model.asked
