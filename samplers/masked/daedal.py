@@ -45,8 +45,8 @@ class Daedal(Sampler[GrowingState]):
 
     Differs from the reference code: the step that finds a row long enough commits as well (there: the same canvas is given to
     the model once more); a decided eos counts as sure (there: what the model says at the position), and above temperature 0
-    a position predicts eos if eos is drawn there; `steps` is a cap for the positions there are, and each new one, and each growth,
-    brings a step.
+    eos is predicted if it is drawn; `steps` is a cap for the positions there are, and each new one, and each
+    growth, brings a step.
     """
 
     name = "daedal"

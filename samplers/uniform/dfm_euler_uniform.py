@@ -41,8 +41,8 @@ class DFMEulerUniform(Sampler[RateState]):
         u(v) = k'/(1 - k) [v = x_1] + eta k'/(k (1 - k)) ((1 - k)/V + k [v = x_1]),   v other than the present token,
 
     with x_1 drawn from the model. The second term draws anew from p_t, which moves none of its mass. Over a step h it jumps with
-    probability 1 - e^(-h sum u), to v in proportion to u(v). The last step takes x_1 everywhere. With eta = 0 a position
-    either takes x_1 or stays: the plain Euler step. The distribution is the model's in the limit of many steps.
+    probability 1 - e^(-h sum u), to v in proportion to u(v). The last step takes x_1 everywhere. With eta = 0 each token
+    becomes x_1 or stays: the plain Euler step. The distribution is the model's in the limit of many steps.
 
     Differs from the library of Meta (facebookresearch/flow_matching), whose equations these are: eta is a constant, and the first
     step, at which k is 0, has no such term; models are told 1 - k, their noise level, at most 1 - 2^-20 before the end.
