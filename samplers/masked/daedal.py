@@ -109,4 +109,4 @@ class Daedal(Sampler[GrowingState]):
         counted = ends & (number <= self.trailing)
         value = torch.where(decided, 1.0, p.clamp_min(0.0).double())
         # In whole units of 2^-40, whose sum does not depend on the width of the batch.
-        return (torch.where(counted, value, 0.0) * 2.0**40).to(torch.int64).sum(1) * 2.0**-40 / self.trailing
+        return (torch.where(counted, value, 0.0) * 2.0**40).to(torch.int64).sum(1).double() * 2.0**-40 / self.trailing

@@ -95,7 +95,7 @@ class TokenToMask(LLaDA2):
             "moved": (moved > limit, moved),  # a comparison with NaN is false
         }[self.doubt]
         doubtful = doubtful & stands & (state.times < self.most_times) & ~last[:, None]
-        most = torch.floor(stands.sum(1) * self.share + 1e-9).to(torch.int64).clamp_min(1)  # (B,)
+        most = torch.floor(stands.sum(1).double() * self.share + 1e-9).to(torch.int64).clamp_min(1)  # (B,)
         again = ops.select(torch.where(doubtful, score, -torch.inf), doubtful, k=most).chosen
 
         x = torch.where(commit, prediction.token, torch.where(again, mask_id, state.x))

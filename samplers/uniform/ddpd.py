@@ -112,7 +112,7 @@ class DDPD(Sampler[NoisyState]):
 
         # In whole units of 2^-40, whose sum does not depend on the width of the batch.
         rest = (torch.where(state.open & ~chosen, noise, 0.0) * 2.0**40).to(torch.int64).sum(1)
-        level = (rest / state.count.clamp_min(1) * 2.0**-40).clamp_min(2.0**-20)[:, None]
+        level = (rest.double() / state.count.clamp_min(1) * 2.0**-40).clamp_min(2.0**-20)[:, None]
         return state.renoised(torch.where(drawn, token, state.x), level, last.squeeze(1))
 
     def _planned(self, state: NoisyState) -> Tensor:
