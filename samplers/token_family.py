@@ -48,6 +48,7 @@ class TokenFamily(Family):
             stop=read.stop,
             stop_rule=read.stop_rule,
             stop_text=read.stop_text,
+            window=read.moving,
             rng=read.rng,
         )
         counter = Counter(denoiser)
@@ -63,7 +64,8 @@ class TokenFamily(Family):
         predictor = Predictor(counter, feed, config, sampler=sampler.name)
         predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
         state = first_state(sampler, layout)
-        if _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
+        still = read.moving is None  # what a window that moves holds may depend on which positions were committed
+        if _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None and still:
             predictor.dry_run = DryRun(sampler, layout, predictor)
         # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
         extra = sampler.extra_steps * layout.block_size.shape[1]

@@ -33,6 +33,7 @@ _CLASSES = {
     "theta_trapezoidal": "ThetaTrapezoidal",
     "threshold": "Threshold",
     "topk_margin": "TopkMargin",
+    "wedlm": "WeDLM",
 }
 
 
