@@ -135,8 +135,8 @@ class TokenState(State):
 
     @property
     def remaining(self) -> Tensor:
-        """(B,) int64: positions of the present block that are undecided: `count`. Under a window that moves the block is the whole
-        row, of which `count` positions are open.
+        """(B,) int64: positions of the present block that are undecided: `count`. Under a window that moves the block is the
+        whole row, of which `count` positions are open.
         """
         return self.count if self.canvas.window is None else self.undecided.sum(1)
 

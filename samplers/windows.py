@@ -1,4 +1,4 @@
-"""Windows that move over a row in place of fixed blocks: which undecided positions a step may commit.
+"""Windows that move over a row in place of fixed blocks: which undecided positions may be committed now.
 
 A rule knows nothing of them: it reads state.open, state.count and the counts of a plan as always. Under such a window the whole
 row is one block for the plan, so `steps` is what the row may take, and state.remaining is what the plan still has to commit.
@@ -70,13 +70,23 @@ class Window:
         """(B,) int64: the fewest steps in which all of `undecided`, (B, L) bool, can be committed. No step can save more."""
         raise NotImplementedError
 
+    def needed(self, canvas: Layout, undecided: Tensor, count: Tensor, left: Tensor) -> Tensor:
+        """(B,) int64: how many positions must be committed in this step so that the row can be done in `left` steps, this one included.
+
+        Args:
+            undecided: (B, L) bool.
+            count: (B,) int64, how many are open.
+            left: (B,) int64.
+        """
+        return torch.where(self.passes(canvas, undecided) >= left, count, 0)
+
     def complete(self, state: TokenState, chosen: Tensor, score: Tensor, least: Tensor | int) -> Tensor:
         """(B, L) bool: `chosen`, and what must be committed beside it, of a window that `forces`.
 
         Args:
             chosen: (B, L) bool, the open positions that pass the rule's own bar.
             score: (B, L) floats, higher is better.
-            least: how many positions a row must have at least: int, or (B,) int64.
+            least: the least number of positions in each row: int, or (B,) int64.
         """
         raise NotImplementedError
 
@@ -136,13 +146,20 @@ class Sliding(Window):
         first = torch.where(undecided, position, length).amin(1, keepdim=True)  # (B, 1)
         return opened & (position < first + self.cap)
 
+    def needed(self, canvas: Layout, undecided: Tensor, count: Tensor, left: Tensor) -> Tensor:
+        if self.cap is not None:
+            return super().needed(canvas, undecided, count, left)
+        return torch.minimum((undecided.sum(1) - self.masks * (left - 1).clamp_min(0)).clamp_min(0), count)
+
     def passes(self, canvas: Layout, undecided: Tensor) -> Tensor:
         if self.cap is None:
             return (undecided.sum(1) + self.masks - 1) // self.masks
         # Committing all that is open in every step is the fastest: so many jumps from one first position to the next.
         batch, length = undecided.shape
         position = torch.arange(length + 1, dtype=torch.int64, device=undecided.device)
-        rank = torch.nn.functional.pad(undecided.cumsum(1) - undecided.long(), (0, 1))  # (B, L + 1), undecided before it
+        rank = torch.nn.functional.pad(
+            undecided.cumsum(1) - undecided.long(), (0, 1)
+        )  # (B, L + 1), undecided before it
         rank[:, -1] = undecided.sum(1)
         # (B, L + 1): the position of each undecided one by its rank; L beyond them
         place = torch.full((batch, length + 2), length, dtype=torch.int64, device=undecided.device)
@@ -207,7 +224,9 @@ class Pipeline(Window):
             object.__setattr__(self, "full", self.add)
         for what, share in (("to open the next block", self.add), ("to make it fully active", self.full)):
             if not (share is not None and 0 < share <= 1):
-                raise OptionError(f"window={str(self)!r}: the share {what} must be above 0 and at most 1, not {share:g}")
+                raise OptionError(
+                    f"window={str(self)!r}: the share {what} must be above 0 and at most 1, not {share:g}"
+                )
 
     @property
     def block_length(self) -> int | None:

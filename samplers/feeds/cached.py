@@ -47,7 +47,7 @@ from torch import Tensor
 
 from .. import registry
 from ..denoiser import CacheUse, Counter, TokenDenoiser
-from ..errors import OptionError, PluginError, UnknownNameError
+from ..errors import OptionError, PluginError, SamplersError, UnknownNameError
 from ..state import TokenState
 from ..windows import Sliding
 from . import Answer, Query
@@ -251,10 +251,10 @@ def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
         scheme: Scheme = registry.made("caches", spec if isinstance(spec, str) else "")
     except (UnknownNameError, OptionError) as error:
         others = [name for name in registry.names_of("caches") if name not in registry.own_names("caches")]
-        why = f" ({error})" if isinstance(spec, str) and spec.partition("(")[0] in others else ""
+        why = f" ({error})" if isinstance(spec, str) and spec.partition("(")[0] in (*others, "dsb") else ""
         names = "".join(f", {name}" for name in others)
         raise OptionError(
-            f"cache={spec!r}: prefix, dual, delayed, delayed(k) with k >= 1, block{names} or None is needed{why}"
+            f"cache={spec!r}: prefix, dual, delayed, delayed(k) with k >= 1, dsb, dsb(a,n), block{names} or None is needed{why}"
         ) from None
     if scheme.needs not in denoiser.caches:
         have = ", ".join(denoiser.caches) or "none"
@@ -377,7 +377,9 @@ class RunCache:
         cost = torch.zeros(len(state.x), dtype=torch.int64, device=x.device)
 
         if self.scheme.ordered:
-            cost[who] += self._commit_final_prefix(state, who, x, t, active & (start - self.store.lengths > PIECE), counter)
+            cost[who] += self._commit_final_prefix(
+                state, who, x, t, active & (start - self.store.lengths > PIECE), counter
+            )
             self.block = torch.where(active, block, self.block)
             return self._ordered(state, who, x, t, asked, start, needed, counter), cost.index_add(0, who, active.long())
         parts = []
@@ -453,7 +455,9 @@ class RunCache:
             inside = (position >= first[:, None]) & (position <= last)
         undecided, size = state.undecided[who, : self.length], self.denoiser.attention_block
         kept, stored = self.cached_token, self.store.lengths
-        view = View(x, asked, undecided, inside, active, begins, self.age, kept, stored, start, advance, self.room, size)
+        view = View(
+            x, asked, undecided, inside, active, begins, self.age, kept, stored, start, advance, self.room, size
+        )
         if registry.origin_of(self.scheme) is not None:
             full, feed, keep = _chosen(self.scheme, view)
         else:
@@ -525,7 +529,12 @@ class RunCache:
         end = torch.where(wanted, position + 1, 0).amax(1, keepdim=True)  # (A, 1)
         feed = (position >= self.store.lengths[:, None]) & (position < end) & (wanted | ~masked) & active[:, None]
         order = torch.where(feed, position + masked * self.length, 2 * self.length)
-        width = int(feed.sum(1).amax())
+        width, gone = torch.stack([feed.sum(1).amax(), (asked & ~feed).sum()]).tolist()
+        if gone:
+            raise SamplersError(
+                f"the sampler asks about {gone} positions whose keys are kept for good: under this window ask about positions "
+                "from the first undecided one on"
+            )
         places = order.topk(width, largest=False, sorted=True).values  # (A, width), filling after them
         at = torch.where(places < 2 * self.length, places % self.length, self.length - 1)
         here = asked.gather(1, at) & (places < 2 * self.length)

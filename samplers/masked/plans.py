@@ -49,14 +49,14 @@ def even_count(state: TokenState, ahead: int = 0) -> Tensor:
 def in_time(state: TokenState, count: Tensor) -> Tensor:
     """(B,) int64: `count`, a number of positions for this step, as a window that moves allows it.
 
-    It is at most what is open, and all of that if the window can only then pass over the row within its steps.
+    It is at most what is open, and so much of that as the window needs in order to pass over the row within its steps.
     """
     window = state.canvas.window
     if window is None:
         return count
     left = state.block_steps - state.block_step
-    late = window.passes(state.canvas, state.undecided) >= left
-    return torch.where(late, state.count, torch.minimum(count, state.count))
+    needed = window.needed(state.canvas, state.undecided, state.count, left)
+    return torch.maximum(torch.minimum(count, state.count), needed)
 
 
 def whole_block_count(state: TokenState, steps: int) -> Tensor:
