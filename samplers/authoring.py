@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import ops
 from .arguments import Given
 from .canvas import PAD, Layout, NoiseCanvas
+from .copies import Copies
 from .errors import FamilyError, OptionError, SamplersError
 from .family import Family, Run, family_of
 from .feeds.cached import Scheme, View
@@ -27,6 +28,7 @@ __all__ = [
     "DRAW_FIRST_FREE",
     "PAD",
     "Conformance",
+    "Copies",
     "DraftState",
     "Facts",
     "Family",

@@ -332,6 +332,28 @@ class Layout(Canvas):
         """Whether rows may end early."""
         return bool(self.stop) or self.stop_text is not None
 
+    def copies(self, number: int, apart: bool = False, first: int = 0) -> Layout:
+        """Each row `number` times, one after the other; the same object every time. See Predict.copies."""
+        made: dict[tuple[int, bool, int], Layout] = self.__dict__.setdefault("_copies", {})
+        key = (number, apart, first)
+        if key not in made:
+            rows = len(self.x)
+            changes: dict[str, Any] = {}
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                if isinstance(value, Tensor) and len(value) == rows:
+                    changes[field.name] = value.repeat_interleave(number, 0)
+            lengths = tuple(n for n in self.lengths for _ in range(number))
+            changes |= {"lengths": lengths, "filled": self.filled * number, "rng": self.rng.copies(*key)}
+            made[key] = dataclasses.replace(self, **changes)
+            made[key].__dict__["source"] = self
+        return made[key]
+
+    @functools.cached_property
+    def source(self) -> Layout:
+        """The canvas whose rows are copied here; itself, if it is no copy."""
+        return self
+
     @functools.cached_property
     def rows_by_length(self) -> dict[int, list[int]]:
         """Row length -> the rows of that length, which share a forward pass unless rows of all lengths do."""

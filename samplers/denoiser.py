@@ -343,7 +343,8 @@ class TokenDenoiser(Denoiser):
 
     def new_cache(self, batch: int, length: int) -> Any:
         """An empty cache for `batch` rows of `length` positions, with `lengths` (batch,) int64, the rows that are filled,
-        `bytes_written`, and `keep_rows(source)`: row i becomes row source[i], (A,) ascending, and the others go.
+        `bytes_written`, and `keep_rows(source)`: row i becomes row source[i], (A,) ascending, and the others go. For samplers
+        that make copies of rows also `take(source)`: row i becomes a copy of row source[i], of any number of rows in any order.
         """
         raise NotImplementedError(f"denoiser {self.name!r} has no cache")
 

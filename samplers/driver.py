@@ -140,6 +140,9 @@ class Stream(Iterator[State]):
         if self.constrain is not None:
             with torch.no_grad():
                 self._apply_constraint() if isinstance(self.state, TokenState) else self._apply_hook()
+            if isinstance(self.state, TokenState) and self.state.ready is not None:
+                # It was made before this step's constraint was known.
+                self.state = dataclasses.replace(self.state, ready=None)
         if isinstance(self.predictor, Predictor) and self.predictor.dry_run is not None:
             self.predictor.dry_run.advance()
 
@@ -154,6 +157,8 @@ class Stream(Iterator[State]):
                 memory.begin_step(self.state)
         if self.recorder is not None:
             self.recorder.begin_step()
+            if isinstance(self.state, TokenState) and self.state.ready is not None:
+                self.recorder.read(self.state.ready.token, self.state.ready.confidence)
         x, version = self.state.x, _version(self.state.x)
         stepped = self.sampler.step(self.predict, self.state)
         self._check_unwritten(x, version, f"sampler {self.sampler.name!r}")

@@ -51,31 +51,39 @@ class Waiting(BaseException):
         return "a step waits for a forward pass; Pool catches this"
 
 
+@dataclass(eq=False)
+class Had:
+    """The answers that the present step of a run has had, and how many of them this attempt at the step has read."""
+
+    answers: list[Answer] = field(default_factory=list)
+    read: int = 0
+
+
 class SharedFeed:
     """A plain feed whose forward passes somebody else runs: it gives the answers that there are, and then raises Waiting."""
 
     cache_bytes = 0
 
-    def __init__(self, plain: PlainFeed):
+    def __init__(self, plain: PlainFeed, had: Had | None = None):
         self.plain = plain
         self.memory, self.nfe_rows = plain.memory, plain.nfe_rows
         self.counts, self.idle, self.plan = plain.counts, plain.idle, plain.plan
-        self.answers: list[Answer] = []  # that the present step has had
-        self._given = 0  # how many of them this attempt at the step has had
+        self.had = Had() if had is None else had
+        self.rearrange = plain.rearrange
 
-    def begin(self) -> None:
-        """The step is begun, perhaps once more."""
-        self._given = 0
+    def copies(self, number: int) -> SharedFeed:
+        return SharedFeed(self.plain.copies(number), self.had)
 
     def feed(self, state: TokenState, query: Query) -> Answer:
-        if self._given == len(self.answers) or self.memory is not None:  # the memory notes that the model is asked
+        had = self.had
+        if had.read == len(had.answers) or self.memory is not None:  # the memory notes that the model is asked
             x, time, mask, more = self.plain._input(state, query)
-        if self._given == len(self.answers):
+        if had.read == len(had.answers):
             raise Waiting(x, time, mask, (1 + query.guided) * query.wide, more)
-        if self._given == len(self.answers) - 1:  # the first time that this answer is read
+        if had.read == len(had.answers) - 1:  # the first time that this answer is read
             self.nfe_rows[slice(None) if query.rows is None else query.rows] += 1
-        answer = self.answers[self._given]
-        self._given += 1
+        answer = had.answers[had.read]
+        had.read += 1
         return answer if self.memory is None else self.memory.remember(state, query, answer)
 
 
@@ -113,10 +121,10 @@ class PooledRun:
         except Waiting as question:
             self.question = question
             if (
-                self.feed.answers
+                self.feed.had.answers
             ):  # they are read once more when the step is begun again, and the model may reuse its buffer
-                last = self.feed.answers.pop()
-                self.feed.answers.append(Answer(last.value.clone(), last.index))
+                last = self.feed.had.answers.pop()
+                self.feed.had.answers.append(Answer(last.value.clone(), last.index))
         except Exception as error:
             self._fail(error)
         self.seconds += time.perf_counter() - start
@@ -127,9 +135,9 @@ class PooledRun:
             if not self.begun:
                 run.begin_step()
                 self.begun = True
-            self.feed.begin()
+            self.feed.had.read = 0
             run.take_step()
-            self.feed.answers.clear()
+            self.feed.had.answers.clear()
             self.begun = False
             run.count_step(self.seconds)
             self.seconds = 0.0
@@ -147,7 +155,7 @@ class PooledRun:
         """The answer to its question has come."""
         assert self.question is not None
         self.run.predictor.counter.took_part(self.question.x, self.question.needed)
-        self.feed.answers.append(answer)
+        self.feed.had.answers.append(answer)
         self.question = None
 
 

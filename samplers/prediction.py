@@ -13,6 +13,7 @@ from .noise_schedules import Point
 from .random import DRAW_TOKEN
 
 if TYPE_CHECKING:
+    from .copies import Copies
     from .gaussian.moments import Moments
     from .state import TokenState
 
@@ -46,6 +47,10 @@ class Prediction:
     def __init__(self, token: Tensor, **values: Tensor):
         self.__dict__.update(values, token=token)
 
+    def take(self, index: Tensor) -> Prediction:
+        """The same of the rows `index`, (n,) int64: row i is row index[i] of this one."""
+        return Prediction(**{name: value[index] for name, value in self.__dict__.items()})
+
     def __getattr__(self, name: str) -> Tensor:  # of what is not there
         if name in FILL:
             raise SamplersError(f"prediction.{name} was not asked for: predict(state, want={name!r})")
@@ -68,6 +73,26 @@ class Logits:
     def on_canvas(self, packed: Tensor, elsewhere: Tensor) -> Tensor:
         """(B, L): `packed` (N,) at the asked positions, `elsewhere` (B, L) at the others."""
         return elsewhere.index_put((self.row, self.position), packed.to(elsewhere.dtype))
+
+    def take(self, index: Tensor, rows: int) -> Logits:
+        """The same of the rows `index`, (n,) int64, of the `rows` that there are: row i is row index[i]. One device sync."""
+        at, row = packed_rows(torch.bincount(self.row, minlength=rows), index)
+        return Logits(row, self.position[at], self.value[at])
+
+
+def packed_rows(count: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """What is packed row by row, taken for other rows: which entries, (N,) int64, and the new row of each, (N,) int64.
+
+    One device sync.
+
+    Args:
+        count: (B,) int64, how many entries each row has.
+        index: (n,) int64: new row i is row index[i].
+    """
+    first, many = count.cumsum(0) - count, count[index]
+    row = torch.repeat_interleave(many)  # (N,)
+    begin = many.cumsum(0) - many
+    return first[index][row] + torch.arange(len(row), device=row.device) - begin[row], row
 
 
 class Predict(Protocol):
@@ -121,6 +146,23 @@ class Predict(Protocol):
         Args:
             temperature: (B,) float32, by which the logits of each row are divided. A self-conditioned model is then told these
                 in the next step, and not its own; so read them at temperature 1.
+        """
+        ...
+
+    def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
+        """What K copies of every row are asked through, for samplers that try several continuations: see samplers.copies.
+
+        Args:
+            number: K, 1 or more.
+            apart: each copy draws random numbers of its own, but for copy 0, which draws what the row itself draws. False: every
+                copy draws what the row itself draws.
+            first: the number of the first copy: others than before draw other random numbers, if they are apart.
+
+        Returns:
+            The same object for the same arguments, within a run. Get it before the first question of a step.
+
+        Raises:
+            OptionError: the run feeds its model in a way that rows cannot be copied in (sequential samplers).
         """
         ...
 

@@ -11,16 +11,18 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from . import ops
+from .checks import integer
 from .denoiser import Counter, Denoiser, TokenDenoiser
 from .dry_run import DryRun
 from .errors import DenoiserError, OptionError, SamplersError, did_you_mean
 from .feeds import Answer, Feed, Query
+from .feeds.cached import CachedFeed
 from .feeds.encoded import EncodedFeed
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
 from .info import InfoRecorder
@@ -30,6 +32,9 @@ from .random import DRAW_TOKEN
 from .sampler import State
 from .state import TokenState
 from .syncs import reading_is_free
+
+if TYPE_CHECKING:
+    from .copies import Copies
 
 __all__ = ["ErrorTracker", "FamilyPredictor", "Predictor", "SamplingConfig", "SequencePredictor"]
 
@@ -228,6 +233,7 @@ class Predictor(ErrorTracker):
         self._forbid_inside = torch.tensor(inside, dtype=torch.int64, device=device)
         self._demote = torch.tensor(config.demote, dtype=torch.int64, device=device)
         self._seen: tuple[TokenState, list[int]] | None = None  # the counts that were read last, and of which state
+        self._copies: dict[tuple[int, bool, int], Copies] = {}
         self.dry_run: DryRun | None = None
         self.recorder: InfoRecorder | None = None
         self.constraint: Tensor | None = None  # bool, broadcasts to (B, L, V): never drawn in this step
@@ -255,7 +261,7 @@ class Predictor(ErrorTracker):
     @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values that the run's caches have written so far."""
-        return self.feed.cache_bytes
+        return self.feed.cache_bytes + sum(copies.feed.cache_bytes for copies in self._copies.values())
 
     # ------------------------------------------------------------------------------------------ for samplers
 
@@ -271,6 +277,9 @@ class Predictor(ErrorTracker):
         truncated: bool = False,
         given: Tensor | None = None,
     ) -> Prediction:
+        if (through := self._cached_copies()) is not None:
+            how = {"temperature": temperature, "confidence_temperature": confidence_temperature, "truncated": truncated}
+            return through.one(state, rows, want=want, t=t, given=given, **how)
         return self.answer(
             state,
             self.queries(state, rows, t),
@@ -289,6 +298,8 @@ class Predictor(ErrorTracker):
         t: Tensor | None = None,
         temperature: Tensor | None = None,
     ) -> Logits:
+        if (through := self._cached_copies()) is not None:
+            return through.one_logits(state, rows, t=t, temperature=temperature)
         parts = []
         for query in self.queries(state, rows, t):
             if temperature is not None:
@@ -332,6 +343,20 @@ class Predictor(ErrorTracker):
         out = self._blamed(out, None)
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
+
+    def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
+        key = integer("copies(number)", number), bool(apart), integer("copies(first)", first, 0)
+        if key not in self._copies:
+            from .copies import Copies
+
+            self._copies[key] = Copies(self, *key)
+        return self._copies[key]
+
+    def _cached_copies(self) -> Copies | None:
+        """The copies whose caches stand for those of the run, if it has copies and caches: there must be one of each."""
+        if not self._copies or not isinstance(self.feed, CachedFeed):
+            return None
+        return next(iter(self._copies.values()))
 
     # ------------------------------------------------------------------------------------------ plan, feed, read
 
@@ -581,7 +606,7 @@ class SequencePredictor:
 
     def __init__(self, predictor: Predictor, feed: SequenceFeed):
         self.predictor, self.feed = predictor, feed
-        self.logits, self.read = predictor.logits, predictor.read
+        self.logits, self.read, self.copies = predictor.logits, predictor.read, predictor.copies
         self.chunk, self.branches, self.merge = feed.chunk, feed.branches, feed.merge
 
     @property

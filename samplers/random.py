@@ -30,11 +30,13 @@ __all__ = [
     "DRAW_HEAD",
     "DRAW_NOISE",
     "DRAW_NOISE_TOKEN",
+    "DRAW_PARTICLE",
     "DRAW_PICK",
     "DRAW_POSITION",
     "DRAW_PROBE",
     "DRAW_RANK",
     "DRAW_REMASK",
+    "DRAW_RESAMPLE",
     "DRAW_ROUTE",
     "DRAW_START",
     "DRAW_TOKEN",
@@ -57,8 +59,12 @@ DRAW_ROUTE = 10  # uniform noise: clean, stay or noise
 DRAW_NOISE_TOKEN = 11  # uniform noise: which token the noise puts there
 DRAW_PICK = 12  # uniform noise: which positions a corrector takes
 DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
+DRAW_RESAMPLE = 45  # which particles go on, (B, K) numbers in place of (B, L)
+DRAW_PARTICLE = 46  # which particle a row ends with
 DRAW_PROBE = 1 << 30  # from here on: the signs of random probes, by their number
 DRAW_FIRST_FREE = 1000
+
+COPY_SHIFT = 46  # copy k of row r draws as row r xor k 2^46: row numbers below that, and up to 2^17 copies, never meet
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -150,6 +156,17 @@ class Rng:
     def to(self, device: torch.device | str) -> Rng:
         """The same rows, on `device`."""
         return Rng(self.seed.to(device), self.row.to(device))
+
+    def copies(self, number: int, apart: bool, first: int = 0) -> Rng:
+        """Each row `number` times, one after the other.
+
+        Args:
+            apart: copies draw for themselves, each under a row number of its own, but for copy 0, which draws what the row does.
+            first: the number of the first copy.
+        """
+        seed, row = self.seed.repeat_interleave(number), self.row.repeat_interleave(number)
+        copy = torch.arange(first, first + number, device=row.device).repeat(len(self.row))
+        return Rng(seed, row ^ (copy << COPY_SHIFT) if apart else row)
 
     def positions(self, length: int, step: Tensor, draw: int) -> Tensor:
         """One uniform for every position of every row at its own step. step: (B,) int64 -> (B, length) float64."""

@@ -178,6 +178,7 @@ class Facts:
             (samplers.feeds.sequence). The model must then be causal, have a cache, and predict the next token.
         stores_logits: True if the sampler asks for the logits themselves (predict.logits). A model that exposes its head
             then stores them as well.
+        copies: True if the sampler runs several copies of each row (predict.copies), all of which count in row_evals.
         stochastic: True if a continuous sampler draws noise in its steps.
         moments: how many moments of x_0 a continuous sampler asks for (predict.moments): 1 is the mean, which every model gives.
         sweep: (option, values), for a sampler whose NFE is set by an option and not by `steps`. A benchmark uses them.
@@ -189,6 +190,7 @@ class Facts:
     whole_blocks: bool = False
     sequential: bool = False
     stores_logits: bool = False
+    copies: bool = False
     stochastic: bool = False
     moments: int = 1
     sweep: tuple[str, tuple[Any, ...]] | None = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from . import ops
 from .canvas import FAR, PAD, Layout, NoiseCanvas
 from .errors import SamplersError
+from .prediction import Logits, Prediction, packed_rows
 from .random import DRAW_START, Rng
 from .sampler import State
 
@@ -66,7 +67,13 @@ class TokenState(State):
         end: (B,) int64, where the row ends: its length, or after a stop phrase.
         previous: (filled, V) float32, for a self-conditioned denoiser its last logits at the positions to fill, in
             row-major order; None before the first forward pass.
+        ready: the prediction for this very state, if the step that led to it has asked already (see samplers.copies), so that
+            the next step needs no forward pass; else None.
+
+    SHARED names the fields of a subclass that are tensors with no entry for each row of the batch, such as a table.
     """
+
+    SHARED: ClassVar[tuple[str, ...]] = ()
 
     canvas: Layout
     x: Tensor  # (B, L) int64
@@ -80,6 +87,7 @@ class TokenState(State):
     done: Tensor  # (B,) bool
     end: Tensor  # (B,) int64
     previous: Tensor | None = dataclasses.field(default=None, kw_only=True)
+    ready: Prediction | None = dataclasses.field(default=None, kw_only=True)
 
     @classmethod
     def begin(cls: type[T], canvas: Layout, **fields: Any) -> T:
@@ -208,10 +216,31 @@ class TokenState(State):
         """
         return self._advance(torch.where(where & self.undecided, token, self.x), steps=0)
 
+    def take(self: T, index: Tensor, canvas: Layout) -> T:
+        """The state whose row i is row index[i] of this one, on a canvas of as many rows.
+
+        A field of a subclass follows if it is a tensor with an entry for each row, a Prediction or Logits. Those in SHARED, and
+        anything else, are kept as they are.
+
+        Args:
+            index: (n,) int64, rows of this state.
+            canvas: a layout with n rows, whose row i is cut as row index[i] is here.
+        """
+        changes: dict[str, Any] = {"canvas": canvas}
+        for name in (f.name for f in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if name == "previous" and value is not None:
+                changes[name] = value[packed_rows(self.canvas.fill_count, index)[0]]
+            elif name not in self.SHARED and isinstance(value, (Tensor, Prediction)):
+                changes[name] = value.take(index) if isinstance(value, Prediction) else value[index]
+            elif isinstance(value, Logits):
+                changes[name] = value.take(index, len(self.x))
+        return dataclasses.replace(self, **changes)
+
     def _advance(self: T, x: Tensor, *, steps: int = 1, **changes: Any) -> T:
         """The state with tokens `x`, reached from this one in `steps` steps. Blocks, counts and ends follow from x."""
         canvas = self.canvas
-        state = dataclasses.replace(self, x=x, **changes)
+        state = dataclasses.replace(self, **({"x": x, "ready": None} | changes))
         new = state.__dict__  # of a state that nobody has seen yet: what follows from x is filled in
         if canvas.stops:
             new.update(state._stopped(self))

@@ -150,6 +150,14 @@ class Feed(Protocol):
         """Run one forward pass."""
         ...
 
+    def copies(self, number: int) -> Feed:
+        """A feed of the same kind for `number` copies of every row; OptionError if rows cannot be copied."""
+        ...
+
+    def rearrange(self, source: Tensor) -> None:
+        """What is kept of row i becomes what was kept of row source[i], (B,) int64. One device sync if anything is kept."""
+        ...
+
     @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values written to caches so far."""

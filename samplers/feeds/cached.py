@@ -312,6 +312,17 @@ class CachedFeed:
                 self.nfe_rows += cost
         return Answer(torch.cat(answers))
 
+    def copies(self, number: int) -> CachedFeed:
+        plain = self._plain
+        batch = len(self.nfe_rows) * number
+        return CachedFeed(self.counter, batch, plain.cfg_scale, plain.cfg_interval, self.scheme, plain.pad)
+
+    def rearrange(self, source: Tensor) -> None:
+        if self._caches:
+            rows = source.tolist()
+            for cache in self._caches.values():
+                cache.rearrange(rows)
+
     @property
     def cache_bytes(self) -> int:
         return sum(cache.store.bytes_written for cache in self._caches.values())
@@ -432,6 +443,27 @@ class RunCache:
             setattr(self, name, getattr(self, name)[source])
         if self.next_answer is not None:
             self.next_answer = self.next_answer[source]
+
+    def rearrange(self, source: list[int]) -> None:
+        """What is kept of batch row i becomes what was kept of row source[i], which has the same length."""
+        place = {row: i for i, row in enumerate(self.rows)}
+        rows = [i for i, row in enumerate(source) if row in place]
+        at = [place[source[i]] for i in rows]
+        if rows == self.rows and at == list(range(len(at))):
+            return
+        if not hasattr(self.store, "take"):
+            raise OptionError(
+                f"this sampler makes copies of rows, and what denoiser {self.denoiser.name!r} keeps in its cache "
+                f"({type(self.store).__name__}) has no take(source), which copies rows; use cache=None"
+            )
+        index = torch.tensor(at, device=self.cached_token.device)
+        self.store.take(index)
+        self.rows, self.lengths = rows, [self.lengths[k] for k in at]
+        self.length = max(self.lengths, default=self.length)
+        self.cached_token = self.cached_token[index, : self.length]
+        self.end, self.block, self.age = self.end[index], self.block[index], self.age[index]
+        if self.next_answer is not None:
+            self.next_answer = self.next_answer[index]
 
     def _choose_positions(
         self,

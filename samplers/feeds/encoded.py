@@ -178,6 +178,17 @@ class EncodedFeed:
                 self._places.append(list(zip(starts, sizes)))
         return self._places[row][block]
 
+    def copies(self, number: int) -> EncodedFeed:
+        return EncodedFeed(self.counter, len(self.nfe_rows) * number)
+
+    def rearrange(self, source: Tensor) -> None:
+        whose = source.tolist()
+        for i, group in enumerate(self._groups):
+            place = {row: k for k, row in enumerate(group.rows)}
+            rows = [new for new, old in enumerate(whose) if old in place]
+            self._groups[i] = self._taken(group, rows, [place[whose[new]] for new in rows])
+        self._groups = [group for group in self._groups if group.rows]
+
     # ------------------------------------------------------------------------------------------ one forward pass
 
     def feed(self, state: TokenState, query: Query) -> Answer:
@@ -256,9 +267,12 @@ class EncodedFeed:
 
     def _part(self, group: Group, rows: list[int]) -> Group:
         """These rows of a group, in this order."""
-        if tuple(rows) == group.rows:
+        return self._taken(group, rows, [group.rows.index(i) for i in rows])
+
+    def _taken(self, group: Group, rows: list[int], at: list[int]) -> Group:
+        """A group whose rows are called `rows`, and are copies of the rows with the numbers `at` in this one."""
+        if tuple(rows) == group.rows and at == list(range(len(at))):
             return group
-        at = [group.rows.index(i) for i in rows]
         index = torch.tensor(at, dtype=torch.int64, device=self.nfe_rows.device)
         return Group(
             tuple(rows),

@@ -156,6 +156,19 @@ class PlainFeed:
                 queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole, None, more, lengths))
         return queries
 
+    def copies(self, number: int) -> PlainFeed:
+        return PlainFeed(
+            self.counter,
+            len(self.nfe_rows) * number,
+            self.cfg_scale,
+            self.cfg_interval,
+            self.pad,
+            window=self.window,
+        )
+
+    def rearrange(self, source: Tensor) -> None:
+        """Nothing is kept from one forward pass to the next."""
+
     # ------------------------------------------------------------------------------------------ one forward pass
 
     def feed(self, state: TokenState, query: Query) -> Answer:

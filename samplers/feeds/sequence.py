@@ -197,6 +197,15 @@ class SequenceFeed:
 
     # ------------------------------------------------------------------------------------------ plan and feed
 
+    def copies(self, number: int) -> SequenceFeed:
+        raise OptionError(
+            "this sampler makes copies of rows, and a sequential sampler (autoregressive, refusion) keeps one sequence per row: "
+            "use another one in its place"
+        )
+
+    def rearrange(self, source: Tensor) -> None:
+        raise NotImplementedError
+
     def counts(self, state: TokenState, rows: Tensor | None, masks: Tensor | None = None) -> Tensor:
         """(3 + B,) int64: positions given, the most in a row, positions asked about; and which rows are asked.
 

@@ -27,6 +27,7 @@ _CLASSES = {
     "random_remask": "RandomRemask",
     "refusion": "Refusion",
     "remdm": "ReMDM",
+    "smc": "SMC",
     "smdm_greedy": "SmdmGreedy",
     "tau_leaping": "TauLeaping",
     "theta_rk2": "ThetaRK2",

@@ -27,6 +27,8 @@ class KlassState(TokenState):
         stable_steps: (B, L) int64, for how many steps in a row its prediction has moved less than the threshold.
     """
 
+    SHARED = ("last_logits", "last_lse")
+
     last_logits: Tensor
     last_lse: Tensor
     last_row: Tensor

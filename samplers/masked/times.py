@@ -36,6 +36,8 @@ class TimedState(TokenState):
         which: (max S + 1,) int64, the number of steps S -> its row in `table`.
     """
 
+    SHARED = ("table", "which")
+
     time: Tensor
     table: Tensor
     which: Tensor

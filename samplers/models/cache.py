@@ -116,6 +116,18 @@ class Cache:
         self.key, self.value = self.key[:, : len(source)], self.value[:, : len(source)]
         self.lengths = self.lengths[: len(source)].clone()
 
+    def take(self, source: Tensor) -> None:
+        """Batch row i becomes a copy of what row source[i] was, of any number of rows. source: (B',) int64.
+
+        Unlike `select` it may make more batch rows than there are; all rows are written then, and counted.
+        """
+        if len(source) == self.batch:
+            self.select(source)
+            return
+        self.key, self.value = self.key[:, source], self.value[:, source]
+        self.lengths = self.lengths[source]
+        self._counted += self.lengths.sum()
+
     def scatter(self, key: Tensor, value: Tensor, index: Tensor) -> None:
         """At index[b, i] the new row i, none where that is negative. index: (n,) or (B, n). Lengths stay."""
         ops.kv_scatter_(self.key, self.value, key, value, index)

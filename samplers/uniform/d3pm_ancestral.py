@@ -28,6 +28,8 @@ class GridState(NoisyState):
         which: (max S + 1,) int64, the number of steps that a block is given -> its row in `table`.
     """
 
+    SHARED = ("table", "which")
+
     table: Tensor
     which: Tensor
 
