@@ -3,13 +3,15 @@
 import functools
 import itertools
 import random
+from dataclasses import dataclass
 
 import pytest
 import torch
 
 import samplers
 from samplers import Canvas, OptionError, TokenDenoiser, registry
-from samplers.authoring import DRAW_FIRST_FREE, Sampler, fill_up_to, min_count
+from samplers.authoring import DRAW_FIRST_FREE, Facts, Sampler, TokenState, fill_up_to, min_count, option
+from samplers.models import Config, Transformer, TransformerDenoiser
 from samplers.random import Rng
 from samplers.testing.tiny import TinyNet, TinyUniformNet
 from samplers.windows import Sliding, read_window
@@ -315,3 +317,46 @@ def test_models_that_do_not_go_with_a_window():
     assert samplers.sample(told, "threshold", gen_length=6, window="sliding(2)").nfe == 6
     with pytest.raises(OptionError, match="is self_conditioned"):
         samplers.sample(told, "threshold", gen_length=6, window="pipeline(2)")
+
+
+@dataclass(frozen=True)
+class OneOrTwo(Sampler[TokenState]):
+    """Commits the two best open positions if both are sure, else the best; with `candidates` both ways are tried as copies."""
+
+    name, family, summary = "one_or_two", "masked", "for tests"
+    facts = Facts(copies=True)
+    default_temperature = 0.0
+
+    candidates: bool = option(False)
+
+    def step(self, predict, state):
+        seen = predict(state, want="confidence") if state.ready is None else state.ready
+        two = (samplers.ops.select(seen.confidence, state.open, threshold=0.3).count >= 2).long()
+        if not self.candidates:
+            return state.commit_best(seen.confidence, seen.token, k=1 + two)
+        copies = predict.copies(2)
+        wide = copies.spread(state)
+        score, token = (value.repeat_interleave(2, 0) for value in (seen.confidence, seen.token))
+        wide = wide.commit_best(score, token, k=torch.tensor([1, 2]).repeat(len(two)))
+        return copies.pick(wide, two, copies(wide, want="confidence"))
+
+
+def test_candidates_under_a_window():
+    """What is tried as copies of rows has windows, and WeDLM's cache, of its own."""
+    config = Config(vocab_size=12, width=32, layers=2, heads=2, attention="causal")
+    model = Transformer(config, seed=2)
+    model.head.weight.data *= 20
+    causal = TransformerDenoiser(model, mask_id=11)
+    for denoiser, window in (
+        (TinyNet(), "sliding(4)"),
+        (TinyNet(), "sliding(3,5)"),
+        (TinyNet(), "pipeline(4)"),
+        (causal, "wedlm(4)"),
+        (causal, "wedlm(3,4)"),
+    ):
+        run = {"prompt": [[1, 2, 3], [4], []], "gen_length": 13, "window": window}
+        plain, tried = (samplers.sample(denoiser, OneOrTwo(candidates=c), **run) for c in (False, True))
+        assert plain.x.tolist() == tried.x.tolist()
+        assert 6 < plain.steps < 13 and set((tried.nfe_rows - plain.nfe_rows).tolist()) <= {0, 1}, (
+            "a copy may be open longer"
+        )

@@ -328,6 +328,9 @@ class CachedFeed:
         return sum(cache.store.bytes_written for cache in self._caches.values())
 
 
+PER_ROW = ("end", "block", "age", "start", "begin", "left")  # what a RunCache knows of each of its rows, (A,) each
+
+
 class RunCache:
     """The cache of rows of a run, and what is in it.
 
@@ -439,7 +442,7 @@ class RunCache:
         self.rows, self.lengths = ([of[i] for i in stays] for of in (self.rows, self.lengths))
         self.length = max(self.lengths)
         self.cached_token = self.cached_token[source, : self.length]
-        for name in ("end", "block", "age", "start", "begin", "left"):
+        for name in PER_ROW:
             setattr(self, name, getattr(self, name)[source])
         if self.next_answer is not None:
             self.next_answer = self.next_answer[source]
@@ -461,7 +464,8 @@ class RunCache:
         self.rows, self.lengths = rows, [self.lengths[k] for k in at]
         self.length = max(self.lengths, default=self.length)
         self.cached_token = self.cached_token[index, : self.length]
-        self.end, self.block, self.age = self.end[index], self.block[index], self.age[index]
+        for name in PER_ROW:
+            setattr(self, name, getattr(self, name)[index])
         if self.next_answer is not None:
             self.next_answer = self.next_answer[index]
 
