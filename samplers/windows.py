@@ -71,7 +71,7 @@ class Window:
         raise NotImplementedError
 
     def needed(self, canvas: Layout, undecided: Tensor, count: Tensor, left: Tensor) -> Tensor:
-        """(B,) int64: how many positions must be committed in this step so that the row can be done in `left` steps, this one included.
+        """(B,) int64: how many positions must be committed now so that the row can be done in `left` steps, with this one.
 
         Args:
             undecided: (B, L) bool.

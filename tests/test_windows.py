@@ -357,6 +357,7 @@ def test_candidates_under_a_window():
         run = {"prompt": [[1, 2, 3], [4], []], "gen_length": 13, "window": window}
         plain, tried = (samplers.sample(denoiser, OneOrTwo(candidates=c), **run) for c in (False, True))
         assert plain.x.tolist() == tried.x.tolist()
-        assert 6 < plain.steps < 13 and set((tried.nfe_rows - plain.nfe_rows).tolist()) <= {0, 1}, (
-            "a copy may be open longer"
-        )
+        assert 6 < plain.steps < 13
+        if not window.startswith("pipeline"):  # there copies whose blocks end at different positions share no forward pass
+            more = (tried.nfe_rows - plain.nfe_rows).tolist()
+            assert set(more) <= {0, 1}, "the copy that is not picked may be open longer"

@@ -459,7 +459,7 @@ class RunCache:
                 f"this sampler makes copies of rows, and what denoiser {self.denoiser.name!r} keeps in its cache "
                 f"({type(self.store).__name__}) has no take(source), which copies rows; use cache=None"
             )
-        index = torch.tensor(at, device=self.cached_token.device)
+        index = torch.tensor(at, dtype=torch.int64, device=self.cached_token.device)  # there may be none
         self.store.take(index)
         self.rows, self.lengths = rows, [self.lengths[k] for k in at]
         self.length = max(self.lengths, default=self.length)
