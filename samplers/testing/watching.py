@@ -50,7 +50,7 @@ class Watched:
     def __call__(self, *args: Any, **kw: Any) -> Any:
         return self._recorded("__call__", self._predict)(*args, **kw)
 
-    def __len__(self) -> int:  # of copies
+    def __len__(self) -> int:  # how many copies
         return len(self._predict)
 
     def copies(self, *args: Any, **kw: Any) -> Watched:
@@ -60,7 +60,7 @@ class Watched:
         return made
 
     def step(self, sampler: Any, wide: Any, recorder: Any = None) -> Any:
-        """Of copies: a step of another sampler, which is watched too."""
+        """A step of another sampler over copies, which is watched too."""
         return self._predict.step(_Through(sampler, self), wide, recorder)
 
     def __getattr__(self, name: str) -> Any:
