@@ -415,7 +415,7 @@ def _under_window(
         elif facts.revises:
             why = "may change tokens until their block is done"
         else:
-            why = "lets each position of a block appear at a time of its own, whatever stands before it"
+            why = "needs all positions of a block open"
         raise OptionError(f"{who} does not go with sampler {sampler.name!r}, which {why}: use block_length=")
     if getattr(sampler, "steps_per_block", None) is not None:
         raise OptionError(f"{who} has no blocks for steps_per_block={sampler.steps_per_block}: give steps=")  # type: ignore[attr-defined]
