@@ -432,7 +432,8 @@ class Predictor(ErrorTracker):
 
     def _needs(self, need: str, call: str) -> None:
         """SamplersError if a sampler asks in a way that it has not said it needs, and that this run does not have."""
-        if not getattr(self.denoiser, need) or self.dry_run is not None or not hasattr(self.feed, "plan_seen"):
+        has = getattr(self.denoiser, need) and getattr(self.feed, "plan_seen", None) is not None
+        if not has or self.dry_run is not None:
             raise SamplersError(
                 f"sampler {self.sampler!r} calls {call}, which this run does not have: declare Facts(needs=({need!r},)), and the "
                 "driver says before a run what does not go with it"

@@ -137,7 +137,8 @@ class SMC(Sampler[ParticleState]):
     @property
     def effective_facts(self) -> Facts:
         bias = self._base.effective_facts.bias if self.reward is None and self.potential != "self" else None
-        return dataclasses.replace(self.facts, bias=bias, stores_logits=self._base.effective_facts.stores_logits)
+        base = self._base.effective_facts
+        return dataclasses.replace(self.facts, bias=bias, stores_logits=base.stores_logits, needs=base.needs)
 
     @property
     def extra_steps(self) -> int:
