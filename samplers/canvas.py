@@ -211,6 +211,7 @@ class Canvas:
         stop: tuple[Tensor, ...] = (),
         stop_rule: str = "decided",
         stop_text: StopText | None = None,
+        curve: tuple[float, ...] | None = None,
         rng: Rng,
     ) -> Layout:
         """This canvas cut into blocks, with `steps` allocated to them.
@@ -222,6 +223,7 @@ class Canvas:
             stop: phrases, (m,) int64 each.
             stop_rule: when a phrase ends a row; see sample().
             stop_text: strings at which rows end as well, or None.
+            curve: the denoiser's entropy_curve, for a sampler that plans by it.
             rng: the randomness of the rows.
 
         Raises:
@@ -256,6 +258,7 @@ class Canvas:
             stop=tuple(p.to(device) for p in stop),
             stop_rule=stop_rule,
             stop_text=stop_text,
+            curve=curve,
             rng=rng,
         )
 
@@ -294,6 +297,7 @@ class Layout(Canvas):
         stop: phrases, (m,) int64 each; a row ends after the first that it contains.
         stop_rule: when a phrase ends a row; see sample().
         stop_text: strings that end it likewise, or None.
+        curve: the denoiser's entropy_curve, for a sampler with Facts(curve=True); else None.
         rng: the randomness of the rows.
     """
 
@@ -305,6 +309,7 @@ class Layout(Canvas):
     stop: tuple[Tensor, ...]
     stop_rule: str
     stop_text: StopText | None
+    curve: tuple[float, ...] | None
     rng: Rng
 
     def state_class(self, revises: bool) -> type[TokenState]:

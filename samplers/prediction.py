@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -101,6 +102,11 @@ class Predict(Protocol):
     @property
     def temperature(self) -> float:
         """The temperature of the token draw, as the run was told; 0 takes the best token."""
+        ...
+
+    @property
+    def steers(self) -> bool:
+        """Whether a guide acts on the tokens after a step: a sampler with Facts(posterior=True) then asks by `steered`."""
         ...
 
     def __call__(
@@ -260,6 +266,16 @@ class Predict(Protocol):
         Returns:
             The Prediction; and (B, L, L) float32, how much position i attends to position j, the mean over layers and heads; 0 in
             rows that took no part, and at filling. With guidance it is that of the rows that see the prompt.
+        """
+        ...
+
+    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], before: Tensor, after: Tensor) -> Logits:
+        """The guided log-probabilities of the tokens after the step at the open positions, if the run `steers`.
+
+        Args:
+            onward: from the logits of the clean tokens (N, V) to the log-probabilities of the tokens after the step, such as
+                those of q(x_s | x_t); it may be called twice.
+            before, after: (B, 1) float64, the noise levels before and after the step.
         """
         ...
 
