@@ -23,6 +23,7 @@ from . import registry
 from .canvas import Canvas
 from .checks import (
     check_memory,
+    check_room,
     flag,
     guidance,
     hook,
@@ -242,6 +243,11 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
     if sampler.effective_facts.needs:
         check_needs(denoiser, sampler, {"cache": given("cache"), "guide": given("guide")})
+    if sampler.effective_facts.time_per_position and not denoiser.time_per_position:
+        raise OptionError(
+            f"sampler {sampler.name!r} with these options needs a model that takes a noise level for each position "
+            f"(time_per_position), and denoiser {denoiser.name!r} does not"
+        )
     steps = optional_integer("steps", given("steps"))
     if steps is not None and getattr(sampler, "steps_per_block", None) is not None:
         raise OptionError(
@@ -254,6 +260,8 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
     window = _read_window(denoiser, scheme, given("window"))
     (stop, stop_text), stop_rule = read_stop(given("stop"), denoiser), _read_stop_rule(denoiser, given("stop_rule"))
     canvas, gen_length = _read_canvas(denoiser, given)
+    if grows := sampler.effective_facts.grows:
+        _check_growth(denoiser, sampler, given, canvas, grows)
     config = _read_config(denoiser, sampler, given, len(canvas.x))
     guide = _read_guide(denoiser, sampler, given, config, scheme)
     if guide is not None:
@@ -301,6 +309,25 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         guide,
         settings,
     )
+
+
+def _check_growth(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, canvas: Canvas, most: int) -> None:
+    """OptionError if a run whose canvas may grow to `most` positions to fill per row has what it does not go with."""
+    who = f"sampler {sampler.name!r} puts in positions during a run"
+    kinds = {
+        f"a canvas of exactly {denoiser.length} positions": denoiser.length is not None,
+        "self-conditioning": denoiser.self_conditioned,
+        "blocks of its own": isinstance(denoiser, BlockDenoiser),
+    }
+    for what, so in kinds.items():
+        if so:
+            raise OptionError(f"{who}, and denoiser {denoiser.name!r} has {what}")
+    for name in ("cache", "window"):
+        if given(name) is not None:
+            raise OptionError(f"{name}={given(name)!r}: {who}; leave {name} out")
+    fill = canvas.fill.sum(1).tolist()
+    longest = [length + max(most - n, 0) for length, n in zip(canvas.lengths, fill)]
+    check_room("prompt and the longest canvas that the sampler may make", longest, denoiser)
 
 
 def _read_blocks(denoiser: TokenDenoiser, given: Given) -> tuple[int | None, bool]:

@@ -181,6 +181,7 @@ class Stream(Iterator[State]):
         """
         if self.begun or not isinstance(self.state, TokenState) or not isinstance(self.predictor, Predictor):
             raise OptionError("events() is for runs over tokens, before their first step")
+        _check_grows(self.sampler, "events()")
         if self.recorder is None:
             self.recorder = self.predictor.recorder = InfoRecorder(keep=False)
         return self._events(self.recorder)
@@ -202,6 +203,8 @@ class Stream(Iterator[State]):
                 f"{who} returned {got}; it must return the next state, such as state.commit(where, token), or (state, "
                 "{name: tensor})"
             )
+        if isinstance(state, TokenState) and self.sampler.effective_facts.grows and len(state.canvas.x) == len(x):
+            x = state.canvas.x  # the canvas may have grown, and the tokens with it
         if state.x.shape != x.shape or (isinstance(state, TokenState) and state.x.dtype != x.dtype):
             raise SamplersError(
                 f"{who} made x of shape {tuple(state.x.shape)} and {state.x.dtype}; it is {tuple(x.shape)} and {x.dtype}"
@@ -454,11 +457,21 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: 
     parts = begun.sampler, begun.predictor, predict, begun.state, begun.limit, begun.settings, begun.constrain
     run = Stream(*parts)
     if info:
+        _check_grows(begun.sampler, "info=True")
         run.recorder = InfoRecorder()
         if isinstance(run.predictor, Predictor):
             run.predictor.recorder = run.recorder
     run.bar = _Bar(run) if progress else None
     return run
+
+
+def _check_grows(sampler: Sampler[Any], what: str) -> None:
+    """OptionError if a sampler puts in positions during a run, for what has one entry per position and step."""
+    if sampler.effective_facts.grows:
+        raise OptionError(
+            f"{what} follows each position through the run, and sampler {sampler.name!r} puts in positions during it; "
+            "trace=True keeps the states"
+        )
 
 
 _PARTS: dict[str, tuple[type, ...]] = {
@@ -717,6 +730,9 @@ class _Bar:
 
     def advance(self, run: Stream) -> None:
         state = run.state
+        if isinstance(state, TokenState) and state.canvas.filled != self.total:
+            self.total = state.canvas.filled  # the canvas has grown
+            self.progress.update(self.task, total=self.total)
         done = self.total - state.noise if isinstance(state, TokenState) else run.nfe
         self.progress.update(self.task, completed=done)
 

@@ -29,10 +29,12 @@ __all__ = [
     "DRAW_CANDIDATE",
     "DRAW_FIRST_FREE",
     "DRAW_HEAD",
+    "DRAW_HIDE",
     "DRAW_NOISE",
     "DRAW_NOISE_TOKEN",
     "DRAW_PARTICLE",
     "DRAW_PICK",
+    "DRAW_PLAN",
     "DRAW_POSITION",
     "DRAW_PROBE",
     "DRAW_RANK",
@@ -42,6 +44,7 @@ __all__ = [
     "DRAW_SELECT",
     "DRAW_SHADOW",
     "DRAW_START",
+    "DRAW_SWAP",
     "DRAW_TOKEN",
     "Rng",
     "gumbel",
@@ -67,6 +70,9 @@ DRAW_SELECT = 25  # whether a learned selector takes a position
 DRAW_CANDIDATE = 40  # which positions a candidate has, one number for each position and candidate
 DRAW_RESAMPLE = 45  # which particles go on, (B, K) numbers in place of (B, L)
 DRAW_PARTICLE = 46  # which particle a row ends with
+DRAW_SWAP = 30  # uniform noise: the tokens that a correction would put in place of those that stand
+DRAW_PLAN = 31  # uniform noise: which positions a planner chooses
+DRAW_HIDE = 32  # uniform noise: which tokens the denoiser of a planner does not see
 DRAW_PROBE = 1 << 30  # from here on: the signs of random probes, by their number
 DRAW_FIRST_FREE = 1000
 

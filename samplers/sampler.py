@@ -182,6 +182,10 @@ class Facts:
             predict.steered.
         curve: True if a masked sampler plans by the denoiser's entropy_curve, which it then finds in canvas.curve.
         moments: how many moments of x_0 a continuous sampler asks for (predict.moments): 1 is the mean, which every model gives.
+        grows: the most positions to fill that a row may come to have, if a step may put in more (TokenState.grown); 0: none. The
+            driver refuses what a canvas of changing length does not go with.
+        time_per_position: True if the sampler tells the model a noise level for each position that it must take note of; the
+            driver then refuses a model that takes one time per row.
         sweep: (option, values), for a sampler whose NFE is set by an option and not by `steps`. A benchmark uses them.
         needs: what a token denoiser must be able to do beside the usual, by the names that TokenDenoiser has for it: "masks" of
             a sampler that calls predict.seen, "attends" of one that calls predict.attention.
@@ -197,6 +201,8 @@ class Facts:
     posterior: bool = False
     curve: bool = False
     moments: int = 1
+    grows: int = 0
+    time_per_position: bool = False
     sweep: tuple[str, tuple[Any, ...]] | None = None
     needs: tuple[str, ...] = ()
 

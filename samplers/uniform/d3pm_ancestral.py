@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class GridState(NoisyState):
         which: (max S + 1,) int64, the number of steps that a block is given -> its row in `table`.
     """
 
-    SHARED = ("table", "which")
+    SHARED: ClassVar[tuple[str, ...]] = ("table", "which")
 
     table: Tensor
     which: Tensor
