@@ -41,7 +41,7 @@ from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import OptionError, did_you_mean
 from .feeds.cached import Ordered, Scheme, cache_scheme
 from .feeds.encoded import block_arguments
-from .feeds.plain import block
+from .feeds.plain import block, check_needs
 from .feeds.sequence import check_sequential
 from .guidance import Guide
 from .ops._check import COLDEST, HOTTEST
@@ -244,6 +244,8 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         names = ("cache", "ragged", "cfg_scale", "steps", "constrain", "window")
         other_rule = given("stop_rule") != STOP_RULES[0]
         check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
+    if sampler.effective_facts.needs:
+        check_needs(denoiser, sampler, {"cache": given("cache"), "guide": given("guide")})
     if sampler.effective_facts.time_per_position and not denoiser.time_per_position:
         raise OptionError(
             f"sampler {sampler.name!r} with these options needs a model that takes a noise level for each position "

@@ -201,6 +201,7 @@ class _CountedOnce:
     def __init__(self, inner: Feed, main: Feed, number: int):
         self.inner, self.main, self.number = inner, main, number
         self.counts, self.idle, self.plan = inner.counts, inner.idle, inner.plan
+        self.plan_seen = getattr(inner, "plan_seen", None)
         self.memory, self.nfe_rows = inner.memory, inner.nfe_rows
         self.inside = False  # a step of another sampler, between whose beginning and end the memory is right
 

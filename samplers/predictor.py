@@ -21,7 +21,7 @@ from .checks import integer
 from .denoiser import Counter, Denoiser, TokenDenoiser
 from .dry_run import DryRun
 from .errors import DenoiserError, OptionError, SamplersError, did_you_mean
-from .feeds import Answer, Feed, Query
+from .feeds import Answer, Feed, Query, SeenQuery
 from .feeds.cached import CachedFeed
 from .feeds.encoded import EncodedFeed
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
@@ -29,7 +29,7 @@ from .guidance import BAD, NOTHING, Guiding
 from .info import InfoRecorder
 from .ops.masked_softmax import guide
 from .prediction import FILL, Logits, Prediction
-from .random import DRAW_TOKEN
+from .random import DRAW_SHADOW, DRAW_TOKEN
 from .sampler import State
 from .state import TokenState
 from .syncs import reading_is_free
@@ -306,8 +306,12 @@ class Predictor(ErrorTracker):
     ) -> Logits:
         if (through := self._cached_copies()) is not None:
             return through.one_logits(state, rows, t=t, temperature=temperature)
+        return self._logits(state, self.queries(state, rows, t), temperature)
+
+    def _logits(self, state: TokenState, queries: Iterable[Query], temperature: Tensor | None = None) -> Logits:
+        """The logits of some forward passes, guided and packed; see Predict.logits."""
         parts = []
-        for query in self.queries(state, rows, t):
+        for query in queries:
             if temperature is not None:
                 query = dataclasses.replace(query, temperature=temperature)
             value, index, query = self._asked(state, query)
@@ -383,6 +387,105 @@ class Predictor(ErrorTracker):
             return None
         return next(iter(self._copies.values()))
 
+    # ------------------------------------------------------------------------------------------ what a line sees
+
+    def sight(self, state: TokenState) -> Tensor:
+        width, denoiser = state.x.shape[1], self.denoiser
+        here = torch.arange(width, device=state.x.device)
+        if denoiser.attention == "full":
+            return torch.ones(width, width, dtype=torch.bool, device=state.x.device)
+        size = 1 if denoiser.attention == "causal" else denoiser.attention_block
+        return here[:, None] // size >= here // size
+
+    def seen(
+        self,
+        state: TokenState,
+        x: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        asked: Tensor,
+        *,
+        want: Want = (),
+        t: Tensor | None = None,
+        temperature: float | None = None,
+        confidence_temperature: float = 1.0,
+        truncated: bool = False,
+        given: Tensor | None = None,
+        draw: int = DRAW_SHADOW,
+    ) -> Prediction:
+        return self.answer(
+            state,
+            self._seen_queries(state, x, positions, visible, asked, t),
+            want=want,
+            temperature=temperature,
+            confidence_temperature=confidence_temperature,
+            truncated=truncated,
+            given=x if given is None else given,
+            draw=draw,
+            sequence=x,
+        )
+
+    def seen_logits(
+        self,
+        state: TokenState,
+        x: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        asked: Tensor,
+        *,
+        t: Tensor | None = None,
+    ) -> Logits:
+        return self._logits(state, self._seen_queries(state, x, positions, visible, asked, t))
+
+    def attention(
+        self, state: TokenState, rows: Tensor | None = None, *, want: Want = (), temperature: float | None = None
+    ) -> tuple[Prediction, Tensor]:
+        self._needs("attends", "predict.attention")
+        queries = [dataclasses.replace(query, maps=[]) for query in self.queries(state, rows, None)]
+        prediction = self.answer(state, queries, want=want, temperature=temperature)
+        batch, width = state.x.shape
+        maps = torch.zeros(batch, width, width, dtype=torch.float32, device=state.x.device)
+        for query in queries:
+            assert query.maps
+            n = query.length
+            # A forward pass goes as far as its longest row: the lines that are filling attend to nothing here.
+            ends = n if query.lengths is None else query.lengths[:, None, None]
+            line = torch.arange(n, device=maps.device)[:, None]
+            found = torch.where(line < ends, query.maps[0], 0.0)
+            maps[:, :n, :n] = found if query.rows is None else maps[:, :n, :n].index_copy(0, query.rows, found)
+        return prediction, maps
+
+    def _needs(self, need: str, call: str) -> None:
+        """SamplersError if a sampler asks in a way that it has not said it needs, and that this run does not have."""
+        has = getattr(self.denoiser, need) and getattr(self.feed, "plan_seen", None) is not None
+        if not has or self.dry_run is not None:
+            raise SamplersError(
+                f"sampler {self.sampler!r} calls {call}, which this run does not have: declare Facts(needs=({need!r},)), and the "
+                "driver says before a run what does not go with it"
+            )
+
+    def _seen_queries(
+        self, state: TokenState, x: Tensor, positions: Tensor, visible: Tensor, asked: Tensor, t: Tensor | None
+    ) -> list[SeenQuery]:
+        """The forward passes of `seen`, its arguments checked."""
+        self._needs("masks", "predict.seen")
+        shape, batch = tuple(x.shape), len(state.x)
+        known = {"x": (x, torch.int64, shape), "positions": (positions, torch.int64, shape)}
+        known |= {"visible": (visible, torch.bool, (*shape, *shape[1:])), "asked": (asked, torch.bool, shape)}
+        for name, (value, dtype, size) in known.items():
+            if value.dtype != dtype or tuple(value.shape) != size or len(value) != batch:
+                raise SamplersError(
+                    f"predict.seen(state, x, positions, visible, asked): {name} is {tuple(value.shape)} {value.dtype}; of "
+                    f"sequences of n columns x, positions and asked are (B, n) and visible is (B, n, n), B = {batch}; x and "
+                    "positions are int64, the others bool"
+                )
+        if self.sync_eagerly and bool(((positions < 0) | (positions >= state.x.shape[1])).any()):
+            raise SamplersError(
+                f"predict.seen: positions go from {int(positions.min())} to {int(positions.max())}; those of the canvas are 0 to "
+                f"{state.x.shape[1] - 1}"
+            )
+        return self.feed.plan_seen(state, x, positions, visible, asked, t)  # type: ignore[attr-defined]
+
     # ------------------------------------------------------------------------------------------ plan, feed, read
 
     def queries(self, state: TokenState, rows: Tensor | None, t: Tensor | None) -> Iterable[Query]:
@@ -409,18 +512,24 @@ class Predictor(ErrorTracker):
         confidence_temperature: float = 1.0,
         truncated: bool = False,
         given: Tensor | None = None,
+        draw: int = DRAW_TOKEN,
+        sequence: Tensor | None = None,
     ) -> Prediction:
-        """Run forward passes and read their answers: tokens, and what else is wanted, on the canvas."""
+        """Run forward passes and read their answers: tokens, and what else is wanted, on the canvas.
+
+        Args:
+            sequence: (B, n) int64, the tokens of SeenQueries, whose answers are (B, n); None: it is the canvas.
+        """
         want = self._wanted(want)
-        values = self.fill_values(state, want)
+        values = self.fill_values(state, want, sequence)
         for query in queries:
-            how = self._draw_arguments(state, query, want, temperature, confidence_temperature, truncated, given)
+            how = self._draw_arguments(state, query, want, temperature, confidence_temperature, truncated, given, draw)
             # What top_k and top_p cut off is known when all logits are, so then they must be stored.
             stored = self.constraint is not None or any("top_k" in draw for draw in how["draws"])
             stored = stored or self._is_guided_apart(query)
             headless = self.denoiser.head is not None and not stored
             out = self._read_hidden(state, query, how) if headless else self._read_logits(state, query, how)
-            self._scatter(out, query, query.on_canvas(state.x.shape[1]), values)
+            self._scatter(out, query, query.on_canvas(values["token"].shape[1]), values)
         return self._prediction(state, values)
 
     def finished(self, state: TokenState) -> bool:
@@ -550,13 +659,14 @@ class Predictor(ErrorTracker):
         hot = any(setting["temperature"] > 0 for setting in draws)
         how = {
             "draws": draws,
-            "uniform": state.rng.at(asked.row, asked.position, state.step, draw) if hot else None,
+            "uniform": self._uniforms(state, asked, draw) if hot else None,
             "confidence_temperature": confidence_temperature,
             "forbid": self._forbid,
             "want": want,
         }
         if "given" in want:
-            how["given"] = ids = (state.x if given is None else given)[asked.row, asked.position]
+            place = asked.column if isinstance(asked, SeenQuery) else asked.position
+            how["given"] = ids = (state.x if given is None else given)[asked.row, place]
             mask_id = self.denoiser.mask_id
             if self.sync_eagerly and mask_id is not None and bool((ids == mask_id).any()):
                 raise SamplersError(
@@ -565,9 +675,18 @@ class Predictor(ErrorTracker):
                 )
         return how
 
-    def fill_values(self, state: TokenState, want: tuple[str, ...]) -> dict[str, Tensor]:
-        """(B, L) values for the positions that are not asked about."""
-        x, mask_id = state.x, state.canvas.mask_id
+    def _uniforms(self, state: TokenState, asked: Asked, draw: int) -> Tensor:
+        """(N,) float64, by which the tokens of N answers are drawn. Lines beside the canvas have the draw number `draw`."""
+        if not isinstance(asked, SeenQuery):
+            return state.rng.at(asked.row, asked.position, state.step, draw)
+        uniform = torch.zeros(asked.count, dtype=torch.float64, device=state.x.device)
+        for part, number in zip(asked.parts, (DRAW_TOKEN, draw)):
+            uniform[part] = state.rng.at(asked.row[part], asked.position[part], state.step, number)
+        return uniform
+
+    def fill_values(self, state: TokenState, want: tuple[str, ...], x: Tensor | None = None) -> dict[str, Tensor]:
+        """(B, L) values for the positions that are not asked about. x: the tokens, if they are not the canvas's."""
+        x, mask_id = state.x if x is None else x, state.canvas.mask_id
         values = {"token": x.clone() if mask_id is None else torch.full_like(x, mask_id)}
         for name in want:
             values[name] = torch.full(x.shape, FILL[name], dtype=torch.float32, device=x.device)
@@ -596,7 +715,8 @@ class Predictor(ErrorTracker):
 
     def _prediction(self, state: TokenState, values: dict[str, Tensor]) -> Prediction:
         if self.recorder is not None:
-            self.recorder.read(values["token"], values["confidence"])
+            width = state.x.shape[1]  # the canvas comes first in a sequence
+            self.recorder.read(values["token"][:, :width], values["confidence"][:, :width])
         if self.config.demote:
             # LLaDA's rule for end-of-sequence tokens: they may be predicted, and are the last to be committed.
             demoted = torch.isin(values["token"], self._demote)
