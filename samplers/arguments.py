@@ -36,6 +36,7 @@ from .checks import (
     shown,
     token_rows,
 )
+from .constraints.language import Language
 from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
@@ -151,6 +152,7 @@ class TokenArguments:
         scheme: of the KV cache; None: no cache.
         pad: whether rows of different lengths share forward passes.
         constrain: the hook, or None.
+        language: what the text of every row belongs to, or None.
         settings: what Sample.settings records: numbers, strings and lists, so that json can write it.
     """
 
@@ -167,6 +169,7 @@ class TokenArguments:
     scheme: Scheme | None
     pad: bool
     constrain: Callable[[TokenState], Constraint | None] | None
+    language: Language | None
     settings: dict[str, Any]
 
 
@@ -208,7 +211,15 @@ class Given:
 
     def constrain(self) -> Callable[[Any], Any] | None:
         """The hook constrain=, or None."""
-        return hook("constrain", self("constrain"))
+        value = self("constrain")
+        if isinstance(value, Language):
+            raise OptionError(f"constrain={value!r} is for runs over tokens; a function of the state is needed here")
+        return hook("constrain", value)
+
+    def language(self) -> Language | None:
+        """The language constrain=, which is then read; None if it is a hook or nothing."""
+        value = self._arguments["constrain"]
+        return self("constrain") if isinstance(value, Language) else None
 
     def refuse_the_rest(self, sampler: Sampler[Any]) -> None:
         """OptionError for an argument that was given and not read: it is for another family."""
@@ -235,7 +246,16 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
     if sampler.effective_facts.sequential:
         names = ("cache", "ragged", "cfg_scale", "steps", "constrain", "window")
         other_rule = given("stop_rule") != STOP_RULES[0]
-        check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
+        own = {name: given(name) for name in names} | {"stop_rule": other_rule}
+        if isinstance(own["constrain"], Language):
+            if sampler.effective_facts.bias != "exact":
+                raise OptionError(
+                    f"constrain={own['constrain']!r} does not go with sampler {sampler.name!r}: it commits tokens of several "
+                    "forward passes together, and keeps them in its sequence for good; use a sampler that decides each token by "
+                    "one forward pass, such as autoregressive, or one that is not sequential"
+                )
+            own["constrain"] = None
+        check_sequential(denoiser, sampler, own)
     steps = optional_integer("steps", given("steps"))
     if steps is not None and getattr(sampler, "steps_per_block", None) is not None:
         raise OptionError(
@@ -244,7 +264,8 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         )
     block_length, align = _read_blocks(denoiser, given)
     scheme, pad = cache_scheme(given("cache"), denoiser), pads(given("ragged"), denoiser)
-    constrain = given.constrain()
+    language = given.language()
+    constrain = given.constrain() if language is None else None
     window = _read_window(denoiser, scheme, given("window"))
     (stop, stop_text), stop_rule = read_stop(given("stop"), denoiser), _read_stop_rule(denoiser, given("stop_rule"))
     canvas, gen_length = _read_canvas(denoiser, given)
@@ -288,6 +309,7 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         scheme,
         pad,
         constrain,
+        language,
         settings,
     )
 

@@ -34,6 +34,7 @@ from .state import TokenState
 from .syncs import reading_is_free
 
 if TYPE_CHECKING:
+    from .constraints.language import BoundLanguage
     from .copies import Copies
 
 __all__ = ["ErrorTracker", "FamilyPredictor", "Predictor", "SamplingConfig", "SequencePredictor"]
@@ -204,6 +205,13 @@ class DrawSetting(NamedTuple):
         return how
 
 
+class _At(NamedTuple):
+    """Where N answers belong."""
+
+    row: Tensor
+    position: Tensor
+
+
 class Predictor(ErrorTracker):
     """What a token sampler asks the model through; implements samplers.prediction.Predict.
 
@@ -237,6 +245,7 @@ class Predictor(ErrorTracker):
         self.dry_run: DryRun | None = None
         self.recorder: InfoRecorder | None = None
         self.constraint: Tensor | None = None  # bool, broadcasts to (B, L, V): never drawn in this step
+        self.language: BoundLanguage | None = None  # what the text of every row belongs to
 
     @property
     def temperature(self) -> float:
@@ -280,6 +289,7 @@ class Predictor(ErrorTracker):
         if (through := self._cached_copies()) is not None:
             how = {"temperature": temperature, "confidence_temperature": confidence_temperature, "truncated": truncated}
             return through.one(state, rows, want=want, t=t, given=given, **how)
+        asked, rows = rows, rows if self.language is None else self.language.widened(state, rows)
         return self.answer(
             state,
             self.queries(state, rows, t),
@@ -288,6 +298,7 @@ class Predictor(ErrorTracker):
             confidence_temperature=confidence_temperature,
             truncated=truncated,
             given=given,
+            only=None if self.language is None else asked,
         )
 
     def logits(
@@ -301,6 +312,7 @@ class Predictor(ErrorTracker):
         if (through := self._cached_copies()) is not None:
             return through.one_logits(state, rows, t=t, temperature=temperature)
         parts = []
+        asked, rows = rows, rows if self.language is None else self.language.widened(state, rows)
         for query in self.queries(state, rows, t):
             if temperature is not None:
                 query = dataclasses.replace(query, temperature=temperature)
@@ -316,13 +328,18 @@ class Predictor(ErrorTracker):
                 value = value.float() / temperature[query.row][:, None]
             value = self._apply_constraint(value.float(), query).index_fill_(1, self._forbid_inside, -torch.inf)
             parts.append(Logits(query.row, query.position, value))
-        if len(parts) == 1:
-            return parts[0]
         if not parts:
             none = torch.zeros(0, dtype=torch.int64, device=state.x.device)
             empty = torch.zeros(0, self.denoiser.vocab_size, dtype=torch.float32, device=state.x.device)
             return Logits(none, none, empty)
-        return Logits(*(torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value")))
+        fields = ("row", "position", "value")
+        made = parts[0] if len(parts) == 1 else Logits(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
+        if rows is asked:
+            return made
+        assert asked is not None
+        inside = asked[made.row, made.position]
+        mine, others = (Logits(*(getattr(made, f)[at] for f in fields)) for at in (inside, ~inside))
+        return dataclasses.replace(mine, beside=others)
 
     def read(
         self,
@@ -339,8 +356,11 @@ class Predictor(ErrorTracker):
         want = self._wanted(want)
         values = self.fill_values(state, want)
         how = self._draw_arguments(state, logits, want, temperature, confidence_temperature, truncated, given, draw)
-        out = self._drawn(logits, how, lambda at, own: ops.masked_softmax(logits.value, at, **own))
-        out = self._blamed(out, None)
+        if self.language is None:
+            out = self._drawn(logits, how, lambda at, own: ops.masked_softmax(logits.value, at, **own))
+            out = self._blamed(out, None)
+        else:
+            out = self._drawn_together(state, logits, logits.value, how, draw, logits.beside)
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
 
@@ -384,17 +404,28 @@ class Predictor(ErrorTracker):
         confidence_temperature: float = 1.0,
         truncated: bool = False,
         given: Tensor | None = None,
+        only: Tensor | None = None,
     ) -> Prediction:
-        """Run forward passes and read their answers: tokens, and what else is wanted, on the canvas."""
+        """Run forward passes and read their answers: tokens, and what else is wanted, on the canvas.
+
+        Args:
+            only: (B, L) bool, the positions whose answers are handed out, of those that the queries ask about; None: all.
+        """
         want = self._wanted(want)
         values = self.fill_values(state, want)
+        if only is not None and "given" in want:  # what is asked beside them may hold a mask, which has no probability
+            given = torch.where(only, state.x if given is None else given, 0)
+        unasked = {} if only is None else self.fill_values(state, want)
         for query in queries:
             how = self._draw_arguments(state, query, want, temperature, confidence_temperature, truncated, given)
             # What top_k and top_p cut off is known when all logits are, so then they must be stored.
-            stored = self.constraint is not None or any("top_k" in draw for draw in how["draws"])
+            stored = self.constraint is not None or self.language is not None
+            stored = stored or any("top_k" in draw for draw in how["draws"])
             headless = self.denoiser.head is not None and not stored
             out = self._read_hidden(state, query, how) if headless else self._read_logits(state, query, how)
             self._scatter(out, query, query.on_canvas(state.x.shape[1]), values)
+        if only is not None:
+            values = {k: torch.where(only, v, other) for (k, other), v in zip(unasked.items(), values.values())}
         return self._prediction(state, values)
 
     def finished(self, state: TokenState) -> bool:
@@ -424,6 +455,12 @@ class Predictor(ErrorTracker):
         logits, index = self._logits_of(answer)
         own = None if index is None else index[: query.count]
         model = logits
+        if self.language is not None:
+            logits = logits if index is None else logits[index]
+            own_logits = self._apply_constraint(logits[: query.count], query)
+            if query.guided:
+                own_logits = guide(own_logits.float(), logits[query.count :].float(), self.config.cfg_scale)
+            return self._drawn_together(state, query, own_logits, how, DRAW_TOKEN)
         if self.constraint is not None:
             logits = logits if index is None else logits[index]
             barred = self._apply_constraint(logits[: query.count], query)
@@ -481,6 +518,33 @@ class Predictor(ErrorTracker):
         back = torch.cat([at for at, _ in parts]).argsort()
         fields: Any = [None if p[0] is None else torch.cat(p)[back] for p in zip(*(out for _, out in parts))]
         return ops.MaskedSoftmax(*fields)
+
+    def _drawn_together(
+        self, state: TokenState, asked: Asked, logits: Tensor, how: dict[str, Any], draw: int, beside: Logits | None = None
+    ) -> ops.MaskedSoftmax:
+        """What is drawn of N positions under a language: see BoundLanguage.read.
+
+        Args:
+            logits: (N, V), guided.
+            how: the op's arguments, those of each setting in "draws".
+            draw: which of the step's uniform numbers.
+            beside: logits of further positions of these rows, which bear on what the N may be.
+        """
+        language, n, row, position = self.language, len(asked.row), asked.row, asked.position
+        assert language is not None
+        more = 0 if beside is None else len(beside.row)
+        if beside is not None and more:
+            row, position = torch.cat([row, beside.row]), torch.cat([position, beside.position])
+            logits = torch.cat([logits, beside.value.to(logits.dtype)])
+        extra = torch.arange(n + more, device=row.device) >= n
+        how = how | {"given": None if how.get("given") is None else torch.nn.functional.pad(how["given"], (0, more))}
+
+        def read(at: Tensor | None, own: dict[str, Any]) -> ops.MaskedSoftmax:
+            parts = [part if at is None else part[at] for part in (row, position, logits, extra)]
+            return language.read(state, *parts[:3], beside=parts[3], draw=draw, **own)
+
+        out = self._drawn(_At(row, position), how | {"uniform": None}, read)
+        return out if not more else ops.MaskedSoftmax(*(None if v is None else v[:n] for v in out))
 
     def _apply_constraint(self, logits: Tensor, query: Query) -> Tensor:
         """(N, V) logits with what this step's constraint forbids at -inf."""

@@ -63,7 +63,11 @@ class TokenFamily(Family):
         predictor = Predictor(counter, feed, config, sampler=sampler.name)
         predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
         state = first_state(sampler, layout)
-        if _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
+        if read.language is not None:
+            never = (*config.forbid, *(() if denoiser.mask_id is None else (denoiser.mask_id,)))
+            predictor.language = read.language.bind(denoiser, layout, never)
+        free = read.constrain is None and read.language is None
+        if _uses_dry_run(sampler, denoiser) and not layout.stops and free:
             predictor.dry_run = DryRun(sampler, layout, predictor)
         # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
         extra = sampler.extra_steps * layout.block_size.shape[1]

@@ -1,0 +1,13 @@
+"""Languages that the text of a run must belong to, exactly and with every sampler of tokens: sample(..., constrain=language).
+
+    Regex(pattern, tokenizer)             texts that a regular expression matches
+    JsonSchema(schema, tokenizer)         JSON texts that a (small) schema describes
+    Automaton(next_state, accepting)      token strings that an automaton accepts
+    from_bitmask(mask_of)                 a grammar engine that says which tokens may come next, such as xgrammar or llguidance
+"""
+
+from .automaton import Automaton
+from .language import Language
+from .regex import Regex
+
+__all__ = ["Automaton", "Language", "Regex"]
