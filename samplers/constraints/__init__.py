@@ -7,7 +7,8 @@
 """
 
 from .automaton import Automaton
+from .json_schema import JsonSchema
 from .language import Language
 from .regex import Regex
 
-__all__ = ["Automaton", "Language", "Regex"]
+__all__ = ["Automaton", "JsonSchema", "Language", "Regex"]

@@ -266,12 +266,13 @@ class BoundLanguage:
                 break  # only samplers that revise ask about tokens that are held
             # The last place that a row asks about, -1 if there is none.
             last = torch.full_like(place.length, -1)
-            last.scatter_reduce_(0, row, torch.where(asked & ~beside, number, -1), "amax")
+            last.scatter_reduce_(0, row, torch.where(asked, number, -1), "amax")
             known = held.index_put((row, position), ~asked)
             places = max(1, int(last.max()) + 1)
             at = number.clamp_max(places - 1)
-            lattice = self._lattice(place, x, known, kinds, (row, number, asked), last, uniform is not None)
+            lattice = self._lattice(place, x, known, kinds if best is None else most, (row, number, asked), last, best is None)
             if best is None:
+                assert uniform is not None
                 kind, rest = lattice.drawn(uniform, places)
                 drawn = drawn_token(table, cut, temperature, kind[row, at], rest[row, at])
             else:
