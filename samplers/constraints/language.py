@@ -257,7 +257,9 @@ class BoundLanguage:
             uniform = state.rng.positions(state.x.shape[1], state.step, draw).gather(1, place.position)  # (B, n)
         kinds, most = kind_weights(table, cut, temperature or 1.0)
         shown = cut if truncated else logits
-        reported = kind_weights(table, shown, confidence_temperature)[0] if want else None
+        # What is reported is often made of the weights that tokens are drawn by.
+        same = temperature == confidence_temperature and shown is cut
+        reported = None if not want else kinds if same else kind_weights(table, shown, confidence_temperature)[0]
         best = None if uniform is not None else best_token(table, cut, 1.0, most)
 
         token, factor, x = torch.zeros_like(row), torch.zeros_like(kinds), state.x
@@ -281,7 +283,9 @@ class BoundLanguage:
                 drawn = best.gather(1, lattice.best(ids, places)[row, at][:, None]).squeeze(1)
             token = torch.where(asked, drawn, token)
             if reported is not None:
-                model = self._lattice(place, x, known, reported, (row, number, asked), last, True)
+                model = lattice
+                if reported is not kinds:
+                    model = self._lattice(place, x, known, reported, (row, number, asked), last, True)
                 factor = torch.where(asked[:, None], model.marginals(places)[row, at], factor)
             x = x.index_put((row, position), torch.where(asked, token, x[row, position]))
         values: dict[str, Any] = dict.fromkeys(MaskedSoftmax._fields)

@@ -131,13 +131,17 @@ def log_sums(value: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]
     Args:
         value: (A, E) float64. group: (E,) int64.
     """
-    index = group.expand(len(value), -1)
-    most = torch.full((len(value), groups), -torch.inf, dtype=value.dtype, device=value.device)
-    most.scatter_reduce_(1, index, value, "amax")
+    most = _maxima(value, group, groups)
     finite = torch.where(most > -torch.inf, most, 0.0)
     weight, bits = _units(value - finite[:, group], value.shape[1])
     total = torch.zeros(most.shape, dtype=torch.int64, device=value.device).index_add_(1, group, weight)
     return torch.where(most > -torch.inf, finite + total.double().log() - bits * math.log(2), -torch.inf), most
+
+
+def _maxima(value: Tensor, group: Tensor, groups: int) -> Tensor:
+    """(A, groups): the largest of each group's values (A, E), -inf of an empty group."""
+    most = value.new_full((len(value), groups), -torch.inf)
+    return most.scatter_reduce_(1, group.expand(len(value), -1), value, "amax")
 
 
 class Trellis:
@@ -160,8 +164,11 @@ class Trellis:
         self.after[n, :, :-1] = torch.where(table.accepting, 0.0, -torch.inf)
         for k in range(n - 1, -1, -1):
             value = weight[:, k][:, table.by] + self.after[k + 1][:, table.target]  # (A, E)
-            total, most = log_sums(value, table.source, table.states)
-            new = torch.where((last < k)[:, None], most, total) if soft else most
+            if soft:
+                total, most = log_sums(value, table.source, table.states)
+                new = torch.where((last < k)[:, None], most, total)
+            else:
+                new = _maxima(value, table.source, table.states)
             self.after[k, :, :-1] = torch.where((length > k)[:, None], new, self.after[k + 1, :, :-1])
 
     @property
@@ -215,7 +222,8 @@ class Trellis:
 
     def marginals(self, places: int) -> Tensor:
         """(A, places, C) float64: the log weight of all strings whose token in a place is of a kind, without the place's own
-        weight; -inf if there is none. With the log weight of a token added, it is that of the strings with this token.
+        weight; -inf if there is none. With the log weight of a token added, it is that of the strings with this token. (Of soft
+        weights.)
         """
         table, rows = self.table, len(self.length)
         before = self.weight.new_full((rows, table.states), -torch.inf)
@@ -224,8 +232,8 @@ class Trellis:
         for k in range(places):
             reach = before[:, table.source]  # (A, E)
             out.append(log_sums(reach + self.after[k + 1][:, table.target], table.by, table.kinds)[0])
-            new, most = log_sums(reach + self.weight[:, k][:, table.by], table.target, table.states)
-            before = torch.where((self.length > k)[:, None], new if self.soft else most, before)
+            new, _ = log_sums(reach + self.weight[:, k][:, table.by], table.target, table.states)
+            before = torch.where((self.length > k)[:, None], new, before)
         return torch.stack(out, 1)
 
 
