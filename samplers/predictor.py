@@ -205,6 +205,10 @@ class DrawSetting(NamedTuple):
         return how
 
 
+def _packed(logits: Logits) -> tuple[Tensor, Tensor, Tensor]:
+    return logits.row, logits.position, logits.value
+
+
 class _At(NamedTuple):
     """Where N answers belong."""
 
@@ -332,13 +336,12 @@ class Predictor(ErrorTracker):
             none = torch.zeros(0, dtype=torch.int64, device=state.x.device)
             empty = torch.zeros(0, self.denoiser.vocab_size, dtype=torch.float32, device=state.x.device)
             return Logits(none, none, empty)
-        fields = ("row", "position", "value")
-        made = parts[0] if len(parts) == 1 else Logits(*(torch.cat([getattr(p, f) for p in parts]) for f in fields))
+        made = parts[0] if len(parts) == 1 else Logits(*(torch.cat(part) for part in zip(*map(_packed, parts))))
         if rows is asked:
             return made
         assert asked is not None
         inside = asked[made.row, made.position]
-        mine, others = (Logits(*(getattr(made, f)[at] for f in fields)) for at in (inside, ~inside))
+        mine, others = (Logits(*(part[at] for part in _packed(made))) for at in (inside, ~inside))
         return dataclasses.replace(mine, beside=others)
 
     def read(
@@ -544,7 +547,8 @@ class Predictor(ErrorTracker):
             return language.read(state, *parts[:3], beside=parts[3], draw=draw, **own)
 
         out = self._drawn(_At(row, position), how | {"uniform": None}, read)
-        return out if not more else ops.MaskedSoftmax(*(None if v is None else v[:n] for v in out))
+        fields: Any = [None if v is None else v[:n] for v in out]
+        return ops.MaskedSoftmax(*fields)
 
     def _apply_constraint(self, logits: Tensor, query: Query) -> Tensor:
         """(N, V) logits with what this step's constraint forbids at -inf."""

@@ -10,7 +10,7 @@ import torch
 
 import samplers
 from samplers import Canvas, OptionError, SamplersError, TokenDenoiser, registry
-from samplers.constraints import Automaton, JsonSchema, Regex
+from samplers.constraints import Automaton, JsonSchema, Regex, from_bitmask, text_so_far
 from samplers.constraints.trellis import Table, Trellis, kind_weights
 from samplers.ops import masked_softmax
 from samplers.testing.fit import BOUND, fits
@@ -122,7 +122,12 @@ def test_a_best_string_is_the_most_probable_and_ties_go_to_the_lowest_id():
         weights = product(logits, WORDS)
         assert tuple(out.x[0].tolist()) == WORDS[int(weights.argmax())]
     flat = samplers.sample(
-        scripted(torch.zeros(N, V)), "random_order", constrain=Automaton(MOVES, ENDS), gen_length=N, steps=1, temperature=0.0
+        scripted(torch.zeros(N, V)),
+        "random_order",
+        constrain=Automaton(MOVES, ENDS),
+        gen_length=N,
+        steps=1,
+        temperature=0.0,
     )
     assert tuple(flat.x[0].tolist()) == min(WORDS)
 
@@ -134,7 +139,12 @@ DRAWS = 8000
 
 @pytest.mark.parametrize(
     ("temperature", "how", "name"),
-    [(1.0, {}, "ancestral"), (0.5, {}, "low_confidence"), (1.0, {"top_k": 3}, "random_order"), (1.3, {"forbid": 3}, "threshold")],
+    [
+        (1.0, {}, "ancestral"),
+        (0.5, {}, "low_confidence"),
+        (1.0, {"top_k": 3}, "random_order"),
+        (1.3, {"forbid": 3}, "threshold"),
+    ],
 )
 def test_one_forward_pass_draws_the_product_of_marginals_conditioned_on_the_language(temperature, how, name):
     logits = logits_of(1)
@@ -181,7 +191,15 @@ def test_infilled_text_counts_what_is_given():
 
 def test_what_samplers_see_is_the_conditional_marginal():
     logits, temperature = logits_of(4), 0.6
-    run = next(iter([samplers.stream(scripted(logits), "threshold", constrain=Automaton(MOVES, ENDS), gen_length=N, temperature=1.0)]))
+    run = next(
+        iter(
+            [
+                samplers.stream(
+                    scripted(logits), "threshold", constrain=Automaton(MOVES, ENDS), gen_length=N, temperature=1.0
+                )
+            ]
+        )
+    )
     state = run.state
     want = ("confidence", "margin", "entropy", "given")
     said = torch.tensor([[1, 1, 0, 0, 0]])
@@ -215,7 +233,9 @@ def test_a_language_of_everything_changes_nothing():
             denoiser = of_tokens(registry.load(name))
             free = samplers.sample(denoiser, name, **run)
             held = samplers.sample(denoiser, name, constrain=everything, **run)
-            assert (free.x == held.x).float().mean() > 0.95, name  # the draws of float32 and float64 differ in rare cases
+            assert (free.x == held.x).float().mean() > 0.95, (
+                name
+            )  # the draws of float32 and float64 differ in rare cases
             assert free.nfe == held.nfe
 
 
@@ -225,7 +245,12 @@ def test_a_token_that_the_model_rules_out_is_taken_if_nothing_else_is_left():
     moves = torch.tensor([[1, -1, -1, -1], [-1, 2, 2, -1], [-1, -1, -1, -1]])
     for temperature in (0.0, 1.0):
         out = samplers.sample(
-            scripted(logits), "threshold", constrain=Automaton(moves, [2]), gen_length=2, temperature=temperature, steps=1
+            scripted(logits),
+            "threshold",
+            constrain=Automaton(moves, [2]),
+            gen_length=2,
+            temperature=temperature,
+            steps=1,
         )
         assert out.x[0].tolist() in ([0, 1], [0, 2])
 
@@ -276,7 +301,9 @@ def test_old_and_new_tokens_that_do_not_go_together_are_mended(name, monkeypatch
     cls = registry.load(name)
     options = {"edit_threshold": 0.15, "threshold": 0.15}
     low = (torch.arange(11) < 5).long()
-    even = Automaton(torch.stack([low, 1 - low]), [0])  # an even number of tokens below 5: they can only change in pairs
+    even = Automaton(
+        torch.stack([low, 1 - low]), [0]
+    )  # an even number of tokens below 5: they can only change in pairs
     from samplers.constraints.language import BoundLanguage
 
     mended, ask = [], BoundLanguage.mended
@@ -317,7 +344,9 @@ def test_runs_of_a_pool_and_runs_that_ask_have_it():
     pool = samplers.Pool(denoiser)
     runs = [pool.add(name, **run) for name in ("threshold", "p2")]
     list(pool)
-    assert (runs[0].result().x == alone).all() and (runs[1].result().x == samplers.sample(denoiser, "p2", **run).x).all()
+    assert (runs[0].result().x == alone).all() and (
+        runs[1].result().x == samplers.sample(denoiser, "p2", **run).x
+    ).all()
     asking = samplers.AskingRun("threshold", vocab_size=12, mask_id=11, **run)
     while asking.question is not None:
         asking.answer(denoiser.predict(asking.question).view(1, 12, 12))
@@ -329,7 +358,19 @@ def test_runs_of_a_pool_and_runs_that_ask_have_it():
 
 @pytest.mark.parametrize(
     "pattern",
-    ["a*b", "(a|b){2,3}?c", "[^ab]+", "a?b?c?1?", r"\d{2}|\w\W", "(ab)*(ba)+", "", "[a-c1]*-.", "^ab$", "((a|ab)(c|bc))*", r"\D\S*"],
+    [
+        "a*b",
+        "(a|b){2,3}?c",
+        "[^ab]+",
+        "a?b?c?1?",
+        r"\d{2}|\w\W",
+        "(ab)*(ba)+",
+        "",
+        "[a-c1]*-.",
+        "^ab$",
+        "((a|ab)(c|bc))*",
+        r"\D\S*",
+    ],
 )
 def test_a_regular_expression_means_what_python_says(pattern):
     kind, move, ends, start = Regex(pattern, TOKENIZER, end=False).automaton(TinyNet(11))
@@ -346,10 +387,14 @@ def test_a_regular_expression_means_what_python_says(pattern):
 
 def test_an_end_of_text_is_followed_by_nothing_else():
     denoiser = TinyNet()
-    out = samplers.sample(denoiser, "threshold", constrain=Regex("a{2,3}", TOKENIZER), gen_length=6, batch=20, seed=1, stop=[])
+    out = samplers.sample(
+        denoiser, "threshold", constrain=Regex("a{2,3}", TOKENIZER), gen_length=6, batch=20, seed=1, stop=[]
+    )
     for row in out.x.tolist():
         assert row[row.index(10) :] == [10] * (6 - row.index(10))
-    filled = samplers.sample(denoiser, "threshold", constrain=Regex("a*", TOKENIZER, end=False), gen_length=6, batch=20, seed=1)
+    filled = samplers.sample(
+        denoiser, "threshold", constrain=Regex("a*", TOKENIZER, end=False), gen_length=6, batch=20, seed=1
+    )
     assert set(filled.x.flatten().tolist()) <= {0, 5}
 
 
@@ -368,13 +413,15 @@ SCHEMA = {
 def test_json_texts_of_a_schema_are_all_that_it_says():
     denoiser = samplers.models.zoo.load("text-mdm")
     language = JsonSchema(SCHEMA, denoiser.tokenizer)
-    out = samplers.sample(denoiser, "entropy_bound", constrain=language, gen_length=56, batch=2, temperature=1.0, steps=8, seed=5)
+    out = samplers.sample(
+        denoiser, "entropy_bound", constrain=language, gen_length=56, batch=2, temperature=1.0, steps=8, seed=5
+    )
     for text in out.texts:
         made = json.loads(text)
         assert list(made) == list(SCHEMA["properties"]) and json.loads(json.dumps(made)) == made
         assert len(made["name"]) <= 8 and type(made["age"]) is int and 1 <= len(made["tags"]) <= 2
         assert set(made["tags"]) <= {"a", 1, None} and type(made["ok"]) is bool
-    for value in ({"name": "x\ty\"", "age": -3, "tags": [None], "size": 1.5e3, "ok": True},):
+    for value in ({"name": 'x\ty"', "age": -3, "tags": [None], "size": 1.5e3, "ok": True},):
         assert re.fullmatch(language.pattern, json.dumps(value))
     for wrong in ('{"name": "x", "age": 03, "tags": [1], "size": null, "ok": true}', '{"name": "123456789", "age": 3}'):
         assert not re.fullmatch(language.pattern, wrong)
@@ -391,11 +438,19 @@ class Untouched(TinyNet):
 @pytest.mark.parametrize(
     ("make", "run", "message"),
     [
-        (lambda: Regex("(ab|ba){6}", TOKENIZER), {}, r"text has 4 tokens \(gen_length\): the shortest string has 6, so give gen_length=6"),
+        (
+            lambda: Regex("(ab|ba){6}", TOKENIZER),
+            {},
+            r"text has 4 tokens \(gen_length\): the shortest string has 6, so give gen_length=6",
+        ),
         (lambda: Regex("a{3}", TOKENIZER, end=False), {}, "the longest string has 3, and this language does not go on"),
         (lambda: Regex("(c1c)*", TOKENIZER, end=False), {}, "no string has just as many; the shortest has 0"),
         (lambda: Regex("abz+", TOKENIZER), {}, "no token has the character 'z', without which no text matches"),
-        (lambda: Regex("1+", TOKENIZER), {"forbid": [6, 10]}, r"Regex\('1\+'\) cannot be met: .* without the tokens that forbid="),
+        (
+            lambda: Regex("1+", TOKENIZER),
+            {"forbid": [6, 10]},
+            r"Regex\('1\+'\) cannot be met: .* without the tokens that forbid=",
+        ),
         (lambda: Regex("a", None), {}, "Regex needs the model's tokenizer"),
         (lambda: Regex("(a", TOKENIZER), {}, r"'\(a' is no regular expression: missing \)"),
         (lambda: Regex(r"(a)\1", TOKENIZER), {}, "groupref is not supported"),
@@ -409,7 +464,11 @@ class Untouched(TinyNet):
         (lambda: Automaton(torch.zeros(1, 40, dtype=torch.int64), [0]), {}, "has 40 tokens, and denoiser"),
         (lambda: JsonSchema({"type": "object"}, TOKENIZER), {}, "without properties"),
         (lambda: JsonSchema({"type": "strin"}, TOKENIZER), {}, "type of the schema is 'strin'"),
-        (lambda: JsonSchema({"type": "integer", "minimum": 3}, TOKENIZER), {}, "'minimum' of the schema is not supported"),
+        (
+            lambda: JsonSchema({"type": "integer", "minimum": 3}, TOKENIZER),
+            {},
+            "'minimum' of the schema is not supported",
+        ),
     ],
 )
 def test_errors_come_before_the_first_forward_pass(make, run, message):
@@ -426,7 +485,9 @@ def test_given_tokens_that_make_it_impossible_are_an_error():
 
 def test_samplers_and_families_that_cannot_have_it_say_so():
     with pytest.raises(OptionError, match="does not go with sampler 'refusion'"):
-        samplers.sample(as_asked(registry.load("refusion"), TinyNet()), "refusion", constrain=Regex("a*", TOKENIZER), gen_length=16)
+        samplers.sample(
+            as_asked(registry.load("refusion"), TinyNet()), "refusion", constrain=Regex("a*", TOKENIZER), gen_length=16
+        )
     from samplers.testing.tiny import TinyMixture
 
     with pytest.raises(OptionError, match="is for runs over tokens"):
@@ -438,7 +499,9 @@ def test_tokens_that_no_string_has_are_never_handed_out():
     x = run.state.x.clone()
     x[0, 1] = 4
     run.state = run.state._advance(x)
-    with pytest.raises(SamplersError, match=r"sampler 'threshold' made tokens in row 0 that are part of no string of Regex"):
+    with pytest.raises(
+        SamplersError, match=r"sampler 'threshold' made tokens in row 0 that are part of no string of Regex"
+    ):
         run.result()
 
 
@@ -454,3 +517,99 @@ def test_masked_softmax_and_the_language_truncate_alike():
         own = masked_softmax(logits, uniform=u, temperature=0.8, top_k=top_k, top_p=top_p)
         same = masked_softmax(left, uniform=u, temperature=0.8)
         assert (own.token == same.token).all()
+
+
+# ---------------------------------------------------------------------------------------------- bitmasks
+
+
+def packed(allowed, vocab):
+    """(B, ceil(V / 32)) int32 of the sets of tokens that may come next."""
+    words = torch.zeros(len(allowed), (vocab + 31) // 32, dtype=torch.int64)
+    for i, tokens in enumerate(allowed):
+        for v in tokens:
+            words[i, v // 32] |= 1 << (v % 32)
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def test_a_bitmask_bars_tokens_at_the_first_undecided_position():
+    logits = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    run = {"gen_length": 6, "batch": 3, "seed": 1, "temperature": 1.0}
+
+    def rising(state):  # a token is the one before it, plus 1 or 31, modulo 40
+        lasts = [text[-1] if text else 0 for text in text_so_far(state)]
+        return packed([{(last + 1) % 40, (last + 31) % 40} for last in lasts], 40)
+
+    out = samplers.sample(scripted(logits), "low_confidence", constrain=from_bitmask(rising), block_length=1, **run)
+    for row in out.x.tolist():
+        assert all((b - a) % 40 in (1, 31) for a, b in zip([0, *row], row))
+    with pytest.raises(OptionError, match="row 0 may commit 6 positions in this step.*use block_length=1"):
+        samplers.sample(scripted(logits), "low_confidence", constrain=from_bitmask(rising), **run)
+    free = samplers.sample(
+        scripted(logits), "low_confidence", constrain=from_bitmask(rising, frontier_only=True), steps=3, **run
+    )
+    assert free.nfe == 3
+    for wrong in (torch.zeros(3, 1, dtype=torch.int32), torch.zeros(3, 2, dtype=torch.int64), None):
+        with pytest.raises(OptionError, match=r"\(B, ceil\(V / 32\)\) = \(3, 2\) int32 is needed"):
+            samplers.sample(scripted(logits), "low_confidence", constrain=from_bitmask(lambda s, w=wrong: w), **run)
+
+
+def engine(package, grammar, tokenizer, eos):
+    """What from_bitmask takes, of a grammar engine: each row's text is read anew, so that no state is kept."""
+    words = [text.encode() for text in tokenizer.texts]
+    if package == "xgrammar":
+        xgr = pytest.importorskip("xgrammar")
+        info = xgr.TokenizerInfo([*words, b""], vocab_size=eos + 1, stop_token_ids=[eos])
+        matcher = xgr.GrammarMatcher(xgr.GrammarCompiler(info).compile_grammar(grammar))
+
+        def fill(text, words, i):
+            matcher.reset()
+            assert all(matcher.accept_token(v) for v in text)
+            if not matcher.is_terminated():
+                matcher.fill_next_token_bitmask(words, i)
+    else:
+        llg = pytest.importorskip("llguidance")
+        llgt = pytest.importorskip("llguidance.torch")
+
+        class Words:
+            tokens, eos_token_id, bos_token_id, special_token_ids = [*words, b"<eos>"], eos, None, [eos]
+
+            def __call__(self, text):
+                return tokenizer.encode(text.decode(errors="replace")).tolist()
+
+        whole = llg.LLTokenizer(llg.TokenizerWrapper(Words()), n_vocab=eos + 1)
+        matcher = llg.LLMatcher(whole, llg.LLMatcher.grammar_from_lark(grammar))
+
+        def fill(text, words, i):
+            matcher.reset()
+            assert matcher.consume_tokens(text)
+            if not matcher.is_stopped():
+                llgt.fill_next_token_bitmask(matcher, words, i)
+
+    def mask_of(state):
+        out = torch.full((len(state.x), (eos + 32) // 32), -1, dtype=torch.int32)
+        for i, text in enumerate(text_so_far(state)):
+            fill([v for v in text if v != eos], out, i)
+        return out
+
+    return mask_of
+
+
+@pytest.mark.parametrize(
+    ("package", "grammar"),
+    [
+        ("xgrammar", 'root ::= "(" root ")" root | ""'),
+        ("llguidance", 'start: ("(" start ")")*'),
+    ],
+)
+def test_grammar_engines_fill_the_bitmask(package, grammar):
+    denoiser = samplers.models.zoo.load("text-mdm")
+    tokenizer = denoiser.tokenizer
+    mask_of = engine(package, grammar, tokenizer, tokenizer.eos_id)
+    run = {"gen_length": 12, "batch": 2, "temperature": 1.0, "seed": 2, "block_length": 1}
+    out = samplers.sample(denoiser, "low_confidence", constrain=from_bitmask(mask_of), **run)
+    for text in out.texts:
+        depth = 0
+        for c in text:
+            assert c in "()"
+            depth += 1 if c == "(" else -1
+            assert depth >= 0

@@ -51,7 +51,7 @@ class Automaton(Language):
             ends = torch.zeros(states, dtype=torch.bool, device="cpu").index_fill_(0, ends.to(torch.int64), True)
         if tuple(ends.shape) != (states,) or ends.dtype != torch.bool:
             raise OptionError(
-                f"Automaton: accepting is {tuple(ends.shape)} {ends.dtype}; (Q,) = ({states},) bool is needed, or a list of states"
+                f"Automaton: accepting is {tuple(ends.shape)} {ends.dtype}; (Q,) = ({states},) bool or a list of states is needed"
             )
         self.accepting, self.start = ends, integer("start", start, 0)
         if self.start >= states:

@@ -122,7 +122,9 @@ def _object(said: Mapping[str, Any], at: str) -> str:
     if said.get("additionalProperties", False) is not False:
         raise OptionError(f"JsonSchema: additionalProperties of {at} must be false, or left out")
     if set(said.get("required", properties)) != set(properties):
-        raise OptionError(f"JsonSchema: required of {at} must name all of its properties, or be left out: none is optional")
+        raise OptionError(
+            f"JsonSchema: required of {at} must name all of its properties, or be left out: none is optional"
+        )
     parts = [
         re.escape(json.dumps(name, ensure_ascii=False) + COLON) + _value(schema, f"property {name!r} of {at}")
         for name, schema in properties.items()

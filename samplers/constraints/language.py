@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,16 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..errors import DenoiserError, OptionError, SamplersError
+from ..errors import OptionError, SamplersError
+from ..feeds.sequence import SequenceState
 from ..ops import MaskedSoftmax
+from ..sampler import State
+from ..state import DraftState, TokenState
 from .trellis import CHUNK, HELD, RULED_OUT, Table, Trellis, best_token, drawn_token, kind_weights
 
 if TYPE_CHECKING:
     from ..canvas import Layout
     from ..denoiser import TokenDenoiser
-    from ..state import TokenState
 
 __all__ = ["BoundLanguage", "Language", "Place"]
 
@@ -144,8 +145,8 @@ class BoundLanguage:
             raise OptionError(f"{who}: its given tokens are in none of the strings of {n} tokens")
         if n < shortest:
             raise OptionError(
-                f"{who}, whose text has {n} tokens (gen_length): the shortest string has {shortest}, so give gen_length={shortest} "
-                "or more"
+                f"{who}, whose text has {n} tokens (gen_length): the shortest string has {shortest}, so give "
+                f"gen_length={shortest} or more"
             )
         if longest is not None and n > longest:
             raise OptionError(
@@ -272,7 +273,9 @@ class BoundLanguage:
             known = held.index_put((row, position), ~asked)
             places = max(1, int(last.max()) + 1)
             at = number.clamp_max(places - 1)
-            lattice = self._lattice(place, x, known, kinds if best is None else most, (row, number, asked), last, best is None)
+            lattice = self._lattice(
+                place, x, known, kinds if best is None else most, (row, number, asked), last, best is None
+            )
             if best is None:
                 assert uniform is not None
                 kind, rest = lattice.drawn(uniform, places)
@@ -324,7 +327,7 @@ class BoundLanguage:
 
     # ------------------------------------------------------------------------------------------ after a step
 
-    def mended(self, before: TokenState, after: TokenState, sampler: str) -> TokenState:
+    def mended(self, before: State, after: State, sampler: str) -> State:
         """The state after a step, with the least of it taken back that keeps its known tokens from a string of the language.
 
         A sampler that revises may keep an old token at one position and take a new one at another, which were not drawn
@@ -332,6 +335,7 @@ class BoundLanguage:
         this always succeeds. (If even that does not help, since tokens of several forward passes were mixed, positions that
         were just filled are masked again.) One device sync.
         """
+        assert isinstance(before, TokenState) and isinstance(after, TokenState)
         place = self.place(after.canvas)
         held, was = self.held(after), self.held(before)
         if not bool((self._trellis_of(place, after.x, held).total < 0).any()):
@@ -355,17 +359,17 @@ class BoundLanguage:
         put = torch.where(back, before.x.gather(1, at), torch.where(drop, other, after.x.gather(1, at)))
         put = torch.where(inside, put, after.x.gather(1, at))
         x = after.x.scatter(1, at, put)
-        changes: dict[str, Any] = {"ready": None} if hasattr(after, "ready") else {}
         if mask_id is None or not bool(drop.any()):
-            return dataclasses.replace(after, x=x, **changes)
-        if not hasattr(after, "decided") and hasattr(after, "order"):
+            return dataclasses.replace(after, x=x, ready=None)
+        if isinstance(after, SequenceState):
             raise SamplersError(f"sampler {sampler!r} wrote tokens together that are in no string of {self.language!r}")
-        if hasattr(after, "decided"):
-            changes["decided"] = after.decided & (x != mask_id)
-        return after._advance(x, steps=0, **changes)
+        if isinstance(after, DraftState):
+            return after._advance(x, steps=0, decided=after.decided & (x != mask_id))
+        return after._advance(x, steps=0)
 
-    def check_result(self, state: TokenState, sampler: str) -> None:
+    def check_result(self, state: State, sampler: str) -> None:
         """SamplersError if the known tokens of a row are part of no string of the language."""
+        assert isinstance(state, TokenState)
         place = self.place(state.canvas)
         bad = (self._trellis_of(place, state.x, self.held(state)).total < 0).nonzero().flatten().tolist()
         if bad:
@@ -405,7 +409,8 @@ def _reported(
     """What is wanted of N distributions, and of the tokens (N,) that were drawn.
 
     Args:
-        logits: (N, V) float32. more: (N, C + 1) float64, what is added to the logits of the tokens of each kind. kind: (V,) int64.
+        logits: (N, V) float32. more: (N, C + 1) float64, what is added to the logits of the tokens of each kind.
+        kind: (V,) int64.
     """
     out: dict[str, list[Tensor]] = {name: [] for name in want}
     size = max(1, CHUNK // logits.shape[1])

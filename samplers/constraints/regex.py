@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 import weakref
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     try:
-        from re import _constants as codes  # type: ignore[attr-defined]
-        from re import _parser as parser  # type: ignore[attr-defined]
+        from re import _constants as codes
+        from re import _parser as parser
     except ImportError:  # Python 3.10
         import sre_constants as codes  # type: ignore[no-redef]
         import sre_parse as parser  # type: ignore[no-redef]
@@ -116,8 +117,8 @@ class Regex(Language):
             columns = np.full((states, 1), -1)
         distinct, kind = np.unique(columns, axis=1, return_inverse=True)
         kind = np.where(spelled >= 0, kind.reshape(-1)[spelled.clip(0)], -1)
-        made = (torch.from_numpy(np.ascontiguousarray(a)) for a in (kind.astype(np.int64), distinct.astype(np.int64)))
-        return *made, torch.from_numpy(accepting), 0
+        kinds, moves = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in (kind, distinct))
+        return kinds, moves, torch.from_numpy(accepting), 0
 
 
 def token_texts(tokenizer: TextTokenizer) -> list[str]:
@@ -132,10 +133,8 @@ def token_texts(tokenizer: TextTokenizer) -> list[str]:
     for i in range(tokenizer.vocab_size):
         text = "" if i in special else tokenizer.decode(torch.tensor([-1, i], device="cpu"))
         texts.append("" if "\ufffd" in text else text)
-    try:
+    with contextlib.suppress(TypeError):
         _TEXTS[tokenizer] = texts
-    except TypeError:
-        pass
     return texts
 
 
@@ -185,7 +184,7 @@ class _NFA:
                 ends = what in (codes.AT_END, codes.AT_END_STRING) and i == len(items) - 1
                 if not (top and (begins or ends)):
                     raise OptionError(
-                        "Regex: an anchor or word boundary inside a pattern is not supported; the text is always matched as a whole"
+                        "Regex: an anchor or word boundary inside a pattern is not supported; a text is always matched as a whole"
                     )
                 continue
             at = self.item(op, what, at)
@@ -340,7 +339,9 @@ class _DFA:
                     target = closed(states)
                     if target not in number:
                         if len(number) >= MOST_STATES:
-                            raise OptionError(f"Regex: the pattern needs more than {MOST_STATES} states; use smaller repeats")
+                            raise OptionError(
+                                f"Regex: the pattern needs more than {MOST_STATES} states; use smaller repeats"
+                            )
                         number[target] = len(number)
                         todo.append(target)
                     known[same] = number[target]
@@ -388,7 +389,9 @@ def _smallest(move: np.ndarray, accepting: np.ndarray) -> tuple[np.ndarray, np.n
     group = accepting.astype(np.int64)
     while True:
         target = np.where(move >= 0, group[move.clip(0)], -1)
-        _, first, new = np.unique(np.concatenate([group[:, None], target], 1), axis=0, return_index=True, return_inverse=True)
+        _, first, new = np.unique(
+            np.concatenate([group[:, None], target], 1), axis=0, return_index=True, return_inverse=True
+        )
         new = new.reshape(-1)
         if len(first) == len(np.unique(group)):
             break

@@ -278,7 +278,9 @@ def best_token(table: Table, logits: Tensor, temperature: float, most: Tensor) -
     out = []
     for value, best in _chunks(table, logits, temperature, most):
         ids = torch.where(value == best[:, groups], table.live, none)
-        out.append(torch.full_like(best, none, dtype=torch.int64).scatter_reduce_(1, groups.expand_as(ids), ids, "amin"))
+        out.append(
+            torch.full_like(best, none, dtype=torch.int64).scatter_reduce_(1, groups.expand_as(ids), ids, "amin")
+        )
     return torch.cat(out)
 
 
