@@ -10,7 +10,7 @@ import torch
 
 import samplers
 from samplers import Canvas, OptionError, SamplersError, TokenDenoiser, registry
-from samplers.constraints import Automaton, JsonSchema, Regex, from_bitmask, text_so_far
+from samplers.constraints import Automaton, ContextFree, JsonSchema, Regex, from_bitmask, text_so_far
 from samplers.constraints.trellis import Table, Trellis, kind_weights
 from samplers.ops import masked_softmax
 from samplers.testing.fit import BOUND, fits
@@ -385,6 +385,30 @@ def test_a_regular_expression_means_what_python_says(pattern):
             assert got == (re.fullmatch(pattern, text) is not None), (pattern, text)
 
 
+def nested(text, depth):
+    """Whether brackets "a" and "b" are balanced and nested at most so deep."""
+    level = 0
+    for c in text:
+        level += 1 if c == "a" else -1
+        if not 0 <= level <= depth:
+            return False
+    return level == 0
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_a_grammar_is_followed_to_its_depth(depth):
+    language = ContextFree({"text": "(a<text>b)*"}, TOKENIZER, depth=depth + 1, end=False)
+    kind, move, ends, start = language.automaton(TinyNet(11))
+    for n in range(6):
+        for ids in itertools.product((0, 1, 2, 3, 5), repeat=n):
+            state = start
+            for token in ids:
+                k = int(kind[token])
+                state = -1 if k < 0 or state < 0 else int(move[state, k])
+            got = state >= 0 and bool(ends[state])
+            assert got == nested(TOKENIZER.decode(torch.tensor(ids, dtype=torch.int64)), depth)
+
+
 def test_an_end_of_text_is_followed_by_nothing_else():
     denoiser = TinyNet()
     out = samplers.sample(
@@ -462,6 +486,9 @@ class Untouched(TinyNet):
         (lambda: Automaton(torch.zeros(1, 3), [0]), {}, "torch.float32; .Q, V. int64 is needed"),
         (lambda: Automaton([[0, 0]], [1]), {}, "accepting is"),
         (lambda: Automaton(torch.zeros(1, 40, dtype=torch.int64), [0]), {}, "has 40 tokens, and denoiser"),
+        (lambda: ContextFree({"s": "a<t>"}, TOKENIZER), {}, "rule 's' has <t>, and there is no such rule"),
+        (lambda: ContextFree({"s": "a<s>"}, TOKENIZER), {}, "ContextFree of s to depth 4 cannot be met: no text matches"),
+        (lambda: ContextFree({"s": "<s><s><s>|a"}, TOKENIZER, depth=40), {}, "written out to depth 40 are too long"),
         (lambda: JsonSchema({"type": "object"}, TOKENIZER), {}, "without properties"),
         (lambda: JsonSchema({"type": "strin"}, TOKENIZER), {}, "type of the schema is 'strin'"),
         (

@@ -2,6 +2,7 @@
 
     Regex(pattern, tokenizer)             texts that a regular expression matches
     JsonSchema(schema, tokenizer)         JSON texts that a (small) schema describes
+    ContextFree(rules, tokenizer, depth)  texts of a context-free grammar, nested to a depth that is given
     Automaton(next_state, accepting)      token strings that an automaton accepts
     from_bitmask(mask_of)                 a grammar engine that says which tokens may come next, such as xgrammar or llguidance
 
@@ -13,11 +14,12 @@ from __future__ import annotations
 from typing import Any
 
 from .automaton import Automaton
+from .context_free import ContextFree
 from .json_schema import JsonSchema
 from .language import Language
 from .regex import Regex
 
-__all__ = ["Automaton", "JsonSchema", "Language", "Regex", "from_bitmask", "text_so_far"]
+__all__ = ["Automaton", "ContextFree", "JsonSchema", "Language", "Regex", "from_bitmask", "text_so_far"]
 
 
 def __getattr__(name: str) -> Any:  # what needs the driver, which needs Language
