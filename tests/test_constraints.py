@@ -487,7 +487,11 @@ class Untouched(TinyNet):
         (lambda: Automaton([[0, 0]], [1]), {}, "accepting is"),
         (lambda: Automaton(torch.zeros(1, 40, dtype=torch.int64), [0]), {}, "has 40 tokens, and denoiser"),
         (lambda: ContextFree({"s": "a<t>"}, TOKENIZER), {}, "rule 's' has <t>, and there is no such rule"),
-        (lambda: ContextFree({"s": "a<s>"}, TOKENIZER), {}, "ContextFree of s to depth 4 cannot be met: no text matches"),
+        (
+            lambda: ContextFree({"s": "a<s>"}, TOKENIZER),
+            {},
+            "ContextFree of s to depth 4 cannot be met: no text matches",
+        ),
         (lambda: ContextFree({"s": "<s><s><s>|a"}, TOKENIZER, depth=40), {}, "written out to depth 40 are too long"),
         (lambda: JsonSchema({"type": "object"}, TOKENIZER), {}, "without properties"),
         (lambda: JsonSchema({"type": "strin"}, TOKENIZER), {}, "type of the schema is 'strin'"),

@@ -35,7 +35,7 @@ class Automaton(Language):
     """
 
     def __init__(self, next_state: Any, accepting: Any, start: int = 0, *, given: bool = False):
-        move = torch.as_tensor(next_state).cpu()
+        move = torch.as_tensor(next_state, device="cpu")
         if move.dim() != 2 or move.dtype.is_floating_point or move.dtype.is_complex or move.dtype == torch.bool:
             raise OptionError(f"Automaton: next_state is {tuple(move.shape)} {move.dtype}; (Q, V) int64 is needed")
         states, self.move, self.given = len(move), move.to(torch.int64), given
@@ -44,7 +44,7 @@ class Automaton(Language):
             raise OptionError(
                 f"Automaton: next_state[{q}, {v}] is {int(self.move[q, v])}; a state from 0 to {states - 1} is needed, or -1"
             )
-        ends = torch.as_tensor(accepting).cpu()
+        ends = torch.as_tensor(accepting, device="cpu")
         if ends.dtype != torch.bool and ends.dim() == 1 and not ends.dtype.is_floating_point:
             if bool(((ends < 0) | (ends >= states)).any()):
                 raise OptionError(f"Automaton: accepting is {ends.tolist()}; states from 0 to {states - 1} are needed")

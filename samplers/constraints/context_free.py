@@ -52,7 +52,9 @@ class ContextFree(Regex):
         given: bool = False,
     ):
         if not isinstance(rules, Mapping) or not rules or not all(isinstance(rule, str) for rule in rules.values()):
-            raise OptionError("ContextFree: rules is a dictionary of names and expressions, such as {'s': r'(\\(<s>\\))*'}")
+            raise OptionError(
+                "ContextFree: rules is a dictionary of names and expressions, such as {'s': r'(\\(<s>\\))*'}"
+            )
         self.rules, self.depth = dict(rules), integer("depth", depth)
         for name, rule in self.rules.items():
             for reference in _REFERENCE.finditer(rule):
@@ -66,7 +68,9 @@ class ContextFree(Regex):
         for _ in range(self.depth):
             written = {name: self._written(rule, written) for name, rule in self.rules.items()}
             if max(map(len, written.values())) > LONGEST:
-                raise OptionError(f"ContextFree: the rules written out to depth {depth} are too long; use a smaller depth")
+                raise OptionError(
+                    f"ContextFree: the rules written out to depth {depth} are too long; use a smaller depth"
+                )
         super().__init__(written[next(iter(self.rules))], tokenizer, end=end, given=given)
 
     @staticmethod

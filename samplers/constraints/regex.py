@@ -33,7 +33,6 @@ __all__ = ["Regex", "token_texts"]
 
 MOST_STATES = 20_000
 MOST_CODES = 1 << 16  # kinds of characters, each of which is written as one character of its own
-CHUNK = 4096  # spellings that are followed through the automaton at the same time
 _TEXTS: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
 
 
@@ -95,30 +94,20 @@ class Regex(Language):
             whole = sorted(set(alphabet) | _named(self._tree))
             wider = _DFA.of(self._tree, whole)
             self._missing = [c for c in wider.needed(whole) if c not in set(alphabet)] if wider.live else []
-        written = {c: chr(int(code)) for c, code in zip(alphabet, dfa.code)}
-        table = str.maketrans(written)
-        number: dict[str, int] = {}
-        spelled = np.full(vocab, -1, dtype=np.int64)
-        for i, text in enumerate(texts):
-            if text:
-                spelled[i] = number.setdefault(text.translate(table), len(number))
-        columns = dfa.follow(list(number))  # (Q, distinct spellings)
+        table = str.maketrans({c: chr(int(code)) for c, code in zip(alphabet, dfa.code)})
+        spelled = [i for i, text in enumerate(texts) if text]
+        column, columns = dfa.follow([texts[i].translate(table) for i in spelled])
+        kind = np.full(vocab, -1, dtype=np.int64)
+        kind[spelled] = column
         ends = [i for i in self.tokenizer.eos_ids if i < vocab] if self.end else []
-        states = len(dfa.accepting)
-        accepting = dfa.accepting
-        if ends:  # one more state, after the end of the text, and one more spelling
-            last = np.where(accepting, states, -1)
-            columns = np.concatenate([columns, last[:, None]], 1)
-            stays = np.full((1, columns.shape[1]), -1)
-            stays[0, -1] = states
-            columns, accepting = np.concatenate([columns, stays]), np.append(accepting, True)
-            spelled[ends] = columns.shape[1] - 1
-        elif not columns.shape[1]:
-            columns = np.full((states, 1), -1)
-        distinct, kind = np.unique(columns, axis=1, return_inverse=True)
-        kind = np.where(spelled >= 0, kind.reshape(-1)[spelled.clip(0)], -1)
-        kinds, moves = (torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in (kind, distinct))
-        return kinds, moves, torch.from_numpy(accepting), 0
+        states, accepting = len(dfa.accepting), dfa.accepting
+        if ends:  # one more state, after the end of the text, and one more kind
+            columns = np.pad(columns, ((0, 1), (0, 1)), constant_values=-1)
+            columns[:-1, -1] = np.where(accepting, states, -1)
+            columns[-1, -1] = states
+            accepting = np.append(accepting, True)
+            kind[ends] = columns.shape[1] - 1
+        return torch.from_numpy(kind), torch.from_numpy(columns), torch.from_numpy(accepting), 0
 
 
 def token_texts(tokenizer: TextTokenizer) -> list[str]:
@@ -131,7 +120,7 @@ def token_texts(tokenizer: TextTokenizer) -> list[str]:
     special = {*tokenizer.eos_ids, tokenizer.mask_id}
     texts = []
     for i in range(tokenizer.vocab_size):
-        text = "" if i in special else tokenizer.decode(torch.tensor([-1, i], device="cpu"))
+        text = "" if i in special else tokenizer.decode(torch.tensor([-1, i], dtype=torch.int64, device="cpu"))
         texts.append("" if "\ufffd" in text else text)
     with contextlib.suppress(TypeError):
         _TEXTS[tokenizer] = texts
@@ -350,22 +339,44 @@ class _DFA:
         accepting = np.array([final in states for states in number], dtype=bool)
         return cls(code.reshape(-1), *_smallest(np.array(rows).reshape(len(rows), -1), accepting))
 
-    def follow(self, spellings: list[str]) -> np.ndarray:
-        """(Q, n) int64: where each spelling, a string of chr(kind), leads from each state; -1: no text goes on so."""
-        states, parts = len(self.move), []
-        move = np.full((states + 1, self.move.shape[1] + 1), states, dtype=np.int32)
-        move[:states, :-1] = np.where(self.move < 0, states, self.move)
-        move[:, -1] = np.arange(states + 1)  # what fills a shorter spelling up
-        for i in range(0, len(spellings), CHUNK):
-            some = spellings[i : i + CHUNK]
-            codes_of = np.full((len(some), max(map(len, some))), move.shape[1] - 1, dtype=np.int64)
-            for row, text in zip(codes_of, some):
-                row[: len(text)] = [ord(c) for c in text]
-            at = np.repeat(np.arange(states, dtype=np.int32)[:, None], len(some), 1)
-            for symbols in codes_of.T:
-                at = move[at, symbols]
-            parts.append(np.where(at == states, -1, at))
-        return np.concatenate(parts, 1).astype(np.int64) if parts else np.zeros((states, 0), dtype=np.int64)
+    def follow(self, spellings: list[str]) -> tuple[list[int], np.ndarray]:
+        """Where spellings, strings of chr(kind), lead: the number of each one's column, -1 if it leads nowhere; (Q, n) int64
+        the columns: the state after the spelling in each state, -1 if no text goes on so.
+
+        Few columns differ, and what follows a column depends on it alone: so each is worked out once.
+        """
+        states = len(self.move)
+        move = np.full((states + 1, self.move.shape[1]), states, dtype=np.int32)
+        move[:states] = np.where(self.move < 0, states, self.move)
+        columns = [
+            np.arange(states, dtype=np.int32),
+            np.full(states, states, dtype=np.int32),
+        ]  # of no character; the dead one
+        number = {column.tobytes(): i for i, column in enumerate(columns)}
+        after: dict[tuple[int, str], int] = {}
+
+        def followed(at: int, symbol: str) -> int:
+            column = move[columns[at], ord(symbol)]
+            known = number.setdefault(column.tobytes(), len(columns))
+            if known == len(columns):
+                columns.append(column)
+            return known
+
+        out = []
+        for text in spellings:
+            at = 0
+            for symbol in text:
+                key = at, symbol
+                if key not in after:
+                    after[key] = followed(at, symbol)
+                at = after[key]
+                if at == 1:
+                    break
+            out.append(at)
+        used = sorted({at for at in out if at != 1})
+        place = {at: i for i, at in enumerate(used)}
+        made = np.stack([columns[at] for at in used], 1) if used else np.zeros((states, 0), dtype=np.int32)
+        return [place.get(at, -1) for at in out], np.where(made == states, -1, made).astype(np.int64)
 
     def needed(self, alphabet: list[str]) -> list[str]:
         """The characters without which no text is accepted, by trying it without each."""
