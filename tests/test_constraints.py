@@ -353,6 +353,21 @@ def test_runs_of_a_pool_and_runs_that_ask_have_it():
     assert (asking.result().x == alone).all()
 
 
+def test_copies_of_a_row_have_it():
+    run = samplers.stream(
+        TinyNet(), "threshold", constrain=Regex(PATTERN, TOKENIZER), gen_length=10, batch=2, temperature=1.0
+    )
+    alone = run.predict(run.state, want="confidence")
+    copies = run.predict.copies(3, apart=True)
+    wide = copies.spread(run.state)
+    answer = copies(wide, want="confidence")
+    assert (answer.token[::3] == alone.token).all() and (answer.confidence[::3] == alone.confidence).all()
+    assert len({tuple(row) for row in answer.token.tolist()}) > 2
+    for row in answer.token.tolist():
+        cut = row.index(10) if 10 in row else 10
+        assert re.fullmatch(PATTERN, TOKENIZER.decode(torch.tensor(row[:cut])))
+
+
 # ---------------------------------------------------------------------------------------------- regular expressions
 
 
@@ -573,7 +588,7 @@ def test_a_bitmask_bars_tokens_at_the_first_undecided_position():
     out = samplers.sample(scripted(logits), "low_confidence", constrain=from_bitmask(rising), block_length=1, **run)
     for row in out.x.tolist():
         assert all((b - a) % 40 in (1, 31) for a, b in zip([0, *row], row))
-    with pytest.raises(OptionError, match="row 0 may commit 6 positions in this step.*use block_length=1"):
+    with pytest.raises(OptionError, match=r"row 0 may commit 6 positions in this step.*use block_length=1"):
         samplers.sample(scripted(logits), "low_confidence", constrain=from_bitmask(rising), **run)
     free = samplers.sample(
         scripted(logits), "low_confidence", constrain=from_bitmask(rising, frontier_only=True), steps=3, **run

@@ -295,7 +295,7 @@ class BoundLanguage:
         values |= {"token": torch.where(status == 0, token, -1), "status": status.to(torch.int32)}
         if want:
             more = confidence_temperature * (factor - factor.amax(1, keepdim=True))  # (N, C)
-            more = torch.nn.functional.pad(more, (0, 1), value=-torch.inf)  # of tokens that are in no string
+            more = torch.nn.functional.pad(more, (0, 1), value=-torch.inf)  # tokens in no string
             values |= _reported(shown, more, table.kind, token, confidence_temperature, want, given)
         return MaskedSoftmax(**values)
 

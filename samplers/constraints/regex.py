@@ -276,7 +276,7 @@ class _DFA:
     """A deterministic automaton over kinds of characters; state 0 is the first.
 
     Attributes:
-        code: of each character of the alphabet, the number of its kind.
+        code: the number of the kind that each character of the alphabet has.
         move: (Q, kinds) int64, -1: no text goes on so. accepting: (Q,) bool.
     """
 
@@ -351,7 +351,7 @@ class _DFA:
         columns = [
             np.arange(states, dtype=np.int32),
             np.full(states, states, dtype=np.int32),
-        ]  # of no character; the dead one
+        ]  # no character; nowhere
         number = {column.tobytes(): i for i, column in enumerate(columns)}
         after: dict[tuple[int, str], int] = {}
 
