@@ -83,6 +83,10 @@ class Logits:
         beside = None if self.beside is None else self.beside.take(index, rows)
         return Logits(row, self.position[at], self.value[at], beside)
 
+    def at(self, which: Tensor) -> Logits:
+        """The entries `which`, (N,) bool, without those beside them."""
+        return Logits(self.row[which], self.position[which], self.value[which])
+
     def folded(self, number: int) -> Logits:
         """The same with row // number in the place of each row."""
         row = torch.div(self.row, number, rounding_mode="floor")

@@ -205,10 +205,6 @@ class DrawSetting(NamedTuple):
         return how
 
 
-def _packed(logits: Logits) -> tuple[Tensor, Tensor, Tensor]:
-    return logits.row, logits.position, logits.value
-
-
 class _At(NamedTuple):
     """Where N answers belong."""
 
@@ -336,13 +332,15 @@ class Predictor(ErrorTracker):
             none = torch.zeros(0, dtype=torch.int64, device=state.x.device)
             empty = torch.zeros(0, self.denoiser.vocab_size, dtype=torch.float32, device=state.x.device)
             return Logits(none, none, empty)
-        made = parts[0] if len(parts) == 1 else Logits(*(torch.cat(part) for part in zip(*map(_packed, parts))))
+        made = parts[0]
+        if len(parts) > 1:
+            row, position, value = (torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value"))
+            made = Logits(row, position, value)
         if rows is asked:
             return made
         assert asked is not None
         inside = asked[made.row, made.position]
-        mine, others = (Logits(*(part[at] for part in _packed(made))) for at in (inside, ~inside))
-        return dataclasses.replace(mine, beside=others)
+        return dataclasses.replace(made.at(inside), beside=made.at(~inside))
 
     def read(
         self,
@@ -523,7 +521,13 @@ class Predictor(ErrorTracker):
         return ops.MaskedSoftmax(*fields)
 
     def _drawn_together(
-        self, state: TokenState, asked: Asked, logits: Tensor, how: dict[str, Any], draw: int, beside: Logits | None = None
+        self,
+        state: TokenState,
+        asked: Asked,
+        logits: Tensor,
+        how: dict[str, Any],
+        draw: int,
+        beside: Logits | None = None,
     ) -> ops.MaskedSoftmax:
         """What is drawn of N positions under a language: see BoundLanguage.read.
 

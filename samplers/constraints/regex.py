@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
-import warnings
+import sys
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,14 +21,9 @@ from .language import Language
 if TYPE_CHECKING:
     from ..denoiser import TextTokenizer, TokenDenoiser
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
-    try:
-        from re import _constants as codes
-        from re import _parser as parser
-    except ImportError:  # Python 3.10
-        import sre_constants as codes  # type: ignore[no-redef]
-        import sre_parse as parser  # type: ignore[no-redef]
+# Python's own parser of expressions, under its names before and since 3.11.
+codes: Any = importlib.import_module("re._constants" if sys.version_info >= (3, 11) else "sre_constants")
+parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
 __all__ = ["Regex", "token_texts"]
 
