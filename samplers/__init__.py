@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from . import authoring, constraints, energy, models, ops, problems, registry, schedule
+    from . import authoring, constraints, energy, guidance, models, ops, problems, registry, schedule
     from .canvas import PAD, Canvas
     from .denoiser import BlockDenoiser, Denoiser, Head, TokenDenoiser
     from .driver import Constraint, sample, stream
@@ -28,6 +28,7 @@ _WHERE = {
     "authoring": "",
     "constraints": "",
     "energy": "",
+    "guidance": "",
     "models": "",
     "ops": "",
     "problems": "",

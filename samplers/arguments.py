@@ -42,6 +42,7 @@ from .errors import OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
 from .feeds.encoded import block_arguments
 from .feeds.sequence import check_sequential
+from .guidance import Guide
 from .ops._check import COLDEST, HOTTEST
 from .predictor import SamplingConfig
 from .random import Rng
@@ -153,6 +154,7 @@ class TokenArguments:
         pad: whether rows of different lengths share forward passes.
         constrain: the hook, or None.
         language: what the text of every row belongs to, or None.
+        guide: what guides the tokens beside cfg_scale, or None.
         settings: what Sample.settings records: numbers, strings and lists, so that json can write it.
     """
 
@@ -170,6 +172,7 @@ class TokenArguments:
     pad: bool
     constrain: Callable[[TokenState], Constraint | None] | None
     language: Language | None
+    guide: Guide | None
     settings: dict[str, Any]
 
 
@@ -270,6 +273,9 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
     (stop, stop_text), stop_rule = read_stop(given("stop"), denoiser), _read_stop_rule(denoiser, given("stop_rule"))
     canvas, gen_length = _read_canvas(denoiser, given)
     config = _read_config(denoiser, sampler, given, len(canvas.x))
+    guide = _read_guide(denoiser, sampler, given, config, scheme)
+    if guide is not None:
+        pad = False  # what guides judges whole rows, so those of one forward pass have one length
     if isinstance(denoiser, BlockDenoiser):
         steps, block_length = block_arguments(denoiser, canvas, config.cfg_scale, steps, block_length)
     if config.cfg_scale and given("prompt") is None:
@@ -292,6 +298,7 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         "ragged": None if sampler.effective_facts.sequential else "pad" if pad else "groups",
         "stop": [*(phrase.tolist() for phrase in stop), *(() if stop_text is None else stop_text.strings)] or None,
         "stop_rule": stop_rule,
+        **({} if guide is None else {"guide": str(guide)}),
     } | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     rng = Rng.of(seed, batch, first_row, denoiser.device)
     given.refuse_the_rest(sampler)
@@ -310,6 +317,7 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         pad,
         constrain,
         language,
+        guide,
         settings,
     )
 
@@ -457,6 +465,21 @@ def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, b
         forbid,
         _token_ids("demote", given("demote"), denoiser),
     )
+
+
+def _read_guide(
+    denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, config: SamplingConfig, scheme: Scheme | None
+) -> Guide | None:
+    """What guide= is, checked against the other arguments; or None."""
+    guide = given("guide")
+    if guide is None:
+        return None
+    if not isinstance(guide, Guide):
+        raise OptionError(
+            f"guide={shown(guide)}: samplers.guidance.Unconditional(...), Adaptive(...) or Classifier(...) is needed"
+        )
+    guide.check(denoiser, sampler, asdict(config) | {"cache": None if scheme is None else str(scheme)})
+    return guide
 
 
 def _flat_ids(name: str, value: Any, needed: str) -> Tensor | None:

@@ -211,6 +211,7 @@ class Canvas:
         stop: tuple[Tensor, ...] = (),
         stop_rule: str = "decided",
         stop_text: StopText | None = None,
+        curve: tuple[float, ...] | None = None,
         rng: Rng,
     ) -> Layout:
         """This canvas cut into blocks, with `steps` allocated to them.
@@ -222,6 +223,7 @@ class Canvas:
             stop: phrases, (m,) int64 each.
             stop_rule: when a phrase ends a row; see sample().
             stop_text: strings at which rows end as well, or None.
+            curve: the denoiser's entropy_curve, for a sampler that plans by it.
             rng: the randomness of the rows.
 
         Raises:
@@ -256,6 +258,7 @@ class Canvas:
             stop=tuple(p.to(device) for p in stop),
             stop_rule=stop_rule,
             stop_text=stop_text,
+            curve=curve,
             rng=rng,
         )
 
@@ -294,6 +297,7 @@ class Layout(Canvas):
         stop: phrases, (m,) int64 each; a row ends after the first that it contains.
         stop_rule: when a phrase ends a row; see sample().
         stop_text: strings that end it likewise, or None.
+        curve: the denoiser's entropy_curve, for a sampler with Facts(curve=True); else None.
         rng: the randomness of the rows.
     """
 
@@ -305,6 +309,7 @@ class Layout(Canvas):
     stop: tuple[Tensor, ...]
     stop_rule: str
     stop_text: StopText | None
+    curve: tuple[float, ...] | None
     rng: Rng
 
     def state_class(self, revises: bool) -> type[TokenState]:
@@ -318,14 +323,11 @@ class Layout(Canvas):
         """Whether rows may end early."""
         return bool(self.stop) or self.stop_text is not None
 
-    def copies(self, number: int, apart: bool = False) -> Layout:
-        """Each row `number` times, one after the other; the same object every time. See samplers.copies.
-
-        Args:
-            apart: copy k > 0 of a row draws random numbers of its own.
-        """
-        made: dict[tuple[int, bool], Layout] = self.__dict__.setdefault("_copies", {})
-        if (number, apart) not in made:
+    def copies(self, number: int, apart: bool = False, first: int = 0) -> Layout:
+        """Each row `number` times, one after the other; the same object every time. See Predict.copies."""
+        made: dict[tuple[int, bool, int], Layout] = self.__dict__.setdefault("_copies", {})
+        key = (number, apart, first)
+        if key not in made:
             rows = len(self.x)
             changes: dict[str, Any] = {}
             for field in dataclasses.fields(self):
@@ -333,10 +335,10 @@ class Layout(Canvas):
                 if isinstance(value, Tensor) and len(value) == rows:
                     changes[field.name] = value.repeat_interleave(number, 0)
             lengths = tuple(n for n in self.lengths for _ in range(number))
-            changes |= {"lengths": lengths, "filled": self.filled * number, "rng": self.rng.copies(number, apart)}
-            made[number, apart] = dataclasses.replace(self, **changes)
-            made[number, apart].__dict__["source"] = self
-        return made[number, apart]
+            changes |= {"lengths": lengths, "filled": self.filled * number, "rng": self.rng.copies(*key)}
+            made[key] = dataclasses.replace(self, **changes)
+            made[key].__dict__["source"] = self
+        return made[key]
 
     @functools.cached_property
     def source(self) -> Layout:

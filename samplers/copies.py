@@ -41,16 +41,18 @@ class Copies(Predictor):
     Attributes:
         number: K.
         apart: whether each copy draws random numbers of its own.
+        first: the number of the first copy.
     """
 
-    def __init__(self, main: Predictor, number: int, apart: bool):
+    def __init__(self, main: Predictor, number: int, apart: bool, first: int):
         self._rows = feed = _CountedOnce(main.feed.copies(number), main.feed, number)
         per_row: dict[str, Any] = {
             name: tuple(v for v in value for _ in range(number)) if isinstance(value, tuple) else value
             for name, value in ((n, getattr(main.config, n)) for n in ("temperature", "top_k", "top_p"))
         }
         super().__init__(main.counter, feed, dataclasses.replace(main.config, **per_row), sampler=main.sampler)
-        self.main, self.number, self.apart = main, number, apart
+        self.main, self.number, self.apart, self.first = main, number, apart, first
+        self.guiding = main.guiding
         self._alone = False  # whether copy 0 has been asked about by itself, so that caches of the others are older
 
     def __len__(self) -> int:
@@ -60,7 +62,7 @@ class Copies(Predictor):
 
     def canvas(self, canvas: Layout) -> Layout:
         """The canvas of B K rows; the same object every time."""
-        return canvas.copies(self.number, self.apart)
+        return canvas.copies(self.number, self.apart, self.first)
 
     def spread(self, state: T) -> T:
         """K copies of every row: a state with B K rows. Their caches hold what copy 0 holds."""
@@ -97,22 +99,37 @@ class Copies(Predictor):
         self._rows.rearrange(source)
         return wide.take(source, wide.canvas)
 
-    def step(self, sampler: Sampler[Any], wide: T) -> T:
-        """A step of another sampler from `wide`, one of its own states with B K rows."""
+    def step(self, sampler: Sampler[Any], wide: T, recorder: Any = None) -> T:
+        """A step of another sampler from `wide`, one of its own states with B K rows.
+
+        Args:
+            recorder: its read(token, confidence) is called with every answer, (B K, L) each; confidence is -inf at positions that
+                were not asked about.
+        """
         memory = self.feed.memory
         if memory is not None:
             memory.begin_step(wide)
-        self._rows.inside = True
+        self._rows.inside, self.recorder = True, recorder
         try:
             stepped: Any = sampler.step(self, wide)
         finally:
-            self._rows.inside = False
+            self._rows.inside, self.recorder = False, None
         stepped = stepped[0] if isinstance(stepped, tuple) and len(stepped) == 2 else stepped
         if not isinstance(stepped, TokenState) or stepped.x.shape != wide.x.shape:
             raise SamplersError(
                 f"step of sampler {sampler.name!r} returned {type(stepped).__name__}; it must return the next state"
             )
         return stepped if memory is None else memory.end_step(stepped)  # type: ignore[return-value]
+
+    def note(self, token: Tensor, confidence: Tensor) -> None:
+        """Tell Sample.info of tokens that this step commits for good and copies have had for longer.
+
+        Args:
+            token: (B, L) int64, of the run's own rows.
+            confidence: (B, L) float32, the probability of each when it was predicted; -inf at other positions.
+        """
+        if self.main.recorder is not None:
+            self.main.recorder.read(token, confidence)
 
     # ------------------------------------------------------------------------------------------ asking
 
@@ -172,7 +189,7 @@ class Copies(Predictor):
         if value is not None:
             raise SamplersError("a language is set on the run, and its copies have it")
 
-    def copies(self, number: int, apart: bool = False) -> Copies:
+    def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
         raise OptionError(f"sampler {self.sampler!r} makes copies of a run's rows, and those cannot be copied again")
 
     def record(self, status: Tensor, asked: Asked) -> None:

@@ -296,6 +296,7 @@ class Stream(Iterator[State]):
             self.predictor.language.check_result(self.state, self.sampler.name)
         counter, item = self.predictor.counter, registry.entry_of(type(self.sampler))
         inside = counter.seconds
+        guiding = self.predictor.guiding if isinstance(self.predictor, Predictor) else None
         return Sample(
             **self._outcome(),
             nfe=counter.nfe,
@@ -304,6 +305,8 @@ class Stream(Iterator[State]):
             head_rows=counter.head_rows,
             cache_bytes=self.predictor.cache_bytes,
             nfe_rows=self.predictor.nfe_rows,
+            guide_calls=0 if guiding is None else guiding.calls,
+            guide_rows=0 if guiding is None else guiding.rows,
             encoder_passes=counter.encoder_passes,
             encoder_rows=self.predictor.encoder_rows if isinstance(self.predictor, Predictor) else None,
             steps=self.steps,
@@ -523,6 +526,7 @@ def sample(
     ragged: str | None = None,
     cfg_scale: float = 0.0,
     cfg_interval: tuple[float, float] = (0.0, 1.0),
+    guide: Any = None,
     temperature: float | Sequence[float | None] | None = None,
     top_k: int | Sequence[int] = 0,
     top_p: float | Sequence[float] = 1.0,
@@ -595,6 +599,8 @@ def sample(
             the one without the condition, which GaussianDenoiser.wrap is told of. Other libraries' guidance scale is 1 + w.
         cfg_interval: (low, high): rows are guided while their noise level is above low and at most high. Outside they are not
             guided, and cost one row and not two. The level of a continuous run is sigma^2 / (alpha^2 + sigma^2).
+        guide: guidance of tokens by something else than the prompt: samplers.guidance.Unconditional (the form gamma; a negative
+            prompt, another model), Adaptive (A-CFG) or Classifier. It takes the place of cfg_scale; cfg_interval holds for it.
         temperature: the temperature of the token draw. 0 takes the best token. None: the sampler's own default.
         top_k: draw from the k most likely tokens only. 0: from all.
         top_p: draw, among those, from the fewest tokens that hold this share of the probability at `temperature`. 1: from all.

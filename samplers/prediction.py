@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -116,6 +117,11 @@ class Predict(Protocol):
         """The temperature of the token draw, as the run was told; 0 takes the best token."""
         ...
 
+    @property
+    def steers(self) -> bool:
+        """Whether a guide acts on the tokens after a step: a sampler with Facts(posterior=True) then asks by `steered`."""
+        ...
+
     def __call__(
         self,
         state: TokenState,
@@ -162,13 +168,14 @@ class Predict(Protocol):
         """
         ...
 
-    def copies(self, number: int, apart: bool = False) -> Copies:
+    def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
         """What K copies of every row are asked through, for samplers that try several continuations: see samplers.copies.
 
         Args:
             number: K, 1 or more.
-            apart: copy k > 0 of a row draws random numbers of its own; copy 0 draws what the row itself draws. False: every copy
-                draws what the row itself draws.
+            apart: each copy draws random numbers of its own, but for copy 0, which draws what the row itself draws. False: every
+                copy draws what the row itself draws.
+            first: the number of the first copy: others than before draw other random numbers, if they are apart.
 
         Returns:
             The same object for the same arguments, within a run. Get it before the first question of a step.
@@ -194,6 +201,16 @@ class Predict(Protocol):
 
         Args:
             draw: which of the step's uniform numbers is used; a second draw in one step needs another than the first.
+        """
+        ...
+
+    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], before: Tensor, after: Tensor) -> Logits:
+        """The guided log-probabilities of the tokens after the step at the open positions, if the run `steers`.
+
+        Args:
+            onward: from the logits of the clean tokens (N, V) to the log-probabilities of the tokens after the step, such as
+                those of q(x_s | x_t); it may be called twice.
+            before, after: (B, 1) float64, the noise levels before and after the step.
         """
         ...
 

@@ -25,6 +25,7 @@ from .feeds import Answer, Feed, Query
 from .feeds.cached import CachedFeed
 from .feeds.encoded import EncodedFeed
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
+from .guidance import BAD, NOTHING, Guiding
 from .info import InfoRecorder
 from .ops.masked_softmax import guide
 from .prediction import FILL, Logits, Prediction
@@ -241,9 +242,10 @@ class Predictor(ErrorTracker):
         self._forbid_inside = torch.tensor(inside, dtype=torch.int64, device=device)
         self._demote = torch.tensor(config.demote, dtype=torch.int64, device=device)
         self._seen: tuple[TokenState, list[int]] | None = None  # the counts that were read last, and of which state
-        self._copies: dict[tuple[int, bool], Copies] = {}
+        self._copies: dict[tuple[int, bool, int], Copies] = {}
         self.dry_run: DryRun | None = None
         self.recorder: InfoRecorder | None = None
+        self.guiding: Guiding | None = None
         self.constraint: Tensor | None = None  # bool, broadcasts to (B, L, V): never drawn in this step
         self.language: BoundLanguage | None = None  # what the text of every row belongs to
 
@@ -271,6 +273,10 @@ class Predictor(ErrorTracker):
     def cache_bytes(self) -> int:
         """Bytes of keys and values that the run's caches have written so far."""
         return self.feed.cache_bytes + sum(copies.feed.cache_bytes for copies in self._copies.values())
+
+    @property
+    def steers(self) -> bool:
+        return self.guiding is not None and self.guiding.posterior
 
     # ------------------------------------------------------------------------------------------ for samplers
 
@@ -316,8 +322,7 @@ class Predictor(ErrorTracker):
         for query in self.queries(state, rows, t):
             if temperature is not None:
                 query = dataclasses.replace(query, temperature=temperature)
-            answer = self.feed.feed(state, query)
-            value, index = self._logits_of(answer)
+            value, index, query = self._asked(state, query)
             if index is not None:
                 value = value[index]
             elif self.denoiser.head is None and temperature is None:
@@ -365,13 +370,33 @@ class Predictor(ErrorTracker):
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
 
-    def copies(self, number: int, apart: bool = False) -> Copies:
-        number = integer("copies(number)", number)
-        if (number, apart) not in self._copies:
+    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], before: Tensor, after: Tensor) -> Logits:
+        assert self.guiding is not None
+        parts = []
+        for query in self.queries(state, None, None):
+
+            def ask(state: TokenState, query: Query) -> Tensor:
+                value = self._packed(state, query).float()
+                one = dataclasses.replace(query, guided=False)
+                halves = [self._apply_constraint(half, one) for half in value.split(max(query.count, 1))]
+                return torch.cat(halves).index_fill(1, self._forbid_inside, -torch.inf)
+
+            if query.guided:
+                part, status = self.guiding.steered(state, query, ask, onward, before, after)
+                if status is not None:
+                    self.record(status, query)
+            else:
+                part = onward(Logits(query.row, query.position, ask(state, query)))
+            parts.append(part)
+        return Logits(*(torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value")))
+
+    def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
+        key = integer("copies(number)", number), bool(apart), integer("copies(first)", first, 0)
+        if key not in self._copies:
             from .copies import Copies
 
-            self._copies[number, apart] = Copies(self, number, apart)
-        return self._copies[number, apart]
+            self._copies[key] = Copies(self, *key)
+        return self._copies[key]
 
     def _cached_copies(self) -> Copies | None:
         """The copies whose caches stand for those of the run, if it has copies and caches: there must be one of each."""
@@ -422,6 +447,7 @@ class Predictor(ErrorTracker):
             # What top_k and top_p cut off is known when all logits are, so then they must be stored.
             stored = self.constraint is not None or self.language is not None
             stored = stored or any("top_k" in draw for draw in how["draws"])
+            stored = stored or self._is_guided_apart(query)
             headless = self.denoiser.head is not None and not stored
             out = self._read_hidden(state, query, how) if headless else self._read_logits(state, query, how)
             self._scatter(out, query, query.on_canvas(state.x.shape[1]), values)
@@ -443,6 +469,25 @@ class Predictor(ErrorTracker):
         self._seen = (state, read)
         return self.feed.idle(read)
 
+    def _is_guided_apart(self, query: Query) -> bool:
+        """Whether the answers to a query are guided by more than a second half of its own forward pass."""
+        return query.guided and self.guiding is not None and not self.guiding.fused
+
+    def _asked(self, state: TokenState, query: Query) -> tuple[Tensor, Tensor | None, Query]:
+        """A forward pass: the logits (R, V), the rows of them that were asked for (None for all), and what is left to guide."""
+        if not self._is_guided_apart(query):
+            return *self._logits_of(self.feed.feed(state, query)), query
+        assert self.guiding is not None
+        value, status = self.guiding.logits(state, query, self._packed)
+        if status is not None:
+            self.record(status, query)
+        return value, None, dataclasses.replace(query, guided=False)
+
+    def _packed(self, state: TokenState, query: Query) -> Tensor:
+        """(n, V): a forward pass, and the logits that were asked for; n is twice the count of a guided query."""
+        value, index = self._logits_of(self.feed.feed(state, query))
+        return value if index is None else value[index]
+
     def _logits_of(self, answer: Answer) -> tuple[Tensor, Tensor | None]:
         """The answer's logits (R, V), and the rows of them that were asked for; None for all."""
         head = self.denoiser.head
@@ -452,8 +497,7 @@ class Predictor(ErrorTracker):
 
     def _read_logits(self, state: TokenState, query: Query, how: dict[str, Any]) -> ops.MaskedSoftmax:
         """A forward pass, and what the fused op makes of its logits."""
-        answer = self.feed.feed(state, query)
-        logits, index = self._logits_of(answer)
+        logits, index, query = self._asked(state, query)
         own = None if index is None else index[: query.count]
         model = logits
         if self.language is not None:
@@ -635,6 +679,13 @@ class Predictor(ErrorTracker):
         return Prediction(**values)
 
     def raise_if_bad(self, status: int, row: int, position: int, forward: int) -> None:
+        if status in (BAD, NOTHING):
+            assert self.guiding is not None
+            said = "is NaN or +inf" if status == BAD else "leaves no token that the model finds possible"
+            raise OptionError(
+                f"guide: what the classifier says of row {row}, position {position} {said} (forward pass {forward}, sampler "
+                f"{self.sampler!r}); log p(y | x) is a number of at most 0, or -inf for a token that is ruled out"
+            )
         if status == _BARRED:
             who = ["forbid="] * bool(self.config.forbid) + ["constrain="] * (self.constraint is not None)
             raise OptionError(

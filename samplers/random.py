@@ -26,16 +26,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DRAW_BLIND",
+    "DRAW_CANDIDATE",
     "DRAW_FIRST_FREE",
     "DRAW_HEAD",
     "DRAW_NOISE",
     "DRAW_NOISE_TOKEN",
+    "DRAW_PARTICLE",
     "DRAW_PICK",
     "DRAW_POSITION",
     "DRAW_PROBE",
     "DRAW_RANK",
     "DRAW_REMASK",
+    "DRAW_RESAMPLE",
     "DRAW_ROUTE",
+    "DRAW_SELECT",
     "DRAW_START",
     "DRAW_TOKEN",
     "Rng",
@@ -57,6 +61,10 @@ DRAW_ROUTE = 10  # uniform noise: clean, stay or noise
 DRAW_NOISE_TOKEN = 11  # uniform noise: which token the noise puts there
 DRAW_PICK = 12  # uniform noise: which positions a corrector takes
 DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
+DRAW_SELECT = 25  # whether a learned selector takes a position
+DRAW_CANDIDATE = 40  # which positions a candidate has, one number for each position and candidate
+DRAW_RESAMPLE = 45  # which particles go on, (B, K) numbers in place of (B, L)
+DRAW_PARTICLE = 46  # which particle a row ends with
 DRAW_PROBE = 1 << 30  # from here on: the signs of random probes, by their number
 DRAW_FIRST_FREE = 1000
 
@@ -153,10 +161,15 @@ class Rng:
         """The same rows, on `device`."""
         return Rng(self.seed.to(device), self.row.to(device))
 
-    def copies(self, number: int, apart: bool) -> Rng:
-        """Each row `number` times, one after the other. apart: copy k > 0 draws for itself, under row numbers of its own."""
+    def copies(self, number: int, apart: bool, first: int = 0) -> Rng:
+        """Each row `number` times, one after the other.
+
+        Args:
+            apart: copies draw for themselves, each under a row number of its own, but for copy 0, which draws what the row does.
+            first: the number of the first copy.
+        """
         seed, row = self.seed.repeat_interleave(number), self.row.repeat_interleave(number)
-        copy = torch.arange(number, device=row.device).repeat(len(self.row))
+        copy = torch.arange(first, first + number, device=row.device).repeat(len(self.row))
         return Rng(seed, row ^ (copy << COPY_SHIFT) if apart else row)
 
     def positions(self, length: int, step: Tensor, draw: int) -> Tensor:

@@ -175,7 +175,11 @@ class Facts:
             (samplers.feeds.sequence). The model must then be causal, have a cache, and predict the next token.
         stores_logits: True if the sampler asks for the logits themselves (predict.logits). A model that exposes its head
             then stores them as well.
+        copies: True if the sampler runs several copies of each row (predict.copies), all of which count in row_evals.
         stochastic: True if a continuous sampler draws noise in its steps.
+        posterior: True if a sampler of uniform noise lets the distribution of the tokens after a step be guided, by
+            predict.steered.
+        curve: True if a masked sampler plans by the denoiser's entropy_curve, which it then finds in canvas.curve.
         moments: how many moments of x_0 a continuous sampler asks for (predict.moments): 1 is the mean, which every model gives.
         sweep: (option, values), for a sampler whose NFE is set by an option and not by `steps`. A benchmark uses them.
     """
@@ -185,7 +189,10 @@ class Facts:
     revises: bool = False
     sequential: bool = False
     stores_logits: bool = False
+    copies: bool = False
     stochastic: bool = False
+    posterior: bool = False
+    curve: bool = False
     moments: int = 1
     sweep: tuple[str, tuple[Any, ...]] | None = None
 

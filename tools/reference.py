@@ -164,6 +164,8 @@ def facts_of(cls: Any) -> Iterator[str]:
         yield "- It may mask or change tokens again that it has committed."
     if cls.facts.sequential:
         yield "- It needs a causal model with a KV cache that also predicts the next token (`predicts_next`)."
+    if cls.facts.copies:
+        yield "- It runs several copies of each row in a forward pass: `row_evals` counts them, `nfe` does not."
     if cls.facts.stores_logits:
         yield "- It combines distributions, so the logits of the positions that it asks about are stored."
 

@@ -36,7 +36,7 @@ class Watched:
 
     Attributes:
         calls: the names of what was called, in order: "__call__" for predict(...), "logits", "read", and for sequential
-            samplers "next", "ask", "chunk", "branches", "merge".
+            samplers "next", "ask", "chunk", "branches", "merge". What is asked through copies is recorded as well.
 
     Args:
         predict: what the driver gave to the sampler.
@@ -50,6 +50,19 @@ class Watched:
     def __call__(self, *args: Any, **kw: Any) -> Any:
         return self._recorded("__call__", self._predict)(*args, **kw)
 
+    def __len__(self) -> int:  # how many copies
+        return len(self._predict)
+
+    def copies(self, *args: Any, **kw: Any) -> Watched:
+        """What copies of rows are asked through, watched as well."""
+        made = Watched(self._predict.copies(*args, **kw), self._wrap)
+        made.calls = self.calls
+        return made
+
+    def step(self, sampler: Any, wide: Any, recorder: Any = None) -> Any:
+        """A step of another sampler over copies, which is watched too."""
+        return self._predict.step(_Through(sampler, self), wide, recorder)
+
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._predict, name)
         return self._recorded(name, value) if callable(value) else value
@@ -60,6 +73,16 @@ class Watched:
             return self._wrap(method)(*args, **kw)
 
         return call
+
+
+class _Through:
+    """A sampler that is given something else to ask through."""
+
+    def __init__(self, sampler: Any, predict: Any):
+        self.name, self._sampler, self._predict = sampler.name, sampler, predict
+
+    def step(self, predict: Any, state: Any) -> Any:
+        return self._sampler.step(self._predict, state)
 
 
 def watched(
@@ -120,6 +143,10 @@ class RecordedRng(Rng):
         """The same rows, recorded."""
         return cls(rng.seed, rng.row)
 
+    def copies(self, number: int, apart: bool, first: int = 0) -> RecordedRng:
+        made = super().copies(number, apart, first)
+        return RecordedRng(made.seed, made.row, self.uses)
+
     def positions(self, length: int, step: Tensor, draw: int) -> Tensor:
         rows = torch.arange(len(self.row)).repeat_interleave(length)
         self._record(draw, rows, torch.arange(length).repeat(len(self.row)), step[rows])
@@ -137,6 +164,7 @@ class RecordedRng(Rng):
 
     def _record(self, draw: int, rows: Tensor, position: Tensor, step: Tensor) -> None:
         place, by_library = _caller()
+        rows = self.row[rows]  # copies of a row that draw its numbers have its number
         self.uses.append(Use(draw, frozenset(zip(rows.tolist(), position.tolist(), step.tolist())), place, by_library))
 
 

@@ -10,6 +10,7 @@ _CLASSES = {
     "block_refinement": "BlockRefinement",
     "d3pm_ancestral": "D3PMAncestral",
     "entropy_bound_uniform": "EntropyBoundUniform",
+    "smc_uniform": "SMCUniform",
 }
 
 

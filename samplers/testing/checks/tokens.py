@@ -276,7 +276,8 @@ def counts_are_what_the_model_saw(name: str, promise: Promise) -> None:
     else:
         rows, answers = (sum(n) for n in zip(*denoiser.asked))
         given = rows * (2 + GEN)
-        fine = rows == 2 * int(out.nfe_rows.sum())  # a guided forward pass has two rows per row
+        least = 2 * int(out.nfe_rows.sum())  # a guided forward pass has two rows per row
+        fine = rows >= least if registry.load(name).facts.copies else rows == least
     saw = {"nfe": len(denoiser.asked), "row_evals": rows, "token_evals": given, "head_rows": answers}
     promise(counted == saw, "Counts are what the model saw.", f"counted {counted}, seen by the model {saw}", causes)
     promise(fine, "NFE per row adds up to the rows.", f"nfe_rows {out.nfe_rows.tolist()}, rows {rows}", causes)
