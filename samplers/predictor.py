@@ -206,6 +206,12 @@ class DrawSetting(NamedTuple):
         return how
 
 
+def _joined(parts: list[Logits]) -> Logits:
+    """The entries of several, one after the other."""
+    row, position, value = (torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value"))
+    return Logits(row, position, value)
+
+
 class _At(NamedTuple):
     """Where N answers belong."""
 
@@ -337,10 +343,7 @@ class Predictor(ErrorTracker):
             none = torch.zeros(0, dtype=torch.int64, device=state.x.device)
             empty = torch.zeros(0, self.denoiser.vocab_size, dtype=torch.float32, device=state.x.device)
             return Logits(none, none, empty)
-        made = parts[0]
-        if len(parts) > 1:
-            row, position, value = (torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value"))
-            made = Logits(row, position, value)
+        made = parts[0] if len(parts) == 1 else _joined(parts)
         if rows is asked:
             return made
         assert asked is not None
@@ -388,7 +391,7 @@ class Predictor(ErrorTracker):
             else:
                 part = onward(Logits(query.row, query.position, ask(state, query)))
             parts.append(part)
-        return Logits(*(torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value")))
+        return _joined(parts)
 
     def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
         key = integer("copies(number)", number), bool(apart), integer("copies(first)", first, 0)
