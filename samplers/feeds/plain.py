@@ -54,7 +54,8 @@ def check_needs(denoiser: TokenDenoiser, sampler: Sampler[Any], args: Mapping[st
         if denoiser.self_conditioned or denoiser.time_per_position:
             kind = "self_conditioned" if denoiser.self_conditioned else "time_per_position"
             raise OptionError(f"sampler {sampler.name!r} {does}, which does not go with a denoiser that is {kind}")
-        for name, instead in (("cache", "leave it out"), ("guide", "cfg_scale= does")):
+        others = {"cache": "leave it out", "guide": "cfg_scale= does", "constrain": "a language needs another sampler"}
+        for name, instead in others.items():
             if args[name] is not None:
                 raise OptionError(f"{name}= does not go with sampler {sampler.name!r}, which {does}; {instead}")
 
