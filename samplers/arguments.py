@@ -23,6 +23,7 @@ from . import registry
 from .canvas import Canvas
 from .checks import (
     check_memory,
+    check_room,
     flag,
     guidance,
     hook,
@@ -36,17 +37,20 @@ from .checks import (
     shown,
     token_rows,
 )
+from .constraints.language import Language
 from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import OptionError, did_you_mean
-from .feeds.cached import Scheme, cache_scheme
+from .feeds.cached import Ordered, Scheme, cache_scheme
 from .feeds.encoded import block_arguments
-from .feeds.plain import check_needs
+from .feeds.plain import block, check_needs
 from .feeds.sequence import check_sequential
+from .guidance import Guide
 from .ops._check import COLDEST, HOTTEST
 from .predictor import SamplingConfig
 from .random import Rng
 from .sampler import Sampler
 from .text import StopText, prompt_rows
+from .windows import Window, read_window
 
 if TYPE_CHECKING:
     from .driver import Constraint
@@ -145,6 +149,7 @@ class TokenArguments:
         block_length: as given, or the model's own; None: one block.
         align: whether blocks are counted from position 0.
         window: how far rows are given to the model at least, a function of the state; None: to their ends.
+        moving: the window that moves in place of blocks, or None.
         stop: phrases, (m,) int64 each.
         stop_rule: when one of them ends a row.
         stop_text: strings at which rows end as well, or None.
@@ -152,6 +157,8 @@ class TokenArguments:
         scheme: of the KV cache; None: no cache.
         pad: whether rows of different lengths share forward passes.
         constrain: the hook, or None.
+        language: what the text of every row belongs to, or None.
+        guide: what guides the tokens beside cfg_scale, or None.
         settings: what Sample.settings records: numbers, strings and lists, so that json can write it.
     """
 
@@ -161,6 +168,7 @@ class TokenArguments:
     block_length: int | None
     align: bool
     window: Callable[[TokenState], Tensor] | None
+    moving: Window | None
     stop: tuple[Tensor, ...]
     stop_rule: str
     stop_text: StopText | None
@@ -168,6 +176,8 @@ class TokenArguments:
     scheme: Scheme | None
     pad: bool
     constrain: Callable[[TokenState], Constraint | None] | None
+    language: Language | None
+    guide: Guide | None
     settings: dict[str, Any]
 
 
@@ -209,7 +219,15 @@ class Given:
 
     def constrain(self) -> Callable[[Any], Any] | None:
         """The hook constrain=, or None."""
-        return hook("constrain", self("constrain"))
+        value = self("constrain")
+        if isinstance(value, Language):
+            raise OptionError(f"constrain={value!r} is for runs over tokens; a function of the state is needed here")
+        return hook("constrain", value)
+
+    def language(self) -> Language | None:
+        """The language constrain=, which is then read; None if it is a hook or nothing."""
+        value = self._arguments["constrain"]
+        return self("constrain") if isinstance(value, Language) else None
 
     def refuse_the_rest(self, sampler: Sampler[Any]) -> None:
         """OptionError for an argument that was given and not read: it is for another family."""
@@ -236,22 +254,51 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
     if sampler.effective_facts.sequential:
         names = ("cache", "ragged", "cfg_scale", "steps", "constrain", "window")
         other_rule = given("stop_rule") != STOP_RULES[0]
-        check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
+        own = {name: given(name) for name in names} | {"stop_rule": other_rule}
+        if isinstance(own["constrain"], Language):
+            if sampler.effective_facts.bias != "exact":
+                raise OptionError(
+                    f"constrain={own['constrain']!r} does not go with sampler {sampler.name!r}: it commits tokens of several "
+                    "forward passes together, and keeps them in its sequence for good; use a sampler that decides each token by "
+                    "one forward pass, such as autoregressive, or one that is not sequential"
+                )
+            own["constrain"] = None
+        check_sequential(denoiser, sampler, own)
     if sampler.effective_facts.needs:
-        check_needs(denoiser, sampler, {"cache": given("cache")})
+        language = given("constrain") if isinstance(given("constrain"), Language) else None
+        check_needs(denoiser, sampler, {"cache": given("cache"), "guide": given("guide"), "constrain": language})
+    if sampler.effective_facts.time_per_position and not denoiser.time_per_position:
+        raise OptionError(
+            f"sampler {sampler.name!r} with these options needs a model that takes a noise level for each position "
+            f"(time_per_position), and denoiser {denoiser.name!r} does not"
+        )
     steps = optional_integer("steps", given("steps"))
     if steps is not None and getattr(sampler, "steps_per_block", None) is not None:
         raise OptionError(
             f"steps={steps} and steps_per_block={sampler.steps_per_block}: the second says how many steps a block takes, and "  # type: ignore[attr-defined]
             "so how many the run does; give one of the two"
         )
-    block_length, align = _read_blocks(denoiser, given)
     scheme, pad = cache_scheme(given("cache"), denoiser), pads(given("ragged"), denoiser)
-    constrain = given.constrain()
+    language = given.language()
+    constrain = given.constrain() if language is None else None
     window = _read_window(denoiser, scheme, given("window"))
+    moving = window if isinstance(window, Window) else None
+    if moving is not None:
+        window = block if moving.cuts else None
+        scheme = _under_window(denoiser, sampler, scheme, moving, given)
+    elif scheme is not None and scheme.slides:
+        raise OptionError(
+            f"cache={str(scheme)!r} follows a window that slides: give window='sliding(32)', or take another scheme"
+        )
+    block_length, align = _read_blocks(denoiser, given, moving)
     (stop, stop_text), stop_rule = read_stop(given("stop"), denoiser), _read_stop_rule(denoiser, given("stop_rule"))
     canvas, gen_length = _read_canvas(denoiser, given)
+    if grows := sampler.effective_facts.grows:
+        _check_growth(denoiser, sampler, given, canvas, grows)
     config = _read_config(denoiser, sampler, given, len(canvas.x))
+    guide = _read_guide(denoiser, sampler, given, config, scheme)
+    if guide is not None:
+        pad = False  # what guides judges whole rows, so those of one forward pass have one length
     if isinstance(denoiser, BlockDenoiser):
         steps, block_length = block_arguments(denoiser, canvas, config.cfg_scale, steps, block_length)
     if config.cfg_scale and given("prompt") is None:
@@ -269,11 +316,12 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         "steps": steps,
         "block_length": block_length,
         "align": align,
-        "window": given("window"),
+        "window": given("window") if moving is None else str(moving),
         "cache": None if scheme is None else str(scheme),
         "ragged": None if sampler.effective_facts.sequential else "pad" if pad else "groups",
         "stop": [*(phrase.tolist() for phrase in stop), *(() if stop_text is None else stop_text.strings)] or None,
         "stop_rule": stop_rule,
+        **({} if guide is None else {"guide": str(guide)}),
     } | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     rng = Rng.of(seed, batch, first_row, denoiser.device)
     given.refuse_the_rest(sampler)
@@ -284,6 +332,7 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         block_length,
         align,
         window,
+        moving,
         stop,
         stop_rule,
         stop_text,
@@ -291,15 +340,47 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         scheme,
         pad,
         constrain,
+        language,
+        guide,
         settings,
     )
 
 
-def _read_blocks(denoiser: TokenDenoiser, given: Given) -> tuple[int | None, bool]:
+def _check_growth(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, canvas: Canvas, most: int) -> None:
+    """OptionError if a run whose canvas may grow to `most` positions to fill per row has what it does not go with."""
+    who = f"sampler {sampler.name!r} puts in positions during a run"
+    kinds = {
+        f"a canvas of exactly {denoiser.length} positions": denoiser.length is not None,
+        "self-conditioning": denoiser.self_conditioned,
+        "blocks of its own": isinstance(denoiser, BlockDenoiser),
+    }
+    for what, so in kinds.items():
+        if so:
+            raise OptionError(f"{who}, and denoiser {denoiser.name!r} has {what}")
+    for name in ("cache", "window", "constrain"):
+        if given(name) is not None and (name != "constrain" or isinstance(given(name), Language)):
+            raise OptionError(f"{name}={given(name)!r}: {who}; leave {name} out")
+    fill = canvas.fill.sum(1).tolist()
+    longest = [length + max(most - n, 0) for length, n in zip(canvas.lengths, fill)]
+    check_room("prompt and the longest canvas that the sampler may make", longest, denoiser)
+
+
+def _read_blocks(denoiser: TokenDenoiser, given: Given, moving: Window | None = None) -> tuple[int | None, bool]:
     """Positions per block, None for one block; and whether blocks are counted from position 0."""
+    if moving is not None:
+        if given("block_length") is not None:
+            raise OptionError(
+                f"window={str(moving)!r} and block_length={shown(given('block_length'))}: such a window takes the place of "
+                "blocks; give one of the two"
+            )
+        if moving.block_length is None:
+            if given("align"):
+                raise OptionError(f"align=True counts blocks from position 0, and window={str(moving)!r} has no blocks")
+            return None, False
     own = denoiser.attention_block if denoiser.attention == "block_causal" else 1
     length, align = optional_integer("block_length", given("block_length")), given("align")
     length = own if length is None and own > 1 else length
+    length = length if moving is None else moving.block_length
     align = own > 1 if align is None else flag("align", align)
     if align and length is None:
         raise OptionError(
@@ -309,15 +390,22 @@ def _read_blocks(denoiser: TokenDenoiser, given: Given) -> tuple[int | None, boo
     return length, align
 
 
-def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) -> Callable[[TokenState], Tensor] | None:
-    """How far rows are given to the model at least, a function of the state; None: to their ends."""
+def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) -> Any:
+    """A Window that moves; or how far rows are given to the model at least, a function of the state, None: to their ends."""
     if window is None:
         return None
-    if not registry.has("windows", window):
-        others = [name for name in registry.names_of("windows") if name != "block"]
+    if not (isinstance(window, str) and registry.has("windows", window.partition("(")[0])):
+        others = [name for name in registry.names_of("windows") if name not in registry.own_names("windows")]
         names = "".join(f', "{name}"' for name in others)
-        raise OptionError(f'window must be "block"{names} or None (the whole canvas), not {shown(window)}')
-    if scheme is not None:
+        raise OptionError(
+            f'window must be "block", "sliding(W)", "wedlm(W)", "pipeline(W)"{names} or None (the whole canvas), not '
+            f"{shown(window)}"
+        )
+    found = read_window(window)
+    moves = isinstance(found, Window)
+    if moves and not found.cuts:
+        return found
+    if scheme is not None and not moves:  # which schemes go with a window that moves is asked later
         raise OptionError(
             f"window={window!r} does not go with cache={str(scheme)!r}: a cache decides itself what the model is given"
             + (", and this one gives nothing after the block already" if scheme.name == "block" else "")
@@ -333,7 +421,53 @@ def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) ->
             f"window={window!r}: denoiser {denoiser.name!r} is self_conditioned, and its last logits are kept "
             "for whole rows; use window=None"
         )
-    return registry.find("windows", window)
+    return found
+
+
+def _under_window(
+    denoiser: TokenDenoiser, sampler: Sampler[Any], scheme: Scheme | None, window: Window, given: Given
+) -> Scheme | None:
+    """The caching scheme of a run whose window moves.
+
+    Raises:
+        OptionError: the sampler, the denoiser or the scheme does not go with such a window.
+    """
+    who = f"window={str(window)!r}"
+    facts = sampler.effective_facts
+    if denoiser.mask_id is None or facts.revises or facts.whole_blocks:
+        if denoiser.mask_id is None:
+            why = "has no masks, so that every position stays open until its block is done"
+        elif facts.revises:
+            why = "may change tokens until their block is done"
+        else:
+            why = "needs all positions of a block open"
+        raise OptionError(f"{who} does not go with sampler {sampler.name!r}, which {why}: use block_length=")
+    if getattr(sampler, "steps_per_block", None) is not None:
+        raise OptionError(f"{who} has no blocks for steps_per_block={sampler.steps_per_block}: give steps=")  # type: ignore[attr-defined]
+    if isinstance(denoiser, BlockDenoiser):
+        raise OptionError(f"{who}: denoiser {denoiser.name!r} is given whole blocks; use block_length=")
+    if window.ordered:
+        if denoiser.attention != "causal" or "block" not in denoiser.caches or denoiser.shift:
+            lacks = (
+                f"has {denoiser.attention} attention"
+                if denoiser.attention != "causal"
+                else "answers for a position in the line before it"
+                if denoiser.shift
+                else "has no cache that keeps a prefix"
+            )
+            raise OptionError(
+                f"{who} is for causal models with a cache that predict at masks, and denoiser {denoiser.name!r} {lacks}; use "
+                "window='sliding(32)'"
+            )
+        if scheme is not None and scheme.name != "block":
+            raise OptionError(f"{who} keeps the decided beginning of a row itself: leave cache={str(scheme)!r} out")
+        cache_scheme("block", denoiser)  # whatever else keeps a model from having a cache
+        return Ordered()
+    if window.cuts and scheme is not None and scheme.name != "block":
+        raise OptionError(
+            f"{who} goes with cache='block' or none: {str(scheme)!r} keeps what was computed before later blocks opened"
+        )
+    return scheme
 
 
 STOP_RULES = ("decided", "block", "llada2")
@@ -438,6 +572,21 @@ def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, b
         forbid,
         _token_ids("demote", given("demote"), denoiser),
     )
+
+
+def _read_guide(
+    denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, config: SamplingConfig, scheme: Scheme | None
+) -> Guide | None:
+    """What guide= is, checked against the other arguments; or None."""
+    guide = given("guide")
+    if guide is None:
+        return None
+    if not isinstance(guide, Guide):
+        raise OptionError(
+            f"guide={shown(guide)}: samplers.guidance.Unconditional(...), Adaptive(...) or Classifier(...) is needed"
+        )
+    guide.check(denoiser, sampler, asdict(config) | {"cache": None if scheme is None else str(scheme)})
+    return guide
 
 
 def _flat_ids(name: str, value: Any, needed: str) -> Tensor | None:

@@ -82,6 +82,29 @@ _GRIDS = {
     },
 }
 
+_PROBLEMS = {
+    "copy": "waiting_line:Copy",
+    "digits": "digits:Digits",
+    "domino": "chains:Domino",
+    "dyck": "whole_row:Dyck",
+    "hmm": "chains:Hmm",
+    "insert_random": "waiting_line:InsertRandom",
+    "latin3": "latin:Latin3",
+    "latin4": "latin:Latin4",
+    "mirror": "whole_row:Mirror",
+    "mixture": "mixture:Mixture",
+    "parity": "whole_row:Parity",
+    "remove_random": "waiting_line:RemoveRandom",
+    "replace_random": "waiting_line:ReplaceRandom",
+    "reverse": "waiting_line:Reverse",
+    "shuffle": "waiting_line:Shuffle",
+    "sort": "waiting_line:Sort",
+    "sudoku4": "sudoku:Sudoku4",
+    "text": "text:Text",
+    "llm-small": "speed:LlmSmall",
+    "llm-8b": "speed:Llm8b",
+}
+
 
 @hookimpl
 def register_families(register: Any) -> None:
@@ -131,12 +154,8 @@ def register_grids(register: Any) -> None:
 
 @hookimpl
 def register_problems(register: Any) -> None:
-    register("samplers.problems.digits:Digits", name="digits")
-    register("samplers.problems.mixture:Mixture", name="mixture")
-    register("samplers.problems.sudoku:Sudoku4", name="sudoku4")
-    register("samplers.problems.text:Text", name="text")
-    register("samplers.problems.speed:LlmSmall", name="llm-small")
-    register("samplers.problems.speed:Llm8b", name="llm-8b")
+    for name, target in _PROBLEMS.items():
+        register(f"samplers.problems.{target}", name=name)
 
 
 @hookimpl
@@ -145,11 +164,15 @@ def register_caches(register: Any) -> None:
     register("samplers.feeds.cached:Dual", name="dual")
     register("samplers.feeds.cached:Delayed", name="delayed")
     register("samplers.feeds.cached:Block", name="block")
+    register("samplers.feeds.cached:Trailing", name="dsb")
 
 
 @hookimpl
 def register_windows(register: Any) -> None:
     register("samplers.feeds.plain:block", name="block")
+    register("samplers.windows:Pipeline", name="pipeline")
+    register("samplers.windows:Sliding", name="sliding")
+    register("samplers.windows:Wedlm", name="wedlm")
 
 
 @hookimpl

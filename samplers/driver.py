@@ -20,6 +20,7 @@ from torch import Tensor
 from . import registry
 from .arguments import Given, wrong_argument
 from .checks import flag, shown
+from .constraints.language import Language
 from .denoiser import Denoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, PluginError, SamplersError
 from .family import Run, family_of
@@ -164,6 +165,8 @@ class Stream(Iterator[State]):
         self._check_unwritten(x, version, f"sampler {self.sampler.name!r}")
         state, returned = stepped if isinstance(stepped, tuple) and len(stepped) == 2 else (stepped, {})
         self._check_step(state, returned)
+        if isinstance(self.predictor, Predictor) and self.predictor.language is not None:
+            state = self.predictor.language.mended(self.state, state, self.sampler.name)
         if memory is not None:
             state = memory.end_step(state)
         if self.recorder is not None:
@@ -181,6 +184,7 @@ class Stream(Iterator[State]):
         """
         if self.begun or not isinstance(self.state, TokenState) or not isinstance(self.predictor, Predictor):
             raise OptionError("events() is for runs over tokens, before their first step")
+        _check_grows(self.sampler, "events()")
         if self.recorder is None:
             self.recorder = self.predictor.recorder = InfoRecorder(keep=False)
         return self._events(self.recorder)
@@ -202,6 +206,8 @@ class Stream(Iterator[State]):
                 f"{who} returned {got}; it must return the next state, such as state.commit(where, token), or (state, "
                 "{name: tensor})"
             )
+        if isinstance(state, TokenState) and self.sampler.effective_facts.grows and len(state.canvas.x) == len(x):
+            x = state.canvas.x  # the canvas may have grown, and the tokens with it
         if state.x.shape != x.shape or (isinstance(state, TokenState) and state.x.dtype != x.dtype):
             raise SamplersError(
                 f"{who} made x of shape {tuple(state.x.shape)} and {state.x.dtype}; it is {tuple(x.shape)} and {x.dtype}"
@@ -289,8 +295,11 @@ class Stream(Iterator[State]):
         """What the run has made so far, and what it has cost. A row that is not done still holds mask ids."""
         self.predictor.check()
         self._check_tokens()
+        if isinstance(self.predictor, Predictor) and self.predictor.language is not None:
+            self.predictor.language.check_result(self.state, self.sampler.name)
         counter, item = self.predictor.counter, registry.entry_of(type(self.sampler))
         inside = counter.seconds
+        guiding = self.predictor.guiding if isinstance(self.predictor, Predictor) else None
         return Sample(
             **self._outcome(),
             nfe=counter.nfe,
@@ -299,6 +308,8 @@ class Stream(Iterator[State]):
             head_rows=counter.head_rows,
             cache_bytes=self.predictor.cache_bytes,
             nfe_rows=self.predictor.nfe_rows,
+            guide_calls=0 if guiding is None else guiding.calls,
+            guide_rows=0 if guiding is None else guiding.rows,
             encoder_passes=counter.encoder_passes,
             encoder_rows=self.predictor.encoder_rows if isinstance(self.predictor, Predictor) else None,
             steps=self.steps,
@@ -451,11 +462,21 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: 
     parts = begun.sampler, begun.predictor, predict, begun.state, begun.limit, begun.settings, begun.constrain
     run = Stream(*parts)
     if info:
+        _check_grows(begun.sampler, "info=True")
         run.recorder = InfoRecorder()
         if isinstance(run.predictor, Predictor):
             run.predictor.recorder = run.recorder
     run.bar = _Bar(run) if progress else None
     return run
+
+
+def _check_grows(sampler: Sampler[Any], what: str) -> None:
+    """OptionError if a sampler puts in positions during a run, for what has one entry per position and step."""
+    if sampler.effective_facts.grows:
+        raise OptionError(
+            f"{what} follows each position through the run, and sampler {sampler.name!r} puts in positions during it; "
+            "trace=True keeps the states"
+        )
 
 
 _PARTS: dict[str, tuple[type, ...]] = {
@@ -518,6 +539,7 @@ def sample(
     ragged: str | None = None,
     cfg_scale: float = 0.0,
     cfg_interval: tuple[float, float] = (0.0, 1.0),
+    guide: Any = None,
     temperature: float | Sequence[float | None] | None = None,
     top_k: int | Sequence[int] = 0,
     top_p: float | Sequence[float] = 1.0,
@@ -525,7 +547,7 @@ def sample(
     demote: int | Sequence[int] | None = None,
     stop: Any = None,
     stop_rule: str = "decided",
-    constrain: Callable[[Any], Any] | None = None,
+    constrain: Callable[[Any], Any] | Language | None = None,
     start: Any = None,
     strength: float = 1.0,
     known: Any = None,
@@ -574,9 +596,14 @@ def sample(
             attention, whose own blocks are counted so (LLaDA2, SDAR, BD3-LM); else False.
         window: "block": the model is given each row up to the end of its present block only. A model of causal or
             block_causal attention answers the same for less; one of full attention no longer sees the masks of later
-            blocks, which changes its answers. Rows whose blocks end at different positions do not share a forward pass. None:
-            the whole canvas.
-        cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one.
+            blocks, which changes its answers. Rows whose blocks end at different positions do not share a forward pass.
+            Windows that move take the place of blocks: "sliding(W)" or "sliding(W,C)": the first W undecided positions of a row
+            are open, less those C or more after the first. "pipeline(b)", "pipeline(b,add)" or "pipeline(b,add,full)": blocks
+            of b, the next of which opens when a share `add` (0.5) of the last one is decided. "wedlm(W)" or "wedlm(W,C)": as
+            sliding, for causal models, which are given decided tokens before masks through a cache. See samplers.windows. For
+            samplers that do not change committed tokens. `steps` is then what a row may take. None: the whole canvas.
+        cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one. Under a window that
+            slides also "dsb" or "dsb(a,n)".
             samplers.feeds.cached says which of them change nothing but the cost. None: no cache.
         ragged: how rows of different lengths are given to the model. "pad": all in one forward pass, which is as long as the
             longest row that is not done; shorter ones are filled up on the right with what the model does not see.
@@ -590,6 +617,8 @@ def sample(
             the one without the condition, which GaussianDenoiser.wrap is told of. Other libraries' guidance scale is 1 + w.
         cfg_interval: (low, high): rows are guided while their noise level is above low and at most high. Outside they are not
             guided, and cost one row and not two. The level of a continuous run is sigma^2 / (alpha^2 + sigma^2).
+        guide: guidance of tokens by something else than the prompt: samplers.guidance.Unconditional (the form gamma; a negative
+            prompt, another model), Adaptive (A-CFG) or Classifier. It takes the place of cfg_scale; cfg_interval holds for it.
         temperature: the temperature of the token draw. 0 takes the best token. None: the sampler's own default.
         top_k: draw from the k most likely tokens only. 0: from all.
         top_p: draw, among those, from the fewest tokens that hold this share of the probability at `temperature`. 1: from all.
@@ -610,7 +639,9 @@ def sample(
             "llada2": as in LLaDA2's and diffusers' code: after a step that writes into a phrase, if no mask stands before
             the first one's end; what could still be edited stays as it is. If that never happens, all blocks are filled,
             and the row is cut after its first phrase.
-        constrain: a function that is called before every step with the state. For tokens it returns a samplers.Constraint
+        constrain: a language of samplers.constraints, such as Regex(pattern, denoiser.tokenizer), to which the text of every row
+            will belong, with any token sampler; tokens are drawn from the product of the model's marginals conditioned on it.
+            Or a function that is called before every step with the state. For tokens it returns a samplers.Constraint
             (tokens to decide at once, tokens not to draw in this step) or None; for continuous samplers another x, or None.
         start: x_0 to start from, (B, *shape) or (*shape): it is noised to the run's first noise level, exactly (SDEdit, image to
             image). Say with `strength`, or with the option t_start, how far up that is. If t_end is above t_start (inversion) it
@@ -711,6 +742,9 @@ class _Bar:
 
     def advance(self, run: Stream) -> None:
         state = run.state
+        if isinstance(state, TokenState) and state.canvas.filled != self.total:
+            self.total = state.canvas.filled  # the canvas has grown
+            self.progress.update(self.task, total=self.total)
         done = self.total - state.noise if isinstance(state, TokenState) else run.nfe
         self.progress.update(self.task, completed=done)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -64,11 +65,14 @@ class Logits:
     Attributes:
         row, position: (N,) int64, where each is on the canvas.
         value: (N, V) float32, guided; tokens that must not be drawn at -inf.
+        beside: in a run whose text must belong to a language, the logits of the open positions of these rows that were not asked
+            about: they bear on what `read` may draw here. Else None.
     """
 
     row: Tensor
     position: Tensor
     value: Tensor
+    beside: Logits | None = None
 
     def on_canvas(self, packed: Tensor, elsewhere: Tensor) -> Tensor:
         """(B, L): `packed` (N,) at the asked positions, `elsewhere` (B, L) at the others."""
@@ -77,7 +81,17 @@ class Logits:
     def take(self, index: Tensor, rows: int) -> Logits:
         """The same of the rows `index`, (n,) int64, of the `rows` that there are: row i is row index[i]. One device sync."""
         at, row = packed_rows(torch.bincount(self.row, minlength=rows), index)
-        return Logits(row, self.position[at], self.value[at])
+        beside = None if self.beside is None else self.beside.take(index, rows)
+        return Logits(row, self.position[at], self.value[at], beside)
+
+    def at(self, which: Tensor) -> Logits:
+        """The entries `which`, (N,) bool, without those beside them."""
+        return Logits(self.row[which], self.position[which], self.value[which])
+
+    def folded(self, number: int) -> Logits:
+        """The same with row // number in the place of each row."""
+        row = torch.div(self.row, number, rounding_mode="floor")
+        return Logits(row, self.position, self.value, None if self.beside is None else self.beside.folded(number))
 
 
 def packed_rows(count: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +115,11 @@ class Predict(Protocol):
     @property
     def temperature(self) -> float:
         """The temperature of the token draw, as the run was told; 0 takes the best token."""
+        ...
+
+    @property
+    def steers(self) -> bool:
+        """Whether a guide acts on the tokens after a step: a sampler with Facts(posterior=True) then asks by `steered`."""
         ...
 
     def __call__(
@@ -267,6 +286,16 @@ class Predict(Protocol):
         Returns:
             The Prediction; and (B, L, L) float32, how much position i attends to position j, the mean over layers and heads; 0 in
             rows that took no part, and at filling. With guidance it is that of the rows that see the prompt.
+        """
+        ...
+
+    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], before: Tensor, after: Tensor) -> Logits:
+        """The guided log-probabilities of the tokens after the step at the open positions, if the run `steers`.
+
+        Args:
+            onward: from the logits of the clean tokens (N, V) to the log-probabilities of the tokens after the step, such as
+                those of q(x_s | x_t); it may be called twice.
+            before, after: (B, 1) float64, the noise levels before and after the step.
         """
         ...
 

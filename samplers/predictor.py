@@ -25,6 +25,7 @@ from .feeds import Answer, Feed, Query, SeenQuery
 from .feeds.cached import CachedFeed
 from .feeds.encoded import EncodedFeed
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
+from .guidance import BAD, NOTHING, Guiding
 from .info import InfoRecorder
 from .ops.masked_softmax import guide, truncated
 from .prediction import FILL, Logits, Prediction
@@ -34,6 +35,7 @@ from .state import TokenState
 from .syncs import reading_is_free
 
 if TYPE_CHECKING:
+    from .constraints.language import BoundLanguage
     from .copies import Copies
 
 __all__ = ["ErrorTracker", "FamilyPredictor", "Predictor", "SamplingConfig", "SequencePredictor"]
@@ -214,6 +216,19 @@ class DrawSetting(NamedTuple):
         return (logits / self.temperature).softmax(1)
 
 
+def _joined(parts: list[Logits]) -> Logits:
+    """The entries of several, one after the other."""
+    row, position, value = (torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value"))
+    return Logits(row, position, value)
+
+
+class _At(NamedTuple):
+    """Where N answers belong."""
+
+    row: Tensor
+    position: Tensor
+
+
 class Predictor(ErrorTracker):
     """What a token sampler asks the model through; implements samplers.prediction.Predict.
 
@@ -246,7 +261,9 @@ class Predictor(ErrorTracker):
         self._copies: dict[tuple[int, bool, int], Copies] = {}
         self.dry_run: DryRun | None = None
         self.recorder: InfoRecorder | None = None
+        self.guiding: Guiding | None = None
         self.constraint: Tensor | None = None  # bool, broadcasts to (B, L, V): never drawn in this step
+        self.language: BoundLanguage | None = None  # what the text of every row belongs to
 
     @property
     def temperature(self) -> float:
@@ -273,6 +290,10 @@ class Predictor(ErrorTracker):
         """Bytes of keys and values that the run's caches have written so far."""
         return self.feed.cache_bytes + sum(copies.feed.cache_bytes for copies in self._copies.values())
 
+    @property
+    def steers(self) -> bool:
+        return self.guiding is not None and self.guiding.posterior
+
     # ------------------------------------------------------------------------------------------ for samplers
 
     def __call__(
@@ -290,6 +311,7 @@ class Predictor(ErrorTracker):
         if (through := self._cached_copies()) is not None:
             how = {"temperature": temperature, "confidence_temperature": confidence_temperature, "truncated": truncated}
             return through.one(state, rows, want=want, t=t, given=given, **how)
+        asked, rows = rows, rows if self.language is None else self.language.widened(state, rows)
         return self.answer(
             state,
             self.queries(state, rows, t),
@@ -298,6 +320,7 @@ class Predictor(ErrorTracker):
             confidence_temperature=confidence_temperature,
             truncated=truncated,
             given=given,
+            only=None if self.language is None else asked,
         )
 
     def logits(
@@ -310,7 +333,13 @@ class Predictor(ErrorTracker):
     ) -> Logits:
         if (through := self._cached_copies()) is not None:
             return through.one_logits(state, rows, t=t, temperature=temperature)
-        return self._logits(state, self.queries(state, rows, t), temperature)
+        asked, rows = rows, rows if self.language is None else self.language.widened(state, rows)
+        made = self._logits(state, self.queries(state, rows, t), temperature)
+        if rows is asked:
+            return made
+        assert asked is not None
+        inside = asked[made.row, made.position]
+        return dataclasses.replace(made.at(inside), beside=made.at(~inside))
 
     def _logits(self, state: TokenState, queries: Iterable[Query], temperature: Tensor | None = None) -> Logits:
         """The logits of some forward passes, guided and packed; see Predict.logits."""
@@ -318,8 +347,7 @@ class Predictor(ErrorTracker):
         for query in queries:
             if temperature is not None:
                 query = dataclasses.replace(query, temperature=temperature)
-            answer = self.feed.feed(state, query)
-            value, index = self._logits_of(answer)
+            value, index, query = self._asked(state, query)
             if index is not None:
                 value = value[index]
             elif self.denoiser.head is None and temperature is None:
@@ -330,13 +358,11 @@ class Predictor(ErrorTracker):
                 value = value.float() / temperature[query.row][:, None]
             value = self._apply_constraint(value.float(), query).index_fill_(1, self._forbid_inside, -torch.inf)
             parts.append(Logits(query.row, query.position, value))
-        if len(parts) == 1:
-            return parts[0]
         if not parts:
             none = torch.zeros(0, dtype=torch.int64, device=state.x.device)
             empty = torch.zeros(0, self.denoiser.vocab_size, dtype=torch.float32, device=state.x.device)
             return Logits(none, none, empty)
-        return Logits(*(torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value")))
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     def read(
         self,
@@ -353,8 +379,11 @@ class Predictor(ErrorTracker):
         want = self._wanted(want)
         values = self.fill_values(state, want)
         how = self._draw_arguments(state, logits, want, temperature, confidence_temperature, truncated, given, draw)
-        out = self._drawn(logits, how, lambda at, own: ops.masked_softmax(logits.value, at, **own))
-        out = self._blamed(out, None)
+        if self.language is None:
+            out = self._drawn(logits, how, lambda at, own: ops.masked_softmax(logits.value, at, **own))
+            out = self._blamed(out, None)
+        else:
+            out = self._drawn_together(state, logits, logits.value, how, draw, logits.beside)
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
 
@@ -369,6 +398,26 @@ class Predictor(ErrorTracker):
             at = (number == i).nonzero().squeeze(1)  # a device sync, which rows that draw alike are spared
             out[at] = setting.distribution(value[at])
         return out
+
+    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], before: Tensor, after: Tensor) -> Logits:
+        assert self.guiding is not None
+        parts = []
+        for query in self.queries(state, None, None):
+
+            def ask(state: TokenState, query: Query) -> Tensor:
+                value = self._packed(state, query).float()
+                one = dataclasses.replace(query, guided=False)
+                halves = [self._apply_constraint(half, one) for half in value.split(max(query.count, 1))]
+                return torch.cat(halves).index_fill(1, self._forbid_inside, -torch.inf)
+
+            if query.guided:
+                part, status = self.guiding.steered(state, query, ask, onward, before, after)
+                if status is not None:
+                    self.record(status, query)
+            else:
+                part = onward(Logits(query.row, query.position, ask(state, query)))
+            parts.append(part)
+        return _joined(parts)
 
     def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
         key = integer("copies(number)", number), bool(apart), integer("copies(first)", first, 0)
@@ -454,7 +503,8 @@ class Predictor(ErrorTracker):
 
     def _needs(self, need: str, call: str) -> None:
         """SamplersError if a sampler asks in a way that it has not said it needs, and that this run does not have."""
-        if not getattr(self.denoiser, need) or self.dry_run is not None or not hasattr(self.feed, "plan_seen"):
+        has = getattr(self.denoiser, need) and getattr(self.feed, "plan_seen", None) is not None
+        if not has or self.dry_run is not None:
             raise SamplersError(
                 f"sampler {self.sampler!r} calls {call}, which this run does not have: declare Facts(needs=({need!r},)), and the "
                 "driver says before a run what does not go with it"
@@ -510,21 +560,30 @@ class Predictor(ErrorTracker):
         given: Tensor | None = None,
         draw: int = DRAW_TOKEN,
         sequence: Tensor | None = None,
+        only: Tensor | None = None,
     ) -> Prediction:
         """Run forward passes and read their answers: tokens, and what else is wanted, on the canvas.
 
         Args:
             sequence: (B, n) int64, the tokens of SeenQueries, whose answers are (B, n); None: it is the canvas.
+            only: (B, L) bool, the positions whose answers are handed out, of those that the queries ask about; None: all.
         """
         want = self._wanted(want)
         values = self.fill_values(state, want, sequence)
+        if only is not None and "given" in want:  # what is asked beside them may hold a mask, which has no probability
+            given = torch.where(only, state.x if given is None else given, 0)
+        unasked = {} if only is None else self.fill_values(state, want)
         for query in queries:
             how = self._draw_arguments(state, query, want, temperature, confidence_temperature, truncated, given, draw)
             # What top_k and top_p cut off is known when all logits are, so then they must be stored.
-            stored = self.constraint is not None or any("top_k" in draw for draw in how["draws"])
+            stored = self.constraint is not None or self.language is not None
+            stored = stored or any("top_k" in draw for draw in how["draws"])
+            stored = stored or self._is_guided_apart(query)
             headless = self.denoiser.head is not None and not stored
             out = self._read_hidden(state, query, how) if headless else self._read_logits(state, query, how)
             self._scatter(out, query, query.on_canvas(values["token"].shape[1]), values)
+        if only is not None:
+            values = {k: torch.where(only, v, other) for (k, other), v in zip(unasked.items(), values.values())}
         return self._prediction(state, values)
 
     def finished(self, state: TokenState) -> bool:
@@ -541,6 +600,25 @@ class Predictor(ErrorTracker):
         self._seen = (state, read)
         return self.feed.idle(read)
 
+    def _is_guided_apart(self, query: Query) -> bool:
+        """Whether the answers to a query are guided by more than a second half of its own forward pass."""
+        return query.guided and self.guiding is not None and not self.guiding.fused
+
+    def _asked(self, state: TokenState, query: Query) -> tuple[Tensor, Tensor | None, Query]:
+        """A forward pass: the logits (R, V), the rows of them that were asked for (None for all), and what is left to guide."""
+        if not self._is_guided_apart(query):
+            return *self._logits_of(self.feed.feed(state, query)), query
+        assert self.guiding is not None
+        value, status = self.guiding.logits(state, query, self._packed)
+        if status is not None:
+            self.record(status, query)
+        return value, None, dataclasses.replace(query, guided=False)
+
+    def _packed(self, state: TokenState, query: Query) -> Tensor:
+        """(n, V): a forward pass, and the logits that were asked for; n is twice the count of a guided query."""
+        value, index = self._logits_of(self.feed.feed(state, query))
+        return value if index is None else value[index]
+
     def _logits_of(self, answer: Answer) -> tuple[Tensor, Tensor | None]:
         """The answer's logits (R, V), and the rows of them that were asked for; None for all."""
         head = self.denoiser.head
@@ -550,10 +628,15 @@ class Predictor(ErrorTracker):
 
     def _read_logits(self, state: TokenState, query: Query, how: dict[str, Any]) -> ops.MaskedSoftmax:
         """A forward pass, and what the fused op makes of its logits."""
-        answer = self.feed.feed(state, query)
-        logits, index = self._logits_of(answer)
+        logits, index, query = self._asked(state, query)
         own = None if index is None else index[: query.count]
         model = logits
+        if self.language is not None:
+            logits = logits if index is None else logits[index]
+            own_logits = self._apply_constraint(logits[: query.count], query)
+            if query.guided:
+                own_logits = guide(own_logits.float(), logits[query.count :].float(), self.config.cfg_scale)
+            return self._drawn_together(state, query, own_logits, how, DRAW_TOKEN)
         if self.constraint is not None:
             logits = logits if index is None else logits[index]
             barred = self._apply_constraint(logits[: query.count], query)
@@ -610,6 +693,40 @@ class Predictor(ErrorTracker):
             return read(None, common | draws[0])
         back = torch.cat([at for at, _ in parts]).argsort()
         fields: Any = [None if p[0] is None else torch.cat(p)[back] for p in zip(*(out for _, out in parts))]
+        return ops.MaskedSoftmax(*fields)
+
+    def _drawn_together(
+        self,
+        state: TokenState,
+        asked: Asked,
+        logits: Tensor,
+        how: dict[str, Any],
+        draw: int,
+        beside: Logits | None = None,
+    ) -> ops.MaskedSoftmax:
+        """What is drawn of N positions under a language: see BoundLanguage.read.
+
+        Args:
+            logits: (N, V), guided.
+            how: the op's arguments, those of each setting in "draws".
+            draw: which of the step's uniform numbers.
+            beside: logits of further positions of these rows, which bear on what the N may be.
+        """
+        language, n, row, position = self.language, len(asked.row), asked.row, asked.position
+        assert language is not None
+        more = 0 if beside is None else len(beside.row)
+        if beside is not None and more:
+            row, position = torch.cat([row, beside.row]), torch.cat([position, beside.position])
+            logits = torch.cat([logits, beside.value.to(logits.dtype)])
+        extra = torch.arange(n + more, device=row.device) >= n
+        how = how | {"given": None if how.get("given") is None else torch.nn.functional.pad(how["given"], (0, more))}
+
+        def read(at: Tensor | None, own: dict[str, Any]) -> ops.MaskedSoftmax:
+            parts = [part if at is None else part[at] for part in (row, position, logits, extra)]
+            return language.read(state, *parts[:3], beside=parts[3], draw=draw, **own)
+
+        out = self._drawn(_At(row, position), how | {"uniform": None}, read)
+        fields: Any = [None if v is None else v[:n] for v in out]
         return ops.MaskedSoftmax(*fields)
 
     def _apply_constraint(self, logits: Tensor, query: Query) -> Tensor:
@@ -704,6 +821,13 @@ class Predictor(ErrorTracker):
         return Prediction(**values)
 
     def raise_if_bad(self, status: int, row: int, position: int, forward: int) -> None:
+        if status in (BAD, NOTHING):
+            assert self.guiding is not None
+            said = "is NaN or +inf" if status == BAD else "leaves no token that the model finds possible"
+            raise OptionError(
+                f"guide: what the classifier says of row {row}, position {position} {said} (forward pass {forward}, sampler "
+                f"{self.sampler!r}); log p(y | x) is a number of at most 0, or -inf for a token that is ruled out"
+            )
         if status == _BARRED:
             who = ["forbid="] * bool(self.config.forbid) + ["constrain="] * (self.constraint is not None)
             raise OptionError(

@@ -27,14 +27,17 @@ if TYPE_CHECKING:
 __all__ = [
     "DRAW_ACCEPT",
     "DRAW_BLIND",
+    "DRAW_CANDIDATE",
     "DRAW_FIRST_FREE",
     "DRAW_GUESS",
     "DRAW_GUMBEL",
     "DRAW_HEAD",
+    "DRAW_HIDE",
     "DRAW_NOISE",
     "DRAW_NOISE_TOKEN",
     "DRAW_PARTICLE",
     "DRAW_PICK",
+    "DRAW_PLAN",
     "DRAW_POSITION",
     "DRAW_PROBE",
     "DRAW_RANK",
@@ -45,6 +48,7 @@ __all__ = [
     "DRAW_SELECT",
     "DRAW_SHADOW",
     "DRAW_START",
+    "DRAW_SWAP",
     "DRAW_TOKEN",
     "Rng",
     "gumbel",
@@ -67,6 +71,10 @@ DRAW_PICK = 12  # uniform noise: which positions a corrector takes
 DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
 DRAW_SHADOW = 20  # which token, at a line that is given beside the canvas: predict.seen
 DRAW_SELECT = 25  # whether a learned selector takes a position
+DRAW_SWAP = 30  # uniform noise: the tokens that a correction would put in place of those that stand
+DRAW_PLAN = 31  # uniform noise: which positions a planner chooses
+DRAW_HIDE = 32  # uniform noise: which tokens the denoiser of a planner does not see
+DRAW_CANDIDATE = 40  # which positions a candidate has, one number for each position and candidate
 DRAW_RESAMPLE = 45  # which particles go on, (B, K) numbers in place of (B, L)
 DRAW_PARTICLE = 46  # which particle a row ends with
 DRAW_ACCEPT = 50  # whether a drafted token is accepted by a verification

@@ -172,13 +172,23 @@ class Facts:
             model's answers. The driver then works them out in a dry run beside the run, without a device sync.
         revises: True if a visible token may be masked again or changed (always so under uniform noise), and the model
             is asked about visible positions.
+        whole_blocks: True if a step needs all positions of a block, as if each appears at a time of its own, so that
+            a step may commit any of them: such a sampler has no meaning under a window that moves (samplers.windows). Nor has
+            one that `revises`, which need not say so.
         sequential: True if decided tokens are appended to a sequence, and the model is asked through that sequence
             (samplers.feeds.sequence). The model must then be causal, have a cache, and predict the next token.
         stores_logits: True if the sampler asks for the logits themselves (predict.logits). A model that exposes its head
             then stores them as well.
         copies: True if the sampler runs several copies of each row (predict.copies), all of which count in row_evals.
         stochastic: True if a continuous sampler draws noise in its steps.
+        posterior: True if a sampler of uniform noise lets the distribution of the tokens after a step be guided, by
+            predict.steered.
+        curve: True if a masked sampler plans by the denoiser's entropy_curve, which it then finds in canvas.curve.
         moments: how many moments of x_0 a continuous sampler asks for (predict.moments): 1 is the mean, which every model gives.
+        grows: the most positions to fill that a row may come to have, if a step may put in more (TokenState.grown); 0: none. The
+            driver refuses what a canvas of changing length does not go with.
+        time_per_position: True if the sampler tells the model a noise level for each position that it must take note of; the
+            driver then refuses a model that takes one time per row.
         sweep: (option, values), for a sampler whose NFE is set by an option and not by `steps`. A benchmark uses them.
         needs: what a token denoiser must be able to do beside the usual, by the names that TokenDenoiser has for it: "masks" of
             a sampler that calls predict.seen, "attends" of one that calls predict.attention.
@@ -187,11 +197,16 @@ class Facts:
     bias: str | None = None
     static_plan: bool = False
     revises: bool = False
+    whole_blocks: bool = False
     sequential: bool = False
     stores_logits: bool = False
     copies: bool = False
     stochastic: bool = False
+    posterior: bool = False
+    curve: bool = False
     moments: int = 1
+    grows: int = 0
+    time_per_position: bool = False
     sweep: tuple[str, tuple[Any, ...]] | None = None
     needs: tuple[str, ...] = ()
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .canvas import FAR, PAD, Layout, NoiseCanvas
+from .canvas import FAR, PAD, Layout, NoiseCanvas, inserted
 from .errors import SamplersError
 from .prediction import Logits, Prediction, packed_rows
 from .random import DRAW_START, Rng
@@ -56,7 +56,7 @@ class TokenState(State):
     Attributes:
         canvas: what never changes.
         x: (B, L) int64, mask_id at undecided positions.
-        open: (B, L) bool, undecided and in the row's present block: what may be committed now.
+        open: (B, L) bool, undecided and in the row's present block, or window: what may be committed now.
         step: (B,) int64, steps that the row has taken; the counter of its randomness.
         block: (B,) int64, the number of the present block; canvas.FAR if the row is done.
         block_step: (B,) int64, steps that the row has taken in the present block.
@@ -142,6 +142,13 @@ class TokenState(State):
         return self.masked
 
     @property
+    def remaining(self) -> Tensor:
+        """(B,) int64: positions of the present block that are undecided: `count`. Under a window that moves the block is the
+        whole row, of which `count` positions are open.
+        """
+        return self.count if self.canvas.window is None else self.undecided.sum(1)
+
+    @property
     def settled(self) -> Tensor:
         """(B, L) bool: positions that the run had to fill and whose token is final; none after a row's end."""
         return self._before_end(self._final)
@@ -191,6 +198,11 @@ class TokenState(State):
             token: (B, L) int64.
             rule: how many, as in `samplers.ops.select`: k=, threshold=, factor= or budget=; least=, most=, lowest=.
         """
+        window = self.canvas.window
+        if window is not None and window.forces and "k" not in rule:
+            chosen = ops.select(score, self.open, **(rule | {"least": 0})).chosen
+            best = -score if rule.get("lowest") else score
+            return self._advance(torch.where(window.complete(self, chosen, best, rule.get("least", 0)), token, self.x))
         x = self.x.clone()  # states are immutable
         ops.commit_(x, token, score, self.open, **rule)
         return self._advance(x)
@@ -203,6 +215,52 @@ class TokenState(State):
             token: (B, L) int64.
         """
         return self._advance(torch.where(where & self.undecided, token, self.x), steps=0)
+
+    def grown(self: T, at: Tensor, by: Tensor, **new: Any) -> T:
+        """The state on a canvas with more positions to fill, which hold the mask. It takes no step, and costs one device sync.
+
+        What stands at or after `at` moves to the right, in each row by its own number. Rows that do not grow stay as they are, so
+        row i of a batch is the row alone. Random numbers belong to positions: a token that has moved draws, from the next
+        step on, those of its new position, and no number is used twice, as each step has its own. Each new position brings its
+        block a step, and each growth one more to the present block, for the step that may have committed nothing.
+
+        Args:
+            at, by: (B,) int64, `by` positions are put in before position `at` of the row; at its end if `at` is its length.
+            new: for each field of the subclass that has an entry per position, its value at the new ones.
+
+        Raises:
+            SamplersError: a row that is done grows, or the value of a field is missing.
+        """
+        added = torch.where(self.done, -by.abs(), by).tolist()
+        if not any(added):
+            return self
+        if min(added) < 0:
+            raise SamplersError(f"grown(at, by): by is {by.tolist()}; 0 or more is needed, and 0 in rows that are done")
+        new = {"decided": False} | new
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        wide = {
+            name: value
+            for name, value in fields.items()
+            if isinstance(value, Tensor) and value.shape == self.x.shape and name not in ("x", "open", *self.SHARED)
+        }
+        if missing := wide.keys() - new.keys():
+            raise SamplersError(
+                f"grown(at, by, ...) lacks the value of {', '.join(sorted(missing))} at the new positions"
+            )
+        canvas = self.canvas.grown(at, by, added)
+        width, blank = canvas.x.shape[1], canvas.mask_id or 0
+        changes: dict[str, Any] = {
+            n: inserted(v, at, by, width, torch.full_like(v[:1, :1], new[n]), v[:1, :1]) for n, v in wide.items()
+        }
+        x = inserted(self.x, at, by, width, blank, blank)
+        here = self.block.clamp(max=canvas.block_size.shape[1] - 1)[:, None]
+        more = canvas.block_steps.scatter_add(1, here, (by > 0).to(torch.int64)[:, None])  # for the step that grows
+        canvas = dataclasses.replace(canvas, block_steps=more)
+        size, steps = (b.gather(1, here).squeeze(1) for b in (canvas.block_size, canvas.block_steps))
+        grown = dataclasses.replace(
+            self, canvas=canvas, x=x, open=canvas.fill, end=self.end + by, block_size=size, block_steps=steps, **changes
+        )
+        return grown._advance(x, steps=0)
 
     def take(self: T, index: Tensor, canvas: Layout) -> T:
         """The state whose row i is row index[i] of this one, on a canvas of as many rows.
@@ -233,7 +291,12 @@ class TokenState(State):
         if canvas.stops:
             new.update(state._stopped(self))
         undecided = state.undecided
-        if canvas.block_size.shape[1] == 1:
+        if canvas.window is not None:
+            opened = canvas.window.open(canvas, undecided)
+            count = opened.sum(1)
+            block = torch.where(undecided, canvas.block, FAR).amin(1)
+            done = block == FAR
+        elif canvas.block_size.shape[1] == 1:
             opened, count = undecided, undecided.sum(1)
             done = count == 0
             block = torch.where(done, FAR, 0)
@@ -247,7 +310,8 @@ class TokenState(State):
             new["block_steps"] = canvas.block_steps.gather(1, number).squeeze(1)
         if steps:
             new["step"] = self.step + (~self.done if steps == 1 else ~self.done * steps)
-        new["block_step"] = torch.where(block == self.block, self.block_step + steps, 0)
+        same = block == self.block if canvas.window is None else ~done  # a window's plan is the row's
+        new["block_step"] = torch.where(same, self.block_step + steps, 0)
         new.update(open=opened, block=block, count=count, done=done)
         return state
 
@@ -277,8 +341,10 @@ class TokenState(State):
         else:
             stands = canvas.fill & ~self._draft
         if rule == "block":
-            present = torch.where(self.undecided, canvas.block, FAR).amin(1, keepdim=True)
-            stands &= canvas.block < present
+            # A window has no end at which a block is done: what lies before the first undecided position is.
+            number = canvas.block if canvas.window is None else torch.arange(self.x.shape[1], device=self.x.device)
+            present = torch.where(self.undecided, number, FAR).amin(1, keepdim=True)
+            stands &= number < present
         # Whether a phrase was written into is asked by one rule only, and costs more than finding it.
         end, wrote = self._first_phrase(stands, self.x != before.x if rule == "llada2" else None)
         if canvas.stop_text is not None:

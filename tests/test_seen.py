@@ -332,8 +332,12 @@ def test_what_cannot_be_is_said_before_the_first_pass():
         OptionError, match=r"'dawn' reads the model's attention .*'sudoku4/masked' does not give it .*no networks"
     ):
         samplers.sample(problems.create("sudoku4").denoiser("masked"), "dawn")
-    with pytest.raises(OptionError, match="cache='prefix' does not go with sampler 'wino'"):
+    with pytest.raises(OptionError, match="cache= does not go with sampler 'wino'"):
         samplers.sample(TinyNet(), "wino", gen_length=4, cache="prefix")
+    with pytest.raises(
+        OptionError, match=r"guide= does not go with sampler 'wino', which says what .*; cfg_scale= does"
+    ):
+        samplers.sample(TinyNet(), "wino", prompt=[1], gen_length=4, guide=samplers.guidance.Adaptive(1.0))
     shifted = TransformerDenoiser(Transformer(Config(12, 16, 1, 2, attention="full")), mask_id=11, shift=True)
     with pytest.raises(OptionError, match="takes no such masks"):
         samplers.sample(shifted, "wino", gen_length=4)

@@ -148,7 +148,7 @@ def _show(args: argparse.Namespace) -> int:
     console.print(grid)
     on = f"--problem {'digits' if cls.family == 'gaussian' else 'sudoku4'} --family {cls.family}"
     more = "--steps 16"
-    if cls.facts.sequential:
+    if cls.facts.sequential or "attends" in cls.facts.needs:
         on, more = "--denoiser my_model:denoiser", "--gen-length 64"
     console.print("\n[bold]Try[/]")
     console.print(Text(f"samplers sample {on} --sampler {args.name} {more} --watch"), soft_wrap=True)

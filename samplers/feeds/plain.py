@@ -54,16 +54,18 @@ def check_needs(denoiser: TokenDenoiser, sampler: Sampler[Any], args: Mapping[st
         if denoiser.self_conditioned or denoiser.time_per_position:
             kind = "self_conditioned" if denoiser.self_conditioned else "time_per_position"
             raise OptionError(f"sampler {sampler.name!r} {does}, which does not go with a denoiser that is {kind}")
-        if args["cache"]:
-            raise OptionError(
-                f"cache={args['cache']!r} does not go with sampler {sampler.name!r}, which {does}: leave the cache out"
-            )
+        others = {"cache": "leave it out", "guide": "cfg_scale= does", "constrain": "a language needs another sampler"}
+        for name, instead in others.items():
+            if args[name] is not None:
+                raise OptionError(f"{name}= does not go with sampler {sampler.name!r}, which {does}; {instead}")
 
 
 def block(state: TokenState) -> Tensor:
-    """The model is given each row up to the end of its present block: (B,) int64."""
-    ends = state.canvas.block_end  # (B, blocks)
-    return ends.gather(1, state.block.clamp(max=ends.shape[1] - 1)[:, None]).squeeze(1)
+    """The model is given each row up to the end of its present block, or of the last that is open: (B,) int64."""
+    ends, last = state.canvas.block_end, state.block  # (B, blocks)
+    if state.canvas.window is not None:
+        last = torch.where(state.done, last, torch.where(state.open, state.canvas.block, -1).amax(1))
+    return ends.gather(1, last.clamp(max=ends.shape[1] - 1)[:, None]).squeeze(1)
 
 
 def _said(window: Callable[[TokenState], Any], state: TokenState) -> Tensor:
@@ -90,6 +92,9 @@ class PlainFeed:
         pad: rows of all lengths share a forward pass, which is as long as the longest of those that take part; a shorter
             one is followed by filling. False: rows of one length do.
         window: how far rows are given at least, a function of the state: (B,) int64. None: to their ends.
+        second: what the second half of a guided forward pass is given, a function of the state: x (B, L) int64, and the positions
+            (B, L) bool that hold no information there. None: the same x, its prompt without information.
+        always: guide without a prompt as well.
     """
 
     cache_bytes = 0
@@ -103,7 +108,10 @@ class PlainFeed:
         pad: bool = False,
         *,
         window: Callable[[TokenState], Tensor] | None = None,
+        second: Callable[[TokenState], tuple[Tensor, Tensor]] | None = None,
+        always: bool = False,
     ):
+        self.second, self.always = second, always
         self.counter, self.cfg_scale, self.cfg_interval = counter, cfg_scale, cfg_interval
         self.pad, self.window = pad, window
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
@@ -115,7 +123,7 @@ class PlainFeed:
     # ------------------------------------------------------------------------------------------ which rows run
 
     def _guides(self, canvas: Layout) -> bool:
-        return self.cfg_scale != 0 and canvas.has_prompt
+        return self.cfg_scale != 0 and (canvas.has_prompt or self.always)
 
     def _inside(self, state: TokenState) -> Tensor | None:
         """(B,) bool: rows whose noise level is inside cfg_interval; None: guidance does not depend on it."""
@@ -249,6 +257,8 @@ class PlainFeed:
             self.cfg_interval,
             self.pad,
             window=self.window,
+            second=self.second,
+            always=self.always,
         )
 
     def rearrange(self, source: Tensor) -> None:
@@ -299,11 +309,12 @@ class PlainFeed:
             # Uniform noise has no mask; a prompt of noise says nothing there.
             blind = canvas.mask_id
             nothing = blind if blind is not None else query.of_canvas(canvas.noise(state.step, DRAW_BLIND))
-            if isinstance(query, SeenQuery):
-                prompt = query.of_rows(canvas.prompt_mask).gather(1, query.places)
+            other, prompt = (state.x, canvas.prompt_mask) if self.second is None else self.second(state)
+            if isinstance(query, SeenQuery):  # guided by cfg_scale alone: see check_needs
+                prompt, other = query.of_rows(prompt).gather(1, query.places), query.x
             else:
-                prompt = query.of_canvas(canvas.prompt_mask)
-            x = torch.cat([x, torch.where(prompt, nothing, x)])
+                prompt, other = query.of_canvas(prompt), query.of_canvas(other)
+            x = torch.cat([x, torch.where(prompt, nothing, other)])
             if time is not None and time.dim() == 2:
                 time = torch.cat([time, torch.where(prompt, 1.0, time)])
             elif time is not None:

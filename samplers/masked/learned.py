@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import shown
+from ..checks import function_of, is_function, name_of, shown
 from ..errors import OptionError
 from ..prediction import Predict
 from ..random import DRAW_SELECT
@@ -22,21 +21,6 @@ from .plans import even_count, fill_up_to
 def nothing(confidence: Tensor, open: Tensor) -> Tensor:
     """The selector that leaves all to the plan."""
     return torch.zeros_like(open)
-
-
-def imported(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """What "package.module:name" names."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"write the selector as package.module:name; {error}") from error
-
-
-def parse_select(select: Any) -> None:
-    """OptionError if it is a name, but not that of a function."""
-    if isinstance(select, str) and not callable(imported(select)):
-        raise OptionError("it names no function; a function of (confidences (B, L), open (B, L)) is needed")
 
 
 @dataclass(frozen=True)
@@ -54,7 +38,7 @@ class Learned(Sampler[TokenState]):
     the length of the longest row.
 
     Differs from the references: Learn2PD cuts the canvas at the most confident predicted end of text, which is a matter of
-    stopping: use sample(stop_token=...). Apple's policy also sees the step and which tokens are masked; `open` says the
+    stopping: use sample(stop=...). Apple's policy also sees the step and which tokens are masked; `open` says the
     latter, and a module that needs the former can count.
     """
 
@@ -68,23 +52,18 @@ class Learned(Sampler[TokenState]):
 
     select: Callable[[Tensor, Tensor], Tensor] | str | None = option(  # noqa: RUF009 - a frozen field
         None,
-        "function of (confidences, open), or its name, package.module:name; none: the plan alone",
-        check=parse_select,
+        "function of (confidences, open), or its name, module:name; none: the plan alone",
+        check=is_function,
     )
     threshold: float = option(0.5, "positions with a higher probability of being final are committed", ge=0)
     draw: bool = option(False, "commit each position with its probability, in place of a threshold")
 
     def values(self) -> dict[str, Any]:
         """The options; of a function its name, which results can record."""
-        values, select = super().values(), self.select
-        if select is not None and not isinstance(select, str):
-            kind = type(select)
-            name = getattr(select, "__qualname__", kind.__qualname__)
-            values["select"] = f"{getattr(select, '__module__', kind.__module__)}:{name}"
-        return values
+        return super().values() | {"select": name_of(self.select)}
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
-        select = imported(self.select) if isinstance(self.select, str) else self.select or nothing
+        select = nothing if self.select is None else function_of(self.select)
         prediction = predict(state, want="confidence")
         said = select(prediction.confidence.clamp_min(0), state.open)
         if not isinstance(said, Tensor) or said.shape != state.open.shape:
