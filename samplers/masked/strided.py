@@ -99,7 +99,7 @@ class Strided(Sampler[StridedState]):
         row = torch.arange(batch, device=device)
         q = torch.nn.functional.pad(state.weight, (0, 0, 0, n)) * (place < m)[..., None]  # (B, 2N - 1, V)
         rest = residual(p[row, k[:, 0]], q[row, k[:, 0]])
-        rest = torch.where((size > 0)[:, None], rest, 1.0)
+        rest = torch.where(k < size[:, None], rest, 1.0)  # if all of the run stands, no token comes after it
         token = draw_from(rest, uniform[1].gather(1, k).squeeze(1))[:, None]
 
         # The next guesses: those that are left, then new ones.
