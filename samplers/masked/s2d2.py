@@ -17,8 +17,19 @@ from .plans import fill_up_to
 from .speculation import SpanState, draw_from, first_run, residual, stands_until, verification
 
 
+@dataclass(frozen=True, eq=False)
+class JudgedState(SpanState):
+    """A state that may remember what its last verification said.
+
+    Attributes:
+        judged: the logits of the positions that the last step verified; None: they are not kept.
+    """
+
+    judged: Logits | None
+
+
 @dataclass(frozen=True)
-class S2D2(Sampler[SpanState]):
+class S2D2(Sampler[JudgedState]):
     """Han et al. 2026 (S2D2, self-speculation), arXiv 2603.25702: a draft of all masks, verified by the model at block size 1.
 
     A step drafts all masks of the block in one forward pass, with probabilities q. A second pass over the canvas and one more
@@ -35,9 +46,11 @@ class S2D2(Sampler[SpanState]):
     cost         verify only if the expected number of accepted tokens, sum_k prod_{j<=k} exp(-beta H_j / ln V), H_j the
                  entropy of q_j, exceeds cost times the number of masks that tau would fill.
 
-    The answers of the verification cannot draft the next step: those to the right of the refused token are given a token that
-    does not stand, and to the left nothing is left to draft. A block of which one mask is left needs no draft, and p gives its
-    token: that step is one pass, every other one two.
+    reuse        what the verification said to the right of the refused token drafts the next step, which is then one pass.
+                 Derived, not in the paper: those answers were given after a token that does not stand, so they are a worse
+                 draft; but any draft will do whose probabilities are known and which nothing that stands depends on.
+
+    A block of which one mask is left needs no draft, since p gives its token: that step is one pass, every other one two.
 
     Differs from the reference code: a given token to the right, in the block, is seen by both passes; hysteresis and bandit
     routing are left out; of equal confidences the lower position goes first; rows count for themselves. `steps` below the number
@@ -61,6 +74,7 @@ class S2D2(Sampler[SpanState]):
     cost: float | None = option(
         None, "verify if more tokens are expected to stand than this for each mask that tau fills; none: always", ge=0
     )
+    reuse: bool = option(False, "draft by the answers of the last verification, if there are any, and save a pass")
     beta: float = option(1.0, "how fast entropy lowers the expected number of accepted tokens, with cost", ge=0)
 
     @property
@@ -68,14 +82,14 @@ class S2D2(Sampler[SpanState]):
         plain = self.gamma == 1 and self.tau is None and self.least_span == 1 and self.cost is None
         return self.facts if plain else dataclasses.replace(self.facts, bias="biased")
 
-    def init(self, canvas: Layout) -> SpanState:
-        return SpanState.of(canvas)
+    def init(self, canvas: Layout) -> JudgedState:
+        return JudgedState.of(canvas, judged=None)
 
-    def step(self, predict: Predict, state: SpanState) -> SpanState:
+    def step(self, predict: Predict, state: JudgedState) -> JudgedState:
         span = first_run(state.open)
         alone = (state.count == 1) & (self.least_span == 1)  # it is verified, and needs no draft
         drafted = state.open & ~alone[:, None]
-        draft = predict.logits(state, drafted)
+        draft, asked = self._draft(predict, state, drafted)
         said = predict.read(state, draft, want=("confidence", "entropy"))
         verified = span & (state.verifies & self._routed(state, span, said.confidence, said.entropy))[:, None]
         lines = verification(predict, state, said.token, verified & drafted, verified, state.size)
@@ -84,11 +98,25 @@ class S2D2(Sampler[SpanState]):
 
         more = torch.zeros_like(span) if self.tau is None else drafted & (said.confidence >= self.tau)
         chosen = fill_up_to(state, stands | anew | more, said.confidence, state.least)
-        passes = state.with_passes(drafted, verified)
-        return state.commit(chosen, torch.where(anew, token[:, None], said.token), passes=passes)
+        changes = {"passes": state.with_passes(asked, verified), "judged": judged if self.reuse else None}
+        return state.commit(chosen, torch.where(anew, token[:, None], said.token), **changes)
+
+    def _draft(self, predict: Predict, state: JudgedState, drafted: Tensor) -> tuple[Logits, Tensor]:
+        """The logits of the draft, of the model or of the last verification; and what the model was asked, (B, L) bool."""
+        last = state.judged
+        if last is None:
+            return predict.logits(state, drafted), drafted
+        known = last.on_canvas(torch.ones_like(last.row), torch.zeros_like(drafted))
+        asked = drafted & (drafted & ~known).any(1, keepdim=True)  # rows that open a block, or were not verified
+        last = last.at((drafted & ~asked)[last.row, last.position])  # a device sync: how many are left is not known
+        fresh = predict.logits(state, asked)
+        row, position, value = (
+            torch.cat([getattr(on, n) for on in (last, fresh)]) for n in ("row", "position", "value")
+        )
+        return Logits(row, position, value), asked
 
     def _judge(
-        self, predict: Predict, state: SpanState, draft: Logits, token: Tensor, judged: Logits, span: Tensor
+        self, predict: Predict, state: JudgedState, draft: Logits, token: Tensor, judged: Logits, span: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What stands of the span, (B, L) bool; the position that is drawn anew, (B, L) bool; and its token, (B,) int64."""
         p, q = predict.probabilities(judged), predict.probabilities(draft)  # (N, V), (M, V)
@@ -102,7 +130,7 @@ class S2D2(Sampler[SpanState]):
         chance = state.rng.positions(span.shape[1], state.step, DRAW_RESIDUAL).gather(1, at[:, None]).squeeze(1)
         return stands, anew, draw_from(rest, chance)
 
-    def _routed(self, state: SpanState, span: Tensor, confidence: Tensor, entropy: Tensor) -> Tensor:
+    def _routed(self, state: JudgedState, span: Tensor, confidence: Tensor, entropy: Tensor) -> Tensor:
         """(B,) bool: rows whose run is verified."""
         long = span.sum(1) >= self.least_span
         if self.cost is None:

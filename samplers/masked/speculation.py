@@ -10,6 +10,7 @@ knows of it is what it will know in later steps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from ..canvas import Layout
 from ..prediction import Predict, Prediction
 from ..state import TokenState
 from .plans import most_open
+
+S = TypeVar("S", bound="SpanState")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +41,9 @@ class SpanState(TokenState):
     passes: Tensor
 
     @classmethod
-    def of(cls, canvas: Layout) -> SpanState:
-        return cls.begin(canvas, size=most_open(canvas), passes=torch.zeros_like(canvas.x[:, 0]))
+    def of(cls: type[S], canvas: Layout, **fields: Any) -> S:
+        """The state before the first step. fields: a subclass's own fields."""
+        return cls.begin(canvas, size=most_open(canvas), passes=torch.zeros_like(canvas.x[:, 0]), **fields)
 
     @property
     def _left(self) -> tuple[Tensor, Tensor]:

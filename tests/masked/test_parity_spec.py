@@ -223,7 +223,7 @@ def test_apd_says_what_is_wrong_with_a_verifier():
         samplers.create("apd", verifier=net)
     with pytest.raises(OptionError, match=r"'tiny causal' of 4 tokens; the model has 12"):
         samplers.sample(net, "apd", gen_length=8, verifier=TinyCausal(None, TinyJoint()))
-    with pytest.raises(OptionError, match="package.module:name"):
+    with pytest.raises(OptionError, match=r"package\.module:name"):
         samplers.create("apd", verifier="nothing")
     blind = TokenDenoiser.wrap(lambda ids: torch.zeros(*ids.shape, 4), vocab_size=4, mask_id=3)
     for name in ("apd", "s2d2", "linear_spec"):
@@ -316,6 +316,19 @@ def test_grids_of_sudoku_are_uniform(name):
     number = (x[:, None] == sudoku.support).all(2)
     assert number.any(1).all(), "a grid that is none"
     assert fits(number.sum(0), torch.full((288,), 1 / 288)) > BOUND
+
+
+def test_drafts_by_the_last_verification_are_exact_and_save_passes():
+    """One pass per step after the first of a block; at temperature 0 the tokens of one position per step."""
+    joint = TinyJoint(4)
+    out, twice = (samplers.sample(joint, "s2d2", reuse=r, batch=6000, seed=2, temperature=1.0) for r in (True, False))
+    assert fits(torch.bincount(joint.index(out.x), minlength=81), joint.law) > BOUND
+    assert int(out.nfe_rows.max()) <= 5 and out.nfe_rows.float().mean() < twice.nfe_rows.float().mean()
+    for seed, block in ((0, 16), (1, 5)):
+        net = Deep(seed)
+        states, nfe = run(net, "s2d2", 16, block_length=block, reuse=True)
+        assert states[-1] == greedy(net, 16, block)
+        assert nfe <= len(states) + len(blocks_of(16, block))
 
 
 def test_without_the_exact_rule_it_is_another_distribution():
