@@ -94,7 +94,7 @@ class S2D2(Sampler[JudgedState]):
         verified = span & (state.verifies & self._routed(state, span, said.confidence, said.entropy))[:, None]
         lines = verification(predict, state, said.token, verified & drafted, verified, state.size)
         judged = predict.seen_logits(state, *lines.arguments())
-        stands, anew, token = self._judge(predict, state, draft, said.token, judged, verified)
+        stands, anew, token = self._verdict(predict, state, draft, said.token, judged, verified)
 
         more = torch.zeros_like(span) if self.tau is None else drafted & (said.confidence >= self.tau)
         chosen = fill_up_to(state, stands | anew | more, said.confidence, state.least)
@@ -115,7 +115,7 @@ class S2D2(Sampler[JudgedState]):
         )
         return Logits(row, position, value), asked
 
-    def _judge(
+    def _verdict(
         self, predict: Predict, state: JudgedState, draft: Logits, token: Tensor, judged: Logits, span: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What stands of the span, (B, L) bool; the position that is drawn anew, (B, L) bool; and its token, (B,) int64."""

@@ -380,3 +380,15 @@ def test_tokens_to_the_right_count():
     for name in RULES:
         x = samplers.sample(exact(name, joint), name, prompt=canvas, seed=1, temperature=1.0, **RULES[name]).x
         assert fits(torch.bincount(joint.index(x), minlength=81)[right], law) > BOUND, name
+
+
+@pytest.mark.parametrize("name", ["s2d2", "linear_spec", "strided"])
+def test_rows_of_several_temperatures(name):
+    """Each row is what it is in a run of its own."""
+    how = {"temperature": [0.0, 1.0, 0.7], "top_k": [0, 3, 2]}
+    net = exact(name, TinyNet())
+    together = samplers.sample(net, name, gen_length=10, batch=3, seed=5, **how)
+    for i in range(3):
+        own = {key: value[i] for key, value in how.items()}
+        alone = samplers.sample(net, name, gen_length=10, seed=5, first_row=i, **own)
+        assert torch.equal(alone.x[0], together.x[i]) and alone.nfe == int(together.nfe_rows[i])
