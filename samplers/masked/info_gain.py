@@ -13,7 +13,7 @@ from ..prediction import Predict
 from ..random import DRAW_CANDIDATE
 from ..sampler import Facts, option
 from ..state import TokenState
-from .candidates import best_of, sum_over
+from .candidates import best_of, goes_on, sum_over
 from .plans import ScheduledSampler
 
 
@@ -75,7 +75,7 @@ class InfoGain(ScheduledSampler):
         rows = rows & (valid.flatten() & ~wide.done)[:, None]
         answer = copies(wide, rows, want=want)
 
-        left = rows if self.horizon == "canvas" else rows & (wide.block == before.block)[:, None]
+        left = rows if self.horizon == "canvas" else rows & goes_on(before, wide)[:, None]
         gain = -sum_over(answer.entropy, left) / left.sum(1).clamp_min(1)
         if self.cost:
             gain = gain - sum_over(now.entropy.repeat_interleave(number, 0), chosen)
