@@ -14,6 +14,7 @@ from samplers.masked.smc import SMC
 from samplers.models import zoo
 from samplers.particles import ancestors, weights
 from samplers.sampler import first_state
+from samplers.testing.tiny import TinyNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -192,6 +193,55 @@ def test_rows_are_what_they_are_alone():
     cached = {"block_length": 10, "iterations": 1, "batch": 2}
     plain, dual = (samplers.sample(model, "smc", cache=cache, **(more | cached)) for cache in (None, "dual"))
     assert torch.equal(plain.x, dual.x)
+
+
+def test_particles_that_a_hook_ends_are_weighed():
+    """The hook decides the last position of each particle, and so its reward: the weights must still be given, in each round."""
+
+    def hook(state):
+        fix = torch.full_like(state.x, -1)
+        fix[:, :2] = torch.where(state.step > 0, torch.tensor([[1], [0]]), -1).T  # (B, 2)
+        return samplers.Constraint(fix=fix)
+
+    def first(x):
+        return 30.0 * (x[:, 0] == 1)
+
+    denoiser = TinyNet(vocab=6, visible_too=True)
+    run = {"gen_length": 2, "batch": 20, "temperature": 1.0, "constrain": hook}
+    one = samplers.sample(denoiser, "random_order", **run)
+    assert bool((one.x[:, 0] != 1).any())
+    for rounds in (1, 2):
+        out = samplers.sample(
+            denoiser,
+            SMC(base="random_order", particles=32, reward=first, ess=0.0, iterations=rounds),
+            info=True,
+            **run,
+        )
+        assert bool((out.x[:, 0] == 1).all()) and bool((out.info["log_z"][-1] > 25).all())
+
+
+def test_rows_of_other_lengths_do_not_change_which_particle_is_kept():
+    """A row whose round has ended waits for the others, and keeps the particle that it keeps alone."""
+    denoiser = TinyNet(vocab=3, visible_too=True, reach=1)
+    fill = [[True] * n for n in (2, 3, 9)]
+    rows = [torch.zeros(n, dtype=torch.int64) for n in (2, 3, 9)]
+    for seed in range(12):
+        how = {"seed": seed, "temperature": 1.0, "base": "random_order", "particles": 3, "iterations": 3, "ess": 0.0}
+        how |= {"reward": in_place_of_three, "trace": True}
+        whole = samplers.sample(denoiser, "smc", prompt=samplers.Canvas.infill(denoiser, rows, fill), **how)
+        for i in (0, 1):
+            one = samplers.Canvas.infill(denoiser, rows[i], fill[i])
+            alone = samplers.sample(denoiser, "smc", prompt=one, first_row=i, **how)
+            last = [
+                [s.path[-1].x[j, : len(fill[i])].tolist() for s in run.trace if s.path]
+                for run, j in ((alone, 0), (whole, i))
+            ]
+            assert last[0][0] == last[1][0] and last[0][-1] == last[1][-1]
+            assert alone.x[0].tolist() == whole.x[i, : len(fill[i])].tolist()
+
+
+def in_place_of_three(x):
+    return (x == 1).sum(1).double()
 
 
 def test_resampling_has_the_expected_number_of_offspring():
