@@ -71,7 +71,7 @@ class Guiding:
     fused: bool = False
     posterior: bool = False
     always: bool = True
-    had: list[Tensor] | None = None  # of a run whose steps are begun again: what was said in the present step
+    had: list[Tensor] | None = None  # what was said in the present step, if steps are begun again
     read: int = 0  # how much of that this attempt at the step has read
 
     def once(self, ask: Callable[[], Tensor]) -> Tensor:

@@ -193,7 +193,7 @@ def base_of(base: Any, family: str, owner: str) -> Sampler[Any]:
             )
         cls, told = registry.load(found[1]), {}
         known = {option.name: option for option in cls.options()}
-        for pair in filter(str.strip, (found[2] or "").split(",")):
+        for pair in filter(str.strip, re.split(r",(?![^()]*\))", found[2] or "")):
             key, sign, text = (part.strip() for part in pair.partition("="))
             if not sign or key not in known:
                 raise OptionError(
@@ -212,10 +212,14 @@ def base_of(base: Any, family: str, owner: str) -> Sampler[Any]:
             f"; {other!r} is for samplers of the {base.family} family" if base.family in ("masked", "uniform") else ""
         )
         raise OptionError(f"{who} is {base.name!r}, of the {base.family} family, and {family} is needed{hint}")
-    if base.effective_facts.sequential:
-        raise OptionError(
-            f"{who} is {base.name!r}, which keeps one sequence per row and cannot be copied; use another one"
-        )
+    facts = base.effective_facts
+    for fact, why in (
+        (facts.sequential, "keeps one sequence per row"),
+        (facts.copies, "makes copies of rows itself"),
+        (facts.grows, "may lengthen the canvas"),
+    ):
+        if fact:
+            raise OptionError(f"{who} is {base.name!r}, which {why} and cannot be copied; use another one")
     return base
 
 

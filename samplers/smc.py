@@ -123,10 +123,6 @@ class ParticleSampler(Sampler[ParticleState]):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "base", base_of(self.BASE if self.base is None else self.base, self.family, self.name))
-        if isinstance(self.base, ParticleSampler):
-            raise OptionError(
-                f"option 'base' of sampler {self.name!r} is {self.base.name!r}, which has particles of its own"
-            )
         if self.potential == "self" and self.reward is not None:
             raise OptionError(f"sampler {self.name!r}: potential='self' is weighted by the model, and takes no reward")
 

@@ -387,6 +387,13 @@ def test_what_samplers_over_candidates_promise_holds_under_a_window(window):
             assert torch.equal(told.x, drafted.x) and drafted.steps <= told.steps
 
 
+@pytest.mark.parametrize(
+    "window", ["sliding(3)", "sliding(1234567)", "pipeline(3,0.66666666667,1.0)", "pipeline(12,0.1,0.95)"]
+)
+def test_the_name_of_a_window_is_read_back(window):
+    assert read_window(str(read_window(window))) == read_window(window)
+
+
 def test_branches_are_compared_by_all_that_is_open():
     """A branch that ends the first block of a pipeline has masks left, and is not taken to be sure of all of them."""
 

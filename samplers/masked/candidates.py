@@ -25,5 +25,5 @@ def best_of(score: Tensor, valid: Tensor) -> Tensor:
 
 
 def goes_on(before: TokenState, after: TokenState) -> Tensor:
-    """(B,) bool: rows that are not done with the block that they were in; under a window that moves, which is one, with the row."""
+    """(B,) bool: rows that are not done with the block that they were in; under a window that moves, with the row."""
     return after.block == before.block if before.canvas.window is None else ~after.done

@@ -69,7 +69,7 @@ class FreeDave(Sampler[TokenState]):
     )
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
-        number = self.drafts
+        number = min(self.drafts, state.x.shape[1])  # more would repeat others
         copies = predict.copies(number)
         now = predict(state, want="confidence") if state.ready is None else state.ready
         score = self.score(now)

@@ -49,7 +49,7 @@ class LoPA(Sampler[TokenState]):
     )
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
-        number = self.branches + 1
+        number = min(self.branches, state.x.shape[1]) + 1  # more would have no position of their own
         copies = predict.copies(number)
         now = predict(state, want="confidence") if state.ready is None else state.ready
         score = now.confidence

@@ -271,7 +271,10 @@ BAD = [
     ({"reward": "math:tau"}, "'math:tau' names none"),
     ({"base": "threshold(confidence=0.8)"}, "no option=value of sampler 'threshold', which has threshold"),
     ({"base": "refusion"}, "keeps one sequence per row"),
-    ({"base": "smc"}, "has particles of its own"),
+    ({"base": "smc"}, "'smc', which makes copies of rows itself"),
+    ({"base": "soar"}, "'soar', which makes copies of rows itself"),
+    ({"base": "daedal(eos=3)"}, "'daedal', which may lengthen the canvas"),
+    ({"particles": 1 << 16, "batch": 1 << 16}, "65536 copies of each of 65536 rows of 16 positions cannot fit"),
     ({"base": "d3pm_ancestral"}, "'smc_uniform' is for samplers of the uniform family"),
     ({"base": "no such thing"}, "a name such as"),
     ({"particles": 0}, "must be >= 1"),
@@ -295,3 +298,5 @@ def test_a_reward_may_rule_out_and_options_are_recorded():
     told = json.loads(json.dumps(out.options))
     assert told["reward"].endswith("never_a_one_first") and told["base"].startswith("random_order(")
     assert SMC(base="threshold(threshold=0.8)").base.threshold == 0.8
+    told = SMC(base="low_confidence(plan=beta(2,3), least=1)").values()["base"]
+    assert told.startswith("low_confidence(plan=beta(2,3), least=1, ") and SMC(base=told).values()["base"] == told
