@@ -153,11 +153,12 @@ class ParticleSampler(Sampler[ParticleState]):
         return told
 
     def init(self, canvas: Layout) -> ParticleState:
+        wide = first_state(self._base, canvas.copies(self.particles, True))
         zeros = torch.zeros(len(canvas.x), self.particles, dtype=torch.float64, device=canvas.x.device)
         none = torch.full_like(canvas.x[:, 0], -1)
         state = ParticleState.begin(
             canvas,
-            wide=first_state(self._base, canvas.copies(self.particles, True)),
+            wide=wide,
             log_weight=zeros,
             log_z=zeros[:, 0],
             applied=zeros,
