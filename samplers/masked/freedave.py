@@ -31,9 +31,10 @@ class FreeDave(Sampler[TokenState]):
     the random number of the base step that commits it; above temperature 0 fewer drafts are right, since each step draws anew.
     It holds with cache="prefix" and "dual" as well, against the base rule with that cache: a block is given whole in every
     forward pass, and what is kept of others was kept when the block began. With "delayed" it does not, since what is kept
-    depends on the number of forward passes; nor with a cache that is not exact under a window that slides, for the same reason. The answer for a row must not depend on the rows beside it; if a model rounds
-    otherwise in a larger batch, tokens whose scores are equal but for the last bits may differ. With stop_rule="llada2" what
-    several base steps have written counts as written in one. With a constrain hook, each step needs a second forward pass.
+    depends on the number of forward passes; nor with a cache that is not exact under a window that slides, for the same reason.
+    The answer for a row must not depend on the rows beside it; if a model rounds otherwise in a larger batch, tokens whose
+    scores are equal but for the last bits may differ. With stop_rule="llada2" what several base steps have written counts as
+    written in one. With a constrain hook, each step needs a second forward pass.
 
     With a `threshold` this is FreeDave++: the base rule is `threshold`, draft 1 is its next state, and each further draft has one
     more position. Under match="subset", as published, the row may go on to a part of a target: every token was above the
