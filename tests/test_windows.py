@@ -286,7 +286,7 @@ def test_guidance_and_settings():
         ("no blocks for steps_per_block=3", "threshold", {"window": "sliding(4)", "steps_per_block": 3}),
         ("'remdm', which may change tokens until their block is done", "remdm", {"window": "sliding(4)"}),
         ("'llada2', which may change tokens", "llada2", {"window": "pipeline(4)"}),
-        ("'ancestral', which lets each position of a block appear at a time", "ancestral", {"window": "sliding(4)"}),
+        ("'ancestral', which needs all positions of a block open", "ancestral", {"window": "sliding(4)"}),
         (
             "'first_hitting', which may change",
             "first_hitting",

@@ -23,6 +23,7 @@ EXACT = PROBLEM.denoiser("masked")
 FIRST_ROWS = torch.tensor([list(p) for p in permutations(range(4))])  # each is the first row of 12 of the 288 grids
 BASES = [name for f in ("masked", "uniform") for name in samplers.list_samplers(family=f)]
 BASES = [n for n in BASES if not (registry.load(n).facts.sequential or registry.load(n).facts.copies)]
+BASES = [n for n in BASES if "attends" not in registry.load(n).facts.needs]  # an exact problem has no attention
 
 
 def in_place(x):
