@@ -31,7 +31,7 @@ class CoreState(DraftState):
 
 @dataclass(frozen=True)
 class Core(Sampler[CoreState]):
-    """Xiao et al. 2026 (CORE), arXiv 2602.04096: context-robust remasking on top of LLaDA's confident positions.
+    """Zhai et al. 2026 (CORE), arXiv 2602.04096: context-robust remasking on top of LLaDA's confident positions.
 
     A block has n positions and N steps, of which step i fills n // N (one more in the first n % N), the most confident. If
     N/4 <= i < 3N/4 and `every` divides i, the step looks back: of the filled tokens the `candidates` with the smallest
@@ -48,7 +48,9 @@ class Core(Sampler[CoreState]):
 
     name = "core"
     family = "masked"
-    cite = "CORE: Context-Robust Remasking for Diffusion Language Models, arXiv 2602.04096 (ICML 2026)"
+    cite = (
+        "Zhai et al. 2026, CORE: Context-Robust Remasking for Diffusion Language Models, arXiv 2602.04096 (ICML 2026)"
+    )
     summary = "LLaDA's rule; at times the least certain tokens are masked together and replaced if they fail"
     default_temperature = 0.0
     facts = Facts(bias="biased", revises=True)
