@@ -36,7 +36,7 @@ class Daedal(Sampler[GrowingState]):
 
     1. While it is below `enough`, a row grows by `by` masks at its end. gen_length is what it starts from: 64 in the paper.
     2. Then positions are committed as in `threshold`. If the sureness is below `complete`, the least confident open position
-       below `lost` becomes `by` masks, so that the row grows by `by` - 1; it is not committed in that step. With by = 1 none does.
+       below `lost` becomes `by` masks, so that the row grows by `by` - 1; it is not committed in that step (by = 1: none does).
 
     A row has at most `maximum` positions to fill, and then `threshold` goes on alone. Without `eos` nothing grows. With
     stop=eos a row ends at the first eos that is decided; without, what comes after it stays as the model fills it in.
