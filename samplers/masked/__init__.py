@@ -8,12 +8,14 @@ from ..hookspecs import hookimpl
 
 _CLASSES = {
     "ancestral": "Ancestral",
+    "apd": "APD",
     "autoregressive": "Autoregressive",
     "beta_energy": "BetaEnergy",
     "certainty_prior": "CertaintyPrior",
     "core": "Core",
     "credit": "Credit",
     "daedal": "Daedal",
+    "dawn": "Dawn",
     "dfm_euler": "DFMEuler",
     "dilated": "Dilated",
     "entropy_bound": "EntropyBound",
@@ -26,6 +28,7 @@ _CLASSES = {
     "info_gain": "InfoGain",
     "klass": "Klass",
     "learned": "Learned",
+    "linear_spec": "LinearSpec",
     "llada2": "LLaDA2",
     "local_leap": "LocalLeap",
     "lopa": "LoPA",
@@ -40,6 +43,7 @@ _CLASSES = {
     "random_remask": "RandomRemask",
     "refusion": "Refusion",
     "remdm": "ReMDM",
+    "s2d2": "S2D2",
     "saber": "Saber",
     "slow_fast": "SlowFast",
     "smc": "SMC",
@@ -47,6 +51,7 @@ _CLASSES = {
     "soar": "SOAR",
     "starshape": "StarShape",
     "streaming": "Streaming",
+    "strided": "Strided",
     "tau_leaping": "TauLeaping",
     "theta_rk2": "ThetaRK2",
     "theta_trapezoidal": "ThetaTrapezoidal",
@@ -54,6 +59,7 @@ _CLASSES = {
     "token_to_mask": "TokenToMask",
     "topk_margin": "TopkMargin",
     "wedlm": "WeDLM",
+    "wino": "Wino",
 }
 
 
