@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..canvas import Layout
+from ..checks import check_plan
 from ..prediction import Predict
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import DraftState
@@ -63,7 +64,9 @@ class Core(Sampler[CoreState]):
     protect: int = option(16, "the last positions of a block, which are not judged", ge=0)
 
     def init(self, canvas: Layout) -> CoreState:
-        steps = torch.arange(int(canvas.block_steps.max()) + 1, device=canvas.x.device)
+        most = int(canvas.block_steps.max())
+        check_plan(f"steps={most} per block", 2 * (most + 1) * 8)
+        steps = torch.arange(most + 1, device=canvas.x.device)
         need = steps + self._looks(steps)  # never falls
         return CoreState.begin(canvas, fills=torch.searchsorted(need, steps, right=True) - 1)
 
