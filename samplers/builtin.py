@@ -82,6 +82,24 @@ _GRIDS = {
     },
 }
 
+# Small exact problems by what joins their positions: lists, puzzles, chains, rules on the whole row.
+_PROBLEMS = {
+    "copy": "waiting_line:Copy",
+    "insert_random": "waiting_line:InsertRandom",
+    "remove_random": "waiting_line:RemoveRandom",
+    "replace_random": "waiting_line:ReplaceRandom",
+    "reverse": "waiting_line:Reverse",
+    "shuffle": "waiting_line:Shuffle",
+    "sort": "waiting_line:Sort",
+    "latin3": "latin:Latin3",
+    "latin4": "latin:Latin4",
+    "domino": "chains:Domino",
+    "hmm": "chains:Hmm",
+    "dyck": "whole_row:Dyck",
+    "mirror": "whole_row:Mirror",
+    "parity": "whole_row:Parity",
+}
+
 
 @hookimpl
 def register_families(register: Any) -> None:
@@ -131,6 +149,8 @@ def register_grids(register: Any) -> None:
 
 @hookimpl
 def register_problems(register: Any) -> None:
+    for name, target in _PROBLEMS.items():
+        register(f"samplers.problems.{target}", name=name)
     register("samplers.problems.digits:Digits", name="digits")
     register("samplers.problems.mixture:Mixture", name="mixture")
     register("samplers.problems.sudoku:Sudoku4", name="sudoku4")

@@ -13,6 +13,7 @@ from typing import Any
 from .. import problems
 from ..errors import SamplersError
 from . import plot
+from .by_kind import by_kind_md
 from .collect import Point, Section, current, front, points, sections
 from .estimates import Combined, number
 from .records import unpack
@@ -47,7 +48,7 @@ def write_report(folder: str | Path) -> tuple[Path, list[str]]:
     page = folder / "report.html"
     with writing(folder):
         parts = [f"## {s.title}\n\n{', '.join(_facts(s))}\n\n{table_md(s.points)}\n" for s in sections(made)]
-        write_whole(folder / "table.md", "\n".join(parts))
+        write_whole(folder / "table.md", "\n".join([*by_kind_md(made), *parts]))
         if not plot.available():
             notes.append("no plots: matplotlib is not installed (pip install sampler-zoo[bench])")
         elif scored := [p for p in made if p.metrics]:

@@ -120,10 +120,12 @@ def _sample(args: argparse.Namespace) -> int:
         cold = tokens and arguments.get("temperature", cls.default_temperature) == 0
         batch = 1 if cold else ROWS  # at temperature 0 rows are alike
     speaker = problem or denoiser
-    prompt = token_ids(args.prompt, "--prompt", speaker, denoiser)
+    prompt = asked = token_ids(args.prompt, "--prompt", speaker, denoiser)
+    if prompt is None and problem is not None and problem.length is not None:
+        prompt = problem.settings.get("prompt")  # of a problem that is to answer something
     stop = [stop_rule(text, speaker, denoiser) for text in args.stop]
     check_length(denoiser, told["gen_length"])
-    check_room(denoiser, prompt, told["gen_length"])
+    check_room(denoiser, asked, told["gen_length"])
     file = writable(args.save)
     console = make_console()
     run = stream(
@@ -152,7 +154,7 @@ def _sample(args: argparse.Namespace) -> int:
             pass
         sample = run.result()
     score = None
-    if problem is not None and len(sample.x) >= ENOUGH and prompt is None and not stop:
+    if problem is not None and len(sample.x) >= ENOUGH and asked is None and not stop:
         score = problem.score(sample, denoiser.family)
     if file:
         save(file, sample)
@@ -175,7 +177,7 @@ def _sample(args: argparse.Namespace) -> int:
 def add(commands: Commands) -> None:
     p = command(commands, "sample", _sample, "run a sampler, and show or watch what it makes")
     what = p.add_mutually_exclusive_group()
-    what.add_argument("--problem", metavar="P", help="exact problem: digits, mixture, sudoku4, text, or a plug-in's")
+    what.add_argument("--problem", metavar="P", help="exact problem: samplers list --kind problems names them")
     what.add_argument(
         "--denoiser",
         metavar="NAME|hf:NAME|MODULE:ATTRIBUTE",

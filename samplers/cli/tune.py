@@ -100,7 +100,7 @@ def add(commands: Commands) -> None:
     )
     p.add_argument("sampler", metavar="NAME", help="sampler with two numeric options, such as beta_energy")
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("--problem", help="exact problem: digits, sudoku4, text")
+    what.add_argument("--problem", help="exact problem, such as digits, sudoku4, text or latin4")
     what.add_argument("--denoiser", **USER_MODEL)
     p.add_argument("--x", metavar="OPTION=LOW:HIGH:COUNT", help="first option; values may also be listed, a=0.1,0.5")
     p.add_argument("--y", metavar="OPTION=LOW:HIGH:COUNT", help="second option (default for beta_energy: a and b)")

@@ -277,6 +277,8 @@ class Problem:
         length: the canvas length L of token families, or None.
         primary: per family the metric that plots use; lower is better.
         settings: arguments of sample() that a benchmark gives beside its own, such as a prompt.
+        kind: what joins its positions, for tables: "waiting line" (lists), "puzzle", "chain", "global" (a rule on the whole row),
+            or "" if it is none of these.
         figure_columns: how many of its figures fit beside each other in a page.
         figure_rows: how many exact samples a figure of the truth needs.
         figure_note: what a reader must know to read the figures.
@@ -288,6 +290,7 @@ class Problem:
     length: int | None = None
     primary: dict[str, str]
     settings: Mapping[str, Any] = {}
+    kind: str = ""
     figure_columns: int = 2
     figure_rows: int = 8
     figure_note: str = ""
@@ -392,7 +395,8 @@ class Problem:
         made = self.denoiser("masked") if "masked" in self.families else None
         if not isinstance(made, ExactTokens):
             raise FamilyError(
-                f"problem {self.name!r} has no exact distribution of tokens: token_posterior is of sudoku4, digits and text"
+                f"problem {self.name!r} has no exact distribution of tokens: token_posterior is of sudoku4, digits, text and "
+                "other problems of tokens"
             )
         return made
 

@@ -221,6 +221,7 @@ class Text(Problem):
     families = ("masked", "uniform")
     summary = "a character n-gram chain fitted to a text, with exact posteriors and likelihoods"
     primary = {"masked": "bigram_tv", "uniform": "bigram_tv"}
+    kind = "chain"
 
     def __init__(
         self,

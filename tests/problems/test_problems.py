@@ -52,7 +52,8 @@ def noised(problem, family, n, seed=0):
 
 
 def test_names():
-    assert problems.list_problems() == ["digits", "mixture", "sudoku4", "text"]
+    old = ["digits", "mixture", "sudoku4", "text"]  # test_exact_problems.py has the others
+    assert set(old) < set(problems.list_problems())
     for name in problems.list_problems():
         problem = made(name)
         assert problem.name == name
@@ -63,7 +64,7 @@ def test_names():
 
 
 def test_unknown_names():
-    with pytest.raises(UnknownNameError, match=r"did you mean 'sudoku4'.*Known: digits, mixture, sudoku4, text"):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'sudoku4'.*Known: copy, digits, .*, sudoku4, text"):
         problems.create("sudoku")
     with pytest.raises(OptionError, match="no option 'ordr': did you mean 'order'"):
         problems.create("text", ordr=3)
