@@ -10,6 +10,7 @@ _CLASSES = {
     "ancestral": "Ancestral",
     "autoregressive": "Autoregressive",
     "beta_energy": "BetaEnergy",
+    "chain_draft": "ChainDraft",
     "credit": "Credit",
     "entropy_bound": "EntropyBound",
     "euler_masked": "EulerMasked",
