@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from . import authoring, energy, models, ops, problems, registry, schedule
+    from . import authoring, energy, guidance, models, ops, problems, registry, schedule
     from .canvas import PAD, Canvas
     from .denoiser import BlockDenoiser, Denoiser, Head, TokenDenoiser
     from .driver import Constraint, sample, stream
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "authoring": "",
     "energy": "",
+    "guidance": "",
     "models": "",
     "ops": "",
     "problems": "",

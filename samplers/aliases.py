@@ -39,6 +39,11 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "uni_pc_bh2": ("unipc", {"order": 3, "variant": "bh2"}),
     # transformers
     "diffusion_gemma": ("entropy_bound_uniform", {"pace": False, "final": "best"}),
+    # SGLang: the sum of the entropies before it in the order, which is the sum less the largest
+    "EBSampling": ("entropy_bound", {"bound": 0.15}),
+    "entropy_sum": ("entropy_bound", {"bound": 0.15}),
+    # papers whose rule is that of another with other numbers
+    "sched": ("prophet", {"schedule": "linear", "low": 0.0}),
     # A1111
     "DPM++ 2M": ("dpmpp_2m", {}),
     "DPM++ 2M SDE": ("dpmpp_2m_sde", {}),

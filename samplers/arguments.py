@@ -23,6 +23,7 @@ from . import registry
 from .canvas import Canvas
 from .checks import (
     check_memory,
+    check_room,
     flag,
     guidance,
     hook,
@@ -41,6 +42,7 @@ from .errors import OptionError, did_you_mean
 from .feeds.cached import Scheme, cache_scheme
 from .feeds.encoded import block_arguments
 from .feeds.sequence import check_sequential
+from .guidance import Guide
 from .ops._check import COLDEST, HOTTEST
 from .predictor import SamplingConfig
 from .random import Rng
@@ -151,6 +153,7 @@ class TokenArguments:
         scheme: of the KV cache; None: no cache.
         pad: whether rows of different lengths share forward passes.
         constrain: the hook, or None.
+        guide: what guides the tokens beside cfg_scale, or None.
         settings: what Sample.settings records: numbers, strings and lists, so that json can write it.
     """
 
@@ -167,6 +170,7 @@ class TokenArguments:
     scheme: Scheme | None
     pad: bool
     constrain: Callable[[TokenState], Constraint | None] | None
+    guide: Guide | None
     settings: dict[str, Any]
 
 
@@ -236,6 +240,11 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         names = ("cache", "ragged", "cfg_scale", "steps", "constrain", "window")
         other_rule = given("stop_rule") != STOP_RULES[0]
         check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
+    if sampler.effective_facts.time_per_position and not denoiser.time_per_position:
+        raise OptionError(
+            f"sampler {sampler.name!r} with these options needs a model that takes a noise level for each position "
+            f"(time_per_position), and denoiser {denoiser.name!r} does not"
+        )
     steps = optional_integer("steps", given("steps"))
     if steps is not None and getattr(sampler, "steps_per_block", None) is not None:
         raise OptionError(
@@ -248,7 +257,12 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
     window = _read_window(denoiser, scheme, given("window"))
     (stop, stop_text), stop_rule = read_stop(given("stop"), denoiser), _read_stop_rule(denoiser, given("stop_rule"))
     canvas, gen_length = _read_canvas(denoiser, given)
+    if grows := sampler.effective_facts.grows:
+        _check_growth(denoiser, sampler, given, canvas, grows)
     config = _read_config(denoiser, sampler, given, len(canvas.x))
+    guide = _read_guide(denoiser, sampler, given, config, scheme)
+    if guide is not None:
+        pad = False  # what guides judges whole rows, so those of one forward pass have one length
     if isinstance(denoiser, BlockDenoiser):
         steps, block_length = block_arguments(denoiser, canvas, config.cfg_scale, steps, block_length)
     if config.cfg_scale and given("prompt") is None:
@@ -271,6 +285,7 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         "ragged": None if sampler.effective_facts.sequential else "pad" if pad else "groups",
         "stop": [*(phrase.tolist() for phrase in stop), *(() if stop_text is None else stop_text.strings)] or None,
         "stop_rule": stop_rule,
+        **({} if guide is None else {"guide": str(guide)}),
     } | {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
     rng = Rng.of(seed, batch, first_row, denoiser.device)
     given.refuse_the_rest(sampler)
@@ -288,8 +303,28 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         scheme,
         pad,
         constrain,
+        guide,
         settings,
     )
+
+
+def _check_growth(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, canvas: Canvas, most: int) -> None:
+    """OptionError if a run whose canvas may grow to `most` positions to fill per row has what it does not go with."""
+    who = f"sampler {sampler.name!r} puts in positions during a run"
+    kinds = {
+        f"a canvas of exactly {denoiser.length} positions": denoiser.length is not None,
+        "self-conditioning": denoiser.self_conditioned,
+        "blocks of its own": isinstance(denoiser, BlockDenoiser),
+    }
+    for what, so in kinds.items():
+        if so:
+            raise OptionError(f"{who}, and denoiser {denoiser.name!r} has {what}")
+    for name in ("cache", "window"):
+        if given(name) is not None:
+            raise OptionError(f"{name}={given(name)!r}: {who}; leave {name} out")
+    fill = canvas.fill.sum(1).tolist()
+    longest = [length + max(most - n, 0) for length, n in zip(canvas.lengths, fill)]
+    check_room("prompt and the longest canvas that the sampler may make", longest, denoiser)
 
 
 def _read_blocks(denoiser: TokenDenoiser, given: Given) -> tuple[int | None, bool]:
@@ -435,6 +470,21 @@ def _read_config(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, b
         forbid,
         _token_ids("demote", given("demote"), denoiser),
     )
+
+
+def _read_guide(
+    denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, config: SamplingConfig, scheme: Scheme | None
+) -> Guide | None:
+    """What guide= is, checked against the other arguments; or None."""
+    guide = given("guide")
+    if guide is None:
+        return None
+    if not isinstance(guide, Guide):
+        raise OptionError(
+            f"guide={shown(guide)}: samplers.guidance.Unconditional(...), Adaptive(...) or Classifier(...) is needed"
+        )
+    guide.check(denoiser, sampler, asdict(config) | {"cache": None if scheme is None else str(scheme)})
+    return guide
 
 
 def _flat_ids(name: str, value: Any, needed: str) -> Tensor | None:

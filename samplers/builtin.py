@@ -82,22 +82,27 @@ _GRIDS = {
     },
 }
 
-# Small exact problems by what joins their positions: lists, puzzles, chains, rules on the whole row.
 _PROBLEMS = {
     "copy": "waiting_line:Copy",
+    "digits": "digits:Digits",
+    "domino": "chains:Domino",
+    "dyck": "whole_row:Dyck",
+    "hmm": "chains:Hmm",
     "insert_random": "waiting_line:InsertRandom",
+    "latin3": "latin:Latin3",
+    "latin4": "latin:Latin4",
+    "mirror": "whole_row:Mirror",
+    "mixture": "mixture:Mixture",
+    "parity": "whole_row:Parity",
     "remove_random": "waiting_line:RemoveRandom",
     "replace_random": "waiting_line:ReplaceRandom",
     "reverse": "waiting_line:Reverse",
     "shuffle": "waiting_line:Shuffle",
     "sort": "waiting_line:Sort",
-    "latin3": "latin:Latin3",
-    "latin4": "latin:Latin4",
-    "domino": "chains:Domino",
-    "hmm": "chains:Hmm",
-    "dyck": "whole_row:Dyck",
-    "mirror": "whole_row:Mirror",
-    "parity": "whole_row:Parity",
+    "sudoku4": "sudoku:Sudoku4",
+    "text": "text:Text",
+    "llm-small": "speed:LlmSmall",
+    "llm-8b": "speed:Llm8b",
 }
 
 
@@ -151,12 +156,6 @@ def register_grids(register: Any) -> None:
 def register_problems(register: Any) -> None:
     for name, target in _PROBLEMS.items():
         register(f"samplers.problems.{target}", name=name)
-    register("samplers.problems.digits:Digits", name="digits")
-    register("samplers.problems.mixture:Mixture", name="mixture")
-    register("samplers.problems.sudoku:Sudoku4", name="sudoku4")
-    register("samplers.problems.text:Text", name="text")
-    register("samplers.problems.speed:LlmSmall", name="llm-small")
-    register("samplers.problems.speed:Llm8b", name="llm-8b")
 
 
 @hookimpl

@@ -211,6 +211,7 @@ class Canvas:
         stop: tuple[Tensor, ...] = (),
         stop_rule: str = "decided",
         stop_text: StopText | None = None,
+        curve: tuple[float, ...] | None = None,
         rng: Rng,
     ) -> Layout:
         """This canvas cut into blocks, with `steps` allocated to them.
@@ -222,6 +223,7 @@ class Canvas:
             stop: phrases, (m,) int64 each.
             stop_rule: when a phrase ends a row; see sample().
             stop_text: strings at which rows end as well, or None.
+            curve: the denoiser's entropy_curve, for a sampler that plans by it.
             rng: the randomness of the rows.
 
         Raises:
@@ -256,7 +258,9 @@ class Canvas:
             stop=tuple(p.to(device) for p in stop),
             stop_rule=stop_rule,
             stop_text=stop_text,
+            curve=curve,
             rng=rng,
+            align=align,
         )
 
     def to(self, device: torch.device | str) -> Any:
@@ -294,7 +298,9 @@ class Layout(Canvas):
         stop: phrases, (m,) int64 each; a row ends after the first that it contains.
         stop_rule: when a phrase ends a row; see sample().
         stop_text: strings that end it likewise, or None.
+        curve: the denoiser's entropy_curve, for a sampler with Facts(curve=True); else None.
         rng: the randomness of the rows.
+        align: whether blocks are counted from position 0 of the row.
     """
 
     block_length: int | Tensor | None
@@ -305,7 +311,40 @@ class Layout(Canvas):
     stop: tuple[Tensor, ...]
     stop_rule: str
     stop_text: StopText | None
+    curve: tuple[float, ...] | None
     rng: Rng
+    align: bool = False
+
+    def grown(self, at: Tensor, by: Tensor, added: list[int]) -> Layout:
+        """The layout with more positions to fill; the canvas is as wide as its longest row needs.
+
+        Blocks are counted anew, with the same block_length. A block keeps its steps, and has one more for each position that
+        it has come to hold.
+
+        Args:
+            at, by: (B,) int64, in row i `by` positions are put in before position `at`; at its end if `at` is its length.
+            added: `by`, on the host.
+        """
+        lengths = tuple(n + more for n, more in zip(self.lengths, added))
+        new = (at, by, max(lengths))
+        blank = self.mask_id or 0
+        fresh = inserted(torch.zeros_like(self.fill), *new, True, False)
+        canvas = Canvas(
+            inserted(self.x, *new, blank, blank),
+            inserted(self.fill, *new, False, False) | fresh,
+            lengths,
+            self.mask_id,
+            self.vocab_size,
+            self.filled + sum(added),
+        )
+        kept = ("block_length", "align", "stop", "stop_rule", "stop_text", "rng")
+        layout = canvas.layout(**{name: getattr(self, name) for name in kept})
+        size, blocks = layout.block_size, self.block_size.shape[1]
+        before, steps = (
+            torch.nn.functional.pad(b, (0, max(size.shape[1] - blocks, 0)))[:, : size.shape[1]]
+            for b in (self.block_size, self.block_steps)
+        )
+        return dataclasses.replace(layout, block_steps=torch.maximum(steps + size - before, (size > 0).to(torch.int64)))
 
     def state_class(self, revises: bool) -> type[TokenState]:
         """The kind of state that a sampler without one of its own starts with; `revises` is one of its facts."""
@@ -382,6 +421,22 @@ def _padded(rows: list[Tensor], length: int, denoiser: TokenDenoiser) -> Tensor:
     for i, row in enumerate(rows):
         x[i, : len(row)] = row
     return x
+
+
+def inserted(x: Tensor, at: Tensor, by: Tensor, width: int, new: Any, beyond: Any) -> Tensor:
+    """(B, width): x, (B, L), with `by` entries put in before position `at` of each row.
+
+    Args:
+        at, by: (B,) int64.
+        new: the value of what is put in.
+        beyond: the value of what lies after the last entry of x.
+    """
+    position = torch.arange(width, device=x.device).expand(len(x), -1)
+    at, by = at[:, None], by[:, None]
+    source = torch.where(position < at, position, position - by)  # (B, width)
+    moved = x.gather(1, source.clamp(0, x.shape[1] - 1))
+    moved = torch.where(source < x.shape[1], moved, beyond)
+    return torch.where((position >= at) & (position < at + by), new, moved)
 
 
 def rows_of_each(lengths: Iterable[int]) -> dict[int, list[int]]:

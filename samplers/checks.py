@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import math
 import os
 import random
 import reprlib
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from numbers import Integral, Real
 from pathlib import Path
@@ -36,11 +38,14 @@ __all__ = [
     "check_tokens",
     "device_of",
     "flag",
+    "function_of",
     "guidance",
     "hook",
     "integer",
     "integers",
+    "is_function",
     "memory_of",
+    "name_of",
     "number",
     "optional_integer",
     "reals",
@@ -71,6 +76,41 @@ def shown(value: Any, limit: int = 80) -> str:
     except ValueError:  # Python writes no integer of several thousand digits
         text = "a number that is too long to show"
     return text if len(text) <= limit else text[: limit - 4] + " ..."
+
+
+def function_of(value: Any) -> Callable[..., Any]:
+    """The function that an option is given: itself, or the one that "module:function" names.
+
+    Raises:
+        OptionError: there is no such module or function.
+    """
+    if not isinstance(value, str):
+        return value
+    module, sign, name = value.partition(":")
+    found: Any = None
+    try:
+        found = importlib.import_module(module) if sign else None
+        for part in name.split(".") if sign else ():
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise OptionError(f"write a function as module:name; {error}") from error
+    if not callable(found):
+        raise OptionError(f"write a function as module:name; {value!r} names none")
+    return found
+
+
+def is_function(value: Any) -> None:
+    """OptionError if `value` names no function; for option(check=)."""
+    if value is not None:
+        function_of(value)
+
+
+def name_of(function: Any) -> Any:
+    """How results record a function: "module:name". A text or None is itself."""
+    if function is None or isinstance(function, str):
+        return function
+    kind = type(function)
+    return f"{getattr(function, '__module__', kind.__module__)}:{getattr(function, '__qualname__', kind.__qualname__)}"
 
 
 def _plain(value: Any) -> Any:

@@ -49,6 +49,7 @@ class Copies(Predictor):
         }
         super().__init__(main.counter, feed, dataclasses.replace(main.config, **per_row), sampler=main.sampler)
         self.main, self.number, self.apart, self.first = main, number, apart, first
+        self.guiding = main.guiding
         self._alone = False  # whether copy 0 has been asked about by itself, so that caches of the others are older
 
     def __len__(self) -> int:
@@ -116,6 +117,16 @@ class Copies(Predictor):
                 f"step of sampler {sampler.name!r} returned {type(stepped).__name__}; it must return the next state"
             )
         return stepped if memory is None else memory.end_step(stepped)  # type: ignore[return-value]
+
+    def note(self, token: Tensor, confidence: Tensor) -> None:
+        """Tell Sample.info of tokens that this step commits for good and copies have had for longer.
+
+        Args:
+            token: (B, L) int64, of the run's own rows.
+            confidence: (B, L) float32, the probability of each when it was predicted; -inf at other positions.
+        """
+        if self.main.recorder is not None:
+            self.main.recorder.read(token, confidence)
 
     # ------------------------------------------------------------------------------------------ asking
 

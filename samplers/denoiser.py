@@ -213,6 +213,8 @@ class TokenDenoiser(Denoiser):
             counted from 0. Those after them are filling, which no other position may see; nothing is asked there.
         time_per_position: True: `t` comes as (B, L): 0 at given and decided positions, the sampler's level at open ones, 1
             in later blocks. Exact denoisers of uniform noise need it: a prompt is clean and the rest is not.
+        entropy_curve: h(0), ..., h(L - 1) in nats, (L,) float64, as samplers.schedule.entropy_curve(...).nats measures it; what
+            plan="optimal" plans by. None: it is not known.
         embedding: (how many ids it embeds, their width), of a model that can be given embeddings; None: it takes ids only.
         extra: (M, D), the embeddings that stand in prompts under the ids from embedding[0] on; see with_embeddings.
         tokenizer: text to ids and back, as samplers.models.Tokenizer has it; None: the model knows ids only.
@@ -240,6 +242,7 @@ class TokenDenoiser(Denoiser):
     stop_ids: tuple[int, ...] = ()
     recipe: tuple[str, dict[str, Any]] | None = None
     revision: str | None = None
+    entropy_curve: Tensor | None = None
     embedding: tuple[int, int] | None = None
     extra: Tensor | None = None
 

@@ -181,6 +181,7 @@ class Stream(Iterator[State]):
         """
         if self.begun or not isinstance(self.state, TokenState) or not isinstance(self.predictor, Predictor):
             raise OptionError("events() is for runs over tokens, before their first step")
+        _check_grows(self.sampler, "events()")
         if self.recorder is None:
             self.recorder = self.predictor.recorder = InfoRecorder(keep=False)
         return self._events(self.recorder)
@@ -202,6 +203,8 @@ class Stream(Iterator[State]):
                 f"{who} returned {got}; it must return the next state, such as state.commit(where, token), or (state, "
                 "{name: tensor})"
             )
+        if isinstance(state, TokenState) and self.sampler.effective_facts.grows and len(state.canvas.x) == len(x):
+            x = state.canvas.x  # the canvas may have grown, and the tokens with it
         if state.x.shape != x.shape or (isinstance(state, TokenState) and state.x.dtype != x.dtype):
             raise SamplersError(
                 f"{who} made x of shape {tuple(state.x.shape)} and {state.x.dtype}; it is {tuple(x.shape)} and {x.dtype}"
@@ -291,6 +294,7 @@ class Stream(Iterator[State]):
         self._check_tokens()
         counter, item = self.predictor.counter, registry.entry_of(type(self.sampler))
         inside = counter.seconds
+        guiding = self.predictor.guiding if isinstance(self.predictor, Predictor) else None
         return Sample(
             **self._outcome(),
             nfe=counter.nfe,
@@ -299,6 +303,8 @@ class Stream(Iterator[State]):
             head_rows=counter.head_rows,
             cache_bytes=self.predictor.cache_bytes,
             nfe_rows=self.predictor.nfe_rows,
+            guide_calls=0 if guiding is None else guiding.calls,
+            guide_rows=0 if guiding is None else guiding.rows,
             encoder_passes=counter.encoder_passes,
             encoder_rows=self.predictor.encoder_rows if isinstance(self.predictor, Predictor) else None,
             steps=self.steps,
@@ -451,11 +457,21 @@ def _start_run(denoiser: Any, sampler: Any, options: dict[str, Any], arguments: 
     parts = begun.sampler, begun.predictor, predict, begun.state, begun.limit, begun.settings, begun.constrain
     run = Stream(*parts)
     if info:
+        _check_grows(begun.sampler, "info=True")
         run.recorder = InfoRecorder()
         if isinstance(run.predictor, Predictor):
             run.predictor.recorder = run.recorder
     run.bar = _Bar(run) if progress else None
     return run
+
+
+def _check_grows(sampler: Sampler[Any], what: str) -> None:
+    """OptionError if a sampler puts in positions during a run, for what has one entry per position and step."""
+    if sampler.effective_facts.grows:
+        raise OptionError(
+            f"{what} follows each position through the run, and sampler {sampler.name!r} puts in positions during it; "
+            "trace=True keeps the states"
+        )
 
 
 _PARTS: dict[str, tuple[type, ...]] = {
@@ -518,6 +534,7 @@ def sample(
     ragged: str | None = None,
     cfg_scale: float = 0.0,
     cfg_interval: tuple[float, float] = (0.0, 1.0),
+    guide: Any = None,
     temperature: float | Sequence[float | None] | None = None,
     top_k: int | Sequence[int] = 0,
     top_p: float | Sequence[float] = 1.0,
@@ -590,6 +607,8 @@ def sample(
             the one without the condition, which GaussianDenoiser.wrap is told of. Other libraries' guidance scale is 1 + w.
         cfg_interval: (low, high): rows are guided while their noise level is above low and at most high. Outside they are not
             guided, and cost one row and not two. The level of a continuous run is sigma^2 / (alpha^2 + sigma^2).
+        guide: guidance of tokens by something else than the prompt: samplers.guidance.Unconditional (the form gamma; a negative
+            prompt, another model), Adaptive (A-CFG) or Classifier. It takes the place of cfg_scale; cfg_interval holds for it.
         temperature: the temperature of the token draw. 0 takes the best token. None: the sampler's own default.
         top_k: draw from the k most likely tokens only. 0: from all.
         top_p: draw, among those, from the fewest tokens that hold this share of the probability at `temperature`. 1: from all.
@@ -711,6 +730,9 @@ class _Bar:
 
     def advance(self, run: Stream) -> None:
         state = run.state
+        if isinstance(state, TokenState) and state.canvas.filled != self.total:
+            self.total = state.canvas.filled  # the canvas has grown
+            self.progress.update(self.task, total=self.total)
         done = self.total - state.noise if isinstance(state, TokenState) else run.nfe
         self.progress.update(self.task, completed=done)
 

@@ -45,6 +45,10 @@ class DryRun:
     def temperature(self) -> float:
         return self.predictor.temperature
 
+    @property
+    def steers(self) -> bool:
+        return self.predictor.steers
+
     def __call__(
         self,
         state: TokenState,

@@ -6,7 +6,6 @@ The particles of a row are its own: nothing here adds over rows, and sums over t
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from .random import DRAW_PARTICLE, DRAW_RESAMPLE
 from .sampler import Sampler
 from .state import DraftState, TokenState
 
-__all__ = ["ParticleState", "ancestors", "base_of", "draw", "log_mean", "reward_of", "rewards", "weights", "with_first"]
+__all__ = ["ParticleState", "ancestors", "base_of", "draw", "log_mean", "rewards", "weights", "with_first"]
 
 Reward = Callable[[Tensor], Tensor]
 
@@ -215,24 +214,6 @@ def base_of(base: Any, family: str, owner: str) -> Sampler[Any]:
             f"{who} is {base.name!r}, which keeps one sequence per row and cannot be copied; use another one"
         )
     return base
-
-
-def reward_of(reward: Any, owner: str) -> Reward | None:
-    """The function that an option names: a callable, or "module:function"; OptionError if it is none."""
-    if reward is None or callable(reward):
-        return reward
-    module, sign, name = str(reward).partition(":")
-    try:
-        found: Any = importlib.import_module(module) if sign else None
-        for part in name.split(".") if sign else ():
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"option 'reward' of sampler {owner!r} is {reward!r}: {error}") from error
-    if not callable(found):
-        raise OptionError(
-            f"option 'reward' of sampler {owner!r} is {reward!r}; a function of (N, L) tokens, or 'module:function', is needed"
-        )
-    return found
 
 
 def rewards(reward: Reward, x: Tensor, wide: TokenState, scale: float, number: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -103,6 +104,11 @@ class Predict(Protocol):
         """The temperature of the token draw, as the run was told; 0 takes the best token."""
         ...
 
+    @property
+    def steers(self) -> bool:
+        """Whether a guide acts on the tokens after a step: a sampler with Facts(posterior=True) then asks by `steered`."""
+        ...
+
     def __call__(
         self,
         state: TokenState,
@@ -182,6 +188,23 @@ class Predict(Protocol):
 
         Args:
             draw: which of the step's uniform numbers is used; a second draw in one step needs another than the first.
+        """
+        ...
+
+    def probabilities(self, logits: Logits) -> Tensor:
+        """(N, V) float64: what `read` draws the tokens of N positions from, by the temperature, top_k and top_p of each row.
+
+        At temperature 0 all is on the best token, the lowest id of equals. NaN if the logits are such that `read` finds an error.
+        """
+        ...
+
+    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], before: Tensor, after: Tensor) -> Logits:
+        """The guided log-probabilities of the tokens after the step at the open positions, if the run `steers`.
+
+        Args:
+            onward: from the logits of the clean tokens (N, V) to the log-probabilities of the tokens after the step, such as
+                those of q(x_s | x_t); it may be called twice.
+            before, after: (B, 1) float64, the noise levels before and after the step.
         """
         ...
 

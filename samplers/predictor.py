@@ -25,8 +25,9 @@ from .feeds import Answer, Feed, Query
 from .feeds.cached import CachedFeed
 from .feeds.encoded import EncodedFeed
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
+from .guidance import BAD, NOTHING, Guiding
 from .info import InfoRecorder
-from .ops.masked_softmax import guide
+from .ops.masked_softmax import guide, truncate
 from .prediction import FILL, Logits, Prediction
 from .random import DRAW_TOKEN
 from .sampler import State
@@ -203,6 +204,15 @@ class DrawSetting(NamedTuple):
             how |= {"top_k": self.top_k, "top_p": self.top_p, "truncated": truncated}
         return how
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(N, V) float64: what tokens are drawn from if these are the logits, (N, V) float32 without forbidden tokens."""
+        if self.temperature == 0:
+            best = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).to(torch.float64)
+            return torch.where(logits.isfinite().any(1, keepdim=True), best, torch.nan)
+        if self.top_k or self.top_p < 1:
+            logits = truncate(logits, self.top_k, self.top_p, self.temperature)
+        return (logits.double() / self.temperature).softmax(1)
+
 
 class Predictor(ErrorTracker):
     """What a token sampler asks the model through; implements samplers.prediction.Predict.
@@ -236,6 +246,7 @@ class Predictor(ErrorTracker):
         self._copies: dict[tuple[int, bool, int], Copies] = {}
         self.dry_run: DryRun | None = None
         self.recorder: InfoRecorder | None = None
+        self.guiding: Guiding | None = None
         self.constraint: Tensor | None = None  # bool, broadcasts to (B, L, V): never drawn in this step
 
     @property
@@ -262,6 +273,10 @@ class Predictor(ErrorTracker):
     def cache_bytes(self) -> int:
         """Bytes of keys and values that the run's caches have written so far."""
         return self.feed.cache_bytes + sum(copies.feed.cache_bytes for copies in self._copies.values())
+
+    @property
+    def steers(self) -> bool:
+        return self.guiding is not None and self.guiding.posterior
 
     # ------------------------------------------------------------------------------------------ for samplers
 
@@ -304,8 +319,7 @@ class Predictor(ErrorTracker):
         for query in self.queries(state, rows, t):
             if temperature is not None:
                 query = dataclasses.replace(query, temperature=temperature)
-            answer = self.feed.feed(state, query)
-            value, index = self._logits_of(answer)
+            value, index, query = self._asked(state, query)
             if index is not None:
                 value = value[index]
             elif self.denoiser.head is None and temperature is None:
@@ -343,6 +357,34 @@ class Predictor(ErrorTracker):
         out = self._blamed(out, None)
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
+
+    def steered(self, state: TokenState, onward: Callable[[Logits], Logits], before: Tensor, after: Tensor) -> Logits:
+        assert self.guiding is not None
+        parts = []
+        for query in self.queries(state, None, None):
+
+            def ask(state: TokenState, query: Query) -> Tensor:
+                value = self._packed(state, query).float()
+                one = dataclasses.replace(query, guided=False)
+                halves = [self._apply_constraint(half, one) for half in value.split(max(query.count, 1))]
+                return torch.cat(halves).index_fill(1, self._forbid_inside, -torch.inf)
+
+            if query.guided:
+                part, status = self.guiding.steered(state, query, ask, onward, before, after)
+                if status is not None:
+                    self.record(status, query)
+            else:
+                part = onward(Logits(query.row, query.position, ask(state, query)))
+            parts.append(part)
+        return Logits(*(torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value")))
+
+    def probabilities(self, logits: Logits) -> Tensor:
+        if self._draw_of is None:
+            return self._draws[0].probabilities(logits.value)
+        number, out = self._draw_of[logits.row], torch.zeros_like(logits.value, dtype=torch.float64)
+        for i, draw in enumerate(self._draws):
+            out = torch.where((number == i)[:, None], draw.probabilities(logits.value), out)
+        return out
 
     def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
         key = integer("copies(number)", number), bool(apart), integer("copies(first)", first, 0)
@@ -392,6 +434,7 @@ class Predictor(ErrorTracker):
             how = self._draw_arguments(state, query, want, temperature, confidence_temperature, truncated, given)
             # What top_k and top_p cut off is known when all logits are, so then they must be stored.
             stored = self.constraint is not None or any("top_k" in draw for draw in how["draws"])
+            stored = stored or self._is_guided_apart(query)
             headless = self.denoiser.head is not None and not stored
             out = self._read_hidden(state, query, how) if headless else self._read_logits(state, query, how)
             self._scatter(out, query, query.on_canvas(state.x.shape[1]), values)
@@ -411,6 +454,25 @@ class Predictor(ErrorTracker):
         self._seen = (state, read)
         return self.feed.idle(read)
 
+    def _is_guided_apart(self, query: Query) -> bool:
+        """Whether the answers to a query are guided by more than a second half of its own forward pass."""
+        return query.guided and self.guiding is not None and not self.guiding.fused
+
+    def _asked(self, state: TokenState, query: Query) -> tuple[Tensor, Tensor | None, Query]:
+        """A forward pass: the logits (R, V), the rows of them that were asked for (None for all), and what is left to guide."""
+        if not self._is_guided_apart(query):
+            return *self._logits_of(self.feed.feed(state, query)), query
+        assert self.guiding is not None
+        value, status = self.guiding.logits(state, query, self._packed)
+        if status is not None:
+            self.record(status, query)
+        return value, None, dataclasses.replace(query, guided=False)
+
+    def _packed(self, state: TokenState, query: Query) -> Tensor:
+        """(n, V): a forward pass, and the logits that were asked for; n is twice the count of a guided query."""
+        value, index = self._logits_of(self.feed.feed(state, query))
+        return value if index is None else value[index]
+
     def _logits_of(self, answer: Answer) -> tuple[Tensor, Tensor | None]:
         """The answer's logits (R, V), and the rows of them that were asked for; None for all."""
         head = self.denoiser.head
@@ -420,8 +482,7 @@ class Predictor(ErrorTracker):
 
     def _read_logits(self, state: TokenState, query: Query, how: dict[str, Any]) -> ops.MaskedSoftmax:
         """A forward pass, and what the fused op makes of its logits."""
-        answer = self.feed.feed(state, query)
-        logits, index = self._logits_of(answer)
+        logits, index, query = self._asked(state, query)
         own = None if index is None else index[: query.count]
         model = logits
         if self.constraint is not None:
@@ -563,6 +624,13 @@ class Predictor(ErrorTracker):
         return Prediction(**values)
 
     def raise_if_bad(self, status: int, row: int, position: int, forward: int) -> None:
+        if status in (BAD, NOTHING):
+            assert self.guiding is not None
+            said = "is NaN or +inf" if status == BAD else "leaves no token that the model finds possible"
+            raise OptionError(
+                f"guide: what the classifier says of row {row}, position {position} {said} (forward pass {forward}, sampler "
+                f"{self.sampler!r}); log p(y | x) is a number of at most 0, or -inf for a token that is ruled out"
+            )
         if status == _BARRED:
             who = ["forbid="] * bool(self.config.forbid) + ["constrain="] * (self.constraint is not None)
             raise OptionError(
@@ -607,6 +675,7 @@ class SequencePredictor:
     def __init__(self, predictor: Predictor, feed: SequenceFeed):
         self.predictor, self.feed = predictor, feed
         self.logits, self.read, self.copies = predictor.logits, predictor.read, predictor.copies
+        self.probabilities = predictor.probabilities
         self.chunk, self.branches, self.merge = feed.chunk, feed.branches, feed.merge
 
     @property

@@ -26,19 +26,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DRAW_BLIND",
+    "DRAW_CANDIDATE",
     "DRAW_FIRST_FREE",
     "DRAW_HEAD",
+    "DRAW_HIDE",
     "DRAW_NOISE",
     "DRAW_NOISE_TOKEN",
     "DRAW_PARTICLE",
     "DRAW_PICK",
+    "DRAW_PLAN",
     "DRAW_POSITION",
     "DRAW_PROBE",
     "DRAW_RANK",
     "DRAW_REMASK",
     "DRAW_RESAMPLE",
+    "DRAW_REST",
     "DRAW_ROUTE",
+    "DRAW_SELECT",
     "DRAW_START",
+    "DRAW_SWAP",
     "DRAW_TOKEN",
     "Rng",
     "gumbel",
@@ -59,8 +65,16 @@ DRAW_ROUTE = 10  # uniform noise: clean, stay or noise
 DRAW_NOISE_TOKEN = 11  # uniform noise: which token the noise puts there
 DRAW_PICK = 12  # uniform noise: which positions a corrector takes
 DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
+DRAW_SELECT = 25  # whether a learned selector takes a position
+DRAW_CANDIDATE = 40  # which positions a candidate has, one number for each position and candidate
 DRAW_RESAMPLE = 45  # which particles go on, (B, K) numbers in place of (B, L)
 DRAW_PARTICLE = 46  # which particle a row ends with
+DRAW_SWAP = 30  # uniform noise: the tokens that a correction would put in place of those that stand
+DRAW_PLAN = 31  # uniform noise: which positions a planner chooses
+DRAW_HIDE = 32  # uniform noise: which tokens the denoiser of a planner does not see
+DRAW_DRAFT = 60  # tokens that are proposed
+DRAW_ACCEPT = 61  # whether a proposed token stays
+DRAW_REST = 62  # the token in place of a proposed one that does not
 DRAW_PROBE = 1 << 30  # from here on: the signs of random probes, by their number
 DRAW_FIRST_FREE = 1000
 

@@ -45,6 +45,8 @@ class Sample:
         encoder_passes: forward passes, counted in nfe, in which a BlockDenoiser read decided tokens.
         encoder_rows: (B,) int64, those of each row, counted in nfe_rows; None for any other denoiser. Tokens per decoder pass are
             generated / (nfe_rows - encoder_rows).
+        guide_calls: calls of what guide= asks beside the model, a classifier or another denoiser; they are not in nfe.
+        guide_rows: rows over all these calls.
         steps: steps of the driver, including those that cost no forward pass.
         seconds: split into denoiser and sampler.
         lengths: (B,) int64, each row's own length, prompt included; None for reals.
@@ -81,6 +83,8 @@ class Sample:
     trace: tuple[State, ...] | None = None
     info: dict[str, Tensor] | None = None
     encoder_passes: int = 0
+    guide_calls: int = 0
+    guide_rows: int = 0
     encoder_rows: Tensor | None = None
     fill: Tensor | None = None
     tokenizer: TextTokenizer | None = None

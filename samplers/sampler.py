@@ -177,7 +177,14 @@ class Facts:
             then stores them as well.
         copies: True if the sampler runs several copies of each row (predict.copies), all of which count in row_evals.
         stochastic: True if a continuous sampler draws noise in its steps.
+        posterior: True if a sampler of uniform noise lets the distribution of the tokens after a step be guided, by
+            predict.steered.
+        curve: True if a masked sampler plans by the denoiser's entropy_curve, which it then finds in canvas.curve.
         moments: how many moments of x_0 a continuous sampler asks for (predict.moments): 1 is the mean, which every model gives.
+        grows: the most positions to fill that a row may come to have, if a step may put in more (TokenState.grown); 0: none. The
+            driver refuses what a canvas of changing length does not go with.
+        time_per_position: True if the sampler tells the model a noise level for each position that it must take note of; the
+            driver then refuses a model that takes one time per row.
         sweep: (option, values), for a sampler whose NFE is set by an option and not by `steps`. A benchmark uses them.
     """
 
@@ -188,7 +195,11 @@ class Facts:
     stores_logits: bool = False
     copies: bool = False
     stochastic: bool = False
+    posterior: bool = False
+    curve: bool = False
     moments: int = 1
+    grows: int = 0
+    time_per_position: bool = False
     sweep: tuple[str, tuple[Any, ...]] | None = None
 
     def __post_init__(self) -> None:

@@ -17,19 +17,26 @@ from torch import Tensor
 
 from . import registry
 from .checks import check_plan
+from .curves import BOUNDS, EntropyCurve, bounded_plan, entropy_curve, exact_curve, optimal_plan
 from .errors import OptionError, UnknownNameError, did_you_mean
 from .noise_schedules import EDM, Flow, NoiseSchedule, VPCosine, VPLinear, VPTable, float64, noise_schedule
 
 __all__ = [
+    "BOUNDS",
     "EDM",
+    "EntropyCurve",
     "Flow",
     "MaskSchedule",
     "NoiseSchedule",
     "VPCosine",
     "VPLinear",
     "VPTable",
+    "bounded_plan",
+    "entropy_curve",
+    "exact_curve",
     "mask_schedule",
     "noise_schedule",
+    "optimal_plan",
 ]
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .canvas import FAR, PAD, Layout, NoiseCanvas
+from .canvas import FAR, PAD, Layout, NoiseCanvas, inserted
 from .errors import SamplersError
 from .prediction import Logits, Prediction, packed_rows
 from .random import DRAW_START, Rng
@@ -203,6 +203,52 @@ class TokenState(State):
             token: (B, L) int64.
         """
         return self._advance(torch.where(where & self.undecided, token, self.x), steps=0)
+
+    def grown(self: T, at: Tensor, by: Tensor, **new: Any) -> T:
+        """The state on a canvas with more positions to fill, which hold the mask. It takes no step, and costs one device sync.
+
+        What stands at or after `at` moves to the right, in each row by its own number. Rows that do not grow stay as they are, so
+        row i of a batch is the row alone. Random numbers belong to positions: a token that has moved draws, from the next
+        step on, those of its new position, and no number is used twice, as each step has its own. Each new position brings its
+        block a step, and each growth one more to the present block, for the step that may have committed nothing.
+
+        Args:
+            at, by: (B,) int64, `by` positions are put in before position `at` of the row; at its end if `at` is its length.
+            new: for each field of the subclass that has an entry per position, its value at the new ones.
+
+        Raises:
+            SamplersError: a row that is done grows, or the value of a field is missing.
+        """
+        added = torch.where(self.done, -by.abs(), by).tolist()
+        if not any(added):
+            return self
+        if min(added) < 0:
+            raise SamplersError(f"grown(at, by): by is {by.tolist()}; 0 or more is needed, and 0 in rows that are done")
+        new = {"decided": False} | new
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        wide = {
+            name: value
+            for name, value in fields.items()
+            if isinstance(value, Tensor) and value.shape == self.x.shape and name not in ("x", "open", *self.SHARED)
+        }
+        if missing := wide.keys() - new.keys():
+            raise SamplersError(
+                f"grown(at, by, ...) lacks the value of {', '.join(sorted(missing))} at the new positions"
+            )
+        canvas = self.canvas.grown(at, by, added)
+        width, blank = canvas.x.shape[1], canvas.mask_id or 0
+        changes: dict[str, Any] = {
+            n: inserted(v, at, by, width, torch.full_like(v[:1, :1], new[n]), v[:1, :1]) for n, v in wide.items()
+        }
+        x = inserted(self.x, at, by, width, blank, blank)
+        here = self.block.clamp(max=canvas.block_size.shape[1] - 1)[:, None]
+        more = canvas.block_steps.scatter_add(1, here, (by > 0).to(torch.int64)[:, None])  # for the step that grows
+        canvas = dataclasses.replace(canvas, block_steps=more)
+        size, steps = (b.gather(1, here).squeeze(1) for b in (canvas.block_size, canvas.block_steps))
+        grown = dataclasses.replace(
+            self, canvas=canvas, x=x, open=canvas.fill, end=self.end + by, block_size=size, block_steps=steps, **changes
+        )
+        return grown._advance(x, steps=0)
 
     def take(self: T, index: Tensor, canvas: Layout) -> T:
         """The state whose row i is row index[i] of this one, on a canvas of as many rows.

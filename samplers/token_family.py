@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from .arguments import Given, read_tokens, with_prompt_embeds
 from .denoiser import BlockDenoiser, Counter, Denoiser, TokenDenoiser
 from .dry_run import DryRun
-from .errors import FamilyError
+from .errors import FamilyError, OptionError
 from .family import Family, Run
 from .feeds import Feed
 from .feeds.cached import CachedFeed
@@ -48,10 +51,21 @@ class TokenFamily(Family):
             stop=read.stop,
             stop_rule=read.stop_rule,
             stop_text=read.stop_text,
+            curve=_curve(denoiser, sampler),
             rng=read.rng,
         )
         counter = Counter(denoiser)
         feed: Feed
+        guiding = None
+        if read.guide is not None:
+
+            def plain(of: Counter, scale: float) -> PlainFeed:
+                return PlainFeed(of, batch, scale, config.cfg_interval, window=read.window)
+
+            posterior = sampler.effective_facts.posterior
+            guiding = read.guide.begin(denoiser, layout, posterior, plain)
+            if guiding.fused:  # then it is what cfg_scale does, with another second half
+                config = dataclasses.replace(config, cfg_scale=guiding.scale)
         if sampler.effective_facts.sequential:
             feed = SequenceFeed(counter, batch)
         elif isinstance(denoiser, BlockDenoiser):
@@ -60,10 +74,13 @@ class TokenFamily(Family):
             feed = CachedFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.scheme, read.pad)
         else:
             feed = PlainFeed(counter, batch, config.cfg_scale, config.cfg_interval, read.pad, window=read.window)
+        if guiding is not None and isinstance(feed, PlainFeed):
+            feed.cfg_scale, feed.second, feed.always = guiding.scale, guiding.second, guiding.always
         predictor = Predictor(counter, feed, config, sampler=sampler.name)
         predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
+        predictor.guiding = guiding
         state = first_state(sampler, layout)
-        if _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
+        if guiding is None and _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
             predictor.dry_run = DryRun(sampler, layout, predictor)
         # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
         extra = sampler.extra_steps * layout.block_size.shape[1]
@@ -74,6 +91,24 @@ class TokenFamily(Family):
         from .testing.tiny import of_tokens
 
         return of_tokens(cls, exact)
+
+
+def _curve(denoiser: TokenDenoiser, sampler: Sampler[Any]) -> tuple[float, ...] | None:
+    """The denoiser's entropy curve, if the sampler plans by it; OptionError if the denoiser does not know it."""
+    if not sampler.effective_facts.curve:
+        return None
+    curve = denoiser.entropy_curve
+    if curve is None:
+        raise OptionError(
+            f"plan='optimal' of sampler {sampler.name!r} needs the entropy curve of denoiser {denoiser.name!r}, which does "
+            "not know it: measure it once, denoiser.entropy_curve = samplers.schedule.entropy_curve(denoiser, data).nats, with a "
+            "problem or rows of tokens (n, L) for data; the plans tc, dtc and tc+dtc need none"
+        )
+    if curve.dim() != 1 or not bool(torch.isfinite(curve).all()):
+        raise OptionError(
+            f"entropy_curve of denoiser {denoiser.name!r} must be (L,) finite numbers, not {tuple(curve.shape)}"
+        )
+    return tuple(curve.tolist())
 
 
 def _uses_dry_run(sampler: Sampler[Any], denoiser: TokenDenoiser) -> bool:

@@ -697,10 +697,13 @@ def every_way(name):
         {"temperature": 0.5, "block_length": 4, "cfg_scale": 0.5, "steps": 5, "prompt": [[1, 2], [3]]},
         *({"steps": 5, o.name: choice} for o in cls.options() for choice in o.metadata.get("choices", ())),
     ):
-        for times in (False, True):
+        own = {o.name: setting[o.name] for o in cls.options() if o.name in setting}
+        each = samplers.create(name, **own).effective_facts.time_per_position  # needed by some choices
+        for times in (True,) if each else (False, True):
             denoiser = TokenDenoiser.wrap(
                 lambda ids, *t: small[ids] + small[ids.roll(1, 1)], **kw, time_conditioned=times
             )
+            denoiser.time_per_position = each
             made = samplers.sample(denoiser, name, gen_length=8, batch=2, seed=3, info=True, **setting)
             out += [made.x, made.info["confidence"]]
     return out

@@ -48,7 +48,7 @@ def test_radd_is_ancestral_on_exact_problems(problem):
 
 
 # Options under which a biased rule is left to choose its order by the draw, where its own are not so.
-CHOOSES = {"maskgit": {"r_temp": 1.0}}
+CHOOSES = {"maskgit": {"r_temp": 1.0}, "saber": {"block_length": 3}}
 
 
 @pytest.mark.parametrize("name", MASKED)

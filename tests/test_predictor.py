@@ -113,7 +113,9 @@ def test_what_a_sampler_may_call_is_the_protocol(cls):
 def test_layouts_have_no_field_that_is_filled_in_later():
     layout = Canvas.of(TinyNet(), PROMPTS, 4).layout(rng=Rng.of(0, 3))
     given = {f.name for f in dataclasses.fields(layout) if getattr(layout, f.name) is None}
-    assert given <= {"block_length", "stop_text"}, "these are None if they were not given; nothing else is missing"
+    assert given <= {"block_length", "stop_text", "curve"}, (
+        "these are None if they were not given; nothing else is missing"
+    )
 
 
 def test_each_way_of_feeding_has_its_feed():

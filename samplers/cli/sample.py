@@ -122,7 +122,7 @@ def _sample(args: argparse.Namespace) -> int:
     speaker = problem or denoiser
     prompt = asked = token_ids(args.prompt, "--prompt", speaker, denoiser)
     if prompt is None and problem is not None and problem.length is not None:
-        prompt = problem.settings.get("prompt")  # of a problem that is to answer something
+        prompt = problem.settings.get("prompt")  # a problem may be to answer something
     stop = [stop_rule(text, speaker, denoiser) for text in args.stop]
     check_length(denoiser, told["gen_length"])
     check_room(denoiser, asked, told["gen_length"])

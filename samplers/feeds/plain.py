@@ -53,6 +53,9 @@ class PlainFeed:
         pad: rows of all lengths share a forward pass, which is as long as the longest of those that take part; a shorter
             one is followed by filling. False: rows of one length do.
         window: how far rows are given at least, a function of the state: (B,) int64. None: to their ends.
+        second: what the second half of a guided forward pass is given, a function of the state: x (B, L) int64, and the positions
+            (B, L) bool that hold no information there. None: the same x, its prompt without information.
+        always: guide without a prompt as well.
     """
 
     cache_bytes = 0
@@ -66,7 +69,10 @@ class PlainFeed:
         pad: bool = False,
         *,
         window: Callable[[TokenState], Tensor] | None = None,
+        second: Callable[[TokenState], tuple[Tensor, Tensor]] | None = None,
+        always: bool = False,
     ):
+        self.second, self.always = second, always
         self.counter, self.cfg_scale, self.cfg_interval = counter, cfg_scale, cfg_interval
         self.pad, self.window = pad, window
         self.denoiser: TokenDenoiser = counter.denoiser  # type: ignore[assignment]
@@ -78,7 +84,7 @@ class PlainFeed:
     # ------------------------------------------------------------------------------------------ which rows run
 
     def _guides(self, canvas: Layout) -> bool:
-        return self.cfg_scale != 0 and canvas.has_prompt
+        return self.cfg_scale != 0 and (canvas.has_prompt or self.always)
 
     def _inside(self, state: TokenState) -> Tensor | None:
         """(B,) bool: rows whose noise level is inside cfg_interval; None: guidance does not depend on it."""
@@ -162,6 +168,8 @@ class PlainFeed:
             self.cfg_interval,
             self.pad,
             window=self.window,
+            second=self.second,
+            always=self.always,
         )
 
     def rearrange(self, source: Tensor) -> None:
@@ -203,8 +211,9 @@ class PlainFeed:
             # Uniform noise has no mask; a prompt of noise says nothing there.
             blind = canvas.mask_id
             nothing = blind if blind is not None else query.of_canvas(canvas.noise(state.step, DRAW_BLIND))
-            prompt = query.of_canvas(canvas.prompt_mask)
-            x = torch.cat([x, torch.where(prompt, nothing, x)])
+            other, prompt = (state.x, canvas.prompt_mask) if self.second is None else self.second(state)
+            prompt = query.of_canvas(prompt)
+            x = torch.cat([x, torch.where(prompt, nothing, query.of_canvas(other))])
             if time is not None and time.dim() == 2:
                 time = torch.cat([time, torch.where(prompt, 1.0, time)])
             elif time is not None:

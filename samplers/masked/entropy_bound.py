@@ -19,6 +19,9 @@ class EntropyBound(Sampler[TokenState]):
     position at a time, and all positions that are certain. With the proxies entropy and margin the choice does not depend on
     the drawn token, so bound = 0 gives exactly the model's distribution.
 
+    bound = 0.15 is SGLang's EBSampling ("entropy_sum"), which commits while the sum of the entropies earlier in the order is at
+    most gamma. In ascending order the largest of a prefix is its last, so that sum is sum H - max H: the same rule.
+
     Differs from the paper: `steps` is a cap, which is kept by committing more than the bound allows if necessary (if left
     out: no cap); entropies are those of softmax at temperature 1, whatever the temperature of the draw; the proxy confidence
     is that of the drawn token (in the paper of the likeliest one, which is the same at temperature 0, the paper's).

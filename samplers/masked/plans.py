@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..canvas import Layout
+from ..checks import check_plan
 from ..errors import OptionError
-from ..sampler import Sampler, option
-from ..schedule import mask_schedule
+from ..sampler import Facts, Sampler, option
+from ..schedule import BOUNDS, bounded_plan, mask_schedule, optimal_plan
 from ..state import TokenState
 from .times import TimedState, even_grid
 
@@ -30,11 +33,11 @@ __all__ = [
 ]
 
 
-def even_count(state: TokenState, ahead: int = 0) -> Tensor:
+def even_count(state: TokenState, ahead: int | Tensor = 0) -> Tensor:
     """(B,) int64: LLaDA's count for this step: n // S of the block's n positions, one more in the first n % S steps.
 
     Args:
-        ahead: give the count of the step that comes this many steps later.
+        ahead: give the count of the step that comes this many steps later; a tensor (K, 1) of them: (K, B) counts.
     """
     n, steps = state.block_size, state.block_steps.clamp_min(1)
     return n // steps + (state.block_step + ahead < n % steps)
@@ -113,11 +116,67 @@ def _floor_end(plan: str) -> float | None:
 
 def parse_plan(plan: str) -> None:
     """OptionError if `plan` is neither a plan nor a mask schedule."""
-    if plan != "even" and _floor_end(plan) is None:
+    if plan not in ("even", *PLANNED) and _floor_end(plan) is None:
         try:
             mask_schedule(plan)
         except OptionError as error:
-            raise OptionError(f"{error}. Or a plan: even, floor(eps)") from error
+            raise OptionError(f"{error}. Or a plan: even, floor(eps), {', '.join(PLANNED)}") from error
+
+
+PLANNED = ("optimal", *BOUNDS)  # plans whose group sizes are worked out before the run
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedState(TimedState):
+    """A state that knows the group sizes of every block.
+
+    Attributes:
+        sizes: (B, blocks, K) int64, the positions to commit in each step of a block; 0 after its last group.
+    """
+
+    sizes: Tensor
+
+    @property
+    def size(self) -> Tensor:
+        """(B,) int64: the size of this step's group; all that is open in the last step of a block."""
+        row = torch.arange(len(self.x), device=self.x.device)
+        block = self.block.clamp(max=self.sizes.shape[1] - 1)
+        size = self.sizes[row, block, self.block_step.clamp(max=self.sizes.shape[2] - 1)]
+        return torch.where(self.block_step + 1 >= self.block_steps, self.count, size)
+
+
+def planned_sizes(plan: str, canvas: Layout) -> Tensor:
+    """(B, blocks, K) int64, on the canvas's device: the group sizes of one of PLANNED, for every block of every row.
+
+    "optimal" takes the part of the curve that a block covers: from as many known positions as there are before it, prompt
+    included. The curve is stretched if the canvas has another length. It is exact for a canvas of the curve's length that
+    begins empty and is one block: the curve is about random sets of known positions, and a prompt is none.
+    """
+    sizes, steps = canvas.block_size.tolist(), canvas.block_steps.tolist()
+    most = max(map(max, steps))
+    check_plan(f"steps={most} per block", len(sizes) * len(sizes[0]) * most * 8)
+    table = torch.zeros(len(sizes), len(sizes[0]), most, dtype=torch.int64, device="cpu")
+    made: dict[tuple[int, int, int, int], list[int]] = {}
+    for i, (length, of_row) in enumerate(zip(canvas.lengths, sizes)):
+        known = length - sum(of_row)
+        for b, n in enumerate(of_row):
+            if n:
+                case = (length, known, n, steps[i][b])
+                if case not in made:
+                    made[case] = _group_sizes(plan, canvas.curve, *case)
+                table[i, b, : len(made[case])] = torch.tensor(made[case], dtype=torch.int64, device="cpu")
+            known += n
+    return table.to(canvas.x.device)
+
+
+def _group_sizes(plan: str, curve: tuple[float, ...] | None, length: int, known: int, n: int, steps: int) -> list[int]:
+    if plan != "optimal":
+        return bounded_plan(n, steps, plan)[0]
+    assert curve is not None
+    if len(curve) == length:
+        return optimal_plan(curve[known : known + n], steps)
+    at, grid = (np.arange(known, known + n) + 0.5) / length, (np.arange(len(curve)) + 0.5) / len(curve)
+    return optimal_plan(np.interp(at, grid, curve).tolist(), steps)
 
 
 @dataclass(frozen=True)
@@ -129,6 +188,10 @@ class ScheduledSampler(Sampler[Any]):
                 the last step: Dream's plan (eps = 1e-3) and SMDM's (1e-5). With S = n the first step commits nothing and
                 the last one commits two.
     a schedule  The differences of round(n a(k / S)); steps that would commit nothing are left out.
+    optimal     The sizes with the least KL of a random order, by the denoiser's entropy_curve (arXiv 2510.25544, 2511.04647).
+    tc, dtc, tc+dtc  Sizes for an unknown distribution, with KL at most c times its total correlation, the dual one, or the
+                lesser of both (after arXiv 2602.20126; samplers.schedule.bounded_plan gives c).
+    What is said of KL is proven for random_order; other samplers may use the sizes, without the proof.
 
     A step that commits nothing costs no forward pass (in those codes it does). SMDM counts over the whole batch, and Dream by
     the batch's mean; here each row counts for itself.
@@ -136,7 +199,7 @@ class ScheduledSampler(Sampler[Any]):
 
     plan: str = option(
         "even",
-        "positions per step: even, floor(eps), or a mask schedule: linear, 1-cos, beta(a,b) ...",
+        "positions per step: even, floor(eps), optimal, tc, dtc, tc+dtc, or a mask schedule: linear, 1-cos, beta(a,b) ...",
         check=parse_plan,
         kind="mask_schedules",
     )
@@ -151,7 +214,13 @@ class ScheduledSampler(Sampler[Any]):
                 f"plan={self.plan!r}"
             )
 
+    @property
+    def effective_facts(self) -> Facts:
+        return dataclasses.replace(self.facts, curve=self.plan == "optimal")
+
     def init(self, canvas: Layout) -> TokenState:
+        if self.plan in PLANNED:
+            return PlannedState.begin(canvas, sizes=planned_sizes(self.plan, canvas))
         scheduled = self.plan != "even" and _floor_end(self.plan) is None
         return TimedState.begin(canvas, schedule=self.plan) if scheduled else TokenState.begin(canvas)
 
@@ -161,6 +230,8 @@ class ScheduledSampler(Sampler[Any]):
             return whole_block_count(state, self.steps_per_block).clamp_min(self.least)
         if self.plan == "even":
             return even_count(state).clamp_min(self.least)
+        if isinstance(state, PlannedState):
+            return state.size.clamp_min(self.least)
         if (eps := _floor_end(self.plan)) is None:
             assert isinstance(state, TimedState)
             return scheduled_count(state, self.least)
@@ -172,6 +243,8 @@ class ScheduledSampler(Sampler[Any]):
 
     def expected_nfe(self, length: int, steps: int) -> float:
         """The number of steps that commit something."""
+        if self.plan in PLANNED:
+            return min(steps, length) if self.plan == "optimal" else len(bounded_plan(length, steps, self.plan)[0])
         eps = None if self.plan == "even" else _floor_end(self.plan)
         steps = self.steps_per_block or steps
         a = mask_schedule("linear" if self.plan == "even" or eps is not None else self.plan)(even_grid(steps))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class TimedState(TokenState):
         which: (max S + 1,) int64, the number of steps S -> its row in `table`.
     """
 
-    SHARED = ("table", "which")
+    SHARED: ClassVar[tuple[str, ...]] = ("table", "which")
 
     time: Tensor
     table: Tensor

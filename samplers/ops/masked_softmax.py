@@ -412,8 +412,7 @@ def _twin(*args: Unpack[SoftmaxCall]) -> tuple[Tensor, ...]:
             x = x.masked_fill(forbidden, -math.inf)
         left = x
         if truncates:
-            k = float(np.float32(LOG2E / (call.temperature or call.confidence_temperature)))
-            left = _truncate(x, call.top_k, call.top_p, k)
+            left = truncate(x, call.top_k, call.top_p, call.temperature or call.confidence_temperature)
             x = left if call.truncated or not want else x
         u = call.uniform[here] if call.uniform is not None and call.temperature > 0 else None
         ids = call.given[here] if call.given is not None and want & WANT["given"] else None
@@ -527,8 +526,9 @@ def _twin_slab(
     return torch.where(status == 0, token, -1), confidence, margin, entropy, lse, given_out, status
 
 
-def _truncate(x: Tensor, top_k: int, top_p: float, k: float) -> Tensor:
+def truncate(x: Tensor, top_k: int, top_p: float, temperature: float) -> Tensor:
     """Rows x (n, V) float32 with what top_k and top_p remove at -inf; rows that hold NaN or +inf as they are."""
+    k = float(np.float32(LOG2E / temperature))
     bad = (x.isnan() | (x == math.inf)).any(1, keepdim=True)  # (n, 1) bool
     ranked, order = x.sort(dim=1, descending=True, stable=True)
     rank = torch.arange(x.shape[1], device=x.device)

@@ -261,9 +261,8 @@ class Language(Problem):
 
     Scores: `mmd`, the squared kernel distance to the exact distribution with the kernel r^(number of positions that differ),
     r = 1 - 5/L or 1/3 if that is more, relative to what two exact rows have in common, its floor exact; `invalid`, the share of
-    rows without a path,
-    if there are such rows; `tv`, `kl` and chi2_p as of Support, if the rows are equally likely and at most 2,048; `nll`, nats per
-    position, if every row is possible. Plots use `tv` if there is one, else `mmd`.
+    rows without a path, if there are such rows; `tv`, `kl` and chi2_p as of Support, if the rows are equally likely and at most
+    2,048; `nll`, nats per position, if rows have several paths. Plots use `tv` if there is one, else `mmd`.
 
     Args:
         automaton: if `single`, no row has two paths, and all arcs and ends weigh 1 or 0: rows are equally likely.

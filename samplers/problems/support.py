@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..curves import SUBSETS, exact_curve
 from ..errors import OptionError
 from .base import (
     Z95,
@@ -75,6 +76,13 @@ class CountingTokens(ExactTokens):
         # L logs of factors are below 2^magnitude in sum, and on this grid any sum of them is exact.
         magnitude = math.ceil(math.log2(self.length * (QUIET_BITS * math.log(2) + math.log(tokens))))
         self.log_bits = 52 - magnitude
+
+    @functools.cached_property
+    def entropy_curve(self) -> Tensor | None:  # type: ignore[override]
+        """(L,) float64, exact; None if the support has too many subsets of positions to go through."""
+        if len(self.support) << self.length > SUBSETS:
+            return None
+        return exact_curve(self.support).nats
 
     def weights(self, x: Tensor, t: Tensor | None) -> Tensor:
         """Each point's weight, the largest 1: (B, n) float64. t: (B, L), None for masked noise."""

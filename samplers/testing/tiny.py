@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
+from ..curves import exact_curve
 from ..denoiser import CacheUse, TokenDenoiser
 from ..gaussian.denoiser import At, GaussianDenoiser
 from ..gaussian.moments import Moments
@@ -86,6 +87,11 @@ class TinyJoint(Told, TokenDenoiser):
             total += weight[:, s]
         logits = torch.log(total).float()  # (B, L, V + 1), mask id at -inf
         return logits if rows is None else logits[rows]
+
+    @property
+    def entropy_curve(self) -> Tensor:  # type: ignore[override]
+        """(L,) float64, exact."""
+        return exact_curve(self.strings, self.law).nats
 
     def index(self, x: Tensor) -> Tensor:
         """(B,) int64: the number of each string in `law`."""

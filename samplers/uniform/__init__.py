@@ -9,7 +9,10 @@ from ..hookspecs import hookimpl
 _CLASSES = {
     "block_refinement": "BlockRefinement",
     "d3pm_ancestral": "D3PMAncestral",
+    "ddpd": "DDPD",
+    "dfm_euler_uniform": "DFMEulerUniform",
     "entropy_bound_uniform": "EntropyBoundUniform",
+    "gidd": "GIDD",
     "smc_uniform": "SMCUniform",
 }
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..canvas import Layout
-from ..prediction import Predict
+from ..prediction import Logits, Predict
 from ..random import DRAW_NOISE_TOKEN, DRAW_ROUTE
 from ..sampler import Conformance, Facts, Sampler, option
 from ..schedule import mask_schedule, step_tables
@@ -28,7 +29,7 @@ class GridState(NoisyState):
         which: (max S + 1,) int64, the number of steps that a block is given -> its row in `table`.
     """
 
-    SHARED = ("table", "which")
+    SHARED: ClassVar[tuple[str, ...]] = ("table", "which")
 
     table: Tensor
     which: Tensor
@@ -61,7 +62,7 @@ class D3PMAncestral(Sampler[GridState]):
     family = "uniform"
     cite = "Austin et al. 2021, Structured Denoising Diffusion Models in Discrete State-Spaces, arXiv 2107.03006"
     summary = "exact posterior of uniform noise on a time grid; Gibbs corrector"
-    facts = Facts(revises=True, bias="asymptotic", static_plan=True)
+    facts = Facts(revises=True, bias="asymptotic", static_plan=True, posterior=True)
     conformance = Conformance(one_at_a_time={"steps": 128})
 
     schedule: str = option(
@@ -73,8 +74,9 @@ class D3PMAncestral(Sampler[GridState]):
 
     @property
     def effective_facts(self) -> Facts:
-        # A corrector takes the logits, which a dry run does not have.
-        return dataclasses.replace(self.facts, static_plan=self.corrector_steps == 0)
+        # A corrector takes the logits, which a dry run does not have, and draws from another distribution than the posterior.
+        plain = self.corrector_steps == 0
+        return dataclasses.replace(self.facts, static_plan=plain, posterior=plain)
 
     def init(self, canvas: Layout) -> GridState:
         table, which = step_tables(canvas.block_steps, self._alphas)
@@ -94,7 +96,10 @@ class D3PMAncestral(Sampler[GridState]):
         now, then = state.alpha(), state.alpha(1)  # (B, 1)
         u = state.rng.positions(state.x.shape[1], state.step, DRAW_ROUTE)  # (B, L)
         noise = state.canvas.noise(state.step, DRAW_NOISE_TOKEN)  # (B, L)
-        if not self.corrector_steps:
+        if predict.steers:
+            after = predict.steered(state, lambda x0: log_posterior(state, x0, now, then), 1 - now, 1 - then)
+            x = predict.read(state, after, temperature=1.0).token
+        elif not self.corrector_steps:
             x = posterior(state, predict(state).token, noise, u, now, then)
         else:
             corrects = now == then  # (B, 1): rows whose step is a corrector's; the others are at a predictor step
@@ -118,8 +123,31 @@ def posterior(state: GridState, x0: Tensor, noise: Tensor, u: Tensor, now: Tenso
         u: (B, L) float64.
         now, then: (B, 1) float64, alpha_t and alpha_s.
     """
-    kept = now / then.clamp_min(2.0**-60)  # alpha_t / alpha_s; a flat start of a schedule is 0 / 0
+    stay, other = routes(now, then)
     clean = then - now + state.canvas.vocab_size * now * (state.x == x0)
-    stay, other = kept * (1 - then), (1 - kept) * (1 - then)
     at = u * (clean + stay + other)
     return torch.where(at < clean, x0, torch.where(at < clean + stay, state.x, noise))
+
+
+def routes(now: Tensor, then: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights of the present token and of noise in q(x_s | x_t, x_0), of the shape of alpha_t and alpha_s."""
+    kept = now / then.clamp_min(2.0**-60)  # alpha_t / alpha_s; a flat start of a schedule is 0 / 0
+    return kept * (1 - then), (1 - kept) * (1 - then)
+
+
+def log_posterior(state: GridState, x0: Logits, now: Tensor, then: Tensor) -> Logits:
+    """log q(x_s = v | x_t), the mean of q(x_s | x_t, x_0) over the predicted x_0: what guidance acts on.
+
+    Args:
+        x0: the logits of the clean tokens, (N, V).
+        now, then: (B, 1) float64, alpha_t and alpha_s.
+    """
+    now, then = now[x0.row], then[x0.row]  # (N, 1)
+    own = state.x[x0.row, x0.position][:, None]
+    stay, other = routes(now, then)
+    p, vocab = x0.value.double().softmax(1), x0.value.shape[1]
+    same = torch.zeros_like(p).scatter(1, own, vocab * now)  # V alpha_t at the present token
+    share = p / (1 - now + same)  # each x_0's three weights sum to that
+    after = share * (then - now + same) + share.sum(1, keepdim=True) * other / vocab
+    after = after.scatter_add(1, own, share.sum(1, keepdim=True) * stay)
+    return dataclasses.replace(x0, value=after.log().float())

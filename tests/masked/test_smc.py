@@ -218,7 +218,7 @@ BAD = [
     ({"reward": lambda x: torch.full((len(x),), torch.nan)}, "returned nan for particle 0 of row 0 after 1 steps"),
     ({"reward": lambda x: torch.where(torch.arange(len(x)) == 5, torch.inf, 0.0)}, "inf for particle 1 of row 1"),
     ({"reward": "nowhere:at_all"}, "No module named 'nowhere'"),
-    ({"reward": "math:tau"}, "'math:tau'; a function"),
+    ({"reward": "math:tau"}, "'math:tau' names none"),
     ({"base": "threshold(confidence=0.8)"}, "no option=value of sampler 'threshold', which has threshold"),
     ({"base": "refusion"}, "keeps one sequence per row"),
     ({"base": "smc"}, "has particles of its own"),

@@ -362,7 +362,7 @@ def test_exact_samples(name, known):
     options = {"length": 2} if name == "domino" else SMALL[name]
     problem = made(name, **options)
     p = distribution(problem) if name == "domino" else known[name]
-    x = problem.sample_truth(20_000, 3)
+    x = problem.sample_truth(10_000, 3)
     assert torch.equal(x[:9], problem.sample_truth(9, 3))
     seen = Counter(map(tuple, x.tolist()))
     assert set(seen) <= set(p)
@@ -422,14 +422,14 @@ def test_the_floor_of_the_kernel_distance_is_what_exact_samples_score():
 )
 def test_one_shot_is_what_a_run_of_a_blind_order_makes(name, options, steps, block, plan):
     problem = made(name, **options)
-    run = {"batch": 4000, "steps": steps, "temperature": 1.0, "seed": 5}
+    run = {"batch": 2500, "steps": steps, "temperature": 1.0, "seed": 5}
     out = samplers.sample(problem.denoiser(), "random_order", **run, **({"block_length": block} if block else {}))
     invalid = problem.score(out)["invalid"]
     expected = 1 - problem.one_shot(plan)
     # 3.9 standard errors: once in 10,000, for Wilson's interval of twice the width.
     wide = 2 * max(invalid.high - invalid.value, invalid.value - invalid.low)
     assert abs(invalid.value - expected) <= wide
-    assert wide < 0.04
+    assert wide < 0.05
 
 
 @pytest.mark.parametrize("name", ["latin3", "dyck", "hmm", "insert_random"])
