@@ -57,7 +57,7 @@ class SpeculativeCopies(Sampler[DraftedState]):
     family = "masked"
     cite = "a rule of this zoo, after Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, arXiv 2211.17192"
     summary = "drafts of the model itself in any order, verified by copies in one pass: the model's own distribution"
-    facts = Facts(bias="exact", stores_logits=True, copies=True, sweep=("drafts", (1, 2, 4, 8, 16)))
+    facts = Facts(bias="exact", stores_logits=True, copies=True)
 
     drafts: int = option(8, "most positions per forward pass, each verified by a copy of the row", ge=1)
     order: str = option(
@@ -76,11 +76,11 @@ class SpeculativeCopies(Sampler[DraftedState]):
                 f"sampler {self.name!r} verifies one position after another, and constrain= with a language draws all of them "
                 "together; give a constrain function, or use another sampler"
             )
-        rows, length = state.x.shape
+        length = state.x.shape[1]
         copies = predict.copies(min(self.drafts, length))
         number, closing = len(copies), state.block_step + 1 >= state.block_steps  # (B,) rows in their last pass
         q_at, guess = self._guess(predict, state)
-        order = torch.where(state.open, self._key(state, guess), torch.inf).argsort(1, stable=True)  # (B, L)
+        order = torch.where(state.open, self._key(state, guess), torch.inf).argsort(dim=1, stable=True)  # (B, L)
         rank = order.argsort(1)[:, None]  # (B, 1, L)
         chain, copy = order[:, :number], torch.arange(number, device=order.device)  # (B, K), (K,)
         drafted = ((q_at.gather(1, chain) >= 0) & state.open.gather(1, chain)).cumprod(1).bool()  # (B, K)
@@ -110,13 +110,12 @@ class SpeculativeCopies(Sampler[DraftedState]):
         p, q = (x.gather(1, stands[:, :, None].expand(-1, 1, x.shape[2])).squeeze(1) for x in (p, q))  # (B, V)
         token = torch.where(run > stands, draft.gather(1, stands), _drawn((p - q).clamp_min(0), p, u))
         next_one = (torch.arange(length, device=order.device) == chain.gather(1, stands)) & (here.gather(1, stands) >= 0)
-        first = torch.arange(rows, device=order.device) * number
-        last = logits.take(first + stands.squeeze(1), len(wide.x))
+        last = copies.pick_logits(logits, stands.squeeze(1))
         rest = predict.read(state, last)
         answered = p_at.gather(1, stands[:, :, None].expand(-1, 1, length)).squeeze(1) >= 0  # (B, L)
         state = copies.pick(wide, stands.squeeze(1))
         state = state.fix(next_one | (answered & closing[:, None]), torch.where(next_one, token, rest.token))
-        return replace(state, last=last)
+        return replace(state, last=last if len(last.row) else None)  # none, if every row begins a block
 
     def _guess(self, predict: Predict, state: DraftedState) -> tuple[Tensor, Prediction]:
         """(B, L) int64, the entries of the last answer that the positions have, or -1; and what was drawn of them."""
