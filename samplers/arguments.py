@@ -39,8 +39,9 @@ from .checks import (
 )
 from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import OptionError, did_you_mean
-from .feeds.cached import Scheme, cache_scheme
+from .feeds.cached import Ordered, Scheme, cache_scheme
 from .feeds.encoded import block_arguments
+from .feeds.plain import block
 from .feeds.sequence import check_sequential
 from .guidance import Guide
 from .ops._check import COLDEST, HOTTEST
@@ -48,6 +49,7 @@ from .predictor import SamplingConfig
 from .random import Rng
 from .sampler import Sampler
 from .text import StopText, prompt_rows
+from .windows import Window, read_window
 
 if TYPE_CHECKING:
     from .driver import Constraint
@@ -146,6 +148,7 @@ class TokenArguments:
         block_length: as given, or the model's own; None: one block.
         align: whether blocks are counted from position 0.
         window: how far rows are given to the model at least, a function of the state; None: to their ends.
+        moving: the window that moves in place of blocks, or None.
         stop: phrases, (m,) int64 each.
         stop_rule: when one of them ends a row.
         stop_text: strings at which rows end as well, or None.
@@ -163,6 +166,7 @@ class TokenArguments:
     block_length: int | None
     align: bool
     window: Callable[[TokenState], Tensor] | None
+    moving: Window | None
     stop: tuple[Tensor, ...]
     stop_rule: str
     stop_text: StopText | None
@@ -251,10 +255,18 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
             f"steps={steps} and steps_per_block={sampler.steps_per_block}: the second says how many steps a block takes, and "  # type: ignore[attr-defined]
             "so how many the run does; give one of the two"
         )
-    block_length, align = _read_blocks(denoiser, given)
     scheme, pad = cache_scheme(given("cache"), denoiser), pads(given("ragged"), denoiser)
     constrain = given.constrain()
     window = _read_window(denoiser, scheme, given("window"))
+    moving = window if isinstance(window, Window) else None
+    if moving is not None:
+        window = block if moving.cuts else None
+        scheme = _under_window(denoiser, sampler, scheme, moving, given)
+    elif scheme is not None and scheme.slides:
+        raise OptionError(
+            f"cache={str(scheme)!r} follows a window that slides: give window='sliding(32)', or take another scheme"
+        )
+    block_length, align = _read_blocks(denoiser, given, moving)
     (stop, stop_text), stop_rule = read_stop(given("stop"), denoiser), _read_stop_rule(denoiser, given("stop_rule"))
     canvas, gen_length = _read_canvas(denoiser, given)
     if grows := sampler.effective_facts.grows:
@@ -280,7 +292,7 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         "steps": steps,
         "block_length": block_length,
         "align": align,
-        "window": given("window"),
+        "window": given("window") if moving is None else str(moving),
         "cache": None if scheme is None else str(scheme),
         "ragged": None if sampler.effective_facts.sequential else "pad" if pad else "groups",
         "stop": [*(phrase.tolist() for phrase in stop), *(() if stop_text is None else stop_text.strings)] or None,
@@ -296,6 +308,7 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         block_length,
         align,
         window,
+        moving,
         stop,
         stop_rule,
         stop_text,
@@ -327,11 +340,22 @@ def _check_growth(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, 
     check_room("prompt and the longest canvas that the sampler may make", longest, denoiser)
 
 
-def _read_blocks(denoiser: TokenDenoiser, given: Given) -> tuple[int | None, bool]:
+def _read_blocks(denoiser: TokenDenoiser, given: Given, moving: Window | None = None) -> tuple[int | None, bool]:
     """Positions per block, None for one block; and whether blocks are counted from position 0."""
+    if moving is not None:
+        if given("block_length") is not None:
+            raise OptionError(
+                f"window={str(moving)!r} and block_length={shown(given('block_length'))}: such a window takes the place of "
+                "blocks; give one of the two"
+            )
+        if moving.block_length is None:
+            if given("align"):
+                raise OptionError(f"align=True counts blocks from position 0, and window={str(moving)!r} has no blocks")
+            return None, False
     own = denoiser.attention_block if denoiser.attention == "block_causal" else 1
     length, align = optional_integer("block_length", given("block_length")), given("align")
     length = own if length is None and own > 1 else length
+    length = length if moving is None else moving.block_length
     align = own > 1 if align is None else flag("align", align)
     if align and length is None:
         raise OptionError(
@@ -341,15 +365,22 @@ def _read_blocks(denoiser: TokenDenoiser, given: Given) -> tuple[int | None, boo
     return length, align
 
 
-def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) -> Callable[[TokenState], Tensor] | None:
-    """How far rows are given to the model at least, a function of the state; None: to their ends."""
+def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) -> Any:
+    """A Window that moves; or how far rows are given to the model at least, a function of the state, None: to their ends."""
     if window is None:
         return None
-    if not registry.has("windows", window):
-        others = [name for name in registry.names_of("windows") if name != "block"]
+    if not (isinstance(window, str) and registry.has("windows", window.partition("(")[0])):
+        others = [name for name in registry.names_of("windows") if name not in registry.own_names("windows")]
         names = "".join(f', "{name}"' for name in others)
-        raise OptionError(f'window must be "block"{names} or None (the whole canvas), not {shown(window)}')
-    if scheme is not None:
+        raise OptionError(
+            f'window must be "block", "sliding(W)", "wedlm(W)", "pipeline(W)"{names} or None (the whole canvas), not '
+            f"{shown(window)}"
+        )
+    found = read_window(window)
+    moves = isinstance(found, Window)
+    if moves and not found.cuts:
+        return found
+    if scheme is not None and not moves:  # which schemes go with a window that moves is asked later
         raise OptionError(
             f"window={window!r} does not go with cache={str(scheme)!r}: a cache decides itself what the model is given"
             + (", and this one gives nothing after the block already" if scheme.name == "block" else "")
@@ -365,7 +396,53 @@ def _read_window(denoiser: TokenDenoiser, scheme: Scheme | None, window: Any) ->
             f"window={window!r}: denoiser {denoiser.name!r} is self_conditioned, and its last logits are kept "
             "for whole rows; use window=None"
         )
-    return registry.find("windows", window)
+    return found
+
+
+def _under_window(
+    denoiser: TokenDenoiser, sampler: Sampler[Any], scheme: Scheme | None, window: Window, given: Given
+) -> Scheme | None:
+    """The caching scheme of a run whose window moves.
+
+    Raises:
+        OptionError: the sampler, the denoiser or the scheme does not go with such a window.
+    """
+    who = f"window={str(window)!r}"
+    facts = sampler.effective_facts
+    if denoiser.mask_id is None or facts.revises or facts.whole_blocks:
+        if denoiser.mask_id is None:
+            why = "has no masks, so that every position stays open until its block is done"
+        elif facts.revises:
+            why = "may change tokens until their block is done"
+        else:
+            why = "needs all positions of a block open"
+        raise OptionError(f"{who} does not go with sampler {sampler.name!r}, which {why}: use block_length=")
+    if getattr(sampler, "steps_per_block", None) is not None:
+        raise OptionError(f"{who} has no blocks for steps_per_block={sampler.steps_per_block}: give steps=")  # type: ignore[attr-defined]
+    if isinstance(denoiser, BlockDenoiser):
+        raise OptionError(f"{who}: denoiser {denoiser.name!r} is given whole blocks; use block_length=")
+    if window.ordered:
+        if denoiser.attention != "causal" or "block" not in denoiser.caches or denoiser.shift:
+            lacks = (
+                f"has {denoiser.attention} attention"
+                if denoiser.attention != "causal"
+                else "answers for a position in the line before it"
+                if denoiser.shift
+                else "has no cache that keeps a prefix"
+            )
+            raise OptionError(
+                f"{who} is for causal models with a cache that predict at masks, and denoiser {denoiser.name!r} {lacks}; use "
+                "window='sliding(32)'"
+            )
+        if scheme is not None and scheme.name != "block":
+            raise OptionError(f"{who} keeps the decided beginning of a row itself: leave cache={str(scheme)!r} out")
+        cache_scheme("block", denoiser)  # whatever else keeps a model from having a cache
+        return Ordered()
+    if window.cuts and scheme is not None and scheme.name != "block":
+        raise OptionError(
+            f"{who} goes with cache='block' or none: {str(scheme)!r} keeps what was computed before later blocks opened"
+        )
+    return scheme
 
 
 STOP_RULES = ("decided", "block", "llada2")

@@ -164,11 +164,15 @@ def register_caches(register: Any) -> None:
     register("samplers.feeds.cached:Dual", name="dual")
     register("samplers.feeds.cached:Delayed", name="delayed")
     register("samplers.feeds.cached:Block", name="block")
+    register("samplers.feeds.cached:Trailing", name="dsb")
 
 
 @hookimpl
 def register_windows(register: Any) -> None:
     register("samplers.feeds.plain:block", name="block")
+    register("samplers.windows:Pipeline", name="pipeline")
+    register("samplers.windows:Sliding", name="sliding")
+    register("samplers.windows:Wedlm", name="wedlm")
 
 
 @hookimpl

@@ -35,6 +35,7 @@ from .text import StopText, prompt_rows
 
 if TYPE_CHECKING:
     from .state import NoiseState, TokenState
+    from .windows import Window
 
 __all__ = ["FAR", "PAD", "Canvas", "Layout", "NoiseCanvas", "rows_of_each"]
 
@@ -212,6 +213,7 @@ class Canvas:
         stop_rule: str = "decided",
         stop_text: StopText | None = None,
         curve: tuple[float, ...] | None = None,
+        window: Window | None = None,
         rng: Rng,
     ) -> Layout:
         """This canvas cut into blocks, with `steps` allocated to them.
@@ -224,11 +226,14 @@ class Canvas:
             stop_rule: when a phrase ends a row; see sample().
             stop_text: strings at which rows end as well, or None.
             curve: the denoiser's entropy_curve, for a sampler that plans by it.
+            window: a window that moves, in place of blocks, or None. Blocks are then its own, if it has any.
             rng: the randomness of the rows.
 
         Raises:
-            OptionError: fewer steps than blocks, a block_length below 1.
+            OptionError: fewer steps than blocks, or than a window needs; a block_length below 1; a window longer than the
+                canvas.
         """
+        block_length = block_length if window is None else window.block_length
         fill, ends = self.fill.cpu(), torch.tensor(self.lengths, **HOST)[:, None]  # (B, L), (B, 1)
         if isinstance(block_length, Tensor):
             length = block_length.cpu()[:, None]  # (B, 1)
@@ -247,21 +252,28 @@ class Canvas:
         else:  # where the next block begins
             end = torch.full((len(fill), n + 1), FAR, **HOST).scatter_reduce_(1, into, position, "amin")[:, 1:]
             end[:, -1] = FAR
-        device = self.x.device
-        return Layout(
+        device, block_steps = self.x.device, _allocate_steps(size, steps)
+        if window is not None:  # one plan for the whole row
+            size, block_steps = size.sum(1, keepdim=True), block_steps.sum(1, keepdim=True)
+        layout = Layout(
             **{f.name: getattr(self, f.name) for f in dataclasses.fields(Canvas)},
             block_length=block_length,
             block=torch.where(fill, number, FAR).to(device),
             block_size=size.to(device),
-            block_steps=_allocate_steps(size, steps).to(device),
+            block_steps=block_steps.to(device),
             block_end=torch.minimum(end, ends).to(device),
             stop=tuple(p.to(device) for p in stop),
             stop_rule=stop_rule,
             stop_text=stop_text,
             curve=curve,
+            window=window,
             rng=rng,
             align=align,
         )
+        if window is not None:
+            window.check(layout)
+            _check_window_steps(window, layout)
+        return layout
 
     def to(self, device: torch.device | str) -> Any:
         """The same with all tensors on `device`."""
@@ -292,8 +304,8 @@ class Layout(Canvas):
     Attributes (besides the canvas's own):
         block_length: as it was given.
         block: (B, L) int64, the number of each position's block; FAR if there is nothing to fill.
-        block_size: (B, blocks) int64, positions to fill in each block.
-        block_steps: (B, blocks) int64, steps allocated to each block.
+        block_size: (B, blocks) int64, positions to fill in each block; (B, 1), in each row, under a window that moves.
+        block_steps: (B, blocks) int64, steps allocated to each block; (B, 1), to each row, under a window that moves.
         block_end: (B, blocks) int64, the position after the block's last: where the next one begins, or the row's end.
         stop: phrases, (m,) int64 each; a row ends after the first that it contains.
         stop_rule: when a phrase ends a row; see sample().
@@ -301,6 +313,7 @@ class Layout(Canvas):
         curve: the denoiser's entropy_curve, for a sampler with Facts(curve=True); else None.
         rng: the randomness of the rows.
         align: whether blocks are counted from position 0 of the row.
+        window: the window that moves in place of blocks, or None.
     """
 
     block_length: int | Tensor | None
@@ -314,6 +327,7 @@ class Layout(Canvas):
     curve: tuple[float, ...] | None
     rng: Rng
     align: bool = False
+    window: Window | None = None
 
     def grown(self, at: Tensor, by: Tensor, added: list[int]) -> Layout:
         """The layout with more positions to fill; the canvas is as wide as its longest row needs.
@@ -482,6 +496,17 @@ def _allocate_steps(size: Tensor, steps: int | None) -> Tensor:
     total = torch.floor(more / weight.sum(1, keepdim=True).clamp_min(1) + 0.5)  # (B, blocks) float64
     extra = torch.diff(total, dim=1, prepend=torch.zeros_like(total[:, :1]))
     return torch.where(size > 0, 1 + extra.to(torch.int64), 0)
+
+
+def _check_window_steps(window: Window, layout: Layout) -> None:
+    """OptionError if a row's steps are fewer than the window needs."""
+    needed, steps = window.passes(layout, layout.fill).tolist(), layout.block_steps.squeeze(1).tolist()
+    for row, (least, given) in enumerate(zip(needed, steps)):
+        if given < least:
+            raise OptionError(
+                f"steps={given} is fewer than the {least} steps that window={str(window)!r} needs for the positions to fill of "
+                f"row {row}: use steps={least} or more, or a longer window"
+            )
 
 
 @dataclass(frozen=True, eq=False)

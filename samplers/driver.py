@@ -591,9 +591,14 @@ def sample(
             attention, whose own blocks are counted so (LLaDA2, SDAR, BD3-LM); else False.
         window: "block": the model is given each row up to the end of its present block only. A model of causal or
             block_causal attention answers the same for less; one of full attention no longer sees the masks of later
-            blocks, which changes its answers. Rows whose blocks end at different positions do not share a forward pass. None:
-            the whole canvas.
-        cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one.
+            blocks, which changes its answers. Rows whose blocks end at different positions do not share a forward pass.
+            Windows that move take the place of blocks: "sliding(W)" or "sliding(W,C)": the first W undecided positions of a row
+            are open, less those C or more after the first. "pipeline(b)", "pipeline(b,add)" or "pipeline(b,add,full)": blocks
+            of b, the next of which opens when a share `add` (0.5) of the last one is decided. "wedlm(W)" or "wedlm(W,C)": as
+            sliding, for causal models, which are given decided tokens before masks through a cache. See samplers.windows. For
+            samplers that do not change committed tokens. `steps` is then what a row may take. None: the whole canvas.
+        cache: "prefix", "dual", "delayed", "delayed(k)" or "block": a KV cache, if the denoiser has one. Under a window that
+            slides also "dsb" or "dsb(a,n)".
             samplers.feeds.cached says which of them change nothing but the cost. None: no cache.
         ragged: how rows of different lengths are given to the model. "pad": all in one forward pass, which is as long as the
             longest row that is not done; shorter ones are filled up on the right with what the model does not see.

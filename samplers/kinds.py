@@ -282,6 +282,11 @@ def _cache(found: Any, name: str, family: str | None) -> Any:
 
 
 def _window(found: Any, name: str, family: str | None) -> Any:
+    if isinstance(found, type):
+        from .windows import Window
+
+        if issubclass(found, Window):
+            return found
     _takes(found, ("state",), "a function of a TokenState that returns (B,) int64")
     return found
 

@@ -171,6 +171,9 @@ class Facts:
             model's answers. The driver then works them out in a dry run beside the run, without a device sync.
         revises: True if a visible token may be masked again or changed (always so under uniform noise), and the model
             is asked about visible positions.
+        whole_blocks: True if a step needs all positions of a block, as if each appears at a time of its own, so that
+            a step may commit any of them: such a sampler has no meaning under a window that moves (samplers.windows). Nor has
+            one that `revises`, which need not say so.
         sequential: True if decided tokens are appended to a sequence, and the model is asked through that sequence
             (samplers.feeds.sequence). The model must then be causal, have a cache, and predict the next token.
         stores_logits: True if the sampler asks for the logits themselves (predict.logits). A model that exposes its head
@@ -191,6 +194,7 @@ class Facts:
     bias: str | None = None
     static_plan: bool = False
     revises: bool = False
+    whole_blocks: bool = False
     sequential: bool = False
     stores_logits: bool = False
     copies: bool = False

@@ -265,3 +265,16 @@ def step_tables(block_steps: Tensor, curve: Callable[[int], Tensor]) -> tuple[Te
         table[i, : s + 1] = curve(s)
         which[s] = i
     return table.to(block_steps.device), which.to(block_steps.device)
+
+
+def jump_rates(schedule: str, eta: float, steps: int) -> tuple[Tensor, Tensor]:
+    """(steps,) float64 each: h (1 + eta) k' / (1 - k), the rate to x_1, and h eta k' / k, the rate to the source, of each step.
+
+    k = kappa(u) is the schedule at the step's beginning, k' its slope there, h = 1 / steps. At u = 0 the second is left out: it
+    would be infinite, and what it draws anew is the source already.
+    """
+    a, d = mask_schedule(schedule), 1e-6
+    u = torch.arange(steps, dtype=torch.float64, device="cpu") / steps
+    slope = ((-3 * a(u) + 4 * a(u + d) - a(u + 2 * d)) / (2 * d)).clamp_min(0.0) / steps  # second order, from the right
+    to_data = (1 + eta) * slope / (1 - a(u)).clamp_min(1e-300)
+    return to_data, torch.where(u > 0, eta * slope / a(u).clamp_min(1e-300), 0.0)

@@ -56,7 +56,7 @@ class TokenState(State):
     Attributes:
         canvas: what never changes.
         x: (B, L) int64, mask_id at undecided positions.
-        open: (B, L) bool, undecided and in the row's present block: what may be committed now.
+        open: (B, L) bool, undecided and in the row's present block, or window: what may be committed now.
         step: (B,) int64, steps that the row has taken; the counter of its randomness.
         block: (B,) int64, the number of the present block; canvas.FAR if the row is done.
         block_step: (B,) int64, steps that the row has taken in the present block.
@@ -142,6 +142,13 @@ class TokenState(State):
         return self.masked
 
     @property
+    def remaining(self) -> Tensor:
+        """(B,) int64: positions of the present block that are undecided: `count`. Under a window that moves the block is the
+        whole row, of which `count` positions are open.
+        """
+        return self.count if self.canvas.window is None else self.undecided.sum(1)
+
+    @property
     def settled(self) -> Tensor:
         """(B, L) bool: positions that the run had to fill and whose token is final; none after a row's end."""
         return self._before_end(self._final)
@@ -191,6 +198,11 @@ class TokenState(State):
             token: (B, L) int64.
             rule: how many, as in `samplers.ops.select`: k=, threshold=, factor= or budget=; least=, most=, lowest=.
         """
+        window = self.canvas.window
+        if window is not None and window.forces and "k" not in rule:
+            chosen = ops.select(score, self.open, **(rule | {"least": 0})).chosen
+            best = -score if rule.get("lowest") else score
+            return self._advance(torch.where(window.complete(self, chosen, best, rule.get("least", 0)), token, self.x))
         x = self.x.clone()  # states are immutable
         ops.commit_(x, token, score, self.open, **rule)
         return self._advance(x)
@@ -279,7 +291,12 @@ class TokenState(State):
         if canvas.stops:
             new.update(state._stopped(self))
         undecided = state.undecided
-        if canvas.block_size.shape[1] == 1:
+        if canvas.window is not None:
+            opened = canvas.window.open(canvas, undecided)
+            count = opened.sum(1)
+            block = torch.where(undecided, canvas.block, FAR).amin(1)
+            done = block == FAR
+        elif canvas.block_size.shape[1] == 1:
             opened, count = undecided, undecided.sum(1)
             done = count == 0
             block = torch.where(done, FAR, 0)
@@ -293,7 +310,8 @@ class TokenState(State):
             new["block_steps"] = canvas.block_steps.gather(1, number).squeeze(1)
         if steps:
             new["step"] = self.step + (~self.done if steps == 1 else ~self.done * steps)
-        new["block_step"] = torch.where(block == self.block, self.block_step + steps, 0)
+        same = block == self.block if canvas.window is None else ~done  # a window's plan is the row's
+        new["block_step"] = torch.where(same, self.block_step + steps, 0)
         new.update(open=opened, block=block, count=count, done=done)
         return state
 
@@ -323,8 +341,10 @@ class TokenState(State):
         else:
             stands = canvas.fill & ~self._draft
         if rule == "block":
-            present = torch.where(self.undecided, canvas.block, FAR).amin(1, keepdim=True)
-            stands &= canvas.block < present
+            # A window has no end at which a block is done: what lies before the first undecided position is.
+            number = canvas.block if canvas.window is None else torch.arange(self.x.shape[1], device=self.x.device)
+            present = torch.where(self.undecided, number, FAR).amin(1, keepdim=True)
+            stands &= number < present
         # Whether a phrase was written into is asked by one rule only, and costs more than finding it.
         end, wrote = self._first_phrase(stands, self.x != before.x if rule == "llada2" else None)
         if canvas.stop_text is not None:

@@ -52,6 +52,7 @@ class TokenFamily(Family):
             stop_rule=read.stop_rule,
             stop_text=read.stop_text,
             curve=_curve(denoiser, sampler),
+            window=read.moving,
             rng=read.rng,
         )
         counter = Counter(denoiser)
@@ -80,7 +81,9 @@ class TokenFamily(Family):
         predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
         predictor.guiding = guiding
         state = first_state(sampler, layout)
-        if guiding is None and _uses_dry_run(sampler, denoiser) and not layout.stops and read.constrain is None:
+        still = read.moving is None  # what a window that moves holds may depend on which positions were committed
+        unaided = guiding is None and still and read.constrain is None and not layout.stops
+        if unaided and _uses_dry_run(sampler, denoiser):
             predictor.dry_run = DryRun(sampler, layout, predictor)
         # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
         extra = sampler.extra_steps * layout.block_size.shape[1]

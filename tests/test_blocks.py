@@ -168,7 +168,7 @@ def test_a_sampler_that_asks_beyond_its_block_is_given_that():
     [
         ("align=True counts blocks from position 0, .* give block_length=", {"align": True}),
         ("align must be True or False", {"align": 2, "block_length": 3}),
-        ('window must be "block" or None', {"window": 4}),
+        ('window must be "block", .*or None', {"window": 4}),
         ("stop_rule must be one of 'decided', 'block', 'llada2'", {"stop_rule": "eos"}),
         ("window='block' does not go with cache='dual'.*use one of the two", {"window": "block", "cache": "dual"}),
     ],

@@ -222,11 +222,15 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--window",
         metavar="NAME",
-        help="part of the canvas that the model is given: block, up to the end of the present block, or that of a plug-in "
-        "(default: all)",
+        help="block: the model is given the canvas up to the end of the present block. In place of blocks: 'sliding(W)', the "
+        "first W masks are open; 'pipeline(W)', blocks of W that open at half; 'wedlm(W)', for causal models. Or that of a "
+        "plug-in (default: none)",
     )
     p.add_argument(
-        "--cache", metavar="SCHEME", help="KV cache, if the denoiser has one: prefix, dual, delayed, delayed(k), block"
+        "--cache",
+        metavar="SCHEME",
+        help="KV cache, if the denoiser has one: prefix, dual, delayed, delayed(k), block; dsb "
+        "under --window 'sliding(W)'",
     )
     p.add_argument(
         "--gen-length",

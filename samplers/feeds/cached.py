@@ -12,6 +12,14 @@ values of the other positions from a cache:
     block         for models that look back only (BD3-LM, SDAR, LLaDA2): what lies before the first undecided position is
                   given once more when a block begins, and kept for good; then the block alone, not kept. A prompt of more
                   than 2048 positions is given in pieces, a forward pass each.
+    dsb(a,n)      DSB (arXiv 2602.05992), for windows that slide: a full forward pass after every n decided positions (0: as
+                  many as the window has masks), else from max(a, last advance) positions before the window to its end. dsb is
+                  dsb(24,0). DCD (arXiv 2601.02076) refreshes after 16 decided positions: dsb(0,16).
+
+Under a window that slides (samplers.windows) a block begins, for prefix, dual and delayed, when as many positions were decided as
+the window has masks. What prefix and dual call the block is what lies between the window's beginning at that time and its end
+now: so no key of a mask that was decided since is left in the cache. With block nothing changes but the cost, as without a
+window.
 
 Which of them change nothing but the cost:
 
@@ -39,8 +47,9 @@ from torch import Tensor
 
 from .. import registry
 from ..denoiser import CacheUse, Counter, TokenDenoiser
-from ..errors import OptionError, PluginError, UnknownNameError
+from ..errors import OptionError, PluginError, SamplersError, UnknownNameError
 from ..state import TokenState
+from ..windows import Sliding
 from . import Answer, Query
 from .plain import PlainFeed
 
@@ -62,6 +71,8 @@ class View:
         age: (A,) int64, forward passes since the present block began.
         kept: (A, length) int64, the token from which each kept row was computed; -1: nothing is kept.
         stored: (A,) int64, how many rows are kept from the front on, of schemes that keep a prefix for good.
+        start: (A,) int64, the first undecided position. advance: (A,) int64, by how much that has moved since the row was last
+            given to the model.
         room: how many positions the cache has. size: positions per block of the model's attention.
     """
 
@@ -74,6 +85,8 @@ class View:
     age: Tensor
     kept: Tensor
     stored: Tensor
+    start: Tensor
+    advance: Tensor
     room: int
     size: int
 
@@ -97,16 +110,25 @@ class Scheme:
         writes: whether the keys and values of given positions replace those in the cache.
         commits: whether what lies before the first undecided position is given once more when a block begins, and kept for
             good, in whole blocks of the model. Nothing else is kept then.
+        slides: whether it is for windows that slide only.
+        ordered: whether a forward pass is given decided positions first and the masks after them, and keeps what lies before
+            the first undecided one (samplers.windows.Wedlm).
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[str] = ""
     writes: ClassVar[bool] = False
     commits: ClassVar[bool] = False
+    slides: ClassVar[bool] = False
+    ordered: ClassVar[bool] = False
 
     def __str__(self) -> str:
         numbers = dataclasses.astuple(self)
         return f"{self.name}({','.join(f'{n:g}' for n in numbers)})" if numbers else self.name
+
+    def renewed_after(self, masks: int) -> int:
+        """Decided positions after which a row begins anew, under a window of so many masks that slides."""
+        return masks
 
     def choose(self, view: View) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the model is given. It must not ask the device for a number in order to decide.
@@ -178,6 +200,43 @@ class Block(Scheme):
         return torch.zeros_like(view.active), feed, None
 
 
+@dataclass(frozen=True)
+class Trailing(Scheme):
+    """DSB's: full after every so many decided positions; else the window and a few positions before it (see the module).
+
+    Attributes:
+        before: positions before the window that are given as well; more if the window has moved by more since.
+        refresh: decided positions between full forward passes; 0: as many as the window has masks.
+    """
+
+    name, needs = "dsb", "dual"
+    writes = slides = True
+    before: int = 24
+    refresh: int = 0
+
+    def __post_init__(self) -> None:
+        for what in ("before", "refresh"):
+            value = getattr(self, what)
+            if value != int(value) or value < 0:
+                raise OptionError(f"{what} must be a whole number of 0 or more, not {value:g}")
+            object.__setattr__(self, what, int(value))
+
+    def renewed_after(self, masks: int) -> int:
+        return self.refresh or masks
+
+    def choose(self, view: View) -> tuple[Tensor, Tensor, Tensor | None]:
+        begin = view.start - view.advance.clamp_min(self.before)  # (A,)
+        end = torch.where(view.inside, view.position + 1, 0).amax(1)
+        return view.begins, (view.position >= begin[:, None]) & (view.position < end[:, None]), None
+
+
+@dataclass(frozen=True)
+class Ordered(Block):
+    """What WeDLM's window does with its cache; no name of its own, since the window brings it."""
+
+    ordered = True
+
+
 def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
     """The scheme that `sample(cache=...)` names, if this denoiser can do it.
 
@@ -192,10 +251,10 @@ def cache_scheme(spec: Any, denoiser: TokenDenoiser) -> Scheme | None:
         scheme: Scheme = registry.made("caches", spec if isinstance(spec, str) else "")
     except (UnknownNameError, OptionError) as error:
         others = [name for name in registry.names_of("caches") if name not in registry.own_names("caches")]
-        why = f" ({error})" if isinstance(spec, str) and spec.partition("(")[0] in others else ""
+        why = f" ({error})" if isinstance(spec, str) and spec.partition("(")[0] in (*others, "dsb") else ""
         names = "".join(f", {name}" for name in others)
         raise OptionError(
-            f"cache={spec!r}: prefix, dual, delayed, delayed(k) with k >= 1, block{names} or None is needed{why}"
+            f"cache={spec!r}: prefix, dual, delayed, delayed(k) with k >= 1, dsb, dsb(a,n), block{names} or None is needed{why}"
         ) from None
     if scheme.needs not in denoiser.caches:
         have = ", ".join(denoiser.caches) or "none"
@@ -269,6 +328,9 @@ class CachedFeed:
         return sum(cache.store.bytes_written for cache in self._caches.values())
 
 
+PER_ROW = ("end", "block", "age", "start", "begin", "left")  # what a RunCache knows of each of its rows, (A,) each
+
+
 class RunCache:
     """The cache of rows of a run, and what is in it.
 
@@ -294,6 +356,9 @@ class RunCache:
         self.age = torch.zeros(len(rows), dtype=torch.int64, device=device)
         # (A, D) or (A, V), shift and block only: the answer for the position after what is kept; None until there is one
         self.next_answer: Tensor | None = None
+        # (A,) the first undecided position when the row was last given; that, and the number of undecided positions, when it
+        # last began anew under a window that slides
+        self.start, self.begin, self.left = (torch.zeros_like(self.age) for _ in range(3))
 
     def answer(
         self, state: TokenState, x: Tensor, t: Tensor | None, asked: Tensor, needed: int, counter: Counter
@@ -313,13 +378,28 @@ class RunCache:
         block = state.block[who]  # (A,)
         active = asked.any(1)
         begins = active & (block != self.block)
+        undecided = state.undecided[who, : self.length]
+        position = torch.arange(self.length, device=x.device)
+        start = torch.where(undecided, position, self.length).amin(1)  # (A,)
+        if isinstance(state.canvas.window, Sliding):
+            left = undecided.sum(1)
+            begins |= active & (self.left - left >= self.scheme.renewed_after(state.canvas.window.masks))
+            self.left, self.begin = torch.where(begins, left, self.left), torch.where(begins, start, self.begin)
+        advance = torch.where(self.age > 0, start - self.start, 0)
+        self.start = torch.where(active, start, self.start)
         self.age = torch.where(begins, 0, self.age)
         cost = torch.zeros(len(state.x), dtype=torch.int64, device=x.device)
 
+        if self.scheme.ordered:
+            cost[who] += self._commit_final_prefix(
+                state, who, x, t, active & (start - self.store.lengths > PIECE), counter
+            )
+            self.block = torch.where(active, block, self.block)
+            return self._ordered(state, who, x, t, asked, start, needed, counter), cost.index_add(0, who, active.long())
         parts = []
         if self.scheme.commits:
             cost[who] += self._commit_final_prefix(state, who, x, t, begins, counter)
-        full, feed, keep = self._choose_positions(state, who, x, asked, block, active, begins)
+        full, feed, keep = self._choose_positions(state, who, x, asked, block, active, begins, start, advance)
         known = torch.zeros_like(asked)  # (A, length) asked positions whose answer is there already
         if self.next_answer is not None:
             after = torch.arange(self.length, device=x.device) == self.store.lengths[:, None]
@@ -362,7 +442,8 @@ class RunCache:
         self.rows, self.lengths = ([of[i] for i in stays] for of in (self.rows, self.lengths))
         self.length = max(self.lengths)
         self.cached_token = self.cached_token[source, : self.length]
-        self.end, self.block, self.age = self.end[source], self.block[source], self.age[source]
+        for name in PER_ROW:
+            setattr(self, name, getattr(self, name)[source])
         if self.next_answer is not None:
             self.next_answer = self.next_answer[source]
 
@@ -378,12 +459,13 @@ class RunCache:
                 f"this sampler makes copies of rows, and what denoiser {self.denoiser.name!r} keeps in its cache "
                 f"({type(self.store).__name__}) has no take(source), which copies rows; use cache=None"
             )
-        index = torch.tensor(at, device=self.cached_token.device)
+        index = torch.tensor(at, dtype=torch.int64, device=self.cached_token.device)  # there may be none
         self.store.take(index)
         self.rows, self.lengths = rows, [self.lengths[k] for k in at]
         self.length = max(self.lengths, default=self.length)
         self.cached_token = self.cached_token[index, : self.length]
-        self.end, self.block, self.age = self.end[index], self.block[index], self.age[index]
+        for name in PER_ROW:
+            setattr(self, name, getattr(self, name)[index])
         if self.next_answer is not None:
             self.next_answer = self.next_answer[index]
 
@@ -396,13 +478,22 @@ class RunCache:
         block: Tensor,
         active: Tensor,
         begins: Tensor,
+        start: Tensor,
+        advance: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Rows that get a full forward pass (A,), positions given (A, length) in the others, rows of the cache that are seen."""
         position = torch.arange(self.length, device=x.device)
-        inside = state.canvas.block[who, : self.length] == block[:, None]  # (A, length) the present block
+        number = state.canvas.block[who, : self.length]
+        inside = number == block[:, None]  # (A, length) the present block
+        if state.canvas.window is not None:
+            last = torch.where(state.open[who, : self.length], position, -1).amax(1, keepdim=True)
+            first = self.begin if isinstance(state.canvas.window, Sliding) else start
+            inside = (position >= first[:, None]) & (position <= last)
         undecided, size = state.undecided[who, : self.length], self.denoiser.attention_block
         kept, stored = self.cached_token, self.store.lengths
-        view = View(x, asked, undecided, inside, active, begins, self.age, kept, stored, self.room, size)
+        view = View(
+            x, asked, undecided, inside, active, begins, self.age, kept, stored, start, advance, self.room, size
+        )
         if registry.origin_of(self.scheme) is not None:
             full, feed, keep = _chosen(self.scheme, view)
         else:
@@ -452,6 +543,44 @@ class RunCache:
         write = "scatter" if self.scheme.writes else None
         told = CacheUse(self.store, at, count=feed.sum(1), write=write, keep=keep)
         return self._ask(x.gather(1, at), t, asked, needed, counter, told)
+
+    def _ordered(
+        self,
+        state: TokenState,
+        who: Tensor,
+        x: Tensor,
+        t: Tensor | None,
+        asked: Tensor,
+        start: Tensor,
+        needed: int,
+        counter: Counter,
+    ) -> Tensor:
+        """A forward pass over the window and what comes before it and is not kept: decided positions first, then masks.
+
+        The decided ones before the first undecided position, `start` (A,), are the first of them, and are kept for good.
+        """
+        position = torch.arange(self.length, device=x.device)
+        active, masked = asked.any(1), state.undecided[who, : self.length]
+        wanted = asked | state.open[who, : self.length]
+        end = torch.where(wanted, position + 1, 0).amax(1, keepdim=True)  # (A, 1)
+        feed = (position >= self.store.lengths[:, None]) & (position < end) & (wanted | ~masked) & active[:, None]
+        order = torch.where(feed, position + masked * self.length, 2 * self.length)
+        width, gone = torch.stack([feed.sum(1).amax(), (asked & ~feed).sum()]).tolist()
+        if gone:
+            raise SamplersError(
+                f"the sampler asks about {gone} positions whose keys are kept for good: under this window ask about positions "
+                "from the first undecided one on"
+            )
+        places = order.topk(width, largest=False, sorted=True).values  # (A, width), filling after them
+        at = torch.where(places < 2 * self.length, places % self.length, self.length - 1)
+        here = asked.gather(1, at) & (places < 2 * self.length)
+        kept = torch.where(active, start - self.store.lengths, 0)
+        told = CacheUse(self.store, at, count=feed.sum(1), write="append", stored=kept)
+        answer = self._ask(x.gather(1, at), t, here, needed, counter, told)
+        # A sampler may ask about decided positions as well, whose lines come first: back to the order of the canvas.
+        line = (torch.arange(len(at), device=x.device)[:, None] * self.length + at).flatten()
+        line = line[torch.nonzero_static(here.flatten(), size=needed).squeeze(1)]
+        return answer[line.argsort()]
 
     def _commit_final_prefix(
         self, state: TokenState, who: Tensor, x: Tensor, t: Tensor | None, begins: Tensor, counter: Counter

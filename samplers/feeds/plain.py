@@ -24,9 +24,11 @@ __all__ = ["PlainFeed", "block"]
 
 
 def block(state: TokenState) -> Tensor:
-    """The model is given each row up to the end of its present block: (B,) int64."""
-    ends = state.canvas.block_end  # (B, blocks)
-    return ends.gather(1, state.block.clamp(max=ends.shape[1] - 1)[:, None]).squeeze(1)
+    """The model is given each row up to the end of its present block, or of the last that is open: (B,) int64."""
+    ends, last = state.canvas.block_end, state.block  # (B, blocks)
+    if state.canvas.window is not None:
+        last = torch.where(state.done, last, torch.where(state.open, state.canvas.block, -1).amax(1))
+    return ends.gather(1, last.clamp(max=ends.shape[1] - 1)[:, None]).squeeze(1)
 
 
 def _said(window: Callable[[TokenState], Any], state: TokenState) -> Tensor:

@@ -54,6 +54,7 @@ _CLASSES = {
     "threshold": "Threshold",
     "token_to_mask": "TokenToMask",
     "topk_margin": "TopkMargin",
+    "wedlm": "WeDLM",
 }
 
 

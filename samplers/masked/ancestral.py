@@ -29,7 +29,7 @@ class Ancestral(Sampler[TimedState]):
     family = "masked"
     cite = "Sahoo et al. 2024, Simple and Effective Masked Diffusion Language Models, arXiv 2406.07524"
     summary = "reverse process on a time grid, one forward pass per step"
-    facts = Facts(bias="exact", static_plan=True)
+    facts = Facts(bias="exact", static_plan=True, whole_blocks=True)
     conformance = Conformance(one_at_a_time={"block_length": 1})
 
     schedule: str = option(

@@ -13,20 +13,8 @@ from ..canvas import Layout
 from ..prediction import Predict
 from ..random import DRAW_REMASK
 from ..sampler import Conformance, Facts, Sampler, option
-from ..schedule import mask_schedule, step_tables
-from .times import TimedDraft, even_grid
-
-
-def jump_rates(schedule: str, eta: float, steps: int) -> tuple[Tensor, Tensor]:
-    """(steps,) float64 each: h (1 + eta) k' / (1 - k), the rate to x_1, and h eta k' / k, the rate to the source, of each step.
-
-    k = kappa(u) is the schedule at the step's beginning, k' its slope there, h = 1 / steps. At u = 0 the second is left out: it
-    would be infinite, and what it draws anew is the source already.
-    """
-    a, u, d = mask_schedule(schedule), even_grid(steps)[:-1], 1e-6
-    slope = ((-3 * a(u) + 4 * a(u + d) - a(u + 2 * d)) / (2 * d)).clamp_min(0.0) / steps  # second order, from the right
-    to_data = (1 + eta) * slope / (1 - a(u)).clamp_min(1e-300)
-    return to_data, torch.where(u > 0, eta * slope / a(u).clamp_min(1e-300), 0.0)
+from ..schedule import jump_rates, mask_schedule, step_tables
+from .times import TimedDraft
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ class Dilated(Sampler[TokenState]):
         "Luxembourg, Permuter, Nachmani 2025, Plan for Speed: Dilated Scheduling for Masked Diffusion, arXiv 2506.19037"
     )
     summary = "every n-th position of the block, then those between: a blind order in logarithmically many rounds"
-    facts = Facts(bias="exact", static_plan=True)
+    facts = Facts(bias="exact", static_plan=True, whole_blocks=True)
     conformance = Conformance(one_at_a_time={"block_length": 1})
 
     base: int = option(

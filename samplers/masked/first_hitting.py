@@ -43,7 +43,7 @@ class FirstHitting(Sampler[TimedState]):
     family = "masked"
     cite = "Zheng et al. 2024, Masked Diffusion Models are Secretly Time-Agnostic Masked Models, arXiv 2409.02908"
     summary = "exact continuous-time reverse process: one forward pass per token, in random order"
-    facts = Facts(bias="exact", static_plan=True)
+    facts = Facts(bias="exact", static_plan=True, whole_blocks=True)
 
     schedule: str = option(
         "linear",

@@ -13,6 +13,7 @@ from ..prediction import Predict
 from ..random import gumbel
 from ..sampler import Facts, Sampler, option
 from ..schedule import mask_schedule
+from .plans import in_time
 from .times import TimedState, even_grid
 
 
@@ -63,8 +64,8 @@ class Maskgit(Sampler[TimedState]):
 
     def step(self, predict: Predict, state: TimedState) -> TimedState:
         n, k, steps = state.block_size, state.block_step, state.block_steps
-        count = self.total(n, k, state.visible(1)).to(torch.int64) - (n - state.count)
-        count = count.clamp_min(0 if self.late else 1)  # (B,)
+        count = self.total(n, k, state.visible(1)).to(torch.int64) - (n - state.remaining)
+        count = in_time(state, count).clamp_min(0 if self.late else 1)  # (B,)
         ratio = k.float() / (steps - 1).clamp_min(1) if self.late else (k + 1).float() / steps.clamp_min(1)
         prediction = predict(state, state.open & (count > 0)[:, None], want="confidence")
         noise = self.r_temp * (1 - ratio).clamp_min(0)[:, None] * gumbel(state)  # (B, L)

@@ -106,7 +106,10 @@ class PCSampler(ScheduledSampler):
     def step(self, predict: Predict, state: PCState) -> PCState:
         count = self.count(state)
         prediction = predict(state, state.open & (count > 0)[:, None], want="confidence")
-        value = prediction.confidence.double().clamp_min(0) * state.rarity[prediction.token]  # (B, L)
+        token = prediction.token.clamp(
+            max=len(state.rarity) - 1
+        )  # where nothing is asked stands the mask, which may be beyond
+        value = prediction.confidence.double().clamp_min(0) * state.rarity[token]  # (B, L)
         column = torch.arange(state.x.shape[1], device=state.x.device)
         score = value.clamp(max=self.alpha).log() - self.lam * column  # (B, L) float64
         return state.commit_best(score, prediction.token, k=count)

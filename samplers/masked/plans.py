@@ -25,6 +25,7 @@ __all__ = [
     "ScheduledSampler",
     "even_count",
     "fill_up_to",
+    "in_time",
     "min_count",
     "parse_plan",
     "scheduled_count",
@@ -40,7 +41,25 @@ def even_count(state: TokenState, ahead: int | Tensor = 0) -> Tensor:
         ahead: give the count of the step that comes this many steps later; a tensor (K, 1) of them: (K, B) counts.
     """
     n, steps = state.block_size, state.block_steps.clamp_min(1)
-    return n // steps + (state.block_step + ahead < n % steps)
+    count = n // steps + (state.block_step + ahead < n % steps)
+    if state.canvas.window is None:
+        return count
+    # A window may have held too few: the plan is then made up for.
+    left = (state.block_steps - state.block_step).clamp_min(1)
+    return in_time(state, torch.maximum(count, (state.remaining + left - 1) // left))
+
+
+def in_time(state: TokenState, count: Tensor) -> Tensor:
+    """(B,) int64: `count`, a number of positions for this step, as a window that moves allows it.
+
+    It is at most what is open, and so much of that as the window needs in order to pass over the row within its steps.
+    """
+    window = state.canvas.window
+    if window is None:
+        return count
+    left = state.block_steps - state.block_step
+    needed = window.needed(state.canvas, state.undecided, state.count, left)
+    return torch.maximum(torch.minimum(count, state.count), needed)
 
 
 def whole_block_count(state: TokenState, steps: int) -> Tensor:
@@ -57,9 +76,13 @@ def whole_block_count(state: TokenState, steps: int) -> Tensor:
 
 
 def min_count(state: TokenState) -> Tensor:
-    """(B,) int64: how many an adaptive sampler must commit now so that the block is filled within its steps; at least 1."""
+    """(B,) int64: how many an adaptive sampler must commit now so that the block is filled within its steps; at least 1.
+
+    Under a window that moves: the row, and never more than are open (but 1 in a row that is done).
+    """
     left = (state.block_steps - state.block_step).clamp_min(1)
-    return torch.div(state.count + left - 1, left, rounding_mode="floor").clamp_min(1)
+    count = torch.div(state.remaining + left - 1, left, rounding_mode="floor")
+    return in_time(state, count).clamp_min(1)
 
 
 def fill_up_to(state: TokenState, chosen: Tensor, score: Tensor, least: Tensor) -> Tensor:
@@ -71,6 +94,9 @@ def fill_up_to(state: TokenState, chosen: Tensor, score: Tensor, least: Tensor) 
         least: (B,) int64, how many positions each row must have; all of its open ones if it has fewer.
     """
     chosen = chosen & state.open
+    window = state.canvas.window
+    if window is not None and window.forces:
+        return window.complete(state, chosen, score, least)
     count = torch.maximum(chosen.sum(1), least)  # (B,)
     return ops.select(torch.where(chosen, torch.inf, score), state.open, k=count).chosen
 
@@ -81,13 +107,13 @@ def scheduled_count(state: TimedState, least: int = 0) -> Tensor:
     With `least` = 0, steps that would commit nothing are left out, together with their forward passes. Otherwise each step
     commits at least `least` positions.
     """
-    have = state.block_size - state.count  # (B,)
+    have = state.block_size - state.remaining  # (B,)
     if least:
         total = torch.floor(state.block_size * state.visible(1) + 0.5).to(torch.int64)  # (B,)
-        return (total - have).clamp_min(least)
+        return in_time(state, total - have).clamp_min(least)
     totals = torch.floor(state.block_size[:, None] * state.table[state.which[state.block_steps]] + 0.5)  # (B, K + 1)
     total = torch.where(totals > have[:, None], totals, torch.inf).amin(1)  # the next total that differs
-    return total.clamp(max=2**30).to(torch.int64) - have
+    return in_time(state, total.clamp(max=2**30).to(torch.int64) - have)
 
 
 def whole_block_option() -> Any:
@@ -238,8 +264,8 @@ class ScheduledSampler(Sampler[Any]):
         k, steps = state.block_step.double(), state.block_steps.clamp_min(1)
         t, s = (1 - (1 - eps) * (k + i) / steps for i in range(2))  # (B,)
         # 1e-9: a product that is a whole number except for its last bits is that number.
-        count = torch.floor(state.count * (1 - s / t) + 1e-9).to(torch.int64)
-        return torch.where(state.block_step + 1 >= steps, state.count, count).clamp_min(self.least)
+        count = torch.floor(state.remaining * (1 - s / t) + 1e-9).to(torch.int64)
+        return in_time(state, torch.where(state.block_step + 1 >= steps, state.count, count)).clamp_min(self.least)
 
     def expected_nfe(self, length: int, steps: int) -> float:
         """The number of steps that commit something."""

@@ -53,7 +53,9 @@ class SOAR(Sampler[BeamState]):
     cite = "Cao et al. 2026, SOAR: Confidence-Switched Position Beam Search for Diffusion Language Models, arXiv 2602.10953"
     summary = "a beam of two orders of positions while the model is unsure, parallel commits when it is sure"
     default_temperature = 0.0
-    facts = Facts(bias="biased", copies=True, sweep=("threshold", (2.0, 0.99, 0.95, 0.9, 0.7, 0.5, 0.3)))
+    facts = Facts(
+        bias="biased", copies=True, whole_blocks=True, sweep=("threshold", (2.0, 0.99, 0.95, 0.9, 0.7, 0.5, 0.3))
+    )
     conformance = Conformance(one_at_a_time={"threshold": 2.0})
 
     threshold: float = option(0.95, "a token of at least this probability is sure; above 1: none is", gt=0)

@@ -35,7 +35,7 @@ class ThetaRK2(Sampler[TimedState]):
     family = "masked"
     cite = "Ren et al. 2025, Fast Solvers for Discrete Diffusion Models, arXiv 2502.00234"
     summary = "two forward passes per step: a trial leap and the step; first order on masked models"
-    facts = Facts(bias="exact", static_plan=True, stores_logits=True)
+    facts = Facts(bias="exact", static_plan=True, whole_blocks=True, stores_logits=True)
     conformance = Conformance(one_at_a_time={"block_length": 1}, redraws=(DRAW_TOKEN,))
 
     theta: float = option(0.5, "length of the trial leap as a share of the step", gt=0, le=0.5)

@@ -41,7 +41,7 @@ class ThetaTrapezoidal(Sampler[TimedState]):
     family = "masked"
     cite = "Ren et al. 2025, Fast Solvers for Discrete Diffusion Models, arXiv 2502.00234"
     summary = "two forward passes per step, second order while tokens depend mildly on each other"
-    facts = Facts(bias="exact", static_plan=True, stores_logits=True)
+    facts = Facts(bias="exact", static_plan=True, whole_blocks=True, stores_logits=True)
     conformance = Conformance(one_at_a_time={"block_length": 1}, redraws=(DRAW_TOKEN,))
 
     theta: float = option(0.5, "place of the second forward pass in the step; robust from 0.3 to 0.5", gt=0, lt=1)

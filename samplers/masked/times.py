@@ -84,7 +84,7 @@ class TimedState(TokenState):
         Args:
             visible: (B,) float64, the visible fraction of the row's present block.
         """
-        later = self.undecided.sum(1) - self.count
+        later = self.undecided.sum(1) - self.remaining
         return (later + self.block_size * (1 - visible)) / self.canvas.fill_count
 
     @property

@@ -50,8 +50,11 @@ def joint(name: str, **kw: Any) -> Any:
 
 
 def suited(name: str, setting: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of sample() without those that a sequential sampler does not take."""
-    never = ("steps", "cfg_scale") if registry.load(name).facts.sequential else ()
+    """Arguments of sample() without those that a sequential sampler, or one that needs blocks, does not take."""
+    cls = registry.load(name)
+    never: tuple[str, ...] = ("steps", "cfg_scale") if cls.facts.sequential else ()
+    if cls.family != "masked" or cls.facts.sequential or cls.facts.revises or cls.facts.whole_blocks:
+        never += ("window",)
     return {k: v for k, v in setting.items() if k not in never}
 
 

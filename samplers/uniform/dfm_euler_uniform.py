@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from ..canvas import Layout
-from ..masked.dfm_euler import jump_rates
 from ..prediction import Predict
 from ..random import DRAW_NOISE_TOKEN, DRAW_ROUTE
 from ..sampler import Conformance, Facts, Sampler, option
-from ..schedule import mask_schedule, step_tables
+from ..schedule import jump_rates, mask_schedule, step_tables
 from .d3pm_ancestral import GridState
 
 

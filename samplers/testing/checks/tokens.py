@@ -34,6 +34,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"block_length": 5, "steps": 7, "temperature": 1.0},
     {"temperature": 0.7, "cfg_scale": 1.5},
     {"temperature": 1.0, "steps": 40},
+    {"window": "sliding(3,5)", "steps": 7, "temperature": 1.0},
 ]
 MIXED_SETTINGS: list[dict[str, Any]] = [{"steps": 4}, {"block_length": 4, "steps": 8}]
 
