@@ -45,8 +45,8 @@ class SpeculativeCopies(Sampler[DraftedState]):
     filled from the answer of the copy that stands, and only there are tokens independent of each other.
 
     A step costs up to K rows of the model for each row of the batch (`row_evals`), and logits at up to K (K + 1) positions: it
-    saves passes, not arithmetic. The first pass of a block drafts nothing. Use the samplers that ask once per row if a forward
-    pass of K rows takes K times as long as one of one row. docs/parts/moon.md has the derivation and what was measured.
+    saves passes, not arithmetic. The first pass of a block drafts nothing. Use a sampler that asks about each row once if a forward
+    pass of K rows takes K times as long as one of one row.
 
     Its parents: any-subset models verify drafts in one pass by attention masks (Guo and Ermon 2025, arXiv 2504.20456); counting
     the parallel rounds of a model that speculates for itself is due to Anari et al. 2025 (2511.07869), who accept whole sequences;
@@ -80,7 +80,8 @@ class SpeculativeCopies(Sampler[DraftedState]):
         copies = predict.copies(min(self.drafts, length))
         number, closing = len(copies), state.block_step + 1 >= state.block_steps  # (B,) rows in their last pass
         q_at, guess = self._guess(predict, state)
-        order = torch.where(state.open, self._key(state, guess), torch.inf).argsort(dim=1, stable=True)  # (B, L)
+        key = self._key(state, guess) + 2.0 * (q_at < 0)  # what cannot be drafted goes last
+        order = torch.where(state.open, key, torch.inf).argsort(dim=1, stable=True)  # (B, L)
         rank = order.argsort(1)[:, None]  # (B, 1, L)
         chain, copy = order[:, :number], torch.arange(number, device=order.device)  # (B, K), (K,)
         drafted = ((q_at.gather(1, chain) >= 0) & state.open.gather(1, chain)).cumprod(1).bool()  # (B, K)
@@ -99,7 +100,9 @@ class SpeculativeCopies(Sampler[DraftedState]):
         here = p_at.gather(2, chain[:, :, None]).squeeze(2)  # (B, K)
 
         p = _probabilities(copies, logits, here)  # (B, K, V)
-        q = _probabilities(predict, state.last, q_at.gather(1, chain)) * drafted[:, :, None] if state.last else 0 * p
+        q = torch.zeros_like(p)
+        if state.last is not None:
+            q = _probabilities(predict, state.last, q_at.gather(1, chain)) * drafted[:, :, None]
         u = state.rng.positions(length, state.step, DRAW_ACCEPT).gather(1, chain)
         p_draft, q_draft = (x.gather(2, draft[:, :, None]).squeeze(2) for x in (p, q))
         accepted = drafted & (here >= 0) & (u * q_draft < p_draft)  # False of NaN
@@ -127,7 +130,7 @@ class SpeculativeCopies(Sampler[DraftedState]):
         return state.last.on_canvas(entry, none), predict.read(state, state.last, want=want, draw=DRAW_DRAFT)
 
     def _key(self, state: DraftedState, guess: Prediction) -> Tensor:
-        """(B, L) floats: positions of lower numbers go first, the leftmost of equals."""
+        """(B, L) floats below 2, or entropies: positions of lower numbers go first, the leftmost of equals."""
         if self.order == "entropy":
             return guess.entropy
         if self.order == "random":
