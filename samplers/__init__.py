@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from . import authoring, energy, guidance, models, ops, problems, registry, schedule
+    from . import authoring, constraints, energy, guidance, models, ops, problems, registry, schedule
     from .canvas import PAD, Canvas
     from .denoiser import BlockDenoiser, Denoiser, Head, TokenDenoiser
     from .driver import Constraint, sample, stream
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # `samplers list`, and a pytest run that merely has our plug-in installed, do not wait for torch.
 _WHERE = {
     "authoring": "",
+    "constraints": "",
     "energy": "",
     "guidance": "",
     "models": "",

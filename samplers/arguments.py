@@ -37,11 +37,12 @@ from .checks import (
     shown,
     token_rows,
 )
+from .constraints.language import Language
 from .denoiser import BlockDenoiser, Denoiser, TokenDenoiser
 from .errors import OptionError, did_you_mean
 from .feeds.cached import Ordered, Scheme, cache_scheme
 from .feeds.encoded import block_arguments
-from .feeds.plain import block
+from .feeds.plain import block, check_needs
 from .feeds.sequence import check_sequential
 from .guidance import Guide
 from .ops._check import COLDEST, HOTTEST
@@ -156,6 +157,7 @@ class TokenArguments:
         scheme: of the KV cache; None: no cache.
         pad: whether rows of different lengths share forward passes.
         constrain: the hook, or None.
+        language: what the text of every row belongs to, or None.
         guide: what guides the tokens beside cfg_scale, or None.
         settings: what Sample.settings records: numbers, strings and lists, so that json can write it.
     """
@@ -174,6 +176,7 @@ class TokenArguments:
     scheme: Scheme | None
     pad: bool
     constrain: Callable[[TokenState], Constraint | None] | None
+    language: Language | None
     guide: Guide | None
     settings: dict[str, Any]
 
@@ -216,7 +219,15 @@ class Given:
 
     def constrain(self) -> Callable[[Any], Any] | None:
         """The hook constrain=, or None."""
-        return hook("constrain", self("constrain"))
+        value = self("constrain")
+        if isinstance(value, Language):
+            raise OptionError(f"constrain={value!r} is for runs over tokens; a function of the state is needed here")
+        return hook("constrain", value)
+
+    def language(self) -> Language | None:
+        """The language constrain=, which is then read; None if it is a hook or nothing."""
+        value = self._arguments["constrain"]
+        return self("constrain") if isinstance(value, Language) else None
 
     def refuse_the_rest(self, sampler: Sampler[Any]) -> None:
         """OptionError for an argument that was given and not read: it is for another family."""
@@ -243,7 +254,19 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
     if sampler.effective_facts.sequential:
         names = ("cache", "ragged", "cfg_scale", "steps", "constrain", "window")
         other_rule = given("stop_rule") != STOP_RULES[0]
-        check_sequential(denoiser, sampler, {name: given(name) for name in names} | {"stop_rule": other_rule})
+        own = {name: given(name) for name in names} | {"stop_rule": other_rule}
+        if isinstance(own["constrain"], Language):
+            if sampler.effective_facts.bias != "exact":
+                raise OptionError(
+                    f"constrain={own['constrain']!r} does not go with sampler {sampler.name!r}: it commits tokens of several "
+                    "forward passes together, and keeps them in its sequence for good; use a sampler that decides each token by "
+                    "one forward pass, such as autoregressive, or one that is not sequential"
+                )
+            own["constrain"] = None
+        check_sequential(denoiser, sampler, own)
+    if sampler.effective_facts.needs:
+        language = given("constrain") if isinstance(given("constrain"), Language) else None
+        check_needs(denoiser, sampler, {"cache": given("cache"), "guide": given("guide"), "constrain": language})
     if sampler.effective_facts.time_per_position and not denoiser.time_per_position:
         raise OptionError(
             f"sampler {sampler.name!r} with these options needs a model that takes a noise level for each position "
@@ -256,7 +279,8 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
             "so how many the run does; give one of the two"
         )
     scheme, pad = cache_scheme(given("cache"), denoiser), pads(given("ragged"), denoiser)
-    constrain = given.constrain()
+    language = given.language()
+    constrain = given.constrain() if language is None else None
     window = _read_window(denoiser, scheme, given("window"))
     moving = window if isinstance(window, Window) else None
     if moving is not None:
@@ -316,6 +340,7 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         scheme,
         pad,
         constrain,
+        language,
         guide,
         settings,
     )
@@ -332,8 +357,8 @@ def _check_growth(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given, 
     for what, so in kinds.items():
         if so:
             raise OptionError(f"{who}, and denoiser {denoiser.name!r} has {what}")
-    for name in ("cache", "window"):
-        if given(name) is not None:
+    for name in ("cache", "window", "constrain"):
+        if given(name) is not None and (name != "constrain" or isinstance(given(name), Language)):
             raise OptionError(f"{name}={given(name)!r}: {who}; leave {name} out")
     fill = canvas.fill.sum(1).tolist()
     longest = [length + max(most - n, 0) for length, n in zip(canvas.lengths, fill)]

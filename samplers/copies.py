@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from .prediction import Logits, Prediction
 from .predictor import Asked, Predictor, Want
 from .sampler import Sampler
 from .state import TokenState
+
+if TYPE_CHECKING:
+    from .constraints.language import BoundLanguage
 
 __all__ = ["Copies"]
 
@@ -150,7 +153,7 @@ class Copies(Predictor):
         """As the run's own `predict.logits`, likewise."""
         wide, where, how = self._first(state, rows, how)
         logits = self.logits(wide, where, **how)
-        return dataclasses.replace(logits, row=torch.div(logits.row, self.number, rounding_mode="floor"))
+        return logits.folded(self.number)
 
     def _first(
         self, state: TokenState, rows: Tensor | None, how: dict[str, Any]
@@ -187,6 +190,15 @@ class Copies(Predictor):
         if value is not None:
             raise SamplersError("a constraint is set on the run, and its copies have it")
 
+    @property
+    def language(self) -> BoundLanguage | None:
+        return self.main.language
+
+    @language.setter
+    def language(self, value: BoundLanguage | None) -> None:
+        if value is not None:
+            raise SamplersError("a language is set on the run, and its copies have it")
+
     def copies(self, number: int, apart: bool = False, first: int = 0) -> Copies:
         raise OptionError(f"sampler {self.sampler!r} makes copies of a run's rows, and those cannot be copied again")
 
@@ -211,6 +223,7 @@ class _CountedOnce:
     def __init__(self, inner: Feed, main: Feed, number: int):
         self.inner, self.main, self.number = inner, main, number
         self.counts, self.idle, self.plan = inner.counts, inner.idle, inner.plan
+        self.plan_seen = getattr(inner, "plan_seen", None)
         self.memory, self.nfe_rows = inner.memory, inner.nfe_rows
         self.inside = False  # a step of another sampler, between whose beginning and end the memory is right
 

@@ -211,6 +211,10 @@ class TokenDenoiser(Denoiser):
         takes_lengths: True: rows of different lengths may share a forward pass without a cache. `predict`, `hidden` and
             `logits` then take `lengths`, (A,) int64 or None: only the first lengths[i] positions of row i are there,
             counted from 0. Those after them are filling, which no other position may see; nothing is asked there.
+        masks: True: `predict` or `hidden` and `logits` also take `visible`, (A, n, n) bool, and `positions`, (A, n) int64: n
+            tokens in any order, of which token i stands at positions[i] and sees token j if visible[i, j]. What `attention`
+            says is then of no account. Several tokens may stand at one position. Samplers ask so by `predict.seen`.
+        attends: True: it has `attended`, which gives its attention as well. Samplers ask so by `predict.attention`.
         time_per_position: True: `t` comes as (B, L): 0 at given and decided positions, the sampler's level at open ones, 1
             in later blocks. Exact denoisers of uniform noise need it: a prompt is clean and the rest is not.
         entropy_curve: h(0), ..., h(L - 1) in nats, (L,) float64, as samplers.schedule.entropy_curve(...).nats measures it; what
@@ -237,6 +241,8 @@ class TokenDenoiser(Denoiser):
     head: Head | None = None
     self_conditioned: bool = False
     takes_lengths: bool = False
+    masks: bool = False
+    attends: bool = False
     time_per_position: bool = False
     tokenizer: TextTokenizer | None = None
     stop_ids: tuple[int, ...] = ()
@@ -268,6 +274,7 @@ class TokenDenoiser(Denoiser):
             previous: a subclass that is `self_conditioned` also takes this: a Previous, its last logits at the positions to
                 fill.
             lengths: a subclass that `takes_lengths` also takes this: (A,) int64, or None if all rows are as long as x.
+            visible, positions: a subclass with `masks` also takes these, see there; then no cache and no lengths.
 
         Returns:
             (B, L, V), or (N, V) packed in row-major order of `rows`. float32, bfloat16 or float16.
@@ -358,13 +365,27 @@ class TokenDenoiser(Denoiser):
         """
         raise NotImplementedError(f"denoiser {self.name!r} has a head but no hidden()")
 
+    def attended(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `hidden` gives (`predict`, without a head) at `rows`, and the attention that the answers came of.
+
+        Args:
+            x, t, rows, lengths: as in `predict`; lengths only if it `takes_lengths`.
+
+        Returns:
+            (N, D) or (N, V), and (A, L, L) float32: how much position i attends to position j, the mean over all layers and
+            heads. A line that is there adds up to 1, and nothing is attended to that is not there.
+        """
+        raise NotImplementedError(f"denoiser {self.name!r} does not give its attention")
+
     def logits(
         self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, **more: Any
     ) -> tuple[Tensor, Tensor | None]:
         """As `predict`, for the driver: (logits (R, V), index (N,) of the needed rows or None when R = N, in order).
 
         A denoiser whose head computes every position anyway overrides this and spares a copy of (N, V).
-        `needed` is N, known without a device sync; `more` holds cache, previous and lengths if there are any.
+        `needed` is N, known without a device sync; `more` holds cache, previous, lengths, visible and positions if there are any.
         """
         if self.head is not None:
             return self.head.logits(self.hidden(x, t, rows=rows, **more)), None
@@ -386,6 +407,7 @@ class TokenDenoiser(Denoiser):
         head: Head | None = None,
         self_conditioned: bool = False,
         takes_lengths: bool = False,
+        masks: bool = False,
     ) -> TokenDenoiser:
         """A denoiser of a plain callable, `fn(ids (B, L) int64) -> logits (B, L, V)`.
 
@@ -414,6 +436,10 @@ class TokenDenoiser(Denoiser):
             takes_lengths: True: rows are filled up on the right to one length, and the callable also takes `mask`, (B, L)
                 bool, False at the filling, and `positions`, (B, L) int64, counted from 0 in every row. No position may see
                 what stands at the filling, and what the callable returns there is not read.
+            masks: True: for samplers that say what each line sees (wino), the callable is also called with `visible`, (B, L, L)
+                bool, and `positions`, (B, L) int64: line i stands at positions[i] and sees what stands in column j if
+                visible[i, j]. Every line sees something. In other calls it is given neither. A transformers model takes them as
+                `attention_mask=visible[:, None], position_ids=positions`, if it is loaded with attn_implementation="sdpa".
 
         Raises:
             OptionError: one of the arguments is wrong; (when called) the callable is a module in train mode, or is seen to read
@@ -440,11 +466,41 @@ class TokenDenoiser(Denoiser):
         out.time_conditioned = flag("time_conditioned", time_conditioned)
         out.self_conditioned = flag("self_conditioned", self_conditioned)
         out.takes_lengths = flag("takes_lengths", takes_lengths)
+        out.masks = flag("masks", masks)
         out.attention, out.head = attention, head
         if attention_block is not None:
             out.attention_block = integer("attention_block", attention_block)
         out.name = str(name or getattr(fn, "__name__", type(fn).__name__))
         return out
+
+
+def seeing(visible: Tensor) -> Tensor:
+    """`visible`, (A, n, n) bool, with lines that see nothing seeing themselves: a softmax over nothing would be a NaN."""
+    blind = ~visible.any(2, keepdim=True)
+    return visible | (blind & torch.eye(visible.shape[1], dtype=torch.bool, device=visible.device))
+
+
+def as_canvases(
+    x: Tensor, visible: Tensor, positions: Tensor, lines: Tensor, length: int, mask_id: int
+) -> tuple[Tensor, Tensor]:
+    """Each asked line as a canvas of its own, for denoisers whose answer depends on nothing but the tokens that a line sees.
+
+    Args:
+        x, visible, positions: as of a denoiser with `masks`, (A, n), (A, n, n) and (A, n).
+        lines: (A, n) bool, the N lines that are asked about.
+        length: L, positions per canvas.
+
+    Returns:
+        (N, L) int64: the tokens that the line sees, each at its position, and the mask id elsewhere. Masks say nothing; of two
+        tokens at one position the higher id counts. (N, L) bool: the line's own position.
+    """
+    row, line = lines.nonzero().unbind(1)  # (N,) each
+    told = visible[row, line] & (x != mask_id)[row]  # (N, n)
+    token = torch.where(told, x[row], -1)
+    canvas = torch.full((len(row), length), -1, dtype=torch.int64, device=x.device)
+    canvas.scatter_reduce_(1, positions[row], token, "amax")
+    own = torch.arange(length, device=x.device) == positions[row, line, None]
+    return torch.where(canvas < 0, mask_id, canvas), own
 
 
 class TrainModeCheck:
@@ -518,11 +574,20 @@ class _WrappedTokens(TokenDenoiser):
         return 2 * self.vocab_size if self.head is None else 0  # in bfloat16 or float16: a lower bound
 
     def _call(
-        self, x: Tensor, t: Tensor | None, previous: Previous | None = None, lengths: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None,
+        previous: Previous | None = None,
+        lengths: Tensor | None = None,
+        visible: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         self._train_mode.raise_if_on(self.name)
         more = {} if previous is None else {"previous": previous.dense()}
-        if self.takes_lengths:
+        if visible is not None and positions is not None:
+            more |= {"visible": seeing(visible), "positions": positions}
+            more |= {"mask": torch.ones_like(x, dtype=torch.bool)} if self.takes_lengths else {}
+        elif self.takes_lengths:
             positions = torch.arange(x.shape[1], device=x.device).expand_as(x)
             end = torch.full_like(x[:, 0], x.shape[1]) if lengths is None else lengths
             more |= {"mask": positions < end[:, None], "positions": positions}
@@ -566,9 +631,9 @@ class _WrappedTokens(TokenDenoiser):
         *,
         rows: Tensor | None = None,
         cache: Any = None,
-        lengths: Tensor | None = None,
+        **more: Any,
     ) -> Tensor:
-        out = self._call(x, t, lengths=lengths)
+        out = self._call(x, t, **more)
         return out.flatten(0, 1) if rows is None else out[rows]
 
     def predict(
@@ -831,6 +896,21 @@ class Counter:
                 f"positions; packed rows (N, D) = {expected} are needed"
             )
         return out
+
+    def attended(self, x: Tensor, t: Tensor | None, rows: Tensor, needed: int, **more: Any) -> tuple[Tensor, Tensor]:
+        """One forward pass of a denoiser that attends: (N, D) or (N, V), and (A, L, L). Counted as `tokens` counts."""
+        denoiser: TokenDenoiser = self.denoiser  # type: ignore[assignment]
+        self._forward(x, needed)
+        out, maps = self._timed(lambda: denoiser.attended(x, t, rows=rows, **more))
+        expected, width = (len(x), x.shape[1], x.shape[1]), denoiser.vocab_size
+        if denoiser.head is not None:
+            width = denoiser.head.weight.shape[1]
+        if tuple(maps.shape) != expected or tuple(out.shape) != (needed, width):
+            raise DenoiserError(
+                f"denoiser {denoiser.name!r} returned attention of shape {tuple(maps.shape)} beside answers of shape "
+                f"{tuple(out.shape)}; (A, L, L) = {expected} and {(needed, width)} are needed"
+            )
+        return out, maps
 
     def read(self, tokens: Tensor, context: Any) -> Any:
         """The context of a BlockDenoiser after more tokens, (A, m). A forward pass, if it says so."""

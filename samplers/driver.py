@@ -20,6 +20,7 @@ from torch import Tensor
 from . import registry
 from .arguments import Given, wrong_argument
 from .checks import flag, shown
+from .constraints.language import Language
 from .denoiser import Denoiser, TokenDenoiser
 from .errors import FamilyError, OptionError, PluginError, SamplersError
 from .family import Run, family_of
@@ -164,6 +165,8 @@ class Stream(Iterator[State]):
         self._check_unwritten(x, version, f"sampler {self.sampler.name!r}")
         state, returned = stepped if isinstance(stepped, tuple) and len(stepped) == 2 else (stepped, {})
         self._check_step(state, returned)
+        if isinstance(self.predictor, Predictor) and self.predictor.language is not None:
+            state = self.predictor.language.mended(self.state, state, self.sampler.name)
         if memory is not None:
             state = memory.end_step(state)
         if self.recorder is not None:
@@ -292,6 +295,8 @@ class Stream(Iterator[State]):
         """What the run has made so far, and what it has cost. A row that is not done still holds mask ids."""
         self.predictor.check()
         self._check_tokens()
+        if isinstance(self.predictor, Predictor) and self.predictor.language is not None:
+            self.predictor.language.check_result(self.state, self.sampler.name)
         counter, item = self.predictor.counter, registry.entry_of(type(self.sampler))
         inside = counter.seconds
         guiding = self.predictor.guiding if isinstance(self.predictor, Predictor) else None
@@ -542,7 +547,7 @@ def sample(
     demote: int | Sequence[int] | None = None,
     stop: Any = None,
     stop_rule: str = "decided",
-    constrain: Callable[[Any], Any] | None = None,
+    constrain: Callable[[Any], Any] | Language | None = None,
     start: Any = None,
     strength: float = 1.0,
     known: Any = None,
@@ -634,7 +639,9 @@ def sample(
             "llada2": as in LLaDA2's and diffusers' code: after a step that writes into a phrase, if no mask stands before
             the first one's end; what could still be edited stays as it is. If that never happens, all blocks are filled,
             and the row is cut after its first phrase.
-        constrain: a function that is called before every step with the state. For tokens it returns a samplers.Constraint
+        constrain: a language of samplers.constraints, such as Regex(pattern, denoiser.tokenizer), to which the text of every row
+            will belong, with any token sampler; tokens are drawn from the product of the model's marginals conditioned on it.
+            Or a function that is called before every step with the state. For tokens it returns a samplers.Constraint
             (tokens to decide at once, tokens not to draw in this step) or None; for continuous samplers another x, or None.
         start: x_0 to start from, (B, *shape) or (*shape): it is noised to the run's first noise level, exactly (SDEdit, image to
             image). Say with `strength`, or with the option t_start, how far up that is. If t_end is above t_start (inversion) it

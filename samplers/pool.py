@@ -67,7 +67,7 @@ class SharedFeed:
     def __init__(self, plain: PlainFeed, had: Had | None = None):
         self.plain = plain
         self.memory, self.nfe_rows = plain.memory, plain.nfe_rows
-        self.counts, self.idle, self.plan = plain.counts, plain.idle, plain.plan
+        self.counts, self.idle, self.plan, self.plan_seen = plain.counts, plain.idle, plain.plan, plain.plan_seen
         self.had = Had() if had is None else had
         self.rearrange = plain.rearrange
 
@@ -169,6 +169,10 @@ def _begin(number: int, who: str, denoiser: TokenDenoiser, sampler: Any, argumen
         raise OptionError(
             f"sampler {run.sampler.name!r} does not go with {who}: it feeds the model through a cache of its own"
         )
+    if "attends" in run.sampler.effective_facts.needs:
+        raise OptionError(
+            f"sampler {run.sampler.name!r} does not go with {who}, whose answers have no attention beside them: use sample()"
+        )
     run.pooled = True
     run.predictor.dry_run = None  # a step that is begun again would have to be planned again
     feed = SharedFeed(run.predictor.feed)
@@ -180,7 +184,7 @@ class _Elsewhere(TokenDenoiser):
     """The facts of a model that somebody else runs."""
 
     time_conditioned = True  # so that a question says the time, for models that need it
-    takes_lengths = True
+    takes_lengths = masks = attends = True
 
     def predict(self, x: Tensor, t: Tensor | None = None, **more: Any) -> Tensor:
         raise SamplersError("the model of an AskingRun is run by its caller, who gives the logits to answer()")
@@ -204,12 +208,16 @@ class AskingRun:
         time: (A,) float64, the noise level of each row, for models that are told it.
         lengths: (A,) int64, where each row ends if they end at different positions, else None: no position may see what stands
             after that.
+        visible, positions: (A, length, length) bool and (A, length) int64, of a sampler that says what each line sees (wino): see
+            TokenDenoiser.masks. Else None: the model attends as it always does, to a canvas.
     """
 
     question: Tensor | None
     needed: Tensor | None
     time: Tensor | None
     lengths: Tensor | None
+    visible: Tensor | None
+    positions: Tensor | None
 
     def __init__(
         self,
@@ -310,6 +318,7 @@ class AskingRun:
 
     def _go_on(self) -> None:
         self.question, self.needed, self.time, self.lengths = None, None, None, None
+        self.visible = self.positions = None
         self._run.advance()
         if self._run.error is not None:
             raise self._run.error
@@ -317,6 +326,7 @@ class AskingRun:
         if asked is not None:
             self.question, self.needed, self.time = asked.x, asked.mask, asked.time
             self.lengths = asked.more.get("lengths")
+            self.visible, self.positions = asked.more.get("visible"), asked.more.get("positions")
 
 
 class Pool:
@@ -391,8 +401,9 @@ class Pool:
         groups: dict[Any, list[PooledRun]] = {}
         for run in self.runs:
             if run.question is not None:
-                length = 0 if self.denoiser.takes_lengths else run.question.x.shape[1]
-                groups.setdefault(length, []).append(run)
+                seen = "visible" in run.question.more
+                length = 0 if self.denoiser.takes_lengths and not seen else run.question.x.shape[1]
+                groups.setdefault((seen, length), []).append(run)
         shares: list[list[PooledRun]] = []
         for members in groups.values():
             rows = 0
@@ -415,9 +426,12 @@ class Pool:
         mask = _padded([q.mask for q in asked], width, False)
         time = None if asked[0].time is None else _padded([q.time for q in asked if q.time is not None], width, 0.0)
         more: dict[str, Any] = {}
-        if any("lengths" in q.more or q.x.shape[1] < width for q in asked):
+        if any("lengths" in q.more or q.x.shape[1] < width for q in asked):  # never of questions that say who sees what
             ends = [q.more.get("lengths", torch.full_like(q.x[:, 0], q.x.shape[1])) for q in asked]
             more["lengths"] = torch.cat(ends)
+        for name in ("visible", "positions"):
+            if name in asked[0].more:
+                more[name] = torch.cat([q.more[name] for q in asked])
         if "previous" in asked[0].more:
             said: list[Previous] = [q.more["previous"] for q in asked]
             more["previous"] = Previous(

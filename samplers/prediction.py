@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import SamplersError
 from .noise_schedules import Point
-from .random import DRAW_TOKEN
+from .random import DRAW_SHADOW, DRAW_TOKEN
 
 if TYPE_CHECKING:
     from .copies import Copies
@@ -65,11 +65,14 @@ class Logits:
     Attributes:
         row, position: (N,) int64, where each is on the canvas.
         value: (N, V) float32, guided; tokens that must not be drawn at -inf.
+        beside: in a run whose text must belong to a language, the logits of the open positions of these rows that were not asked
+            about: they bear on what `read` may draw here. Else None.
     """
 
     row: Tensor
     position: Tensor
     value: Tensor
+    beside: Logits | None = None
 
     def on_canvas(self, packed: Tensor, elsewhere: Tensor) -> Tensor:
         """(B, L): `packed` (N,) at the asked positions, `elsewhere` (B, L) at the others."""
@@ -78,7 +81,17 @@ class Logits:
     def take(self, index: Tensor, rows: int) -> Logits:
         """The same of the rows `index`, (n,) int64, of the `rows` that there are: row i is row index[i]. One device sync."""
         at, row = packed_rows(torch.bincount(self.row, minlength=rows), index)
-        return Logits(row, self.position[at], self.value[at])
+        beside = None if self.beside is None else self.beside.take(index, rows)
+        return Logits(row, self.position[at], self.value[at], beside)
+
+    def at(self, which: Tensor) -> Logits:
+        """The entries `which`, (N,) bool, without those beside them."""
+        return Logits(self.row[which], self.position[which], self.value[which])
+
+    def folded(self, number: int) -> Logits:
+        """The same with row // number in the place of each row."""
+        row = torch.div(self.row, number, rounding_mode="floor")
+        return Logits(row, self.position, self.value, None if self.beside is None else self.beside.folded(number))
 
 
 def packed_rows(count: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,6 +208,84 @@ class Predict(Protocol):
         """(N, V) float64: what `read` draws the tokens of N positions from, by the temperature, top_k and top_p of each row.
 
         At temperature 0 all is on the best token, the lowest id of equals. NaN if the logits are such that `read` finds an error.
+        """
+        ...
+
+    def sight(self, state: TokenState) -> Tensor:
+        """(L, L) bool: whether the answer for position i may depend on position j in a call, as the model attends."""
+        ...
+
+    def seen(
+        self,
+        state: TokenState,
+        x: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        asked: Tensor,
+        *,
+        want: str | tuple[str, ...] = (),
+        t: Tensor | None = None,
+        temperature: float | None = None,
+        confidence_temperature: float = 1.0,
+        truncated: bool = False,
+        given: Tensor | None = None,
+        draw: int = DRAW_SHADOW,
+    ) -> Prediction:
+        """One forward pass of sequences of your own, in which you say what each line sees. It needs Facts(needs=("masks",)).
+
+        A sequence may be longer than the canvas, whose columns come first, in order: column j < L stands at position j. What
+        comes after them stands where you say. Rows without a line to ask about cost nothing; each other counts n tokens.
+
+        Args:
+            x: (B, n) int64, tokens and masks.
+            positions: (B, n) int64, where on the canvas each stands; several may stand at one position.
+            visible: (B, n, n) bool: whether line i sees column j. What stands after a row's end, or after its window, no line
+                sees, whatever this says. A line does not see itself unless this says so; a model of its own has a line that
+                sees nothing see itself.
+            asked: (B, n) bool, the lines that are answered: what stands at positions[i], given what line i sees. Those after a
+                row's end are not.
+            given: (B, n) int64, the tokens whose probability "given" is; None: x.
+            draw: the draw number of lines from column L on, which stand at a position beside a line of the canvas: a second such
+                line at one position, or a second call in one step, needs another (21 to 24 are free).
+            want, t, temperature, confidence_temperature, truncated: as for a call.
+
+        Returns:
+            A Prediction of (B, n) tensors.
+
+        Raises:
+            SamplersError: a wrong shape or dtype, a position that the canvas does not have; a run that has no such passes, which
+                the driver refuses before it begins if the sampler declares what it needs.
+        """
+        ...
+
+    def seen_logits(
+        self,
+        state: TokenState,
+        x: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        asked: Tensor,
+        *,
+        t: Tensor | None = None,
+    ) -> Logits:
+        """As `seen`, but the logits themselves, packed: `row` and `position` on the canvas, so `read` and `on_canvas` work if no
+        two asked lines of a row stand at one position. It needs Facts(stores_logits=True) as well.
+        """
+        ...
+
+    def attention(
+        self,
+        state: TokenState,
+        rows: Tensor | None = None,
+        *,
+        want: str | tuple[str, ...] = (),
+        temperature: float | None = None,
+    ) -> tuple[Prediction, Tensor]:
+        """As a call, and the model's attention of that forward pass beside it. It needs Facts(needs=("attends",)).
+
+        Returns:
+            The Prediction; and (B, L, L) float32, how much position i attends to position j, the mean over layers and heads; 0 in
+            rows that took no part, and at filling. With guidance it is that of the rows that see the prompt.
         """
         ...
 

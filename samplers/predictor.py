@@ -21,7 +21,7 @@ from .checks import integer
 from .denoiser import Counter, Denoiser, TokenDenoiser
 from .dry_run import DryRun
 from .errors import DenoiserError, OptionError, SamplersError, did_you_mean
-from .feeds import Answer, Feed, Query
+from .feeds import Answer, Feed, Query, SeenQuery
 from .feeds.cached import CachedFeed
 from .feeds.encoded import EncodedFeed
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
@@ -29,12 +29,13 @@ from .guidance import BAD, NOTHING, Guiding
 from .info import InfoRecorder
 from .ops.masked_softmax import guide, truncate
 from .prediction import FILL, Logits, Prediction
-from .random import DRAW_TOKEN
+from .random import DRAW_SHADOW, DRAW_TOKEN
 from .sampler import State
 from .state import TokenState
 from .syncs import reading_is_free
 
 if TYPE_CHECKING:
+    from .constraints.language import BoundLanguage
     from .copies import Copies
 
 __all__ = ["ErrorTracker", "FamilyPredictor", "Predictor", "SamplingConfig", "SequencePredictor"]
@@ -214,6 +215,19 @@ class DrawSetting(NamedTuple):
         return (logits.double() / self.temperature).softmax(1)
 
 
+def _joined(parts: list[Logits]) -> Logits:
+    """The entries of several, one after the other."""
+    row, position, value = (torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value"))
+    return Logits(row, position, value)
+
+
+class _At(NamedTuple):
+    """Where N answers belong."""
+
+    row: Tensor
+    position: Tensor
+
+
 class Predictor(ErrorTracker):
     """What a token sampler asks the model through; implements samplers.prediction.Predict.
 
@@ -248,6 +262,7 @@ class Predictor(ErrorTracker):
         self.recorder: InfoRecorder | None = None
         self.guiding: Guiding | None = None
         self.constraint: Tensor | None = None  # bool, broadcasts to (B, L, V): never drawn in this step
+        self.language: BoundLanguage | None = None  # what the text of every row belongs to
 
     @property
     def temperature(self) -> float:
@@ -295,6 +310,7 @@ class Predictor(ErrorTracker):
         if (through := self._cached_copies()) is not None:
             how = {"temperature": temperature, "confidence_temperature": confidence_temperature, "truncated": truncated}
             return through.one(state, rows, want=want, t=t, given=given, **how)
+        asked, rows = rows, rows if self.language is None else self.language.widened(state, rows)
         return self.answer(
             state,
             self.queries(state, rows, t),
@@ -303,6 +319,7 @@ class Predictor(ErrorTracker):
             confidence_temperature=confidence_temperature,
             truncated=truncated,
             given=given,
+            only=None if self.language is None else asked,
         )
 
     def logits(
@@ -315,8 +332,18 @@ class Predictor(ErrorTracker):
     ) -> Logits:
         if (through := self._cached_copies()) is not None:
             return through.one_logits(state, rows, t=t, temperature=temperature)
+        asked, rows = rows, rows if self.language is None else self.language.widened(state, rows)
+        made = self._logits(state, self.queries(state, rows, t), temperature)
+        if rows is asked:
+            return made
+        assert asked is not None
+        inside = asked[made.row, made.position]
+        return dataclasses.replace(made.at(inside), beside=made.at(~inside))
+
+    def _logits(self, state: TokenState, queries: Iterable[Query], temperature: Tensor | None = None) -> Logits:
+        """The logits of some forward passes, guided and packed; see Predict.logits."""
         parts = []
-        for query in self.queries(state, rows, t):
+        for query in queries:
             if temperature is not None:
                 query = dataclasses.replace(query, temperature=temperature)
             value, index, query = self._asked(state, query)
@@ -330,13 +357,11 @@ class Predictor(ErrorTracker):
                 value = value.float() / temperature[query.row][:, None]
             value = self._apply_constraint(value.float(), query).index_fill_(1, self._forbid_inside, -torch.inf)
             parts.append(Logits(query.row, query.position, value))
-        if len(parts) == 1:
-            return parts[0]
         if not parts:
             none = torch.zeros(0, dtype=torch.int64, device=state.x.device)
             empty = torch.zeros(0, self.denoiser.vocab_size, dtype=torch.float32, device=state.x.device)
             return Logits(none, none, empty)
-        return Logits(*(torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value")))
+        return parts[0] if len(parts) == 1 else _joined(parts)
 
     def read(
         self,
@@ -353,8 +378,11 @@ class Predictor(ErrorTracker):
         want = self._wanted(want)
         values = self.fill_values(state, want)
         how = self._draw_arguments(state, logits, want, temperature, confidence_temperature, truncated, given, draw)
-        out = self._drawn(logits, how, lambda at, own: ops.masked_softmax(logits.value, at, **own))
-        out = self._blamed(out, None)
+        if self.language is None:
+            out = self._drawn(logits, how, lambda at, own: ops.masked_softmax(logits.value, at, **own))
+            out = self._blamed(out, None)
+        else:
+            out = self._drawn_together(state, logits, logits.value, how, draw, logits.beside)
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
 
@@ -376,7 +404,7 @@ class Predictor(ErrorTracker):
             else:
                 part = onward(Logits(query.row, query.position, ask(state, query)))
             parts.append(part)
-        return Logits(*(torch.cat([getattr(p, f) for p in parts]) for f in ("row", "position", "value")))
+        return _joined(parts)
 
     def probabilities(self, logits: Logits) -> Tensor:
         if self._draw_of is None:
@@ -399,6 +427,105 @@ class Predictor(ErrorTracker):
         if not self._copies or not isinstance(self.feed, CachedFeed):
             return None
         return next(iter(self._copies.values()))
+
+    # ------------------------------------------------------------------------------------------ what a line sees
+
+    def sight(self, state: TokenState) -> Tensor:
+        width, denoiser = state.x.shape[1], self.denoiser
+        here = torch.arange(width, device=state.x.device)
+        if denoiser.attention == "full":
+            return torch.ones(width, width, dtype=torch.bool, device=state.x.device)
+        size = 1 if denoiser.attention == "causal" else denoiser.attention_block
+        return here[:, None] // size >= here // size
+
+    def seen(
+        self,
+        state: TokenState,
+        x: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        asked: Tensor,
+        *,
+        want: Want = (),
+        t: Tensor | None = None,
+        temperature: float | None = None,
+        confidence_temperature: float = 1.0,
+        truncated: bool = False,
+        given: Tensor | None = None,
+        draw: int = DRAW_SHADOW,
+    ) -> Prediction:
+        return self.answer(
+            state,
+            self._seen_queries(state, x, positions, visible, asked, t),
+            want=want,
+            temperature=temperature,
+            confidence_temperature=confidence_temperature,
+            truncated=truncated,
+            given=x if given is None else given,
+            draw=draw,
+            sequence=x,
+        )
+
+    def seen_logits(
+        self,
+        state: TokenState,
+        x: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        asked: Tensor,
+        *,
+        t: Tensor | None = None,
+    ) -> Logits:
+        return self._logits(state, self._seen_queries(state, x, positions, visible, asked, t))
+
+    def attention(
+        self, state: TokenState, rows: Tensor | None = None, *, want: Want = (), temperature: float | None = None
+    ) -> tuple[Prediction, Tensor]:
+        self._needs("attends", "predict.attention")
+        queries = [dataclasses.replace(query, maps=[]) for query in self.queries(state, rows, None)]
+        prediction = self.answer(state, queries, want=want, temperature=temperature)
+        batch, width = state.x.shape
+        maps = torch.zeros(batch, width, width, dtype=torch.float32, device=state.x.device)
+        for query in queries:
+            assert query.maps
+            n = query.length
+            # A forward pass goes as far as its longest row: the lines that are filling attend to nothing here.
+            ends = n if query.lengths is None else query.lengths[:, None, None]
+            line = torch.arange(n, device=maps.device)[:, None]
+            found = torch.where(line < ends, query.maps[0], 0.0)
+            maps[:, :n, :n] = found if query.rows is None else maps[:, :n, :n].index_copy(0, query.rows, found)
+        return prediction, maps
+
+    def _needs(self, need: str, call: str) -> None:
+        """SamplersError if a sampler asks in a way that it has not said it needs, and that this run does not have."""
+        has = getattr(self.denoiser, need) and getattr(self.feed, "plan_seen", None) is not None
+        if not has or self.dry_run is not None:
+            raise SamplersError(
+                f"sampler {self.sampler!r} calls {call}, which this run does not have: declare Facts(needs=({need!r},)), and the "
+                "driver says before a run what does not go with it"
+            )
+
+    def _seen_queries(
+        self, state: TokenState, x: Tensor, positions: Tensor, visible: Tensor, asked: Tensor, t: Tensor | None
+    ) -> list[SeenQuery]:
+        """The forward passes of `seen`, its arguments checked."""
+        self._needs("masks", "predict.seen")
+        shape, batch = tuple(x.shape), len(state.x)
+        known = {"x": (x, torch.int64, shape), "positions": (positions, torch.int64, shape)}
+        known |= {"visible": (visible, torch.bool, (*shape, *shape[1:])), "asked": (asked, torch.bool, shape)}
+        for name, (value, dtype, size) in known.items():
+            if value.dtype != dtype or tuple(value.shape) != size or len(value) != batch:
+                raise SamplersError(
+                    f"predict.seen(state, x, positions, visible, asked): {name} is {tuple(value.shape)} {value.dtype}; of "
+                    f"sequences of n columns x, positions and asked are (B, n) and visible is (B, n, n), B = {batch}; x and "
+                    "positions are int64, the others bool"
+                )
+        if self.sync_eagerly and bool(((positions < 0) | (positions >= state.x.shape[1])).any()):
+            raise SamplersError(
+                f"predict.seen: positions go from {int(positions.min())} to {int(positions.max())}; those of the canvas are 0 to "
+                f"{state.x.shape[1] - 1}"
+            )
+        return self.feed.plan_seen(state, x, positions, visible, asked, t)  # type: ignore[attr-defined]
 
     # ------------------------------------------------------------------------------------------ plan, feed, read
 
@@ -426,18 +553,32 @@ class Predictor(ErrorTracker):
         confidence_temperature: float = 1.0,
         truncated: bool = False,
         given: Tensor | None = None,
+        draw: int = DRAW_TOKEN,
+        sequence: Tensor | None = None,
+        only: Tensor | None = None,
     ) -> Prediction:
-        """Run forward passes and read their answers: tokens, and what else is wanted, on the canvas."""
+        """Run forward passes and read their answers: tokens, and what else is wanted, on the canvas.
+
+        Args:
+            sequence: (B, n) int64, the tokens of SeenQueries, whose answers are (B, n); None: it is the canvas.
+            only: (B, L) bool, the positions whose answers are handed out, of those that the queries ask about; None: all.
+        """
         want = self._wanted(want)
-        values = self.fill_values(state, want)
+        values = self.fill_values(state, want, sequence)
+        if only is not None and "given" in want:  # what is asked beside them may hold a mask, which has no probability
+            given = torch.where(only, state.x if given is None else given, 0)
+        unasked = {} if only is None else self.fill_values(state, want)
         for query in queries:
-            how = self._draw_arguments(state, query, want, temperature, confidence_temperature, truncated, given)
+            how = self._draw_arguments(state, query, want, temperature, confidence_temperature, truncated, given, draw)
             # What top_k and top_p cut off is known when all logits are, so then they must be stored.
-            stored = self.constraint is not None or any("top_k" in draw for draw in how["draws"])
+            stored = self.constraint is not None or self.language is not None
+            stored = stored or any("top_k" in draw for draw in how["draws"])
             stored = stored or self._is_guided_apart(query)
             headless = self.denoiser.head is not None and not stored
             out = self._read_hidden(state, query, how) if headless else self._read_logits(state, query, how)
-            self._scatter(out, query, query.on_canvas(state.x.shape[1]), values)
+            self._scatter(out, query, query.on_canvas(values["token"].shape[1]), values)
+        if only is not None:
+            values = {k: torch.where(only, v, other) for (k, other), v in zip(unasked.items(), values.values())}
         return self._prediction(state, values)
 
     def finished(self, state: TokenState) -> bool:
@@ -485,6 +626,12 @@ class Predictor(ErrorTracker):
         logits, index, query = self._asked(state, query)
         own = None if index is None else index[: query.count]
         model = logits
+        if self.language is not None:
+            logits = logits if index is None else logits[index]
+            own_logits = self._apply_constraint(logits[: query.count], query)
+            if query.guided:
+                own_logits = guide(own_logits.float(), logits[query.count :].float(), self.config.cfg_scale)
+            return self._drawn_together(state, query, own_logits, how, DRAW_TOKEN)
         if self.constraint is not None:
             logits = logits if index is None else logits[index]
             barred = self._apply_constraint(logits[: query.count], query)
@@ -543,6 +690,40 @@ class Predictor(ErrorTracker):
         fields: Any = [None if p[0] is None else torch.cat(p)[back] for p in zip(*(out for _, out in parts))]
         return ops.MaskedSoftmax(*fields)
 
+    def _drawn_together(
+        self,
+        state: TokenState,
+        asked: Asked,
+        logits: Tensor,
+        how: dict[str, Any],
+        draw: int,
+        beside: Logits | None = None,
+    ) -> ops.MaskedSoftmax:
+        """What is drawn of N positions under a language: see BoundLanguage.read.
+
+        Args:
+            logits: (N, V), guided.
+            how: the op's arguments, those of each setting in "draws".
+            draw: which of the step's uniform numbers.
+            beside: logits of further positions of these rows, which bear on what the N may be.
+        """
+        language, n, row, position = self.language, len(asked.row), asked.row, asked.position
+        assert language is not None
+        more = 0 if beside is None else len(beside.row)
+        if beside is not None and more:
+            row, position = torch.cat([row, beside.row]), torch.cat([position, beside.position])
+            logits = torch.cat([logits, beside.value.to(logits.dtype)])
+        extra = torch.arange(n + more, device=row.device) >= n
+        how = how | {"given": None if how.get("given") is None else torch.nn.functional.pad(how["given"], (0, more))}
+
+        def read(at: Tensor | None, own: dict[str, Any]) -> ops.MaskedSoftmax:
+            parts = [part if at is None else part[at] for part in (row, position, logits, extra)]
+            return language.read(state, *parts[:3], beside=parts[3], draw=draw, **own)
+
+        out = self._drawn(_At(row, position), how | {"uniform": None}, read)
+        fields: Any = [None if v is None else v[:n] for v in out]
+        return ops.MaskedSoftmax(*fields)
+
     def _apply_constraint(self, logits: Tensor, query: Query) -> Tensor:
         """(N, V) logits with what this step's constraint forbids at -inf."""
         if self.constraint is None:
@@ -567,13 +748,14 @@ class Predictor(ErrorTracker):
         hot = any(setting["temperature"] > 0 for setting in draws)
         how = {
             "draws": draws,
-            "uniform": state.rng.at(asked.row, asked.position, state.step, draw) if hot else None,
+            "uniform": self._uniforms(state, asked, draw) if hot else None,
             "confidence_temperature": confidence_temperature,
             "forbid": self._forbid,
             "want": want,
         }
         if "given" in want:
-            how["given"] = ids = (state.x if given is None else given)[asked.row, asked.position]
+            place = asked.column if isinstance(asked, SeenQuery) else asked.position
+            how["given"] = ids = (state.x if given is None else given)[asked.row, place]
             mask_id = self.denoiser.mask_id
             if self.sync_eagerly and mask_id is not None and bool((ids == mask_id).any()):
                 raise SamplersError(
@@ -582,9 +764,18 @@ class Predictor(ErrorTracker):
                 )
         return how
 
-    def fill_values(self, state: TokenState, want: tuple[str, ...]) -> dict[str, Tensor]:
-        """(B, L) values for the positions that are not asked about."""
-        x, mask_id = state.x, state.canvas.mask_id
+    def _uniforms(self, state: TokenState, asked: Asked, draw: int) -> Tensor:
+        """(N,) float64, by which the tokens of N answers are drawn. Lines beside the canvas have the draw number `draw`."""
+        if not isinstance(asked, SeenQuery):
+            return state.rng.at(asked.row, asked.position, state.step, draw)
+        uniform = torch.zeros(asked.count, dtype=torch.float64, device=state.x.device)
+        for part, number in zip(asked.parts, (DRAW_TOKEN, draw)):
+            uniform[part] = state.rng.at(asked.row[part], asked.position[part], state.step, number)
+        return uniform
+
+    def fill_values(self, state: TokenState, want: tuple[str, ...], x: Tensor | None = None) -> dict[str, Tensor]:
+        """(B, L) values for the positions that are not asked about. x: the tokens, if they are not the canvas's."""
+        x, mask_id = state.x if x is None else x, state.canvas.mask_id
         values = {"token": x.clone() if mask_id is None else torch.full_like(x, mask_id)}
         for name in want:
             values[name] = torch.full(x.shape, FILL[name], dtype=torch.float32, device=x.device)
@@ -613,7 +804,8 @@ class Predictor(ErrorTracker):
 
     def _prediction(self, state: TokenState, values: dict[str, Tensor]) -> Prediction:
         if self.recorder is not None:
-            self.recorder.read(values["token"], values["confidence"])
+            width = state.x.shape[1]  # the canvas comes first in a sequence
+            self.recorder.read(values["token"][:, :width], values["confidence"][:, :width])
         if self.config.demote:
             # LLaDA's rule for end-of-sequence tokens: they may be predicted, and are the last to be committed.
             demoted = torch.isin(values["token"], self._demote)

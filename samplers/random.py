@@ -43,6 +43,7 @@ __all__ = [
     "DRAW_REST",
     "DRAW_ROUTE",
     "DRAW_SELECT",
+    "DRAW_SHADOW",
     "DRAW_START",
     "DRAW_SWAP",
     "DRAW_TOKEN",
@@ -65,6 +66,7 @@ DRAW_ROUTE = 10  # uniform noise: clean, stay or noise
 DRAW_NOISE_TOKEN = 11  # uniform noise: which token the noise puts there
 DRAW_PICK = 12  # uniform noise: which positions a corrector takes
 DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
+DRAW_SHADOW = 20  # which token, at a line that is given beside the canvas: predict.seen
 DRAW_SELECT = 25  # whether a learned selector takes a position
 DRAW_CANDIDATE = 40  # which positions a candidate has, one number for each position and candidate
 DRAW_RESAMPLE = 45  # which particles go on, (B, K) numbers in place of (B, L)

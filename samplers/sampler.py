@@ -156,6 +156,7 @@ def _kinds(hint: Any) -> tuple[type, ...]:
 
 
 BIASES = ("exact", "asymptotic", "biased")
+NEEDS = ("masks", "attends")
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,8 @@ class Facts:
         time_per_position: True if the sampler tells the model a noise level for each position that it must take note of; the
             driver then refuses a model that takes one time per row.
         sweep: (option, values), for a sampler whose NFE is set by an option and not by `steps`. A benchmark uses them.
+        needs: what a token denoiser must be able to do beside the usual, by the names that TokenDenoiser has for it: "masks" of
+            a sampler that calls predict.seen, "attends" of one that calls predict.attention.
     """
 
     bias: str | None = None
@@ -205,8 +208,18 @@ class Facts:
     grows: int = 0
     time_per_position: bool = False
     sweep: tuple[str, tuple[Any, ...]] | None = None
+    needs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if unknown := set(self.needs) - set(NEEDS) if isinstance(self.needs, tuple) else {str(self.needs)}:
+            raise OptionError(
+                f"Facts(needs={self.needs!r}): {', '.join(sorted(unknown))} is nothing that can be needed; a tuple of "
+                f"{', '.join(map(repr, NEEDS))} is"
+            )
+        if self.needs and (self.static_plan or self.sequential):
+            raise OptionError(
+                "Facts: needs goes neither with static_plan, whose dry run has no model, nor with sequential"
+            )
         if self.bias is not None and self.bias not in BIASES:
             raise OptionError(f"Facts(bias={self.bias!r}): {', '.join(map(repr, BIASES))} or None is needed")
 

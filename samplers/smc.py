@@ -134,7 +134,7 @@ class ParticleSampler(Sampler[ParticleState]):
     def effective_facts(self) -> Facts:
         bias = self._base.effective_facts.bias if self.reward is None and self.potential != "self" else None
         base = self._base.effective_facts
-        known = {name: getattr(base, name) for name in ("stores_logits", "curve", "posterior")}
+        known = {name: getattr(base, name) for name in ("stores_logits", "curve", "posterior", "needs")}
         return dataclasses.replace(self.facts, bias=bias, **known)
 
     @property

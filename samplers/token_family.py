@@ -81,9 +81,12 @@ class TokenFamily(Family):
         predict = SequencePredictor(predictor, feed) if isinstance(feed, SequenceFeed) else predictor
         predictor.guiding = guiding
         state = first_state(sampler, layout)
+        if read.language is not None:
+            never = (*config.forbid, *(() if denoiser.mask_id is None else (denoiser.mask_id,)))
+            predictor.language = read.language.bind(denoiser, layout, never)
+        free = guiding is None and read.constrain is None and read.language is None
         still = read.moving is None  # what a window that moves holds may depend on which positions were committed
-        unaided = guiding is None and still and read.constrain is None and not layout.stops
-        if unaided and _uses_dry_run(sampler, denoiser):
+        if free and still and not layout.stops and _uses_dry_run(sampler, denoiser):
             predictor.dry_run = DryRun(sampler, layout, predictor)
         # Every block may take its steps, and then one more per position: more than any sampler that moves can need.
         extra = sampler.extra_steps * layout.block_size.shape[1]

@@ -11,6 +11,7 @@ from samplers import OptionError, TokenDenoiser, registry
 from samplers.authoring import DraftState, Facts, Sampler, SequenceState, TokenState, first_state, option
 from samplers.models import zoo
 from samplers.random import Rng
+from samplers.testing.tiny import as_asked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,7 +77,7 @@ def test_copy_zero_of_any_sampler_is_the_run_itself(name):
     # Its state follows into copies, whatever fields it has: through take() in both directions.
     base = registry.create(name)
     cls = AsCopies if base.family == "masked" else Uniform
-    denoiser = PROBLEM.denoiser(base.family)
+    denoiser = as_asked(type(base), PROBLEM.denoiser(base.family))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cls, "extra_steps", base.extra_steps)
         more = {"steps": 6, "batch": 2, "seed": 3, "temperature": 0.8}

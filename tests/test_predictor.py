@@ -113,7 +113,7 @@ def test_what_a_sampler_may_call_is_the_protocol(cls):
 def test_layouts_have_no_field_that_is_filled_in_later():
     layout = Canvas.of(TinyNet(), PROMPTS, 4).layout(rng=Rng.of(0, 3))
     given = {f.name for f in dataclasses.fields(layout) if getattr(layout, f.name) is None}
-    assert given <= {"block_length", "stop_text", "curve"}, (
+    assert given <= {"block_length", "stop_text", "curve", "window"}, (
         "these are None if they were not given; nothing else is missing"
     )
 

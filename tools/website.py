@@ -32,9 +32,25 @@ from samplers.family import family_names  # noqa: E402
 # The table of contents, by part. A page that does not exist yet has its place; '*' stands for every plug-in of this repository.
 CONTENTS: dict[str, tuple[str, ...]] = {
     "Start": ("README.md", "docs/choose.md", "docs/README.md", "examples/README.md"),
-    "Samplers": ("docs/samplers.md", "docs/zoo.md", "docs/remasking.md", "docs/solvers.md", "docs/likelihood_and_schedules.md"),
-    "Models and text": ("docs/models.md", "docs/text.md", "docs/evaluation.md"),
-    "Caches, blocks, batches": ("docs/caches_and_slots.md", "docs/blocks_and_batches.md", "docs/long_canvases.md"),
+    "Samplers": (
+        "docs/samplers.md",
+        "docs/zoo.md",
+        "docs/rules.md",
+        "docs/candidates_and_particles.md",
+        "docs/attention.md",
+        "docs/remasking.md",
+        "docs/solvers.md",
+        "docs/guidance_and_plans.md",
+        "docs/likelihood_and_schedules.md",
+        "docs/problems.md",
+    ),
+    "Models and text": ("docs/models.md", "docs/text.md", "docs/constraints.md", "docs/evaluation.md"),
+    "Caches, blocks, batches": (
+        "docs/caches_and_slots.md",
+        "docs/blocks_and_batches.md",
+        "docs/windows.md",
+        "docs/long_canvases.md",
+    ),
     "Continuous solvers": (
         "docs/continuous.md",
         "docs/continuous_deterministic.md",

@@ -25,6 +25,12 @@ BIAS = {
 }
 
 
+NEEDED = {
+    "masks": "must take who sees whom (masks): samplers.models.Transformer, many models of transformers, exact problems",
+    "attends": "must give its attention (attends): samplers.models.Transformer, models of transformers in eager attention",
+}
+
+
 def _source(cls: Any) -> str:
     try:
         return f"{inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]}"
@@ -76,6 +82,8 @@ def _fact_lines(about: dict[str, Any], cls: Any, trouble: str | None) -> dict[st
         lines["NFE"] = f"depends on the model, set by {about['sweep']['option']}{cap}"
     if cls.facts.sequential:
         lines["model"] = "must look back only, have a KV cache, and also predict the next token (predicts_next)"
+    if cls.facts.needs:
+        lines["model"] = " and ".join(NEEDED[need] for need in cls.facts.needs)
     if cls.facts.moments > 1:
         lines["model"] = (
             f"must give {cls.facts.moments} moments of x_0: exact problems do; else heads, or with_moments()"
@@ -140,7 +148,7 @@ def _show(args: argparse.Namespace) -> int:
     console.print(grid)
     on = f"--problem {'digits' if cls.family == 'gaussian' else 'sudoku4'} --family {cls.family}"
     more = "--steps 16"
-    if cls.facts.sequential:
+    if cls.facts.sequential or "attends" in cls.facts.needs:
         on, more = "--denoiser my_model:denoiser", "--gen-length 64"
     console.print("\n[bold]Try[/]")
     console.print(Text(f"samplers sample {on} --sampler {args.name} {more} --watch"), soft_wrap=True)

@@ -11,6 +11,7 @@ model is given and nothing of what becomes of the answer:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ..state import TokenState
 
-__all__ = ["Answer", "Feed", "Memory", "Query"]
+__all__ = ["Answer", "Feed", "Memory", "Query", "SeenQuery"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class Query:
         wide: how many positions a self-conditioned denoiser is asked for: those of `mask` and the rest of the present blocks.
         lengths: (A,) int64, where each row ends, if they end at different positions: the model must not see what stands
             after it. None: all rows have `length` positions.
+        maps: where the attention of the forward pass is put, (A, length, length) float32; None: it is not asked for.
     """
 
     batch: int
@@ -55,6 +57,7 @@ class Query:
     temperature: Tensor | None = None
     wide: int = 0
     lengths: Tensor | None = None
+    maps: list[Tensor] | None = None
 
     @property
     def length(self) -> int:
@@ -88,6 +91,55 @@ class Query:
     def of_canvas(self, x: Tensor) -> Tensor:
         """The part of x, (B, L), that the model is given: (A, length)."""
         return x if self.whole else self.of_rows(x)[:, : self.length]
+
+
+@dataclass(frozen=True, eq=False)
+class SeenQuery(Query):
+    """A forward pass whose sequence, and what each of its lines sees, the sampler says: Predict.seen.
+
+    Attributes:
+        sequence: x (A, length) int64, the tokens; places (A, length) int64, where on the canvas each stands; visible (A, length,
+            length) bool, which columns each line sees.
+        width: columns of the canvas itself, which come first; those from there on are the sampler's own.
+        own: how many of the asked lines are below `width`.
+    """
+
+    sequence: list[Tensor] = dataclasses.field(kw_only=True)
+    width: int = dataclasses.field(kw_only=True)
+    own: int = dataclasses.field(kw_only=True)
+
+    @property
+    def x(self) -> Tensor:
+        return self.sequence[0]
+
+    @property
+    def places(self) -> Tensor:
+        return self.sequence[1]
+
+    @property
+    def visible(self) -> Tensor:
+        return self.sequence[2]
+
+    @functools.cached_property
+    def column(self) -> Tensor:
+        """(count,) int64: where each asked line is in the sequence."""
+        return self.flat % self.length
+
+    @functools.cached_property
+    def position(self) -> Tensor:
+        """(count,) int64: where each asked line is on the canvas."""
+        return self.places.flatten()[self.flat]
+
+    @functools.cached_property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """Of the numbers of the asked lines, (own,) int64 and (count - own,): those of the canvas, and the others."""
+        outside = self.column >= self.width
+        sizes = ((~outside, self.own), (outside, self.count - self.own))
+        return tuple(torch.nonzero_static(part, size=n).squeeze(1) for part, n in sizes)  # type: ignore[return-value]
+
+    def on_canvas(self, width: int) -> Tensor:
+        """(count,) int64: the asked lines as indices of a flattened batch of sequences of `width` columns."""
+        return self.row * width + self.column
 
 
 @dataclass(frozen=True, eq=False)

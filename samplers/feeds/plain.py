@@ -6,7 +6,7 @@ Guidance doubles the rows.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,13 +14,50 @@ from torch import Tensor
 
 from ..canvas import Layout, rows_of_each
 from ..denoiser import Counter, Previous, TokenDenoiser
-from ..errors import PluginError
+from ..errors import OptionError, PluginError
 from ..guard import guarded
 from ..random import DRAW_BLIND
+from ..sampler import Sampler
 from ..state import TokenState
-from . import Answer, Query
+from . import Answer, Query, SeenQuery
 
-__all__ = ["PlainFeed", "block"]
+__all__ = ["PlainFeed", "block", "check_needs"]
+
+# Of a need: what a sampler does that has it, what a denoiser does not that lacks it, and which do.
+NEEDS = {
+    "masks": (
+        "says what each line of a forward pass sees (predict.seen)",
+        "takes no such masks (its masks is False)",
+        "samplers.models.Transformer, models of transformers that take a mask for each row, the exact problems, and "
+        "TokenDenoiser.wrap(fn, masks=True)",
+    ),
+    "attends": (
+        "reads the model's attention (predict.attention)",
+        "does not give it (its attends is False)",
+        "samplers.models.Transformer, and models of transformers that are loaded with attn_implementation='eager'. Exact "
+        "problems are no networks, and have no attention",
+    ),
+}
+
+
+def check_needs(denoiser: TokenDenoiser, sampler: Sampler[Any], args: Mapping[str, Any]) -> None:
+    """OptionError if the denoiser, or an argument of sample(), does not give what a sampler with Facts(needs=...) needs."""
+    needs = sampler.effective_facts.needs
+    for need in needs:
+        does, lacks, who = NEEDS[need]
+        if not getattr(denoiser, need):
+            if why := getattr(denoiser, "lacks", {}).get(need, ""):
+                lacks += f": {why}"
+            raise OptionError(
+                f"sampler {sampler.name!r} {does}, and denoiser {denoiser.name!r} {lacks}. These do: {who}"
+            )
+        if denoiser.self_conditioned or denoiser.time_per_position:
+            kind = "self_conditioned" if denoiser.self_conditioned else "time_per_position"
+            raise OptionError(f"sampler {sampler.name!r} {does}, which does not go with a denoiser that is {kind}")
+        others = {"cache": "leave it out", "guide": "cfg_scale= does", "constrain": "a language needs another sampler"}
+        for name, instead in others.items():
+            if args[name] is not None:
+                raise OptionError(f"{name}= does not go with sampler {sampler.name!r}, which {does}; {instead}")
 
 
 def block(state: TokenState) -> Tensor:
@@ -162,6 +199,56 @@ class PlainFeed:
                 queries.append(Query(batch, which, mask, count, guided, t, tuple(here), whole, None, more, lengths))
         return queries
 
+    def plan_seen(
+        self, state: TokenState, x: Tensor, places: Tensor, visible: Tensor, asked: Tensor, t: Tensor | None
+    ) -> list[SeenQuery]:
+        """The forward passes that answer for the lines `asked`; see Predict.seen. One device sync.
+
+        Rows of all lengths share a forward pass: no line sees what stands after its row's end, or after its window.
+        """
+        canvas, batch, width = state.canvas, len(x), state.x.shape[1]
+        asked = asked & (places < canvas.length[:, None])
+        end = canvas.length
+        if self.window is not None:
+            on_canvas = torch.zeros(batch, width + 1, dtype=torch.bool, device=x.device)
+            on_canvas.scatter_(1, torch.where(asked, places, width), True)
+            end = self._ends(state, on_canvas[:, :-1])  # type: ignore[assignment]
+        visible = visible & (places < end[:, None])[:, None]
+        inside, always = self._inside(state), self._guides(canvas)
+        counts = torch.stack([asked[:, :width].sum(1), asked[:, width:].sum(1)])
+        if inside is not None:
+            counts = torch.cat([counts, inside[None]])
+        own, more, *switch = counts.tolist()
+        queries = []
+        for guided in (False, True) if switch else (always,):
+            here = [i for i in range(batch) if own[i] + more[i] and (not switch or switch[0][i] == guided)]
+            if not here:
+                continue
+            which = None
+            if len(here) < batch:
+                member = asked.any(1) if inside is None else asked.any(1) & (inside == guided)
+                which = torch.nonzero_static(member, size=len(here)).squeeze(1)
+            parts = [part if which is None else part[which] for part in (asked, x, places, visible)]
+            known = sum(own[i] for i in here)
+            count = known + sum(more[i] for i in here)
+            members = tuple(here)
+            queries.append(
+                SeenQuery(
+                    batch,
+                    which,
+                    parts[0],
+                    count,
+                    guided,
+                    t,
+                    members,
+                    wide=count,
+                    sequence=parts[1:],
+                    width=width,
+                    own=known,
+                )
+            )
+        return queries
+
     def copies(self, number: int) -> PlainFeed:
         return PlainFeed(
             self.counter,
@@ -186,6 +273,10 @@ class PlainFeed:
             self.nfe_rows[query.rows] += 1
         x, time, mask, more = self._input(state, query)
         n = (1 + query.guided) * query.wide
+        if query.maps is not None:
+            value, maps = self.counter.attended(x, time, mask, n, **more)
+            query.maps.append(maps[: len(query.mask)])
+            return Answer(value)
         if self.denoiser.head is not None:
             return Answer(self.counter.hidden(x, time, mask, n, **more))
         answer = Answer(*self.counter.tokens(x, time, mask, n, **more))
@@ -195,7 +286,10 @@ class PlainFeed:
         """What the model is given: x, t, mask, more. Of a guided query the unconditional rows come after the others."""
         canvas, denoiser = state.canvas, self.denoiser
         # (A, length); a copy of its own, since a model may write into what it is given
-        x = state.x.clone() if query.whole else query.of_canvas(state.x)
+        if isinstance(query, SeenQuery):
+            x = query.x.clone()
+        else:
+            x = state.x.clone() if query.whole else query.of_canvas(state.x)
         time = None
         if denoiser.time_conditioned:
             if denoiser.time_per_position:
@@ -205,6 +299,8 @@ class PlainFeed:
                 time = query.of_rows(state.noise_level if query.t is None else query.t)  # (A,)
         more: dict[str, Any] = {}
         mask = query.mask
+        if isinstance(query, SeenQuery):
+            more = {"visible": query.visible, "positions": query.places}
         if self.memory is not None:
             more["previous"] = self.memory.seen_by(state, query)
             mask = mask | query.of_canvas(_present(state))
@@ -214,14 +310,17 @@ class PlainFeed:
             blind = canvas.mask_id
             nothing = blind if blind is not None else query.of_canvas(canvas.noise(state.step, DRAW_BLIND))
             other, prompt = (state.x, canvas.prompt_mask) if self.second is None else self.second(state)
-            prompt = query.of_canvas(prompt)
-            x = torch.cat([x, torch.where(prompt, nothing, query.of_canvas(other))])
+            if isinstance(query, SeenQuery):  # guided by cfg_scale alone: see check_needs
+                prompt, other = query.of_rows(prompt).gather(1, query.places), query.x
+            else:
+                prompt, other = query.of_canvas(prompt), query.of_canvas(other)
+            x = torch.cat([x, torch.where(prompt, nothing, other)])
             if time is not None and time.dim() == 2:
                 time = torch.cat([time, torch.where(prompt, 1.0, time)])
             elif time is not None:
                 time = torch.cat([time, time])
             mask = torch.cat([mask, mask])
-            more = {name: value.doubled() for name, value in more.items()}
+            more = {n: torch.cat([v] * 2) if isinstance(v, Tensor) else v.doubled() for n, v in more.items()}
         if query.lengths is not None:
             more["lengths"] = query.lengths.repeat(1 + query.guided)
         return x, time, mask, more

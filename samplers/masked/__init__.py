@@ -14,6 +14,7 @@ _CLASSES = {
     "core": "Core",
     "credit": "Credit",
     "daedal": "Daedal",
+    "dawn": "Dawn",
     "dfm_euler": "DFMEuler",
     "dilated": "Dilated",
     "entropy_bound": "EntropyBound",
@@ -55,6 +56,7 @@ _CLASSES = {
     "token_to_mask": "TokenToMask",
     "topk_margin": "TopkMargin",
     "wedlm": "WeDLM",
+    "wino": "Wino",
 }
 
 

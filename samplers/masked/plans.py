@@ -27,6 +27,7 @@ __all__ = [
     "fill_up_to",
     "in_time",
     "min_count",
+    "most_open",
     "parse_plan",
     "scheduled_count",
     "whole_block_count",
@@ -83,6 +84,11 @@ def min_count(state: TokenState) -> Tensor:
     left = (state.block_steps - state.block_step).clamp_min(1)
     count = torch.div(state.remaining + left - 1, left, rounding_mode="floor")
     return in_time(state, count).clamp_min(1)
+
+
+def most_open(canvas: Layout) -> int:
+    """The most positions that a row can have open: those of the largest block. A device sync, so for Sampler.init only."""
+    return max(1, int(canvas.block_size.max()))
 
 
 def fill_up_to(state: TokenState, chosen: Tensor, score: Tensor, least: Tensor) -> Tensor:

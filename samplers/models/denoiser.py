@@ -74,7 +74,7 @@ class TransformerDenoiser(TokenDenoiser):
         self.model, self.name = model.eval().requires_grad_(False), name
         self.length, self.max_length = optional_integer("length", length), c.max_length
         self.predicts_next, self.shift = predicts_next, shift
-        self.takes_lengths = True
+        self.takes_lengths, self.masks, self.attends = True, not shift, True
         self.mask_id, self.vocab_size = mask_id, c.vocab_size
         self.attention, self.caches = c.attention, CACHES[c.attention]
         self.attention_block, self.embedding = c.block_length or 1, (c.embeddings, c.width)
@@ -111,9 +111,9 @@ class TransformerDenoiser(TokenDenoiser):
         *,
         rows: Tensor | None = None,
         cache: CacheUse | None = None,
-        lengths: Tensor | None = None,
+        **more: Tensor | None,
     ) -> Tensor:
-        return self._through_head(x, t, rows=rows, cache=cache, lengths=lengths)
+        return self._through_head(x, t, rows=rows, cache=cache, **more)
 
     def hidden(
         self,
@@ -123,10 +123,27 @@ class TransformerDenoiser(TokenDenoiser):
         rows: Tensor | None = None,
         cache: CacheUse | None = None,
         lengths: Tensor | None = None,
+        visible: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        if cache is None:
-            check_room("x", [x.shape[1]], self)
         told = self._told(x, t, cache, lengths)
+        if visible is not None:
+            told |= {"visible": visible, "positions": positions}
+        elif cache is None:
+            check_room("x", [x.shape[1]], self)
+        return self._hidden(x, rows, told)
+
+    def attended(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        maps: list[Tensor] = []
+        out = self._hidden(x, rows, self._told(x, t, None, lengths) | {"maps": maps})
+        total = maps[0].clone()
+        for each in maps[1:]:
+            total += each
+        return out, total / len(maps)
+
+    def _hidden(self, x: Tensor, rows: Tensor | None, told: dict[str, Any]) -> Tensor:
         with torch.no_grad():
             if not self.shift:
                 return self.model(x, rows=rows, **told).flatten(0, -2)

@@ -11,6 +11,7 @@ be, that filling is not seen, and that a forward pass with cached keys and value
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import flag, integer, shown
-from ..denoiser import CacheUse, Head, TextTokenizer, TokenDenoiser, TrainModeCheck, embedded
+from ..denoiser import CacheUse, Head, TextTokenizer, TokenDenoiser, TrainModeCheck, embedded, seeing
 from ..errors import ModelError, OptionError, SamplersError
 from .cache import Cache
 from .denoiser import CACHES
@@ -135,6 +136,8 @@ class HuggingFaceDenoiser(TokenDenoiser):
         model: the model itself.
         shift: whether line i - 1 of the model's output answers for position i.
         takes_lengths: whether `lengths` may be given.
+        masks: whether `visible` and `positions` may be given.
+        attends: whether it has `attended`: models that are loaded with attn_implementation="eager" and know output_attentions.
         why: sentences on what it cannot do; empty if there is nothing.
     """
 
@@ -191,8 +194,8 @@ class HuggingFaceDenoiser(TokenDenoiser):
     ) -> Tensor:
         """As TokenDenoiser.predict. lengths: (A,) int64, only the first lengths[i] positions of row i are there; None: all."""
         if self.head is not None:
-            return self._through_head(x, t, rows=rows, cache=cache, lengths=lengths)
-        out = self._packed(self._forward(x, cache, lengths)[0], self._lines(x, rows))
+            return self._through_head(x, t, rows=rows, cache=cache, lengths=lengths, **more)
+        out = self._packed(self._forward(x, cache, lengths, **more)[0], self._lines(x, rows))
         return out if rows is not None else out.view(*x.shape, -1)
 
     def hidden(
@@ -203,11 +206,26 @@ class HuggingFaceDenoiser(TokenDenoiser):
         rows: Tensor | None = None,
         cache: CacheUse | None = None,
         lengths: Tensor | None = None,
+        **more: Any,
     ) -> Tensor:
         """As TokenDenoiser.hidden. lengths as for `predict`."""
+        return self._hidden(*self._forward(x, cache, lengths, **more), self._lines(x, rows))
+
+    def attended(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        out, answer = self._forward(x, None, lengths, attention=True)
+        total = torch.zeros(*x.shape, x.shape[1], dtype=torch.float32, device=x.device)
+        for layer in answer.attentions:
+            total += layer.float().mean(1).to(total.device)
+        lines = self._lines(x, rows)
+        made = self._hidden(out, answer, lines) if self.head is not None else self._packed(out, lines)
+        return made, total / len(answer.attentions)
+
+    def _hidden(self, out: Tensor, answer: Any, lines: Tensor | None) -> Tensor:
+        """(N, D): what the head is applied to, of the lines that are needed of a forward pass."""
         assert self.head is not None
-        out, answer = self._forward(x, cache, lengths)
-        packed = self._packed(out, self._lines(x, rows))
+        packed = self._packed(out, lines)
         if not len(packed):
             return packed.new_zeros(0, self.head.weight.shape[1])
         return self._transformed(packed, answer)
@@ -217,7 +235,8 @@ class HuggingFaceDenoiser(TokenDenoiser):
     ) -> tuple[Tensor, Tensor | None]:
         if self.head is not None:
             return super().logits(x, t, rows, needed, **more)
-        out, _ = self._forward(x, more.get("cache"), more.get("lengths"))
+        told: list[Any] = [more.get(name) for name in ("cache", "lengths", "visible", "positions")]
+        out, _ = self._forward(x, *told)
         index = torch.nonzero_static(rows.flatten(), size=needed).squeeze(1)
         every = self._lines(x, None)
         return out.flatten(0, 1), index if every is None else every[index]
@@ -243,23 +262,50 @@ class HuggingFaceDenoiser(TokenDenoiser):
         flat = out.flatten(0, 1)
         return flat if lines is None else flat[lines.to(flat.device)]
 
-    def _forward(self, x: Tensor, cache: CacheUse | None, lengths: Tensor | None) -> tuple[Tensor, Any]:
-        """The model's rows before its head (B, n, D), or logits (B, n, V) if that stays on; and all that it returned."""
+    def _forward(
+        self,
+        x: Tensor,
+        cache: CacheUse | None,
+        lengths: Tensor | None,
+        visible: Tensor | None = None,
+        positions: Tensor | None = None,
+        attention: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """The model's rows before its head (B, n, D), or logits (B, n, V) if that stays on; and all that it returned.
+
+        Args:
+            visible, positions: as of a denoiser with `masks`, or None.
+            attention: whether what it returns has its attentions.
+        """
         self._train_mode.raise_if_on(self.name)
         view = None if cache is None else _View(cache.store, self._columns(cache))
-        answer = self._ask(x, cache, view, lengths)
+        more: dict[str, Any] = {"output_attentions": True} if attention else {}
+        if visible is not None and positions is not None:
+            more |= {"position_ids": (positions + self._offset).to(self._entry)}
+            more |= {"attention_mask": self._read_as_mask(seeing(visible)[:, None]).to(self._entry)}
+        answer = self._ask(x, cache, view, lengths, more)
         if cache is not None and view is not None:
             view.write(cache)
         if self.head is not None:
             return answer[0], answer
         return answer.logits[..., : self.vocab_size].to(self.device, self._logits_dtype), answer
 
-    def _ask(self, x: Tensor, cache: CacheUse | None, view: _View | None, lengths: Tensor | None) -> Any:
+    def _ask(
+        self,
+        x: Tensor,
+        cache: CacheUse | None,
+        view: _View | None,
+        lengths: Tensor | None,
+        more: dict[str, Any] | None = None,
+    ) -> Any:
+        """more: what the model is told beside the usual, or in its place."""
         told: dict[str, Any] = dict(self._told)
         if cache is not None:
             told |= {"past_key_values": view, "position_ids": (cache.positions + self._offset).to(self._entry)}
             told |= {"use_cache": True} if "use_cache" in told else {}
-        told |= self._mask(x, cache, lengths, 0 if view is None else view.columns)
+        if more is None or "attention_mask" not in more:
+            told |= self._mask(x, cache, lengths, 0 if view is None else view.columns)
+        told |= more or {}
         with torch.no_grad():
             if self.extra is None:
                 return self._net(input_ids=x.to(self._entry), **told)
@@ -304,10 +350,14 @@ class HuggingFaceDenoiser(TokenDenoiser):
             new = torch.cat([old, new.expand(batch, -1, -1, -1)], 3)
         # Filling that sees nothing would be NaN; what it is does not matter, so it sees everything.
         new = new | ~new.any(3, keepdim=True) if there is not None else new
-        if getattr(self._config, "_attn_implementation", None) != "sdpa":  # which alone reads a mask of bools as one
-            least = torch.finfo(self._dtype).min
-            new = torch.zeros(new.shape, dtype=self._dtype, device=x.device).masked_fill_(~new, least)
-        return {"attention_mask": new.expand(batch, 1, n, -1).to(self._entry)}
+        return {"attention_mask": self._read_as_mask(new).expand(batch, 1, n, -1).to(self._entry)}
+
+    def _read_as_mask(self, mask: Tensor) -> Tensor:
+        """A mask of bools, (B, 1, n, m), in the form that the model's attention reads."""
+        if getattr(self._config, "_attn_implementation", None) == "sdpa":  # which alone reads a mask of bools as one
+            return mask
+        least = torch.finfo(self._dtype).min
+        return torch.zeros(mask.shape, dtype=self._dtype, device=mask.device).masked_fill_(~mask, least)
 
     # ------------------------------------------------------------------------------------------ the head
 
@@ -567,6 +617,58 @@ class HuggingFaceDenoiser(TokenDenoiser):
         if apart < CLOSE.get(self._dtype, CLOSE_IN_HALF):
             return ""
         return f"with cached keys and values its answers are others, by {apart:.1e} of the largest"
+
+    @functools.cached_property
+    def lacks(self) -> dict[str, str]:
+        """Why it has no `masks` or no `attends`, by these names. Measured on a few tokens when it is first asked."""
+        reasons = {"masks": self._masks_missing, "attends": self._attention_missing}
+        found = {}
+        for name, look in reasons.items():
+            try:
+                why = look()
+            except Exception as error:  # other people's code may raise anything
+                why = _said(error)
+            if why:
+                found[name] = why
+        return found
+
+    @property
+    def masks(self) -> bool:  # type: ignore[override]
+        return "masks" not in self.lacks
+
+    @property
+    def attends(self) -> bool:  # type: ignore[override]
+        return "attends" not in self.lacks
+
+    def _masks_missing(self) -> str:
+        """Why `visible` and `positions` cannot be given; nothing, if they are taken for what they say."""
+        if self.shift:
+            return "its answers are shifted, so no line answers for its own position"
+        other, window = _windows(self._config)
+        if other or window is not None:
+            return f"it has layers of the type {other}" if other else f"some of its layers see only {window} positions"
+        close, n = CLOSE.get(self._dtype, CLOSE_IN_HALF), self._probe_length()
+        x, positions = self._probe(n)[:1].to(self.device), torch.arange(n, device=self.device)[None]
+        visible = positions[..., None] >= positions[:, None]  # (1, n, n): each sees itself and what is before it
+        visible[:, 1:, 0] = False  # and nothing but the first itself sees the first
+        said = self._forward(x, None, None, visible, positions)[0]
+        changed = torch.cat([x[:, 1:2], x[:, 1:]], 1)
+        if not _apart(self._forward(changed, None, None, visible, positions)[0][:, 1:], said[:, 1:]) < close:
+            return "a token that a mask hides changes its answers"
+        back = visible.flip(1, 2)
+        turned = self._forward(x.flip(1), None, None, back, positions.flip(1))[0].flip(1)
+        if not _apart(turned, said) < close:
+            return "the order in which tokens are given changes its answers, whatever position_ids says"
+        return ""
+
+    def _attention_missing(self) -> str:
+        """Why its attention cannot be read; nothing, if it can."""
+        how, n = getattr(self._config, "_attn_implementation", None), self._probe_length()
+        if how != "eager":
+            return f"it attends by {how!r}, and weights are given with attn_implementation='eager' alone"
+        answer = self._forward(self._probe(n)[:1].to(self.device), None, None, attention=True)[1]
+        shapes = sorted({tuple(layer.shape[2:]) for layer in answer.attentions})
+        return "" if shapes == [(n, n)] else f"its attentions are {shapes} for {n} tokens"
 
 
 class _View(PastKeyValues):

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..denoiser import Head, embedded
+from ..denoiser import Head, embedded, seeing
 from ..errors import OptionError
 from ..ops.cached_attention import KINDS, cached_attention
 from .cache import Cache
@@ -392,6 +392,8 @@ class Transformer(nn.Module):
         runs: Sequence[tuple[int, int]] | None = None,
         condition: Tensor | None = None,
         extra: Tensor | None = None,
+        visible: Tensor | None = None,
+        maps: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden rows of n tokens, for `head`.
 
@@ -418,6 +420,10 @@ class Transformer(nn.Module):
             runs: for "fill", the batch rows of the cache that the B rows are, in order, as (first, end); None: all.
             keep: (B, cache.length) bool, rows of the cache that may be seen; None: all that are filled.
             extra: (M, D), embeddings of the ids Config.embeddings to Config.embeddings + M - 1.
+            visible: (B, n, n) bool, without a cache and without count: token i sees token j if visible[b, i, j], whatever
+                Config.attention says, and itself if it sees nothing.
+            maps: without a cache: each layer's attention is put there, the mean over its heads, (B, n, n) float32. Softmax is
+                then taken of products that are stored, (B, heads, n, n) of one layer at a time.
             condition: (B, 1, C), what the layers of a subclass are told beside the tokens (dit.DiT: the noise level).
 
         Returns:
@@ -433,6 +439,7 @@ class Transformer(nn.Module):
         filled, runs = (cache, runs) if store == "fill" else (None, None)
         cache, store = (None, None) if store == "fill" else (cache, store)
         self._check(ids, positions, rows, cache, store, start, index, count, stored, keep)
+        self._check_sight(ids, visible, maps, cache, count)
         if filled is not None:
             runs = ((0, filled.batch),) if runs is None else runs
             if sum(end - first for first, end in runs) != len(ids) or ids.shape[1] > filled.length:
@@ -453,7 +460,7 @@ class Transformer(nn.Module):
         if _looks(ids.device):
             _check_range("ids", ids, c.embeddings + (0 if extra is None else len(extra)))
             _check_range("positions", positions, c.max_length)
-        attend = self._attention(ids, cache, store, places, count, keep)
+        attend = self._attention(ids, cache, store, places, count, keep, visible, maps)
 
         x = self.embed(ids) if extra is None else embedded(self.embed, ids, c.embeddings, extra)  # (B, n, D)
         angle = positions[:, None, :, None] * rope_frequencies(c, ids.device)  # (B, 1, n, w / 2) float32
@@ -490,6 +497,8 @@ class Transformer(nn.Module):
         places: Tensor | None,
         count: Tensor | None,
         keep: Tensor | None,
+        visible: Tensor | None,
+        maps: list[Tensor] | None,
     ) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
         """What a layer's queries do with its keys and values: (layer, q, k, v) -> (B, Hq, n, d)."""
         c, n = self.config, ids.shape[1]
@@ -500,17 +509,23 @@ class Transformer(nn.Module):
             if there is not None and c.attention != "causal":  # after the end, causal attention does not see them
                 # A row of filling alone sees its first: a softmax over nothing would be a NaN.
                 mask = (there | (here == 0))[:, None, None]  # (B, 1, 1, n) bool: the same for all queries
-            if c.block_length is not None:
-                if n > SPAN:
+            if visible is not None:
+                mask = seeing(visible)[:, None]  # (B, 1, n, n)
+            elif c.block_length is not None:
+                if n > SPAN and maps is None:
                     seen, size = mask, c.block_length
                     return lambda i, q, k, v: _attend_in_spans(q, k, v, size, seen)
                 blocks = here[:, None] // c.block_length >= here // c.block_length  # (n, n) bool
                 mask = blocks if mask is None else mask & blocks
             kinds: dict[str, Any] = {
                 "attn_mask": mask,
-                "is_causal": c.attention == "causal",
+                "is_causal": c.attention == "causal" and visible is None,
                 "enable_gqa": c.heads != c.kv_heads,
             }
+            if maps is not None:
+                if kinds["is_causal"]:
+                    mask = here[:, None] >= here
+                return lambda i, q, k, v: _weighed(q, k, v, mask, maps)
             return lambda i, q, k, v: F.scaled_dot_product_attention(q, k, v, **kinds)
 
         if store in ("replace", "scatter"):
@@ -538,6 +553,20 @@ class Transformer(nn.Module):
             keep=keep,
             new_keep=there,
         )
+
+    def _check_sight(
+        self, ids: Tensor, visible: Tensor | None, maps: list[Tensor] | None, cache: Cache | None, count: Tensor | None
+    ) -> None:
+        if (visible is not None or maps is not None) and cache is not None:
+            raise OptionError("transformer: visible and maps do not go with a cache")
+        if visible is None:
+            return
+        if count is not None:
+            raise OptionError("transformer: visible says what is filling as well, so it does not go with count")
+        if visible.dtype != torch.bool or tuple(visible.shape) != (*ids.shape, ids.shape[1]):
+            raise ValueError(
+                f"transformer: visible is {tuple(visible.shape)} {visible.dtype}, expected {(*ids.shape, ids.shape[1])} bool"
+            )
 
     def _check(
         self,
@@ -634,6 +663,21 @@ class Transformer(nn.Module):
                 f"transformer: the cache holds {cache.lengths.tolist()} rows, expected whole blocks of {block}: what a row "
                 "of an unfinished block sees would depend on how it was cut"
             )
+
+
+def _weighed(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, maps: list[Tensor]) -> Tensor:
+    """Attention step by step, (B, Hq, n, d), its weights put into `maps` as the mean over heads, (B, n, n) float32.
+
+    Args:
+        mask: bool that broadcasts to (B, 1, n, n), or None: who sees whom.
+    """
+    k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
+    score = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    if mask is not None:
+        score = score.masked_fill(~mask, -torch.inf)
+    weight = score.softmax(-1)
+    maps.append(weight.mean(1))
+    return weight.to(v.dtype) @ v
 
 
 def _attend_in_spans(q: Tensor, k: Tensor, v: Tensor, block_length: int, seen: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .. import registry
-from ..denoiser import Denoiser, TokenDenoiser
+from ..denoiser import Denoiser, TokenDenoiser, as_canvases
 from ..errors import FamilyError, OptionError, PluginError, did_you_mean, unknown_option
 from ..family import BUILT_IN, family_names, family_of
 from ..random import uniform
@@ -509,6 +509,7 @@ class ExactTokens(TokenDenoiser):
         self.vocab_size = self.tokens + (self.mask_id is not None)
         # Under uniform noise x does not show what is noise. Each position has its own level: a prompt has none.
         self.time_conditioned = self.time_per_position = family == "uniform"
+        self.masks = family == "masked"
 
     def posterior(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """p(x_0,i = v | x_t) for all of `positions` (P,) int64 (None: all L): (B, P, tokens) float64, summing to 1.
@@ -538,16 +539,29 @@ class ExactTokens(TokenDenoiser):
         """The same of checked float64 evidence whose largest entry at every position is 0."""
         raise NotImplementedError
 
-    def predict(self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: Any = None) -> Tensor:
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: Any = None,
+        visible: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Log-probabilities of the clean token, exact: (B, L, V) or, with `rows` (B, L) bool, packed (N, V). float32.
 
         Args:
             x: (B, L) int64. t: in [0, 1], the noise level, for uniform noise only: (B, L), 0 where a token is known to be
                 clean; or (B,), one per row.
+            visible, positions: masked noise: the sequence is x (B, n), and line i's answer is p(x_0 at positions[i] | the
+                tokens that it sees); masks say nothing. Of a token that it sees at its own position it is sure.
 
         Raises:
             OptionError: a wrong shape, a token out of range (row and position named), t missing or out of [0, 1].
         """
+        if visible is not None and positions is not None:
+            return self._seen(x, rows, visible, positions)
         check_tokens(x, self.length, self.tokens, self.mask_id, f"denoiser {self.name!r}")
         if not self.time_conditioned:
             t = None
@@ -577,6 +591,18 @@ class ExactTokens(TokenDenoiser):
         if self.mask_id is not None:
             logits = torch.nn.functional.pad(logits, (0, 1), value=-math.inf)  # the mask can never be drawn
         return logits if rows is not None else logits.unflatten(0, tuple(x.shape))  # (N, V) or (B, L, V) float32
+
+    def _seen(self, x: Tensor, rows: Tensor | None, visible: Tensor, positions: Tensor) -> Tensor:
+        """`predict` of lines that see different tokens: each is a canvas, and equal canvases are worked out once."""
+        assert self.mask_id is not None
+        every = torch.ones_like(x, dtype=torch.bool) if rows is None else rows
+        canvas, own = as_canvases(x, visible, positions, every, self.length, self.mask_id)  # (N, L) each
+        different, which = canvas.unique(dim=0, return_inverse=True)
+        asked = torch.zeros_like(different, dtype=torch.bool)
+        asked.view(-1)[which * self.length + own.to(torch.uint8).argmax(1)] = True
+        number = (asked.flatten().cumsum(0) - 1).view_as(asked)[which][own]  # (N,): which of the answers is each line's
+        out = self.predict(different, rows=asked)[number]
+        return out if rows is not None else out.unflatten(0, tuple(x.shape))
 
 
 # ---------------------------------------------------------------------------------------------- exact sums

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .. import registry
 from ..curves import exact_curve
-from ..denoiser import CacheUse, TokenDenoiser
+from ..denoiser import CacheUse, TokenDenoiser, as_canvases
 from ..gaussian.denoiser import At, GaussianDenoiser
 from ..gaussian.moments import Moments
 from ..models.cache import Cache
@@ -19,6 +20,7 @@ from ..sampler import Sampler
 from ..schedule import NoiseSchedule, noise_schedule
 
 __all__ = [
+    "TinyAttending",
     "TinyJoint",
     "TinyMixture",
     "TinyNet",
@@ -72,13 +74,26 @@ class TinyJoint(Told, TokenDenoiser):
         self.law = weight / weight.sum()  # (S,) float64
         self.onehot = torch.nn.functional.one_hot(self.strings, vocab + 1).double()  # (S, L, V + 1)
         self.times: list[Tensor] = []
+        self.masks = True
 
     def predict(
-        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: CacheUse | None = None,
+        visible: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         assert (t is not None) == self.time_conditioned
         if t is not None:
             self.times.append(t)
+        if visible is not None and positions is not None:
+            return _of_lines(self._logits, x, rows, visible, positions, self.length, self.tokens)
+        return self._logits(x, rows)
+
+    def _logits(self, x: Tensor, rows: Tensor | None) -> Tensor:
         fits = ((x[:, None] == self.strings) | (x[:, None] == self.mask_id)).all(2)  # (B, S)
         weight = (fits * self.law)[:, :, None, None] * self.onehot  # (B, S, L, V + 1)
         # One string after another: a matrix product could round differently in a batch of another size.
@@ -107,14 +122,20 @@ class TinyUniformJoint(TinyJoint):
 
     def __init__(self, length: int = 3, vocab: int = 3, seed: int = 0, skew: float = 1.5):
         super().__init__(length, vocab, seed, skew, time_conditioned=True)
-        self.vocab_size, self.mask_id, self.time_per_position = vocab, None, True
+        self.vocab_size, self.mask_id, self.time_per_position, self.masks = vocab, None, True, False
         # Which strings have token v at position i: (L, V, S / V)
         self.having = torch.stack(
             [torch.stack([(self.strings[:, i] == v).nonzero()[:, 0] for v in range(vocab)]) for i in range(length)]
         )
 
     def predict(
-        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: CacheUse | None = None,
+        **more: Any,
     ) -> Tensor:
         assert t is not None and t.shape == x.shape, "one noise level per position is (B, L)"
         self.times.append(t)
@@ -142,6 +163,7 @@ class TinyNet(Told, TokenDenoiser):
 
     Attributes:
         asked: the (rows, positions) of each call.
+        given: how many tokens each call was given.
         times: (B,) float64 each, the times of each call if it is time_conditioned.
     """
 
@@ -158,10 +180,19 @@ class TinyNet(Told, TokenDenoiser):
         self.time_conditioned, self.name = time_conditioned, "tiny net"
         self.table = torch.randn(2 * reach + 1, vocab + 1, vocab + 1, generator=_generator(seed)) * 0.8
         self.asked: list[tuple[int, int]] = []
+        self.given: list[int] = []
         self.times: list[Tensor] = []
+        self.masks = self.attends = True
 
     def predict(
-        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: CacheUse | None = None,
+        visible: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         assert x.dtype == torch.int64 and x.dim() == 2
         assert bool(((x >= 0) & (x < self.vocab_size)).all()), "a token outside the vocabulary reached the model"
@@ -172,13 +203,37 @@ class TinyNet(Told, TokenDenoiser):
         if not self.visible_too:
             assert bool(x[rows].eq(self.tokens).all()), "logits were asked for at a position that is not masked"
         self.asked.append((len(x), int(rows.sum())))
+        self.given.append(x.numel())
+        if visible is not None and positions is not None:
+            level = None if t is None else t[rows.nonzero()[:, 0]]
+            length = 1 + int(positions.max())
+            return _of_lines(
+                lambda canvas, own: self._logits(canvas, level)[own], x, rows, visible, positions, length, self.tokens
+            )
+        return self._logits(x, t)[rows]
+
+    def attended(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `predict`, and an arbitrary attention: each position's, over its window, depends on what stands there."""
+        span = 2 * self.reach + 1
+        near = torch.nn.functional.pad(x, (self.reach, self.reach), value=self.tokens).unfold(
+            1, span, 1
+        )  # (B, L, span)
+        weight = (3 * self.table[torch.arange(span), near, 0]).softmax(-1)
+        wide = torch.zeros(*x.shape, x.shape[1] + 2 * self.reach, dtype=torch.float32)
+        column = torch.arange(x.shape[1])[:, None] + torch.arange(span)
+        wide.scatter_(2, column.expand(len(x), -1, -1), weight)
+        return self.predict(x, t, rows=rows), wide[:, :, self.reach : self.reach + x.shape[1]]
+
+    def _logits(self, x: Tensor, t: Tensor | None) -> Tensor:
         padded = torch.nn.functional.pad(x, (self.reach, self.reach), value=self.tokens)
         out = torch.zeros(*x.shape, self.vocab_size)
         for j in range(2 * self.reach + 1):
             out += self.table[j][padded[:, j : j + x.shape[1]]]
         if t is not None:
             out = out * (0.5 + 0.5 * t[:, None, None]).float()
-        return out[rows]
+        return out
 
 
 class TinySure(Told, TokenDenoiser):
@@ -194,15 +249,24 @@ class TinySure(Told, TokenDenoiser):
 
     def __init__(self, scale: float, mask: bool = True):
         self.vocab_size, self.mask_id, self.length, self.name = 5, 4 if mask else None, 6, "tiny sure"
+        self.masks = mask
         self.best = torch.tensor([3, 1, 2, 0, 3, 2], device="cpu")
         logits = torch.nn.functional.one_hot(self.best, 5).float()
         logits[1:4] += torch.nn.functional.one_hot(torch.tensor([2, 3, 3], device="cpu"), 5)
         self.said = scale * logits  # (6, 5)
 
     def predict(
-        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor | None = None, cache: CacheUse | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        *,
+        rows: Tensor | None = None,
+        cache: CacheUse | None = None,
+        visible: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         logits = self.said.expand(len(x), -1, -1)  # (B, 6, 5)
+        logits = logits if positions is None else self.said[positions]
         return logits if rows is None else logits[rows]
 
 
@@ -211,8 +275,36 @@ class TinyUniformNet(TinyNet):
 
     def __init__(self, vocab: int = 11, seed: int = 0, reach: int = 3, time_conditioned: bool = False):
         super().__init__(vocab, seed, reach, time_conditioned, visible_too=True)
-        self.vocab_size, self.mask_id, self.name = vocab, None, "tiny uniform net"
+        self.vocab_size, self.mask_id, self.name, self.masks, self.attends = (
+            vocab,
+            None,
+            "tiny uniform net",
+            False,
+            False,
+        )
         self.table = self.table[:, :, :vocab].contiguous()
+
+
+class TinyAttending(Told, TokenDenoiser):
+    """Another denoiser, with an attention that says nothing: of the same weight at all positions of a canvas of fixed length."""
+
+    attends = True
+
+    def __init__(self, inner: TokenDenoiser):
+        self.inner, self.name, self.length = inner, f"{inner.name}, with an attention", inner.length
+        self.vocab_size, self.mask_id, self.time_conditioned = inner.vocab_size, inner.mask_id, inner.time_conditioned
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def predict(self, x: Tensor, t: Tensor | None = None, **more: Any) -> Tensor:
+        return self.inner.predict(x, t, **more)
+
+    def attended(
+        self, x: Tensor, t: Tensor | None = None, *, rows: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        maps = torch.full((*x.shape, x.shape[1]), 1 / x.shape[1], dtype=torch.float32)
+        return self.inner.predict(x, t, rows=rows), maps
 
 
 class TinySequential(Told, TokenDenoiser):
@@ -281,7 +373,9 @@ def of_tokens(cls: type[Sampler[Any]], exact: bool = False, **how: Any) -> Token
 
 
 def as_asked(cls: type[Sampler[Any]], denoiser: TokenDenoiser) -> TokenDenoiser:
-    """A denoiser of tokens in the way that samplers of a class ask it: at positions, or as a sequence."""
+    """A denoiser of tokens in the way that samplers of a class ask it: at positions, or as a sequence, or for its attention."""
+    if "attends" in cls.facts.needs and not denoiser.attends:
+        return TinyAttending(denoiser)
     return TinySequential(denoiser) if cls.facts.sequential else denoiser
 
 
@@ -361,12 +455,28 @@ def solve_ode(denoiser: GaussianDenoiser, x: Tensor, t_start: float, t_end: floa
     return y * float(schedule.alpha(t_end))
 
 
+def _of_lines(
+    logits: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    rows: Tensor | None,
+    visible: Tensor,
+    positions: Tensor,
+    length: int | None,
+    mask_id: int,
+) -> Tensor:
+    """Each line's answer, as that of the canvas that it sees: logits(canvases (N, L), own positions (N, L)) -> (N, V)."""
+    assert length is not None
+    every = torch.ones_like(x, dtype=torch.bool) if rows is None else rows
+    out = logits(*as_canvases(x, visible, positions, every, length, mask_id))
+    return out if rows is not None else out.unflatten(0, tuple(x.shape))
+
+
 def for_any_model(family: str = "masked") -> list[str]:
-    """The samplers of a family that run on any of its denoisers: without Facts(sequential=True) and Facts(moments=2) or more."""
+    """The samplers of a family that run on any of its denoisers: not sequential, without needs, and of one moment."""
 
     def runs(name: str) -> bool:
         facts = registry.load(name).facts
-        return not facts.sequential and facts.moments == 1
+        return not facts.sequential and not facts.needs and facts.moments == 1
 
     return [name for name in registry.names("*", family) if runs(name)]
 

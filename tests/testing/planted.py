@@ -714,6 +714,18 @@ class LogitsNeverAsked(Masked):
     facts = Facts(stores_logits=True)
 
 
+@plant("logits_are_asked_for_only_if_declared", "Facts(needs=())", cure="declare Facts(needs=('masks',))")
+@dataclass(frozen=True)
+class SightUnsaid(Masked):
+    """It says what each line sees, and does not say that it needs a model that takes it."""
+
+    def step(self, predict: Predict, state: TokenState) -> TokenState:
+        visible = predict.sight(state).expand(len(state.x), -1, -1)
+        place = torch.arange(state.x.shape[1]).expand_as(state.x)
+        drawn = predict.seen(state, state.x, place, visible, state.open, want="confidence")
+        return state.commit_best(drawn.confidence, drawn.token, k=even_count(state))
+
+
 @plant("static_plan_is_kept", "depends on prediction.*")
 @dataclass(frozen=True)
 class NotStatic(Masked):

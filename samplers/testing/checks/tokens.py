@@ -23,7 +23,7 @@ from ..kit import check
 from ..promises import CAUSES, NotApplicable, Promise
 from ..subjects import GEN, PROMPTS, create, joint, mixed, net, suited
 from ..sync_recorder import SyncRecorder
-from ..tiny import TinyJoint, TinySure, TinyUniformJoint, as_asked
+from ..tiny import TinySure, TinyUniformJoint, as_asked
 from ..watching import RecordedRng, Watched, watched
 from .any_family import KEPT_CAUSES, ROW_CAUSES, clashes, some
 
@@ -276,7 +276,7 @@ def counts_are_what_the_model_saw(name: str, promise: Promise) -> None:
         fine = int(out.nfe_rows.max()) <= out.nfe <= int(out.nfe_rows.sum()) <= rows
     else:
         rows, answers = (sum(n) for n in zip(*denoiser.asked))
-        given = rows * (2 + GEN)
+        given = sum(denoiser.given)
         least = 2 * int(out.nfe_rows.sum())  # a guided forward pass has two rows per row
         fine = rows >= least if registry.load(name).facts.copies else rows == least
     saw = {"nfe": len(denoiser.asked), "row_evals": rows, "token_evals": given, "head_rows": answers}
@@ -376,7 +376,7 @@ def a_step_makes_no_device_sync(name: str, promise: Promise) -> None:
 
 @check()
 def logits_are_asked_for_only_if_declared(name: str, promise: Promise) -> None:
-    """predict.logits is called if and only if the class declares Facts(stores_logits=True)."""
+    """predict.logits is called if and only if the class declares it, Facts(stores_logits=True); as are what facts.needs names."""
     calls: list[str] = []
 
     def step(run: Any, predict: Any, state: Any) -> Any:
@@ -388,12 +388,21 @@ def logits_are_asked_for_only_if_declared(name: str, promise: Promise) -> None:
     sample(promise, net(name), name, watched(create(name), step=step), gen_length=GEN, temperature=1.0)
     declared = registry.load(name).facts.stores_logits
     promise(
-        ("logits" in calls) == declared,
+        ("logits" in calls or "seen_logits" in calls) == declared,
         f"Facts(stores_logits={declared}) says whether a step calls predict.logits.",
-        f"{calls.count('logits')} calls of predict.logits in one run",
+        f"{calls.count('logits') + calls.count('seen_logits')} calls of predict.logits in one run",
         "facts that say something else than the step does. Declare Facts(stores_logits=True) if a step calls predict.logits, and "
         "leave it out if predict(state, want=...) is all that is used",
     )
+    needs = registry.load(name).facts.needs
+    for need, asks in (("masks", {"seen", "seen_logits"}), ("attends", {"attention"})):
+        promise(
+            bool(asks & set(calls)) == (need in needs),
+            f"Facts(needs={needs!r}) says whether a step calls {' or '.join(f'predict.{call}' for call in sorted(asks))}.",
+            f"{sum(call in asks for call in calls)} such calls in one run",
+            f"a denoiser without it would end the run in the middle: declare Facts(needs=({need!r},)) if a step does so, and "
+            "leave it out if none does",
+        )
 
 
 @check()
@@ -465,7 +474,7 @@ def time_reaches_a_time_conditioned_model(name: str, promise: Promise) -> None:
     if registry.load(name).facts.sequential:
         raise NotApplicable("what is kept must not depend on the time")
     uniform = registry.load(name).family == "uniform"
-    denoiser: Any = net(name, time_conditioned=True) if uniform else TinyJoint(length=4, time_conditioned=True)
+    denoiser: Any = net(name, time_conditioned=True) if uniform else joint(name, length=4, time_conditioned=True)
     sample(promise, denoiser, name, gen_length=6 if uniform else None, batch=64, temperature=1.0)
     times = denoiser.times
     causes = (
@@ -629,6 +638,8 @@ def a_run_of_a_pool_is_the_run_alone(name: str, promise: Promise) -> None:
     """A step may be cut short where it asks the model, and begun again when the answer is there, as Pool and AskingRun do."""
     if registry.load(name).facts.sequential:
         raise NotApplicable("its sequence has a cache of its own, which a pool does not share")
+    if "attends" in registry.load(name).facts.needs:
+        raise NotApplicable("a pool has no attention beside its answers")
     denoiser, sampler = net(name), create(name)
     run: dict[str, Any] = {"prompt": [[1, 2], [3, 4]], "gen_length": GEN, "seed": 3, "temperature": 1.0}
     alone = sample(promise, denoiser, name, sampler, **run)
