@@ -96,9 +96,8 @@ class Copies(Predictor):
         Args:
             which: (B,) int64, from 0 to K - 1.
         """
-        row = torch.div(logits.row, self.number, rounding_mode="floor")
-        at = (logits.row - row * self.number == which[row]).nonzero().squeeze(1)
-        return Logits(row[at], logits.position[at], logits.value[at])
+        mine = logits.row % self.number == which[torch.div(logits.row, self.number, rounding_mode="floor")]
+        return logits.folded(self.number).at(mine)
 
     def rearranged(self, wide: T, source: Tensor) -> T:
         """The state in which row i goes on as what row source[i] is, on its own random numbers; caches follow.

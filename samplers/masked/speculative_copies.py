@@ -142,8 +142,7 @@ class SpeculativeCopies(Sampler[DraftedState]):
 def _probabilities(predict: Predict | Copies, logits: Logits, at: Tensor) -> Tensor:
     """(B, K, V) float64: what tokens are drawn from at the entries `at`, (B, K) int64; anything if that is -1."""
     entry = at.clamp_min(0).flatten()
-    some = Logits(logits.row[entry], logits.position[entry], logits.value[entry])
-    return predict.probabilities(some).view(*at.shape, -1)
+    return predict.probabilities(logits.at(entry)).view(*at.shape, -1)
 
 
 def _drawn(weight: Tensor, other: Tensor, u: Tensor) -> Tensor:
