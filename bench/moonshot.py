@@ -4,11 +4,11 @@
     python bench/moonshot.py --only text        # a part: problems or text
     python bench/moonshot.py --write            # measure nothing, write bench/results/moonshot.json and the page again
 
-On a problem every sampler gets ceil(L / 4), ceil(L / 2) and L forward passes, L the positions to fill, or is walked along the option
-that sets its passes. `best other` at a budget is the setting of lowest error among all that take at most so many passes per row;
-it is the best of some hundred settings, chosen by what is reported, which favours the others. Ours is `level` if its error is not
-above that by more than the two 95 % intervals, halves added in quadrature. At equal rows, the budget of the others is not passes
-but the rows of the model that ours took, copies included.
+On a problem every sampler gets ceil(L / 4), ceil(L / 2) and L forward passes, L the positions to fill, or is walked along the
+option that sets its passes. `best other` at a budget is the setting of lowest error among all that take at most so many passes
+per row; it is the best of some hundred settings, chosen by what is reported, which favours the others. Ours is `level` if its
+error is not above that by more than the two 95 % intervals, halves added in quadrature. At equal rows, the budget of the others
+is not passes but the rows of the model that ours took, copies included.
 On text-mdm tokens are judged by the 5-gram model of bench/slots.py. Cells are kept in --out (runs/moonshot).
 """
 
@@ -39,7 +39,8 @@ LEFT_OUT = {"smc"}  # it runs another sampler of the list
 ROWS = {"text": 128, "domino": 500, "hmm": 500}  # samples; of other problems:
 MANY = 1000
 PROBLEMS = (  # all of tokens but digits, whose metric is of pictures
-    *("copy", "reverse", "sort", "shuffle", "replace_random", "remove_random", "insert_random", "latin3", "latin4", "sudoku4"),
+    *("copy", "reverse", "sort", "shuffle", "replace_random", "remove_random", "insert_random"),
+    *("latin3", "latin4", "sudoku4"),
     *("domino", "hmm", "text", "parity", "mirror", "dyck"),
 )
 DRAFTS = (8, 16)
@@ -71,7 +72,9 @@ def measure(name: str, out: Path, console: Console) -> list[dict[str, Any]]:
     ]
     begun = time.perf_counter()
     done = run(requests, out / name, command="python bench/moonshot.py", threads=1)
-    console.print(f"{name}: {done.planned} cells, {len(done.failed)} failed, {time.perf_counter() - begun:.0f} s", highlight=False)
+    console.print(
+        f"{name}: {done.planned} cells, {len(done.failed)} failed, {time.perf_counter() - begun:.0f} s", highlight=False
+    )
     for record in done.failed:
         console.print(f"  {record['sampler']}: {record['error'][:200]}", highlight=False)
     made = []
@@ -144,9 +147,17 @@ def text(out: Path, console: Console) -> list[dict[str, Any]]:
 
     made: list[dict[str, Any]] = [{"sampler": "the text itself", "nll": judged(windows)}]
     for name, options, steps in TEXT:
-        how: dict[str, Any] = {"gen_length": fill, "temperature": 1.0, "steps": steps, "forbid": [denoiser.eos_id], **options}
+        how: dict[str, Any] = {
+            "gen_length": fill,
+            "temperature": 1.0,
+            "steps": steps,
+            "forbid": [denoiser.eos_id],
+            **options,
+        }
         drawn = samplers.sample(denoiser, name, prompt=windows[:, :given], seed=0, **how)
-        alone = [samplers.sample(denoiser, name, prompt=windows[:1, :given], seed=i, **how).seconds.total for i in range(3)]
+        alone = [
+            samplers.sample(denoiser, name, prompt=windows[:1, :given], seed=i, **how).seconds.total for i in range(3)
+        ]
         made.append(
             {
                 "sampler": name, "options": options, "steps": steps, "nfe": float(drawn.nfe_rows.double().mean()),
@@ -163,18 +174,25 @@ def shown(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return "–"
     name = "" if cell["sampler"] == OURS else f"`{cell['sampler']}` "
-    return f"{name}{cell['error'][0]:.3g} <sub>{cell['error'][1]:.3g}–{cell['error'][2]:.3g} · {cell['nfe']:.3g} / {cell['rows']:.3g}</sub>"
+    value, low, high = cell["error"]
+    return f"{name}{value:.3g} <sub>{low:.3g}–{high:.3g} · {cell['nfe']:.3g} / {cell['rows']:.3g}</sub>"
 
 
 def tables(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| problem | L | error of exact samples | budget | ours: error · passes / rows | best other at so many passes | ours is | best other "
-        "at so many rows | ours is |",
+        "| problem | L | error of exact samples | budget | ours: error · passes / rows | best other at so many passes | is | "
+        "best other at so many rows | is |",
         "|---" * 9 + "|",
     ]
     for r in rows:
         exact = "" if r["ours"]["exact"] is None else f"{r['ours']['exact']:.3g}"
-        cells = [r["problem"], str(r["length"]), f"{r['ours']['metric']} {exact}", f"L/{r['part']} = {r['budget']}", shown(r["ours"])]
+        cells = [
+            r["problem"],
+            str(r["length"]),
+            f"{r['ours']['metric']} {exact}",
+            f"L/{r['part']} = {r['budget']}",
+            shown(r["ours"]),
+        ]
         for by in ("nfe", "rows"):
             cells += ["–", ""] if r[by] is None else [shown(r[by]["other"]), r[by]["verdict"]]
         lines.append("| " + " | ".join(cells) + " |")
@@ -189,14 +207,17 @@ def counted(rows: list[dict[str, Any]]) -> list[str]:
         fine = sum("above" not in v for v in said.values())
         each = [sum(r[by] is not None and r[by]["verdict"] == v for r in rows) for v in ("below", "level", "above")]
         lines.append(
-            f"At equal {what}: below or level at both budgets on {fine} of {len(names)} problems; of the {sum(each)} pairs {each[0]} below, "
-            f"{each[1]} level, {each[2]} above."
+            f"At equal {what}: below or level at both budgets on {fine} of {len(names)} problems; of the {sum(each)} pairs "
+            f"{each[0]} below, {each[1]} level, {each[2]} above."
         )
     return ["  \n".join(lines)]
 
 
 def text_table(made: list[dict[str, Any]]) -> str:
-    lines = ["| sampler | steps | passes | rows | nats per token | ms per sample, 24 at a time | ms, one alone |", "|---" * 7 + "|"]
+    lines = [
+        "| sampler | steps | passes | rows | nats per token | ms per sample, 24 at a time | ms, one alone |",
+        "|---" * 7 + "|",
+    ]
     for m in made:
         nll = f"{m['nll'][0]:.2f} <sub>{m['nll'][1]:.2f}–{m['nll'][2]:.2f}</sub>"
         if "nfe" not in m:
@@ -204,14 +225,16 @@ def text_table(made: list[dict[str, Any]]) -> str:
             continue
         options = "".join(f", {k} {v}" for k, v in m["options"].items())
         lines.append(
-            f"| `{m['sampler']}`{options} | {m['steps'] or ''} | {m['nfe']:.1f} | {m['rows']:.1f} | {nll} | {1000 * m['seconds']:.0f} | "
-            f"{1000 * m['alone']:.0f} |"
+            f"| `{m['sampler']}`{options} | {m['steps'] or ''} | {m['nfe']:.1f} | {m['rows']:.1f} | {nll} "
+            f"| {1000 * m['seconds']:.0f} | {1000 * m['alone']:.0f} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="speculative_copies against all other masked samplers: docs/parts/moon.md.")
+    parser = argparse.ArgumentParser(
+        description="speculative_copies against all other masked samplers: docs/parts/moon.md."
+    )
     parser.add_argument("--only", choices=("problems", "text"), help="measure this part only")
     parser.add_argument("--problems", nargs="*", default=PROBLEMS, choices=PROBLEMS, help="measure these problems only")
     parser.add_argument("--out", type=Path, default=Path("runs/moonshot"), help="where cells are kept (runs/moonshot)")

@@ -1,4 +1,4 @@
-"""Speculative copies: a masked model drafts for itself, in any order, and copies of the row verify the drafts in one forward pass."""
+"""Speculative copies: a masked model drafts for itself, in any order, and copies of the row verify it in one forward pass."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ class SpeculativeCopies(Sampler[DraftedState]):
     filled from the answer of the copy that stands, and only there are tokens independent of each other.
 
     A step costs up to K rows of the model for each row of the batch (`row_evals`), and logits at up to K (K + 1) positions: it
-    saves passes, not arithmetic. The first pass of a block drafts nothing. Use a sampler that asks about each row once if a forward
-    pass of K rows takes K times as long as one of one row.
+    saves passes, not arithmetic. The first pass of a block drafts nothing. Use a sampler that asks about each row once if a
+    forward pass of K rows takes K times as long as one of one row.
 
-    Its parents: any-subset models verify drafts in one pass by attention masks (Guo and Ermon 2025, arXiv 2504.20456); counting
-    the parallel rounds of a model that speculates for itself is due to Anari et al. 2025 (2511.07869), who accept whole sequences;
-    FreeDave (2510.00294) verifies greedy tokens by copies. Here: draws, by copies of any masked model, and a cap on passes.
+    Its parents: any-subset models verify drafts in one pass by attention masks (Guo and Ermon 2025, arXiv 2504.20456); Anari et
+    al. 2025 (2511.07869) bound the parallel rounds of models in any order that draft for themselves, whole sequences at a time;
+    FreeDave (2510.00294) verifies greedy tokens by copies. Here: draws, copies of any masked model, and a cap on passes.
     """
 
     name = "speculative_copies"
     family = "masked"
-    cite = "a rule of this zoo, after Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, arXiv 2211.17192"
+    cite = "a rule of this zoo; acceptance: Leviathan et al. 2023, Fast Inference ... via Speculative Decoding, arXiv 2211.17192"
     summary = "drafts of the model itself in any order, verified by copies in one pass: the model's own distribution"
     facts = Facts(bias="exact", stores_logits=True, copies=True)
 
@@ -81,7 +81,7 @@ class SpeculativeCopies(Sampler[DraftedState]):
         number, closing = len(copies), state.block_step + 1 >= state.block_steps  # (B,) rows in their last pass
         q_at, guess = self._guess(predict, state)
         key = self._key(state, guess) + 2.0 * (q_at < 0)  # what cannot be drafted goes last
-        order = torch.where(state.open, key, torch.inf).argsort(dim=1, stable=True)  # (B, L)
+        order = torch.where(state.open, key.clamp(max=1e9), torch.inf).argsort(dim=1, stable=True)  # (B, L)
         rank = order.argsort(1)[:, None]  # (B, 1, L)
         chain, copy = order[:, :number], torch.arange(number, device=order.device)  # (B, K), (K,)
         drafted = ((q_at.gather(1, chain) >= 0) & state.open.gather(1, chain)).cumprod(1).bool()  # (B, K)
@@ -112,7 +112,9 @@ class SpeculativeCopies(Sampler[DraftedState]):
         u = state.rng.positions(length, state.step, DRAW_REST).gather(1, chain).gather(1, stands)
         p, q = (x.gather(1, stands[:, :, None].expand(-1, 1, x.shape[2])).squeeze(1) for x in (p, q))  # (B, V)
         token = torch.where(run > stands, draft.gather(1, stands), _drawn((p - q).clamp_min(0), p, u))
-        next_one = (torch.arange(length, device=order.device) == chain.gather(1, stands)) & (here.gather(1, stands) >= 0)
+        next_one = (torch.arange(length, device=order.device) == chain.gather(1, stands)) & (
+            here.gather(1, stands) >= 0
+        )
         last = copies.pick_logits(logits, stands.squeeze(1))
         rest = predict.read(state, last)
         answered = p_at.gather(1, stands[:, :, None].expand(-1, 1, length)).squeeze(1) >= 0  # (B, L)
@@ -124,7 +126,9 @@ class SpeculativeCopies(Sampler[DraftedState]):
         """(B, L) int64, the entries of the last answer that the positions have, or -1; and what was drawn of them."""
         none = torch.full_like(state.x, -1)
         if state.last is None:
-            return none, Prediction(none, entropy=torch.full(none.shape, torch.inf, dtype=torch.float32, device=none.device))
+            return none, Prediction(
+                none, entropy=torch.full(none.shape, torch.inf, dtype=torch.float32, device=none.device)
+            )
         entry = torch.arange(len(state.last.row), device=none.device)
         want = "entropy" if self.order == "entropy" else ()
         return state.last.on_canvas(entry, none), predict.read(state, state.last, want=want, draw=DRAW_DRAFT)
