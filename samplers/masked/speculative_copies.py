@@ -14,6 +14,7 @@ from ..prediction import Logits, Predict, Prediction
 from ..random import DRAW_ACCEPT, DRAW_DRAFT, DRAW_POSITION, DRAW_REST
 from ..sampler import Facts, Sampler, option
 from ..state import TokenState
+from .plans import in_time
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,9 @@ class SpeculativeCopies(Sampler[DraftedState]):
             )
         length = state.x.shape[1]
         copies = predict.copies(min(self.drafts, length))
-        number, closing = len(copies), state.block_step + 1 >= state.block_steps  # (B,) rows in their last pass
+        number = len(copies)
+        # (B, 1) positions that must be filled now: all in the last pass, or what a window that moves needs in order to pass
+        must = in_time(state, state.count * (state.block_step + 1 >= state.block_steps))[:, None]
         q_at, guess = self._guess(predict, state)
         key = self._key(state, guess) + 2.0 * (q_at < 0)  # what cannot be drafted goes last
         order = torch.where(state.open, key.clamp(max=1e9), torch.inf).argsort(dim=1, stable=True)  # (B, L)
@@ -92,8 +95,8 @@ class SpeculativeCopies(Sampler[DraftedState]):
         filled = rank < torch.minimum(copy, many)[:, :, None]  # (B, K, L) what each copy holds of the drafts
         wide = wide.commit(filled.flatten(0, 1), guess.token.repeat_interleave(number, 0))
         asked = copies.apart_of(wide.open) & state.open[:, None] & (copy <= many)[:, :, None]
-        if self.order != "entropy":  # no further than the next step will draft, unless it is the last
-            asked &= (rank <= copy[:, None] + number) | closing[:, None, None]
+        if self.order != "entropy":  # no further than the next step will draft, or what must be filled
+            asked &= (rank <= copy[:, None] + number) | (rank < must[:, :, None])
         logits = copies.logits(wide, asked.flatten(0, 1))
         entry = torch.arange(len(logits.row), device=order.device)
         p_at = copies.apart_of(logits.on_canvas(entry, torch.full_like(wide.x, -1)))  # (B, K, L), -1: not asked
@@ -119,7 +122,8 @@ class SpeculativeCopies(Sampler[DraftedState]):
         rest = predict.read(state, last)
         answered = p_at.gather(1, stands[:, :, None].expand(-1, 1, length)).squeeze(1) >= 0  # (B, L)
         state = copies.pick(wide, stands.squeeze(1))
-        state = state.fix(next_one | (answered & closing[:, None]), torch.where(next_one, token, rest.token))
+        filled = next_one | (answered & (rank.squeeze(1) < must))
+        state = state.fix(filled, torch.where(next_one, token, rest.token))
         return replace(state, last=last if len(last.row) else None)  # none, if every row begins a block
 
     def _guess(self, predict: Predict, state: DraftedState) -> tuple[Tensor, Prediction]:

@@ -182,8 +182,13 @@ def test_one_pass_is_the_product_of_the_marginals():
     law = [math.prod(marginals[i][v] for i, v in enumerate(s)) for s in problem.strings.tolist()]
     out = draw(problem, batch=6000, steps=1)
     assert out.nfe == 1 and fits(counted(problem, out), law) > BOUND
-    for steps in (2, 3, 5):
-        assert int(draw(TinyNet(), gen_length=20, batch=4, steps=steps).nfe_rows.max()) <= steps
+    for how in (
+        {"steps": 2},
+        {"steps": 5, "order": "entropy"},
+        {"steps": 6, "window": "sliding(4)"},
+        {"steps": 7, "block_length": 6},
+    ):
+        assert int(draw(TinyNet(), gen_length=20, batch=4, **how).nfe_rows.max()) <= how["steps"]
 
 
 # ---------------------------------------------------------------------------------------------- how many passes
