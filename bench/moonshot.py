@@ -134,7 +134,7 @@ def text(out: Path, console: Console) -> list[dict[str, Any]]:
     path = out / "text-mdm.json"
     if path.exists():
         return json.loads(path.read_text())
-    prompts, given, fill = 24, 32, 64
+    prompts, given, fill = 16, 32, 64
     source = Text(Tokenizer.load(models.FOLDER / "text-mdm" / "vocab.json"))
     windows = source.held_windows()
     windows = windows[torch.linspace(0, len(windows) - 1, prompts).long()][:, : given + fill]
@@ -215,7 +215,7 @@ def counted(rows: list[dict[str, Any]]) -> list[str]:
 
 def text_table(made: list[dict[str, Any]]) -> str:
     lines = [
-        "| sampler | steps | passes | rows | nats per token | ms per sample, 24 at a time | ms, one alone |",
+        "| sampler | steps | passes | rows | nats per token | ms per sample, 16 at a time | ms, one alone |",
         "|---" * 7 + "|",
     ]
     for m in made:
