@@ -204,10 +204,14 @@ class Predict(Protocol):
         """
         ...
 
-    def probabilities(self, logits: Logits) -> Tensor:
-        """(N, V) float64: what `read` draws the tokens of N positions from, by the temperature, top_k and top_p of each row.
+    def probabilities(self, logits: Logits, check: bool = True) -> Tensor:
+        """(N, V) float32: what a token is drawn from, at the run's temperature, among what its top_k and top_p leave.
 
-        At temperature 0 all is on the best token, the lowest id of equals. NaN if the logits are such that `read` finds an error.
+        At temperature 0 that is 1 for the best token. For rules that compare two distributions of a token that was drawn.
+
+        Args:
+            check: False: logits that no token can be drawn from are no error; what comes of them means nothing. For answers
+                about contexts that may be impossible, such as drafts that are not verified yet.
         """
         ...
 

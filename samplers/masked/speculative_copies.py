@@ -11,10 +11,11 @@ from ..canvas import Layout
 from ..copies import Copies
 from ..errors import OptionError
 from ..prediction import Logits, Predict, Prediction
-from ..random import DRAW_ACCEPT, DRAW_DRAFT, DRAW_POSITION, DRAW_REST
+from ..random import DRAW_ACCEPT, DRAW_GUESS, DRAW_POSITION, DRAW_RESIDUAL
 from ..sampler import Facts, Sampler, option
 from ..state import TokenState
 from .plans import in_time
+from .speculation import draw_from, residual
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,9 +113,9 @@ class SpeculativeCopies(Sampler[DraftedState]):
         run = accepted.cumprod(1).sum(1, keepdim=True)  # (B, 1)
         stands = run.clamp(max=number - 1)  # the copy that holds accepted drafts only, and as many as there are
 
-        u = state.rng.positions(length, state.step, DRAW_REST).gather(1, chain).gather(1, stands)
+        u = state.rng.positions(length, state.step, DRAW_RESIDUAL).gather(1, chain).gather(1, stands)
         p, q = (x.gather(1, stands[:, :, None].expand(-1, 1, x.shape[2])).squeeze(1) for x in (p, q))  # (B, V)
-        token = torch.where(run > stands, draft.gather(1, stands), _drawn((p - q).clamp_min(0), p, u))
+        token = torch.where(run > stands, draft.gather(1, stands), draw_from(residual(p, q), u.squeeze(1))[:, None])
         next_one = (torch.arange(length, device=order.device) == chain.gather(1, stands)) & (
             here.gather(1, stands) >= 0
         )
@@ -135,7 +136,7 @@ class SpeculativeCopies(Sampler[DraftedState]):
             )
         entry = torch.arange(len(state.last.row), device=none.device)
         want = "entropy" if self.order == "entropy" else ()
-        return state.last.on_canvas(entry, none), predict.read(state, state.last, want=want, draw=DRAW_DRAFT)
+        return state.last.on_canvas(entry, none), predict.read(state, state.last, want=want, draw=DRAW_GUESS)
 
     def _key(self, state: DraftedState, guess: Prediction) -> Tensor:
         """(B, L) floats below 2, or entropies: positions of lower numbers go first, the leftmost of equals."""
@@ -148,18 +149,6 @@ class SpeculativeCopies(Sampler[DraftedState]):
 
 
 def _probabilities(predict: Predict | Copies, logits: Logits, at: Tensor) -> Tensor:
-    """(B, K, V) float64: what tokens are drawn from at the entries `at`, (B, K) int64; anything if that is -1."""
+    """(B, K, V) float32: what tokens are drawn from at the entries `at`, (B, K) int64; anything if that is -1."""
     entry = at.clamp_min(0).flatten()
-    return predict.probabilities(logits.at(entry)).view(*at.shape, -1)
-
-
-def _drawn(weight: Tensor, other: Tensor, u: Tensor) -> Tensor:
-    """(B, 1) int64: ids drawn in proportion to `weight`, (B, V) float64, or to `other` if that is 0; u: (B, 1) uniform numbers.
-
-    Weights are added in whole units of 2^-44 of the largest, so that their sums have the same bits however they are added up.
-    """
-    most = weight.amax(1, keepdim=True)
-    weight, most = torch.where(most > 0, weight, other), torch.where(most > 0, most, other.amax(1, keepdim=True))
-    total = (weight / most * 2.0**44).nan_to_num(0.0).to(torch.int64).cumsum(1)  # (B, V)
-    goal = torch.minimum((u * total[:, -1:]).to(torch.int64), total[:, -1:] - 1)
-    return torch.searchsorted(total, goal, right=True).clamp(max=total.shape[1] - 1)
+    return predict.probabilities(logits.at(entry), check=False).view(*at.shape, -1)

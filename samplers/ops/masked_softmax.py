@@ -412,7 +412,8 @@ def _twin(*args: Unpack[SoftmaxCall]) -> tuple[Tensor, ...]:
             x = x.masked_fill(forbidden, -math.inf)
         left = x
         if truncates:
-            left = truncate(x, call.top_k, call.top_p, call.temperature or call.confidence_temperature)
+            k = float(np.float32(LOG2E / (call.temperature or call.confidence_temperature)))
+            left = _truncate(x, call.top_k, call.top_p, k)
             x = left if call.truncated or not want else x
         u = call.uniform[here] if call.uniform is not None and call.temperature > 0 else None
         ids = call.given[here] if call.given is not None and want & WANT["given"] else None
@@ -526,9 +527,13 @@ def _twin_slab(
     return torch.where(status == 0, token, -1), confidence, margin, entropy, lse, given_out, status
 
 
-def truncate(x: Tensor, top_k: int, top_p: float, temperature: float) -> Tensor:
+def truncated(x: Tensor, top_k: int, top_p: float, temperature: float) -> Tensor:
+    """Logits x (n, V) float32 with what top_k and top_p keep from a draw at `temperature` at -inf, as the op does it."""
+    return _truncate(x, top_k, top_p, float(np.float32(LOG2E / temperature)))
+
+
+def _truncate(x: Tensor, top_k: int, top_p: float, k: float) -> Tensor:
     """Rows x (n, V) float32 with what top_k and top_p remove at -inf; rows that hold NaN or +inf as they are."""
-    k = float(np.float32(LOG2E / temperature))
     bad = (x.isnan() | (x == math.inf)).any(1, keepdim=True)  # (n, 1) bool
     ranked, order = x.sort(dim=1, descending=True, stable=True)
     rank = torch.arange(x.shape[1], device=x.device)

@@ -11,7 +11,7 @@ from test_parity import MASK, PROMPT, Net, V, blocks_of, fresh, masks, softmax
 import samplers
 from samplers import DenoiserError, OptionError, TokenDenoiser
 from samplers.models import zoo
-from samplers.random import DRAW_ACCEPT, DRAW_DRAFT, DRAW_POSITION, DRAW_REST, DRAW_TOKEN, uniform
+from samplers.random import DRAW_ACCEPT, DRAW_GUESS, DRAW_POSITION, DRAW_RESIDUAL, DRAW_TOKEN, uniform
 from samplers.testing.fit import BOUND, fits
 from samplers.testing.tiny import TinyJoint, TinyNet
 
@@ -61,17 +61,17 @@ def plain(net, length, number, order, block, deal, temperature):
             }[order]
             chain = sorted(left, key=lambda i: (i not in q, key(i), i))
             dist = {i: softmax(q[i] / temperature) for i in q}
-            draft = {i: inverse(dist[i], number_of(i, step, DRAW_DRAFT)) for i in chain if i in dist}
+            draft = {i: inverse(dist[i], number_of(i, step, DRAW_GUESS)) for i in chain if i in dist}
             y = list(x)
             for j, i in enumerate(chain):
                 logits = net.logits(y)
                 p = softmax(logits / temperature)
                 if i not in draft:
-                    y[i] = inverse(p[i], number_of(i, step, DRAW_REST))
+                    y[i] = inverse(p[i], number_of(i, step, DRAW_RESIDUAL))
                     break
                 v = draft[i]
                 if number_of(i, step, DRAW_ACCEPT) * dist[i][v] >= p[i][v]:
-                    y[i] = inverse(np.maximum(p[i] - dist[i], 0), number_of(i, step, DRAW_REST))
+                    y[i] = inverse(np.maximum(p[i] - dist[i], 0), number_of(i, step, DRAW_RESIDUAL))
                     break
                 y[i] = v
                 if j + 1 == number:
