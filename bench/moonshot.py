@@ -94,7 +94,7 @@ def kept(folder: Path) -> list[dict[str, Any]]:
                 {
                     "sampler": r["sampler"], "knob": r["knob"], "value": r["value"], "drafts": r["options"].get("drafts"),
                     "metric": metric, "nfe": r["nfe"]["per_row"], "rows": r["nfe"]["row_evals"] / r["rows"],
-                    "error": [error[k] for k in ("value", "low", "high")], "exact": error["truth"],
+                    "error": [round(error[k], 5) for k in ("value", "low", "high")], "exact": error["truth"],
                 }
             )  # fmt: skip
     return made
