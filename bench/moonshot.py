@@ -34,7 +34,7 @@ from samplers.bench.store import CELLS
 from samplers.masked import _CLASSES
 
 HERE = Path(__file__).parent
-PAGE, SAVED = HERE.parent / "docs/parts/moon.md", HERE / "results/moonshot.json"
+PAGE, SAVED = HERE.parent / "docs/speculative_copies.md", HERE / "results/moonshot.json"
 OURS = "speculative_copies"
 LEFT_OUT = {"smc"}  # it runs another sampler of the list
 ROWS = {"text": 32, "domino": 500, "hmm": 200}  # samples; of other problems:
@@ -242,7 +242,7 @@ def text_table(made: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="speculative_copies against all other masked samplers: docs/parts/moon.md."
+        description="speculative_copies against all other masked samplers: docs/speculative_copies.md."
     )
     parser.add_argument("--only", choices=("problems", "text"), help="measure this part only")
     parser.add_argument("--problems", nargs="*", default=PROBLEMS, choices=PROBLEMS, help="measure these problems only")

@@ -80,7 +80,7 @@ class Logits:
 
     def take(self, index: Tensor, rows: int) -> Logits:
         """The same of the rows `index`, (n,) int64, of the `rows` that there are: row i is row index[i]. One device sync."""
-        by_row = self.row.argsort(stable=True)  # of several forward passes the rows come as those had them
+        by_row = self.row.argsort(stable=True)  # several forward passes have their rows one after the other
         at, row = packed_rows(torch.bincount(self.row, minlength=rows), index)
         at = by_row[at]
         beside = None if self.beside is None else self.beside.take(index, rows)
