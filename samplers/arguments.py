@@ -227,6 +227,11 @@ class Given:
     def language(self) -> Language | None:
         """The language constrain=, which is then read; None if it is a hook or nothing."""
         value = self._arguments["constrain"]
+        if isinstance(value, (str, list, tuple, Mapping)):
+            raise OptionError(
+                "constrain takes a language, such as samplers.constraints.Regex(r'\\d+', denoiser.tokenizer) or JsonSchema(...), "
+                f"or a function of the state, not {shown(value)}; a language holds for every row"
+            )
         return self("constrain") if isinstance(value, Language) else None
 
     def refuse_the_rest(self, sampler: Sampler[Any]) -> None:
@@ -298,7 +303,12 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
     config = _read_config(denoiser, sampler, given, len(canvas.x))
     guide = _read_guide(denoiser, sampler, given, config, scheme)
     if guide is not None:
-        pad = False  # what guides judges whole rows, so those of one forward pass have one length
+        if given("ragged") == "pad":
+            raise OptionError(
+                f"ragged='pad' does not go with guide={guide}: what guides judges whole rows, so those of one forward pass have "
+                "one length; leave ragged out"
+            )
+        pad = False
     if isinstance(denoiser, BlockDenoiser):
         steps, block_length = block_arguments(denoiser, canvas, config.cfg_scale, steps, block_length)
     if config.cfg_scale and given("prompt") is None:

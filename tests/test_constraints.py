@@ -510,6 +510,11 @@ class Untouched(TinyNet):
         (lambda: ContextFree({"s": "<s><s><s>|a"}, TOKENIZER, depth=40), {}, "written out to depth 40 are too long"),
         (lambda: JsonSchema({"type": "object"}, TOKENIZER), {}, "without properties"),
         (lambda: JsonSchema({"type": "strin"}, TOKENIZER), {}, "type of the schema is 'strin'"),
+        (lambda: JsonSchema({"$ref": "#/a"}, TOKENIZER), {}, r"the schema has '\$ref' and no type"),
+        (lambda: Regex("a", Untouched()), {}, "denoiser.tokenizer"),
+        (lambda: r"\d+", {}, r"a language, such as samplers.constraints.Regex"),
+        (lambda: [Regex("a", TOKENIZER)], {}, "a language holds for every row"),
+        (lambda: {"type": "integer"}, {}, "a language holds for every row"),
         (
             lambda: JsonSchema({"type": "integer", "minimum": 3}, TOKENIZER),
             {},

@@ -368,6 +368,7 @@ def zeros(x, t):
         (UNIFORM, "d3pm_ancestral", {"guide": Classifier(zeros), "corrector_steps": 1}, "without a corrector"),
         (UNIFORM, "d3pm_ancestral", {"guide": Classifier(zeros), "temperature": 0.5}, "use temperature=1"),
         (UNIFORM, "d3pm_ancestral", {"guide": Unconditional(denoiser=UNIFORM), "top_k": 3}, "use top_k=0"),
+        (NET, "radd", {"guide": Unconditional(), "ragged": "pad"}, "ragged='pad' does not go with guide=Unconditional"),
         (NET, "radd", {"guide": Classifier(zeros, rates=True)}, "rates=True is for uniform noise"),
         (NET, "radd", {"guide": Classifier(lambda x, t: torch.zeros(len(x), 2))}, r"returned torch.float32 of shape .*, 2\).*is needed"),
         (NET, "radd", {"guide": Classifier(lambda x, t: zeros(x, t).long())}, "returned torch.int64"),

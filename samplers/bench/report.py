@@ -18,7 +18,7 @@ from .collect import Point, Section, current, front, points, sections
 from .estimates import Combined, number
 from .records import unpack
 from .store import Store, read_about, write_whole, writing
-from .tables import METRICS, best_in, best_rows, columns, in_order, table_md
+from .tables import METRICS, aim, best_in, best_rows, columns, in_order, table_md
 from .user_model import UserModel, is_user_model
 
 __all__ = ["esc", "page_html", "plotted", "section_html", "write_report"]
@@ -179,17 +179,11 @@ def _table(group: Sequence[Point], rows: Sequence[Point]) -> str:
             text = f"<b>{text}</b>" if id(p) in winners else text
             out.append(f'<td class="{"l" if kind == "text" else ""}">{text}{interval}</td>')
         out.append("</tr>")
-    if any(e.truth is not None for e in group[0].metrics.values()):
+    if any(aim(m, group) is not None for m in group[0].metrics):
         out.append('<tr class="exact"><td></td>')
-        for header, kind, value in cols:
-            v = value(group[0])
-            text = (
-                "exact samples"
-                if header == "sampler"
-                else number(v.truth)
-                if kind == "metric" and v and v.truth is not None
-                else ""
-            )
+        for header, kind, _ in cols:
+            truth = aim(header, group) if kind == "metric" else None
+            text = "exact samples" if header == "sampler" else "" if truth is None else number(truth)
             out.append(f'<td class="{"l" if kind == "text" else ""}">{text}</td>')
         out.append("</tr>")
     return "".join(out) + "</tbody></table></div>"

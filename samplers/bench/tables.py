@@ -10,7 +10,7 @@ from typing import Any
 from .collect import Point, front
 from .estimates import Combined, number
 
-__all__ = ["METRICS", "Column", "best_in", "best_rows", "columns", "in_order", "table_md"]
+__all__ = ["METRICS", "Column", "aim", "best_in", "best_rows", "columns", "in_order", "table_md"]
 
 METRICS = {
     "tv": "total variation distance between the frequencies of the samples and the exact distribution, invalid samples included",
@@ -73,9 +73,22 @@ def best_rows(group: Sequence[Point]) -> list[Point]:
     return [p for p in in_order(group) if id(p) in chosen]
 
 
+def aim(metric: str, group: Sequence[Point]) -> float | None:
+    """What exact samples score, as many as a point has; None if the metric has no such number.
+
+    The divergence of the valid samples has another number for each count of them, and exact samples are all valid: so the
+    number of the point that comes nearest to that is taken.
+    """
+    found = [m for p in group if (m := p.metrics.get(metric)) is not None and m.truth is not None]
+    if not found:
+        return None
+    return (max if found[0].better == "higher" else min)(m.truth for m in found if m.truth is not None)
+
+
 def best_in(column: Column, group: Sequence[Point]) -> set[int]:
     """ids of the points that are best in a column; for a metric those nearest to its truth, if it has one."""
-    _, kind, value = column
+    header, kind, value = column
+    truth = aim(header, group) if kind == "metric" else None
     scored: list[tuple[float, int]] = []
     for p in group:
         v = value(p)
@@ -83,7 +96,7 @@ def best_in(column: Column, group: Sequence[Point]) -> set[int]:
             continue
         if isinstance(v, Combined):
             # A likelihood may be too good to be true: what exact samples score is then the aim.
-            v = abs(v.value - v.truth) if v.truth is not None else -v.value if v.better == "higher" else v.value
+            v = abs(v.value - truth) if truth is not None else -v.value if v.better == "higher" else v.value
         if math.isfinite(v):
             scored.append((v, id(p)))
     return {i for v, i in scored if v == min(scored)[0]} if scored else set()
@@ -110,7 +123,7 @@ def table_md(group: Sequence[Point]) -> str:
             )
             cells.append(f"**{text}**" if id(p) in winners else str(text) if v is not None else "–")
         lines.append(f"| {'•' if id(p) in on else ''} | " + " | ".join(cells) + " |")
-    truths = [f"{m} {number(e.truth)}" for m, e in group[0].metrics.items() if e.truth is not None]
+    truths = [f"{m} {number(truth)}" for m in group[0].metrics if (truth := aim(m, group)) is not None]
     if truths:
         lines += ["", f"As many exact samples score: {', '.join(truths)}."]
     return "\n".join(lines)

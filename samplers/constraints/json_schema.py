@@ -92,6 +92,10 @@ def _value(schema: Any, at: str) -> str:
                 raise OptionError(f"JsonSchema: {name} of {at} is {said[name]!r}; a list of schemas is needed")
             return "(?:" + "|".join(_value(s, f"{name}[{i}] of {at}") for i, s in enumerate(said[name])) + ")"
     kind = said.get("type")
+    if kind is None and said:
+        raise OptionError(
+            f"JsonSchema: {at} has {', '.join(map(repr, said))} and no type; only enum, const, anyOf and oneOf do without one"
+        )
     if not isinstance(kind, str) or kind not in KEYWORDS:
         raise OptionError(f"JsonSchema: type of {at} is {kind!r}; one of {', '.join(KEYWORDS)} is needed")
     _only(said, KEYWORDS[kind] | {"type"}, at)

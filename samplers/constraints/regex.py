@@ -56,7 +56,7 @@ class Regex(Language):
     def __init__(self, pattern: str, tokenizer: TextTokenizer | None, *, end: bool = True, given: bool = False):
         if not isinstance(pattern, str):
             raise OptionError(f"Regex: pattern is {type(pattern).__name__}; a text is needed, such as r'\\d+ (yes|no)'")
-        if tokenizer is None or not hasattr(tokenizer, "decode"):
+        if tokenizer is None or not hasattr(tokenizer, "decode") or not hasattr(tokenizer, "eos_ids"):
             raise OptionError(
                 "Regex needs the model's tokenizer, to know what each token says: denoiser.tokenizer, or "
                 "samplers.models.hf_tokenizer.HuggingFaceTokenizer(AutoTokenizer.from_pretrained(name)); got "

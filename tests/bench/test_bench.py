@@ -726,3 +726,18 @@ def test_small_parts():
     import io
 
     assert (image.imread(io.BytesIO(png(pixels))) * 255).round().astype("uint8").tolist() == pixels.tolist()
+
+
+def test_bold_is_nearest_to_what_as_many_exact_samples_score():
+    # The divergence of valid samples has a truth for each count of them: one valid sample of 720 rows has log 720, as an exact one.
+    from samplers.bench.tables import best_in, columns, table_md
+
+    def point(name, value, truth):
+        tv = Combined(value / 10, 0, 1, 200, "lower", 0.1)
+        kl = Combined(value, value - 1, value + 1, 200, "lower", truth)
+        return Point("p", "masked", name, "steps", 4, "tv", {"tv": tv, "kl": kl}, 4, 0.1, 0.0, 8, 0, ({},))
+
+    group = [point("spoiled", 6.58, 6.58), point("good", 1.02, 1.03)]
+    column = next(c for c in columns(group) if c[0] == "kl")
+    assert best_in(column, group) == {id(group[1])}
+    assert "tv 0.100, kl 1.03." in table_md(group)
