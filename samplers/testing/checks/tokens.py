@@ -265,7 +265,7 @@ def counts_are_what_the_model_saw(name: str, promise: Promise) -> None:
     denoiser = net(name)
     causes = (
         "a model that is called past `predict`, or forward passes for rows that have nothing left; ask through predict only, "
-        "about state.open or a part of it"
+        "about state.open or a part of it. Or predict.copies without Facts(copies=True)"
     )
     sequential = registry.load(name).facts.sequential
     more: dict[str, Any] = {} if sequential else {"steps": 6, "cfg_scale": 1.0}
