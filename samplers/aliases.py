@@ -44,6 +44,7 @@ ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
     "entropy_sum": ("entropy_bound", {"bound": 0.15}),
     # papers whose rule is that of another with other numbers
     "sched": ("prophet", {"schedule": "linear", "low": 0.0}),
+    "lookum": ("info_gain", {"cost": False}),
     # A1111
     "DPM++ 2M": ("dpmpp_2m", {}),
     "DPM++ 2M SDE": ("dpmpp_2m_sde", {}),

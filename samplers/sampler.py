@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -73,7 +74,11 @@ class Option:
 
     @property
     def type_name(self) -> str:
-        return self.type.__name__ if isinstance(self.type, type) else str(self.type)
+        """Such as 'float | None': what a user reads, so a Callable is a function, and names stand without their modules."""
+        if isinstance(self.type, type) and not typing.get_args(self.type):
+            return self.type.__name__
+        text = re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", str(self.type))
+        return re.sub(r"Callable\[(?:\[[^\]]*\]|\.\.\.), \w+\]", "function", text)
 
     @property
     def bounds(self) -> str:

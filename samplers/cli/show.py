@@ -80,6 +80,12 @@ def _fact_lines(about: dict[str, Any], cls: Any, trouble: str | None) -> dict[st
     elif about["sweep"]:
         cap = "" if cls.facts.sequential else "; `steps` is a cap"
         lines["NFE"] = f"depends on the model, set by {about['sweep']['option']}{cap}"
+    elif family_of(about["family"]).tokens:
+        lines["NFE"] = "depends on the model" + ("" if cls.facts.sequential else "; `steps` is a cap")
+    if cls.facts.copies:
+        lines["rows"] = "several copies of each row share a forward pass, and count in row_evals"
+    if cls.facts.revises:
+        lines["tokens"] = "may be changed or masked again after they were committed"
     if cls.facts.sequential:
         lines["model"] = "must look back only, have a KV cache, and also predict the next token (predicts_next)"
     if cls.facts.needs:

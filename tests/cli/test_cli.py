@@ -582,3 +582,10 @@ def test_a_stdout_of_ascii_gets_replacements():
     code, out, _ = process("show", "radd", "--json", PYTHONIOENCODING="ascii")
     assert code == 0
     assert json.loads(out) == json.loads(process("show", "radd", "--json")[1]), "JSON loses no character"
+
+
+def test_show_says_what_a_pass_costs_and_what_may_change(cli):
+    assert "depends on the model; `steps` is a cap" in cli("show", "prophet")[1]
+    assert "several copies of each row share a forward pass" in cli("show", "lopa")[1]
+    assert "may be changed or masked again" in cli("show", "llada2")[1]
+    assert "function | str | None" in " ".join(cli("show", "learned")[1].split())
