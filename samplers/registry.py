@@ -75,6 +75,7 @@ __all__ = [
     "provenance",
     "reload",
     "remember",
+    "stands_for",
     "version",
 ]
 
@@ -488,6 +489,16 @@ def entry(name: str, kind: str = "samplers") -> Entry:
         UnknownNameError: nobody registered it, or two plug-ins did and the name does not say which.
     """
     return _entry_and_options(name, kind)[0]
+
+
+def stands_for(name: str) -> tuple[str, dict[str, Any]]:
+    """The sampler that a name means, and the options that the name brings: ('prophet', {'schedule': 'linear', ...}) for 'sched'.
+
+    Raises:
+        UnknownNameError: as of `entry`.
+    """
+    item, options = _entry_and_options(name)
+    return item.name, options
 
 
 def _entry_and_options(name: str, kind: str = "samplers") -> tuple[Entry, dict[str, Any]]:

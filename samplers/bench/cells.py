@@ -206,9 +206,19 @@ def _runs(name: str, family: str, problem: str) -> bool:
     return not missing_capabilities(subject(problem).denoiser(family))  # type: ignore[arg-type]
 
 
+def _check_name(name: str) -> None:
+    """OptionError if a name brings options, which a sweep would not give."""
+    ours, brought = registry.stands_for(name)
+    if brought:
+        said = " ".join(f"-o {ours}.{option}={value}" for option, value in brought.items())
+        raise OptionError(f"{name!r} is {ours!r} with options; a sweep is told them: --samplers {ours} {said}")
+
+
 def _check_patterns(patterns: Sequence[str]) -> None:
     for pattern in patterns:
         if registry.names(pattern, imports=False) or registry.names(pattern):
+            if not any(c in pattern for c in "*?[/"):
+                _check_name(pattern)
             continue
         name = pattern.rpartition("/")[2]
         if not any(c in name for c in "*?["):

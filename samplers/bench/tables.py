@@ -39,6 +39,7 @@ def columns(group: Sequence[Point]) -> list[Column]:
         ("sampler", "text", lambda p: p.sampler),
         ("setting", "text", lambda p: p.setting),
         ("NFE per row", "number", lambda p: p.nfe),
+        *((("rows evaluated", "number", _rows),) if any(_rows(p) > 1.001 * p.nfe for p in group) else ()),
         *((("positions fed", "number", lambda p: p.fed),) if not metrics or cached else ()),
         *((("MB cached", "number", lambda p: p.cached / 1e6),) if cached else ()),
         *((("tokens per pass", "number", _per_pass),) if any("tokens" in p.records[0] for p in group) else ()),
@@ -46,6 +47,12 @@ def columns(group: Sequence[Point]) -> list[Column]:
         ("ms denoiser", "number", lambda p: p.denoiser * 1e3),
         ("ms sampler", "number", lambda p: p.overhead * 1e3),
     ]
+
+
+def _rows(p: Point) -> float:
+    """Row evaluations per sample: more than its forward passes if they hold several copies of a row; NaN if no cell says so."""
+    said = [r["nfe"]["row_evals"] / r["rows"] for r in p.records if "nfe" in r and r.get("rows")]
+    return statistics.fmean(said) if said else math.nan
 
 
 def _per_pass(p: Point) -> float:

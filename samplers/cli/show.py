@@ -137,6 +137,9 @@ def _show(args: argparse.Namespace) -> int:
         return print_json(about)
     console = make_console()
     console.print(Text.assemble((args.name, "bold"), "  ", (about["family"], "cyan"), "  ", about["summary"]))
+    ours, brought = registry.stands_for(args.name)
+    if brought:
+        console.print(Text(f"another name of {ours} with {', '.join(f'{k}={v!r}' for k, v in brought.items())}"))
     console.print(Text(about["cite"], style="italic"))
     console.print()
     console.print(Text(about["doc"]))

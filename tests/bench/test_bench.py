@@ -741,3 +741,22 @@ def test_bold_is_nearest_to_what_as_many_exact_samples_score():
     column = next(c for c in columns(group) if c[0] == "kl")
     assert best_in(column, group) == {id(group[1])}
     assert "tv 0.100, kl 1.03." in table_md(group)
+
+
+def test_a_table_says_how_many_rows_a_pass_of_copies_has(tmp_path):
+    run([Request(("parity",), ("lopa", "random_order"), nfe=(4,), seeds=1, rows=16)], tmp_path)
+    found = points(Store(tmp_path, write=False).records.values())
+    from samplers.bench.tables import columns
+
+    rows = next(c for c in columns(found) if c[0] == "rows evaluated")[2]
+    assert all(rows(p) == p.nfe for p in found if p.sampler == "random_order")
+    assert any(rows(p) > 2 * p.nfe for p in found if p.sampler == "lopa")
+    assert "rows evaluated" not in [c[0] for c in columns([p for p in found if p.sampler == "random_order"])]
+
+
+def test_a_name_that_brings_options_is_refused(tmp_path, cli):
+    code, _, err = cli("bench", "--problem", "parity", "--samplers", "sched", "--rows", "8", "--out", tmp_path / "a")
+    assert code == 2
+    assert "'sched' is 'prophet' with options" in err
+    assert "--samplers prophet -o prophet.schedule=linear -o prophet.low=0.0" in " ".join(err.split())
+    assert "another name of prophet with schedule='linear', low=0.0" in cli("show", "sched")[1]
