@@ -368,7 +368,6 @@ def zeros(x, t):
         (UNIFORM, "d3pm_ancestral", {"guide": Classifier(zeros), "corrector_steps": 1}, "without a corrector"),
         (UNIFORM, "d3pm_ancestral", {"guide": Classifier(zeros), "temperature": 0.5}, "use temperature=1"),
         (UNIFORM, "d3pm_ancestral", {"guide": Unconditional(denoiser=UNIFORM), "top_k": 3}, "use top_k=0"),
-        (NET, "radd", {"guide": Unconditional(), "ragged": "pad"}, "ragged='pad' does not go with guide=Unconditional"),
         (NET, "radd", {"guide": Classifier(zeros, rates=True)}, "rates=True is for uniform noise"),
         (NET, "radd", {"guide": Classifier(lambda x, t: torch.zeros(len(x), 2))}, r"returned torch.float32 of shape .*, 2\).*is needed"),
         (NET, "radd", {"guide": Classifier(lambda x, t: zeros(x, t).long())}, "returned torch.int64"),
@@ -382,6 +381,14 @@ def zeros(x, t):
 def test_bad_input_is_explained(denoiser, sampler, run, says):
     with pytest.raises(OptionError, match=says):
         samplers.sample(denoiser, sampler, gen_length=4, **run)
+
+
+def test_rows_of_other_lengths_are_not_padded_under_a_guide():
+    denoiser = samplers.models.zoo.load("text-mdm")
+    run = {"prompt": ["the", "the list of"], "gen_length": 2, "guide": Unconditional()}
+    with pytest.raises(OptionError, match="ragged='pad' does not go with guide=Unconditional"):
+        samplers.sample(denoiser, "radd", ragged="pad", **run)
+    assert samplers.sample(denoiser, "radd", **run).settings["ragged"] == "groups"
 
 
 @pytest.mark.parametrize(
