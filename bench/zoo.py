@@ -96,9 +96,9 @@ def requests_of(part: str) -> list[Request]:
         more: dict[str, Any] = {
             "prompts": f"{said}.prompts", "metric": f"{said}.invalid", "gen_length": fill, "temperature": 0.0,
         }  # fmt: skip
-        subject, families = f"{said}.denoiser", FAMILIES[:1]
+        subject, families = f"{said}.denoiser", list(FAMILIES[:1])
     else:
-        subject, families, spend, fill = part, FAMILIES, budgets(part), to_fill(part)
+        subject, families, spend, fill = part, list(FAMILIES), budgets(part), to_fill(part)
         rows, more = (ROWS | OTHERS).get(part, SMALL), {}
     every = range(1, fill + 1) if fill <= 24 else (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
     return [
@@ -172,7 +172,7 @@ def alone(out: Path) -> None:
 # evals, share of invalid rows, distance, low, high], ...]}}}}, "sudoku4", "digits", "text": the points of the chooser's page}.
 
 
-def save(out: Path) -> dict[str, Any]:
+def save(out: Path, timed: bool = False) -> dict[str, Any]:
     """bench/results/zoo.json with what `out` has put in its place; samplers that `out` does not have keep what was measured."""
     saved: dict[str, Any] = json.loads(SAVED.read_text(encoding="utf-8")) if SAVED.exists() else {}
     saved.setdefault("runs", {})
@@ -204,7 +204,7 @@ def save(out: Path) -> dict[str, Any]:
             saved[folder.name] = [r for r in saved.get(folder.name, ()) if r["sampler"] not in again] + [
                 {
                     "family": p.family, "sampler": p.sampler, "knob": p.knob, "value": p.value, "nfe": p.nfe,
-                    "rows": p.records[0]["rows"], "seconds": p.seconds,
+                    "rows": p.records[0]["rows"], "seconds": p.seconds if timed else None,
                     **{m: [c.value, c.low, c.high] for m, c in p.metrics.items()},
                 }
                 for p in made
@@ -321,15 +321,23 @@ class View:
             math.sqrt(sum(max(r.high - r.loss, r.loss - r.low) ** 2 for r in known)) / n,
         )
 
-    def at(self, kind: str, name: str, part: int) -> tuple[Mean, Mean] | None:
-        """A sampler's best within L/part passes, and the blind order at the same numbers of passes or fewer."""
+    def at(self, kind: str, name: str, part: int, rows: bool = False) -> tuple[Mean, Mean] | None:
+        """A sampler's best within L/part passes, and the blind order at the same numbers of passes or fewer.
+
+        Args:
+            rows: the blind order is given as many passes as the sampler has row evaluations.
+        """
         chosen = [self.best(p, name, -(-self.fill[p] // part)) for p in self.kinds[kind]]
         own = self.mean(kind, chosen)
         if own is None:
             return None
         same = (
             # The blind order gets no better by fewer passes, so its dearest run that is not dearer is the one to compare with.
-            max((b for b in self.runs[p][BLIND] if b.passes <= r.passes * 1.005), key=lambda b: b.passes, default=None)
+            max(
+                (b for b in self.runs[p][BLIND] if b.passes <= (r.evals if rows else r.passes) * 1.005),
+                key=lambda b: b.passes,
+                default=None,
+            )
             for p, r in zip(self.kinds[kind], chosen)
             if r is not None
         )
@@ -424,15 +432,19 @@ def pick_table(distance: View, valid: View) -> str:
     return "\n".join(lines)
 
 
-def beaten_table(view: View) -> str:
-    """Each rule that a blind order beats at the same number of passes or fewer: by kind, its own number and the blind order's."""
-    rows: dict[str, dict[str, list[str]]] = {}
-    count = behind = ahead = 0
+def beaten_table(view: View, rows: bool = False) -> str:
+    """Each rule that a blind order beats at the same number of passes or fewer: by kind, its own number and the blind order's.
+
+    Args:
+        rows: only the rules that run copies, and the blind order is given as many passes as they have row evaluations.
+    """
+    lost: dict[str, dict[str, list[str]]] = {}
+    count = ahead = behind = 0
     for kind in view.kinds:
         for part in view.parts(kind):
             for name in view.names(kind):
-                both = view.at(kind, name, part)
-                if both is None or name == BLIND:
+                both = view.at(kind, name, part, rows)
+                if both is None or name == BLIND or (rows and not registry.load(name).facts.copies):
                     continue
                 own, blind = both
                 count += 1
@@ -440,12 +452,14 @@ def beaten_table(view: View) -> str:
                 if blind.high < own.low:
                     behind += 1
                     text = f"{share(part)}: {view.number(own)}, blind {view.number(blind)}"
-                    rows.setdefault(name, {}).setdefault(kind, []).append(text)
-    lines = ["| rule | " + " | ".join(view.kinds) + " |", "|---" * (len(view.kinds) + 1) + "|"]
-    for name in sorted(rows, key=lambda n: (-sum(map(len, rows[n].values())), n)):
-        lines.append(f"| `{name}` | " + " | ".join("<br>".join(rows[name].get(k, ())) for k in view.kinds) + " |")
-    said = f"Of {count} comparisons, a rule is ahead of the blind order in {ahead}, and it is beaten in {behind}."
-    return "\n".join([said, "", *lines])
+                    lost.setdefault(name, {}).setdefault(kind, []).append(text)
+    said = f"Of {count} comparisons, the rule is ahead of the blind order in {ahead} and beaten in {behind}."
+    if not lost:
+        return said
+    lines = [said, "", "| rule | " + " | ".join(view.kinds) + " |", "|---" * (len(view.kinds) + 1) + "|"]
+    for name in sorted(lost, key=lambda n: (-sum(map(len, lost[n].values())), n)):
+        lines.append(f"| `{name}` | " + " | ".join("<br>".join(lost[name].get(k, ())) for k in view.kinds) + " |")
+    return "\n".join(lines)
 
 
 def uniform_table(view: View) -> str:
@@ -474,6 +488,22 @@ def sure_text(saved: dict[str, Any]) -> str:
     more = sorted((v, n) for n, v in spent.items() if v > 1.005)
     text = f"One pass: {', '.join(f'`{n}`' for n in once)}."
     return text + (f" More: {', '.join(f'`{n}` ({v:.3g})' for v, n in more)}." if more else "")
+
+
+def clean_table(saved: dict[str, Any], shown: int = 10) -> str:
+    """The cheapest setting of each rule that made no invalid grid of sudoku, and how far its grids are from evenly spread."""
+    part = saved["runs"]["sudoku4"]
+    found = []
+    for who, one in part["runs"].items():
+        clean = [line for line in one["runs"] if line[3] == 0]
+        if clean and who.startswith("masked/"):
+            line = min(clean, key=lambda line: (line[1], line[4]))
+            found.append((line[1], line[2], line[4], who.partition("/")[2], setting(one["knob"], line)))
+    lines = ["| sampler | setting | passes | row evaluations | total variation |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{n}` | {how} | {nfe:.2f} | {rows:.2f} | {tv:.2f} |" for nfe, rows, tv, n, how in sorted(found)[:shown]
+    ]
+    return "\n".join(lines)
 
 
 def problem_table(saved: dict[str, Any], problem: str, family: str) -> str:
@@ -590,11 +620,17 @@ def picture(views: Sequence[View], path: Path) -> None:
 
 def write(saved: dict[str, Any]) -> None:
     distance, valid = View(saved, valid=False), View(saved, valid=True)
-    parts = {"pick": pick_table(distance, valid), "sure": sure_text(saved), "alone": alone_table(saved)}
+    parts = {
+        "pick": pick_table(distance, valid),
+        "sure": sure_text(saved),
+        "clean": clean_table(saved),
+        "alone": alone_table(saved),
+    }
     for kind in distance.kinds:
         tables = [kind_table(v, kind) for v in (distance, valid) if kind in v.kinds]
         parts[kind] = "\n\n".join(tables)
-    parts["beaten distance"], parts["beaten valid"] = beaten_table(distance), beaten_table(valid)
+    parts |= {f"beaten {what}": beaten_table(v) for what, v in (("distance", distance), ("valid", valid))}
+    parts |= {f"copies {what}": beaten_table(v, rows=True) for what, v in (("distance", distance), ("valid", valid))}
     parts["uniform"] = uniform_table(View(saved, valid=False, family="uniform"))
     for problem in ROWS:
         parts[problem] = "\n\n".join(problem_table(saved, problem, family) for family in FAMILIES)
@@ -610,6 +646,7 @@ def main() -> None:
                         help="measure this part only: alone, clues, or a problem; may be repeated")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"), help="where cells are kept (runs/zoo)")
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page")
+    parser.add_argument("--timed", action="store_true", help="keep seconds: nothing else must run on the machine")
     args = parser.parse_args()
     console = Console()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -620,7 +657,7 @@ def main() -> None:
                 alone(args.out)
             else:
                 measure(one, args.out, console)
-    write(save(args.out))
+    write(save(args.out, args.timed))
     console.print(f"{PAGE}, {PICTURE}, {SAVED}")
 
 
