@@ -2,6 +2,7 @@
 
     python bench/zoo.py                   # an hour of one core; goes on where it was stopped
     python bench/zoo.py --only latin3     # a part: alone, clues, or a problem; may be repeated
+    python bench/zoo.py --samplers wino   # a new sampler, beside what bench/results/zoo.json has of the others
     python bench/zoo.py --write           # measure nothing, write the page again from what has been measured
 
 At temperature 1 the distance to the model's own distribution and the share of valid rows are measured; at temperature 0 the share
@@ -80,13 +81,13 @@ def kinds() -> dict[str, list[str]]:
     return found
 
 
-def ours(families: Sequence[str]) -> tuple[str, ...]:
-    """Patterns of this library's samplers, without those of plug-ins."""
-    patterns = [f"{family}/*" for family in families]
-    return tuple(n for n in registry.names(patterns) if registry.entry(n).distribution == registry.DISTRIBUTION)
+def ours(families: Sequence[str], pattern: str = "*") -> tuple[str, ...]:
+    """This library's samplers that match a pattern, without those of plug-ins."""
+    found = [n for family in families for n in registry.names(pattern, family)]
+    return tuple(n for n in found if registry.entry(n).distribution == registry.DISTRIBUTION)
 
 
-def requests_of(part: str) -> list[Request]:
+def requests_of(part: str, pattern: str = "*") -> list[Request]:
     """Fixed-count samplers at the budgets, adaptive ones along their own knob, the blind order at every number of passes."""
     if part.startswith("clues "):
         name = part.removeprefix("clues ")
@@ -100,15 +101,20 @@ def requests_of(part: str) -> list[Request]:
     else:
         subject, families, spend, fill = part, list(FAMILIES), budgets(part), to_fill(part)
         rows, more = (ROWS | OTHERS).get(part, SMALL), {}
+    names = ours(families, pattern)
     every = range(1, fill + 1) if fill <= 24 else (1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
     return [
         Request((subject,), chosen, nfe=tuple(nfe), seeds=1, rows=rows[0], batch=rows[1], **more)
-        for chosen, nfe in (((BLIND,), every), (ours(families), spend))
+        for chosen, nfe in ((tuple(n for n in names if n == BLIND), every), (names, spend))
+        if chosen
     ]
 
 
-def measure(part: str, out: Path, console: Console) -> None:
+def measure(part: str, out: Path, console: Console, pattern: str = "*") -> None:
     """Run what is not in the folder yet, and print a line for each cell."""
+    requests = requests_of(part, pattern)
+    if not requests:
+        return
     begun = time.perf_counter()
 
     def finished(record: dict[str, Any]) -> None:
@@ -119,7 +125,7 @@ def measure(part: str, out: Path, console: Console) -> None:
             highlight=False,
         )
 
-    done = run(requests_of(part), out / part, command="python bench/zoo.py", threads=1, finished=finished)
+    done = run(requests, out / part, command="python bench/zoo.py", threads=1, finished=finished)
     for record in done.failed:
         console.print(f"failed: {record['sampler']} on {part}: {record['error']}", highlight=False)
 
@@ -131,12 +137,12 @@ def points(folder: Path) -> list[Point]:
     return collect.points(r for r in records if (r["library"], r["rows"]) in latest)
 
 
-def alone(out: Path) -> None:
+def alone(out: Path, pattern: str = "*") -> None:
     """Each masked sampler on sudoku4, one position at a time: what is its own error when no two are drawn together?"""
     problem, file = problems.create("sudoku4"), out / "alone.json"
     there: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     denoiser = problem.denoiser("masked")
-    names = [n for n in for_any_model() if registry.entry(n).distribution == registry.DISTRIBUTION]
+    names = [n for n in for_any_model() if n in ours(FAMILIES[:1], pattern)]
     for name in track(names, description="alone"):
         cls: Any = registry.load(name)
         code = fingerprint(cls)
@@ -183,6 +189,8 @@ def save(out: Path, timed: bool = False) -> dict[str, Any]:
         if not (folder / CELLS).exists():
             continue
         made = [p for p in points(folder) if p.sampler in registered]
+        if not made:
+            continue
         part = saved["runs"].get(folder.name, {}).get("runs", {})
         new: dict[str, Any] = {}
         for p in made:
@@ -644,6 +652,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="All token samplers on all exact problems: docs/zoo.md.")
     parser.add_argument("--only", choices=[*every, "clues"], metavar="PART", action="append",
                         help="measure this part only: alone, clues, or a problem; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--samplers", default="*", metavar="PATTERN", help="measure these samplers only, such as a new one"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"), help="where cells are kept (runs/zoo)")
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page")
     parser.add_argument("--timed", action="store_true", help="keep seconds: nothing else must run on the machine")
@@ -654,9 +665,9 @@ def main() -> None:
     for part in [] if args.write else args.only or every:
         for one in [n for n in every if n.startswith("clues ")] if part == "clues" else [part]:
             if one == "alone":
-                alone(args.out)
+                alone(args.out, args.samplers)
             else:
-                measure(one, args.out, console)
+                measure(one, args.out, console, args.samplers)
     write(save(args.out, args.timed))
     console.print(f"{PAGE}, {PICTURE}, {SAVED}")
 
