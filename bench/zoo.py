@@ -259,6 +259,30 @@ class Mean:
         return self.loss + self.half
 
 
+@dataclass(frozen=True)
+class Against:
+    """A rule beside the blind order at as many passes: passes are whole numbers for the blind order, and means for the rule.
+
+    Attributes:
+        own: the rule.
+        less, more: the blind order at the next number of passes that is not above the rule's, and at the next not below.
+    """
+
+    own: Mean
+    less: Mean
+    more: Mean
+
+    @property
+    def ahead(self) -> bool:
+        """The rule is better, by more than chance, although the blind order spends no less."""
+        return self.own.high < self.more.low
+
+    @property
+    def beaten(self) -> bool:
+        """The blind order is better, by more than chance, although it spends no more."""
+        return self.less.high < self.own.low
+
+
 def setting(knob: str, line: Sequence[Any]) -> str:
     """What a run was made with, if a number of steps does not say it."""
     return "" if knob == "steps" else f"{knob} {line[0]:g}"
@@ -329,37 +353,32 @@ class View:
             math.sqrt(sum(max(r.high - r.loss, r.loss - r.low) ** 2 for r in known)) / n,
         )
 
-    def at(self, kind: str, name: str, part: int, rows: bool = False) -> tuple[Mean, Mean] | None:
-        """A sampler's best within L/part passes, and the blind order at the same numbers of passes or fewer.
+    def at(self, kind: str, name: str, part: int, rows: bool = False) -> Against | None:
+        """A sampler's best within L/part passes, and the blind order at as many.
 
         Args:
             rows: the blind order is given as many passes as the sampler has row evaluations.
         """
         chosen = [self.best(p, name, -(-self.fill[p] // part)) for p in self.kinds[kind]]
-        own = self.mean(kind, chosen)
-        if own is None:
-            return None
-        same = (
-            # The blind order gets no better by fewer passes, so its dearest run that is not dearer is the one to compare with.
-            max(
-                (b for b in self.runs[p][BLIND] if b.passes <= (r.evals if rows else r.passes) * 1.005),
-                key=lambda b: b.passes,
-                default=None,
-            )
-            for p, r in zip(self.kinds[kind], chosen)
-            if r is not None
-        )
-        blind = self.mean(kind, same)
-        return None if blind is None else (own, blind)
+        less, more = [], []
+        for p, r in zip(self.kinds[kind], chosen):
+            if r is not None:
+                spent, blind = r.evals if rows else r.passes, self.runs[p][BLIND]
+                less.append(max((b for b in blind if b.passes <= spent * 1.005), key=lambda b: b.passes, default=None))
+                # More than all positions has no meaning for it.
+                above = [b for b in blind if b.passes >= spent * 0.995] or [max(blind, key=lambda b: b.passes)]
+                more.append(min(above, key=lambda b: b.passes))
+        means = [self.mean(kind, runs) for runs in (chosen, less, more)]
+        return None if any(m is None for m in means) else Against(*means)  # type: ignore[arg-type]
 
-    def ranked(self, kind: str, part: int) -> list[tuple[list[str], Mean, Mean]]:
-        """(names, mean, blind) best first. Samplers that did the very same are one entry."""
-        found: dict[tuple[float, ...], tuple[list[str], Mean, Mean]] = {}
+    def ranked(self, kind: str, part: int) -> list[tuple[list[str], Against]]:
+        """(names, what they did) best first. Samplers that did the very same are one entry."""
+        found: dict[tuple[float, ...], tuple[list[str], Against]] = {}
         for name in self.names(kind):
-            if both := self.at(kind, name, part):
-                key = tuple(round(v, 6) for v in (both[0].loss, both[0].passes, both[0].evals))
-                found.setdefault(key, ([], *both))[0].append(name)
-        return sorted(found.values(), key=lambda f: (f[1].loss, f[1].passes, f[1].evals))
+            if made := self.at(kind, name, part):
+                key = tuple(round(v, 6) for v in (made.own.loss, made.own.passes, made.own.evals))
+                found.setdefault(key, ([], made))[0].append(name)
+        return sorted(found.values(), key=lambda f: (f[1].own.loss, f[1].own.passes, f[1].own.evals))
 
     def number(self, mean: Mean) -> str:
         """The mean as pages write it: percent of valid rows, or the distance."""
@@ -391,15 +410,17 @@ def kind_table(view: View, kind: str, shown: int = 5) -> str:
     for part in parts:
         ranked = view.ranked(kind, part)
         column = []
-        for names, own, blind in ranked[:shown]:
-            text = view.number(own)
+        for names, made in ranked[:shown]:
+            own, text = made.own, view.number(made.own)
             who = ", ".join(f"`{n}`" for n in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            column.append(f"{who} {f'**{text}**' if own.high < blind.low else text} <sub>{cost(own)}</sub>")
+            column.append(f"{who} {f'**{text}**' if made.ahead else text} <sub>{cost(own)}</sub>")
         column += [""] * (shown - len(column))
-        more = sum(len(names) for names, own, _ in ranked[shown:] if own.low <= ranked[0][1].high) if ranked else 0
+        more = (
+            sum(len(names) for names, made in ranked[shown:] if made.own.low <= ranked[0][1].own.high) if ranked else 0
+        )
         column.append(f"{more}")
         blind_there = view.at(kind, BLIND, part)
-        column.append(f"{view.number(blind_there[0])} <sub>{cost(blind_there[0])}</sub>" if blind_there else "")
+        column.append(f"{view.number(blind_there.own)} <sub>{cost(blind_there.own)}</sub>" if blind_there else "")
         columns.append(column)
     heads = [*map(str, range(1, shown + 1)), "more that overlap 1", "blind order"]
     lines = ["| | " + " | ".join(f"≤ {share(p)}" for p in parts) + " |", "|---" * (len(parts) + 1) + "|"]
@@ -422,17 +443,15 @@ def pick_table(distance: View, valid: View) -> str:
                 if not ranked:
                     cells.append("")
                     continue
-                names, own, _ = ranked[0]
+                names, own = ranked[0][0], ranked[0][1].own
                 blind = view.at(kind, BLIND, part)
-                as_good = blind is not None and blind[0].low <= own.high
                 text = f"`{names[0]}` {view.number(own)}"
-                if as_good and BLIND not in names:
-                    text = f"a blind order is as good as any ({view.number(blind[0])})"  # type: ignore[index]
+                if blind is not None and BLIND not in names and blind.own.low <= own.high:
+                    text = f"a blind order is as good as any ({view.number(blind.own)})"
                 elif own.evals > 1.03 * own.passes:
-                    single = next((r for r in ranked if r[1].evals <= 1.03 * r[1].passes), None)
-                    text += f" ({cost(own)})" + (
-                        f"; without copies `{single[0][0]}` {view.number(single[1])}" if single else ""
-                    )
+                    text += f" ({cost(own)})"
+                    single = [(n, m.own) for n, m in ranked if m.own.evals <= 1.03 * m.own.passes]
+                    text += f"; without copies `{single[0][0][0]}` {view.number(single[0][1])}" if single else ""
                 cells.append(text)
             lines.append(
                 f"| {kind if part == distance.parts(kind)[0] else ''} | {share(part)} | " + " | ".join(cells) + " |"
@@ -451,15 +470,14 @@ def beaten_table(view: View, rows: bool = False) -> str:
     for kind in view.kinds:
         for part in view.parts(kind):
             for name in view.names(kind):
-                both = view.at(kind, name, part, rows)
-                if both is None or name == BLIND or (rows and not registry.load(name).facts.copies):
+                made = view.at(kind, name, part, rows)
+                if made is None or name == BLIND or (rows and not registry.load(name).facts.copies):
                     continue
-                own, blind = both
                 count += 1
-                ahead += own.high < blind.low
-                if blind.high < own.low:
+                ahead += made.ahead
+                if made.beaten:
                     behind += 1
-                    text = f"{share(part)}: {view.number(own)}, blind {view.number(blind)}"
+                    text = f"{share(part)}: {view.number(made.own)}, blind {view.number(made.less)}"
                     lost.setdefault(name, {}).setdefault(kind, []).append(text)
     said = f"Of {count} comparisons, the rule is ahead of the blind order in {ahead} and beaten in {behind}."
     if not lost:
@@ -478,7 +496,7 @@ def uniform_table(view: View) -> str:
         cells = []
         for kind in view.kinds:
             found = [view.at(kind, name, part) if name in view.names(kind) else None for part in (4, 2, 1)]
-            cells.append(" / ".join("–" if f is None else f"{f[0].loss:.2f}" for f in found))
+            cells.append(" / ".join("–" if f is None else f"{f.own.loss:.2f}" for f in found))
         who = f"`{name}`" + (" (masked)" if name == BLIND else "")
         lines.append(f"| {who} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -596,8 +614,8 @@ def picture(views: Sequence[View], path: Path) -> None:
             best = dict.fromkeys(n[0] for part in (4, 2) for n, *_ in view.ranked(kind, part)[:2] if BLIND not in n)
             for name in sorted(view.names(kind), key=lambda n: (n in best, n == BLIND)):
                 found = [(share(p), view.at(kind, name, p)) for p in parts]
-                x = [s for s, both in found if both]
-                y = [1 - both[0].loss if view.valid else both[0].loss for _, both in found if both]
+                x = [s for s, made in found if made]
+                y = [1 - made.own.loss if view.valid else made.own.loss for _, made in found if made]
                 style: dict[str, Any] = {"color": "0.8", "linewidth": 0.7, "zorder": 1}
                 if name == BLIND:
                     style = {"color": "black", "linewidth": 2, "label": name, "zorder": 3}
