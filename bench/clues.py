@@ -15,7 +15,7 @@ from torch import Tensor
 from samplers import Sample, TokenDenoiser, problems
 
 ROWS = 300
-SEED = 1 << 20  # of the prompts; the runs draw by seeds of their own
+SEED = 1 << 20  # the prompts are drawn by it; runs have seeds of their own
 # The problems whose rows can break a rule and are not determined by what is given. copy, reverse and sort have one answer each.
 NAMES = (
     *("shuffle", "replace_random", "remove_random", "insert_random", "latin3", "latin4", "sudoku4", "domino"),

@@ -88,7 +88,7 @@ def ours(families: Sequence[str], pattern: str = "*") -> tuple[str, ...]:
 
 
 def requests_of(part: str, pattern: str = "*") -> list[Request]:
-    """Fixed-count samplers at the budgets, adaptive ones along their own knob, the blind order at every number of passes."""
+    """Fixed-count samplers at the budgets, adaptive ones along their own option, the blind order at every number of passes."""
     if part.startswith("clues "):
         name = part.removeprefix("clues ")
         of: clues.Clues = getattr(clues, name)
@@ -174,7 +174,7 @@ def alone(out: Path, pattern: str = "*") -> None:
 
 # ---------------------------------------------------------------------------------------------- saving
 #
-# {"alone": {sampler: ...}, "runs": {part: {"rows", "metric", "exact", "runs": {family/sampler: {"knob", "runs": [[value, nfe,
+# {"alone": {sampler: ...}, "runs": {part: {"rows", "metric", "exact", "runs": {family/sampler: {"knob": its name, "runs": [[value, nfe,
 # evals, share of invalid rows, distance, low, high], ...]}}}}, "sudoku4", "digits", "text": the points of the chooser's page}.
 
 
@@ -299,7 +299,7 @@ class View:
     def __init__(self, saved: dict[str, Any], valid: bool, family: str = "masked"):
         self.valid, self.family = valid, family
         self.kinds: dict[str, list[str]] = {}
-        self.runs: dict[str, dict[str, list[Run]]] = {}  # of a problem: of a sampler
+        self.runs: dict[str, dict[str, list[Run]]] = {}  # by problem and sampler
         self.fill: dict[str, int] = {}
         for kind, names in kinds().items():
             for name in names:
@@ -503,7 +503,7 @@ def uniform_table(view: View) -> str:
 
 
 def sure_text(saved: dict[str, Any]) -> str:
-    """What rules with a knob of their own spend if there is only one answer: the passes of the cheapest setting."""
+    """What rules with an option of their own to walk along spend if there is only one answer: the passes of the cheapest setting."""
     spent: dict[str, float] = {}
     for part in filter(None, map(saved["runs"].get, POINT_MASSES)):
         for who, one in part["runs"].items():
