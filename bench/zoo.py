@@ -362,12 +362,13 @@ class View:
         chosen = [self.best(p, name, -(-self.fill[p] // part)) for p in self.kinds[kind]]
         less, more = [], []
         for p, r in zip(self.kinds[kind], chosen):
-            if r is not None:
-                spent, blind = r.evals if rows else r.passes, self.runs[p][BLIND]
-                less.append(max((b for b in blind if b.passes <= spent * 1.005), key=lambda b: b.passes, default=None))
-                # More than all positions has no meaning for it.
-                above = [b for b in blind if b.passes >= spent * 0.995] or [max(blind, key=lambda b: b.passes)]
-                more.append(min(above, key=lambda b: b.passes))
+            if r is None:
+                return None
+            spent, blind = r.evals if rows else r.passes, self.runs[p][BLIND]
+            less.append(max((b for b in blind if b.passes <= spent * 1.005), key=lambda b: b.passes, default=None))
+            # More than all positions has no meaning for it.
+            above = [b for b in blind if b.passes >= spent * 0.995] or [max(blind, key=lambda b: b.passes)]
+            more.append(min(above, key=lambda b: b.passes))
         means = [self.mean(kind, runs) for runs in (chosen, less, more)]
         return None if any(m is None for m in means) else Against(*means)  # type: ignore[arg-type]
 
