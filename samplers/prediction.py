@@ -204,6 +204,13 @@ class Predict(Protocol):
         """
         ...
 
+    def probabilities(self, logits: Logits) -> Tensor:
+        """(N, V) float32: what a token is drawn from, at the run's temperature, among what its top_k and top_p leave.
+
+        At temperature 0 that is 1 for the best token. For rules that compare two distributions of a token that was drawn.
+        """
+        ...
+
     def sight(self, state: TokenState) -> Tensor:
         """(L, L) bool: whether the answer for position i may depend on position j in a call, as the model attends."""
         ...

@@ -27,7 +27,7 @@ from .feeds.encoded import EncodedFeed
 from .feeds.sequence import Chunk, SequenceFeed, SequenceState
 from .guidance import BAD, NOTHING, Guiding
 from .info import InfoRecorder
-from .ops.masked_softmax import guide
+from .ops.masked_softmax import guide, truncated
 from .prediction import FILL, Logits, Prediction
 from .random import DRAW_SHADOW, DRAW_TOKEN
 from .sampler import State
@@ -205,6 +205,16 @@ class DrawSetting(NamedTuple):
             how |= {"top_k": self.top_k, "top_p": self.top_p, "truncated": truncated}
         return how
 
+    def distribution(self, logits: Tensor) -> Tensor:
+        """(N, V) float32: the distributions that tokens are drawn from, of logits (N, V) float32."""
+        if self.temperature == 0:  # the best token, the lowest id of equals
+            ids = torch.arange(logits.shape[1], device=logits.device)
+            best = torch.where(logits == logits.amax(1, keepdim=True), ids, len(ids)).amin(1, keepdim=True)
+            return (ids == best).float()
+        if self.top_k or self.top_p < 1:
+            logits = truncated(logits, self.top_k, self.top_p, self.temperature)
+        return (logits / self.temperature).softmax(1)
+
 
 def _joined(parts: list[Logits]) -> Logits:
     """The entries of several, one after the other."""
@@ -376,6 +386,18 @@ class Predictor(ErrorTracker):
             out = self._drawn_together(state, logits, logits.value, how, draw, logits.beside)
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
+
+    def probabilities(self, logits: Logits) -> Tensor:
+        value = logits.value
+        bad = (value.isnan() | (value == math.inf)).any(1)
+        self.record(torch.where(bad, 1, torch.where((value == -math.inf).all(1), 2, 0)), logits)
+        if self._draw_of is None:
+            return self._draws[0].distribution(value)
+        number, out = self._draw_of[logits.row], torch.empty_like(value)
+        for i, setting in enumerate(self._draws):
+            at = (number == i).nonzero().squeeze(1)  # a device sync, which rows that draw alike are spared
+            out[at] = setting.distribution(value[at])
+        return out
 
     def steered(self, state: TokenState, onward: Callable[[Logits], Logits], before: Tensor, after: Tensor) -> Logits:
         assert self.guiding is not None
@@ -844,12 +866,14 @@ class SequencePredictor:
     predict.next(state, where, masks)     the next token of each row, as plain autoregression asks for it
     predict.chunk(fed, *asks)             any positions, laid out for a forward pass; `predict.ask(state, chunk, token)`
                                           gives tokens there, whose keys and values stay if they are committed
+    predict.guess(state, token, guesses, masks, asked)    the logits after tokens that are tried, and kept if they are committed
     predict.branches(state, number)       copies of the sequence, one per branch, that do not see each other
     """
 
     def __init__(self, predictor: Predictor, feed: SequenceFeed):
         self.predictor, self.feed = predictor, feed
         self.logits, self.read, self.copies = predictor.logits, predictor.read, predictor.copies
+        self.probabilities = predictor.probabilities
         self.chunk, self.branches, self.merge = feed.chunk, feed.branches, feed.merge
 
     @property
@@ -870,6 +894,25 @@ class SequencePredictor:
         masks = masks & where
         counts = self.feed.counts(state, where, masks).tolist()
         return self.predictor.answer(state, self.feed.plan(state, where, counts, masks=masks), want=want)
+
+    def guess(self, state: SequenceState, token: Tensor, guesses: Tensor, masks: Tensor, asked: Tensor) -> Logits:
+        """One forward pass: what the row has committed and not kept, its last token in any case; tokens to try; and masks.
+
+        Keys and values of the tokens that are tried stay if they are committed, in this order, with at least one more after them.
+
+        Args:
+            token: (B, L) int64, what is tried.
+            guesses: (B, L) bool, where: a run of positions that begins after the last token of the row's sequence.
+            masks: (B, L) bool, positions that are given as masks after the guesses, and not kept.
+            asked: (B, L) bool, the positions that are answered. A mask is answered in its own line; any other position in the
+                line of the token before it, which must be given: the last of the sequence, or a guess.
+
+        Returns:
+            Logits of the asked positions, by row and position.
+        """
+        state = dataclasses.replace(state, x=torch.where(guesses, token, state.x))
+        counts = self.feed.counts(state, asked, masks, guesses).tolist()
+        return self.predictor._logits(state, self.feed.plan(state, asked, counts, masks=masks, guesses=guesses))
 
     def ask(
         self,

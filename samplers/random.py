@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from .state import TokenState
 
 __all__ = [
+    "DRAW_ACCEPT",
     "DRAW_BLIND",
     "DRAW_CANDIDATE",
     "DRAW_FIRST_FREE",
+    "DRAW_GUESS",
+    "DRAW_GUMBEL",
     "DRAW_HEAD",
     "DRAW_HIDE",
     "DRAW_NOISE",
@@ -40,6 +43,7 @@ __all__ = [
     "DRAW_RANK",
     "DRAW_REMASK",
     "DRAW_RESAMPLE",
+    "DRAW_RESIDUAL",
     "DRAW_ROUTE",
     "DRAW_SELECT",
     "DRAW_SHADOW",
@@ -67,12 +71,16 @@ DRAW_PICK = 12  # uniform noise: which positions a corrector takes
 DRAW_HEAD = 13  # real-valued tokens: the seed of the head's run at a position
 DRAW_SHADOW = 20  # which token, at a line that is given beside the canvas: predict.seen
 DRAW_SELECT = 25  # whether a learned selector takes a position
-DRAW_CANDIDATE = 40  # which positions a candidate has, one number for each position and candidate
-DRAW_RESAMPLE = 45  # which particles go on, (B, K) numbers in place of (B, L)
-DRAW_PARTICLE = 46  # which particle a row ends with
 DRAW_SWAP = 30  # uniform noise: the tokens that a correction would put in place of those that stand
 DRAW_PLAN = 31  # uniform noise: which positions a planner chooses
 DRAW_HIDE = 32  # uniform noise: which tokens the denoiser of a planner does not see
+DRAW_CANDIDATE = 40  # which positions a candidate has, one number for each position and candidate
+DRAW_RESAMPLE = 45  # which particles go on, (B, K) numbers in place of (B, L)
+DRAW_PARTICLE = 46  # which particle a row ends with
+DRAW_ACCEPT = 50  # whether a drafted token is accepted by a verification
+DRAW_RESIDUAL = 51  # the token in place of the first that is refused
+DRAW_GUMBEL = 52  # Gumbel noise of each token of a position, the number of the token in place of the step: Rng.tokens
+DRAW_GUESS = 53  # a token that the next step tries
 DRAW_PROBE = 1 << 30  # from here on: the signs of random probes, by their number
 DRAW_FIRST_FREE = 1000
 
@@ -187,6 +195,11 @@ class Rng:
     def at(self, rows: Tensor, position: Tensor, step: Tensor, draw: int) -> Tensor:
         """Uniforms of N chosen (row of the batch, position) pairs, each at its row's step. All (N,) -> (N,) float64."""
         return _row_uniforms(self.seed, self.row, step, rows, position, 0, draw)
+
+    def tokens(self, rows: Tensor, position: Tensor, vocab: int, draw: int) -> Tensor:
+        """(N, vocab) float64: a uniform for every token at N chosen pairs, all (N,); the same in every step of a run."""
+        every = torch.arange(vocab, device=rows.device)
+        return uniform(self.seed[rows][:, None], self.row[rows][:, None], position[:, None], every, draw)
 
     def normal(self, shape: Sequence[int], step: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Standard normals, (B, *shape): samplers.ops.row_normals, in float32 and then rounded if `dtype` is smaller."""

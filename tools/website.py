@@ -37,6 +37,7 @@ CONTENTS: dict[str, tuple[str, ...]] = {
         "docs/zoo.md",
         "docs/rules.md",
         "docs/candidates_and_particles.md",
+        "docs/self_speculation.md",
         "docs/attention.md",
         "docs/remasking.md",
         "docs/solvers.md",

@@ -206,15 +206,19 @@ class SequenceFeed:
     def rearrange(self, source: Tensor) -> None:
         raise NotImplementedError
 
-    def counts(self, state: TokenState, rows: Tensor | None, masks: Tensor | None = None) -> Tensor:
+    def counts(
+        self, state: TokenState, rows: Tensor | None, masks: Tensor | None = None, guesses: Tensor | None = None
+    ) -> Tensor:
         """(3 + B,) int64: positions given, the most in a row, positions asked about; and which rows are asked.
 
         Args:
             masks: (B, L) bool, of `rows` those that are answered by a mask; None: all.
+            guesses: (B, L) bool, tokens of state.x that are tried after the sequence; None: none.
         """
         assert isinstance(state, SequenceState)
         rows = state.open if rows is None else rows
-        fed = torch.logical_or(*self._fed(state, rows, masks))
+        fed = torch.logical_or(*self._fed(state, rows, masks, again=guesses is not None))
+        fed = fed if guesses is None else fed | guesses
         return torch.cat([torch.stack([fed.sum(), fed.sum(1).max(), rows.sum()]), rows.any(1).to(torch.int64)])
 
     def idle(self, counts: list[int]) -> bool:
@@ -227,13 +231,14 @@ class SequenceFeed:
         counts: list[int],
         t: Tensor | None = None,
         masks: Tensor | None = None,
+        guesses: Tensor | None = None,
     ) -> Sequence[ChunkQuery]:
-        """One forward pass for `rows`, given what of the sequences is not kept yet, and masks after it."""
+        """One forward pass for `rows`, given what of the sequences is not kept yet, guesses after it, and masks after these."""
         assert isinstance(state, SequenceState)
         if not counts[0]:
             return ()
         rows, asked_rows = state.open if rows is None else rows, counts[3:]
-        lacking, masked = self._fed(state, rows, masks)
+        lacking, masked = self._fed(state, rows, masks, again=guesses is not None)
         if self.main is None:
             self._rows = list(range(len(asked_rows)))
             store = self.denoiser.new_cache(len(asked_rows), rows.shape[1])
@@ -248,6 +253,9 @@ class SequenceFeed:
         self.main.number = number[:, None].expand_as(rows)
         self.main.store.crop((state.length - lacking.sum(1))[here])
         fed, keep = lacking | masked, masks is not None or counts[0] > counts[2]
+        fed = (
+            fed if guesses is None else fed | guesses
+        )  # they stand after the last token of the sequence, so come after it
         last = masked if keep else None
         chunk = self._chunk(self.main, fed, last, (rows,), self.main.row_counts(fed), counts[:3])
         return (chunk.query(state.x, 0, keep=keep),)
@@ -274,14 +282,20 @@ class SequenceFeed:
             return Answer(self.counter.hidden(x, None, rows, query.count, cache=use))
         return Answer(*self.counter.tokens(x, None, rows, query.count, cache=use))
 
-    def _fed(self, state: SequenceState, rows: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, L) bool each, what the next forward pass is given: what of the sequences is not kept yet, and masks after it."""
+    def _fed(
+        self, state: SequenceState, rows: Tensor, masks: Tensor | None, again: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(B, L) bool each, what the next forward pass is given: what of the sequences is not kept yet, and masks after it.
+
+        again: the last token of each sequence is given in any case; what is kept of a refused guess in its place is forgotten.
+        """
         kept = torch.zeros_like(state.length)  # (B,)
         if self.main is not None:
             kept[torch.tensor(self._rows, device=kept.device)] = self.main.store.lengths
         masks = rows if masks is None else masks
         # Where the last token's own line answers, it is fed again if it must be (an earlier state, stepped from again).
-        kept = torch.minimum(kept, state.length - (rows & ~masks).any(1).to(torch.int64))
+        last = torch.ones_like(kept) if again else (rows & ~masks).any(1).to(torch.int64)
+        kept = torch.minimum(kept, state.length - last)
         rank = torch.arange(rows.shape[1], device=rows.device)
         lacking = (rank >= kept[:, None]) & (rank < state.length[:, None]) & rows.any(1, keepdim=True)
         where = torch.where(lacking, state.order, rows.shape[1])

@@ -8,6 +8,7 @@ from ..hookspecs import hookimpl
 
 _CLASSES = {
     "ancestral": "Ancestral",
+    "apd": "APD",
     "autoregressive": "Autoregressive",
     "beta_energy": "BetaEnergy",
     "certainty_prior": "CertaintyPrior",
@@ -27,6 +28,7 @@ _CLASSES = {
     "info_gain": "InfoGain",
     "klass": "Klass",
     "learned": "Learned",
+    "linear_spec": "LinearSpec",
     "llada2": "LLaDA2",
     "local_leap": "LocalLeap",
     "lopa": "LoPA",
@@ -41,6 +43,7 @@ _CLASSES = {
     "random_remask": "RandomRemask",
     "refusion": "Refusion",
     "remdm": "ReMDM",
+    "s2d2": "S2D2",
     "saber": "Saber",
     "slow_fast": "SlowFast",
     "smc": "SMC",
@@ -48,6 +51,7 @@ _CLASSES = {
     "soar": "SOAR",
     "starshape": "StarShape",
     "streaming": "Streaming",
+    "strided": "Strided",
     "tau_leaping": "TauLeaping",
     "theta_rk2": "ThetaRK2",
     "theta_trapezoidal": "ThetaTrapezoidal",

@@ -527,6 +527,11 @@ def _twin_slab(
     return torch.where(status == 0, token, -1), confidence, margin, entropy, lse, given_out, status
 
 
+def truncated(x: Tensor, top_k: int, top_p: float, temperature: float) -> Tensor:
+    """Logits x (n, V) float32 with what top_k and top_p keep from a draw at `temperature` at -inf, as the op does it."""
+    return _truncate(x, top_k, top_p, float(np.float32(LOG2E / temperature)))
+
+
 def _truncate(x: Tensor, top_k: int, top_p: float, k: float) -> Tensor:
     """Rows x (n, V) float32 with what top_k and top_p remove at -inf; rows that hold NaN or +inf as they are."""
     bad = (x.isnan() | (x == math.inf)).any(1, keepdim=True)  # (n, 1) bool

@@ -21,7 +21,13 @@ PROBLEM = samplers.problems.create("sudoku4")
 EXACT = PROBLEM.denoiser("masked")
 FIRST_ROWS = torch.tensor([list(p) for p in permutations(range(4))])  # each is the first row of 12 of the 288 grids
 BASES = [name for f in ("masked", "uniform") for name in samplers.list_samplers(family=f)]
-BASES = [n for n in BASES if not (registry.load(n).facts.sequential or registry.load(n).facts.copies)]
+BASES = [
+    n
+    for n in BASES
+    if not (
+        registry.load(n).facts.sequential or registry.load(n).facts.copies or "attends" in registry.load(n).facts.needs
+    )
+]
 
 
 def in_place(x):

@@ -387,10 +387,11 @@ def logits_are_asked_for_only_if_declared(name: str, promise: Promise) -> None:
 
     sample(promise, net(name), name, watched(create(name), step=step), gen_length=GEN, temperature=1.0)
     declared = registry.load(name).facts.stores_logits
+    stored = sum(calls.count(call) for call in ("logits", "seen_logits", "guess"))
     promise(
-        ("logits" in calls or "seen_logits" in calls) == declared,
+        bool(stored) == declared,
         f"Facts(stores_logits={declared}) says whether a step calls predict.logits.",
-        f"{calls.count('logits') + calls.count('seen_logits')} calls of predict.logits in one run",
+        f"{stored} calls of predict.logits in one run",
         "facts that say something else than the step does. Declare Facts(stores_logits=True) if a step calls predict.logits, and "
         "leave it out if predict(state, want=...) is all that is used",
     )
