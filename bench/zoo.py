@@ -179,7 +179,7 @@ def alone(out: Path, pattern: str = "*") -> None:
 
 # ---------------------------------------------------------------------------------------------- saving
 #
-# {"alone": {sampler: ...}, "runs": {part: {"rows", "metric", "exact", "runs": {family/sampler: {"knob": its name, "runs": LINES}}}},
+# {"alone": {sampler: ...}, "runs": {part: {"rows", "metric", "exact", "runs": {family/sampler: {"knob", "runs": LINES}}}},
 # and "sudoku4", "digits", "text": the points of the chooser's page}. A line is [value, passes, row evaluations, share of invalid
 # rows, distance, low, high]; of clues it ends with the share.
 
@@ -461,8 +461,16 @@ def pick_table(distance: View, valid: View) -> str:
                 names, own = ranked[0][0], ranked[0][1].own
                 blind = view.at(kind, BLIND, part)
                 text = f"`{names[0]}` {view.number(own)}"
-                if blind is not None and BLIND not in names and blind.own.low <= own.high:
+                if blind is not None and blind.own.low <= own.high:
                     text = f"a blind order is as good as any ({view.number(blind.own)})"
+                    alike = [
+                        (n, m.own) for n, m in ranked if m.own.low <= own.high and m.own.evals <= 1.03 * m.own.passes
+                    ]
+                    cheap = min(alike, key=lambda a: a[1].passes)
+                    if cheap[1].passes < 0.9 * blind.own.passes and view.number(cheap[1]) != view.number(blind.own):
+                        text += f", and `{cheap[0][0]}` with {cost(cheap[1])} ({view.number(cheap[1])})"
+                    elif cheap[1].passes < 0.9 * blind.own.passes:
+                        text += f", and `{cheap[0][0]}` with {cost(cheap[1])}"
                 elif own.evals > 1.03 * own.passes:
                     text += f" ({cost(own)})"
                     single = [(n, m.own) for n, m in ranked if m.own.evals <= 1.03 * m.own.passes]
