@@ -376,7 +376,9 @@ class Layout(Canvas):
         made: dict[tuple[int, bool, int], Layout] = self.__dict__.setdefault("_copies", {})
         key = (number, apart, first)
         if key not in made:
-            rows = len(self.x)
+            rows, length = self.x.shape
+            what = f"{number} copies of each of {rows} rows of {length} positions"
+            check_memory(what, number * rows * length * POSITION_BYTES, self.x.device)
             changes: dict[str, Any] = {}
             for field in dataclasses.fields(self):
                 value = getattr(self, field.name)

@@ -197,6 +197,11 @@ class Stream(Iterator[State]):
                 yield Event.between(before, state, recorder.last, self.steps, self.nfe)
             before = state
 
+    @functools.cached_property
+    def _grows(self) -> bool:
+        """Whether a step may lengthen the canvas; asked in every step, and made anew from the options by some samplers."""
+        return bool(self.sampler.effective_facts.grows)
+
     def _check_step(self, state: Any, returned: Any) -> None:
         """SamplersError if a step returned anything but a state of this run, alone or with a dictionary of tensors."""
         who, x = f"step of sampler {self.sampler.name!r}", self.state.x
@@ -206,7 +211,7 @@ class Stream(Iterator[State]):
                 f"{who} returned {got}; it must return the next state, such as state.commit(where, token), or (state, "
                 "{name: tensor})"
             )
-        if isinstance(state, TokenState) and self.sampler.effective_facts.grows and len(state.canvas.x) == len(x):
+        if self._grows and isinstance(state, TokenState) and len(state.canvas.x) == len(x):
             x = state.canvas.x  # the canvas may have grown, and the tokens with it
         if state.x.shape != x.shape or (isinstance(state, TokenState) and state.x.dtype != x.dtype):
             raise SamplersError(

@@ -71,6 +71,17 @@ class Guiding:
     fused: bool = False
     posterior: bool = False
     always: bool = True
+    had: list[Tensor] | None = None  # what was said in the present step, if steps are begun again
+    read: int = 0  # how much of that this attempt at the step has read
+
+    def once(self, ask: Callable[[], Tensor]) -> Tensor:
+        """What `ask` returns; in a step that is begun again what it returned before. (A step asks the same in the same order.)"""
+        if self.had is None:
+            return ask()
+        if self.read == len(self.had):
+            self.had.append(ask())
+        self.read += 1
+        return self.had[self.read - 1]
 
     @property
     def calls(self) -> int:
@@ -164,9 +175,13 @@ class _SecondModel(_Pair):
         if query.batch not in self._feeds:
             self._feeds[query.batch] = self._feeds[self._rows].copies(query.batch // self._rows)
         feed = self._feeds[query.batch]
-        c, packed = ask(state, query), feed.feed(state, query).packed()
         head = feed.denoiser.head
-        return c, packed if head is None else self.counter.head(lambda: head.logits(packed))
+
+        def other() -> Tensor:
+            packed = feed.feed(state, query).packed()
+            return packed if head is None else self.counter.head(lambda: head.logits(packed))
+
+        return ask(state, query), self.once(other)
 
 
 class _Remasked(_Pair):
@@ -219,7 +234,7 @@ class _Judge(Guiding):
 
     def logits(self, state: TokenState, query: Query, ask: Ask) -> tuple[Tensor, Tensor | None]:
         # Before the model is asked, so that a wrong function costs no forward pass.
-        evidence = self.evidence(state, query, state.noise_level)
+        evidence = self.once(lambda: self.evidence(state, query, state.noise_level))
         value = ask(state, dataclasses.replace(query, guided=False)).float()
         if self.mask_id is not None and self.mask_id < self.vocab:  # whatever the model says of it: it is no token
             value = value.clone()
@@ -230,7 +245,7 @@ class _Judge(Guiding):
         self, state: TokenState, query: Query, ask: Ask, onward: Onward, before: Tensor, after: Tensor
     ) -> tuple[Logits, Tensor | None]:
         level = before if self.guide.rates else after  # rates are those of the present time
-        evidence = self.evidence(state, query, level.expand(len(state.x), 1)[:, 0])
+        evidence = self.once(lambda: self.evidence(state, query, level.expand(len(state.x), 1)[:, 0]))
         plain = dataclasses.replace(query, guided=False)
         new = onward(Logits(query.row, query.position, ask(state, plain).float()))
         if not self.guide.rates:

@@ -38,6 +38,8 @@ class ParticleState(DraftState):
         reward: (B, K) float64, the last reward times its scale.
         memory: (B, K) float64, of the rewards so far: their maximum, or their sum.
         score: (B, K) float64, the log-probability that the model gave the particle's tokens when they were filled.
+        weighed: (B, K) bool, particles that are done and have had their last weight. A constrain hook that decides the last
+            positions of a particle leaves it done, and to be weighed in the next step.
         block_seen: (B,) int64, the number of the first block that a particle was in when resampling was last thought of.
         round: how many times the particles have begun again.
         path: the states of the particle of each row that was retained, one after each step; () in the first round.
@@ -53,6 +55,7 @@ class ParticleState(DraftState):
     reward: Tensor
     memory: Tensor
     score: Tensor
+    weighed: Tensor
     block_seen: Tensor
     round: int = 0
     path: tuple[TokenState, ...] = ()
@@ -98,7 +101,7 @@ class ParticleState(DraftState):
     def fix(self, where: Tensor, token: Tensor) -> ParticleState:
         wide = self.wide.fix(*(x.repeat_interleave(self.number, 0) for x in (where, token)))
         state = dataclasses.replace(self, wide=wide)
-        return state.showing(torch.zeros_like(self.step), state.over & (self.round == 0))
+        return state.showing(self.log_weight.argmax(1), self.done)
 
 
 def weights(log_weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,9 +148,9 @@ def ancestors(state: ParticleState, w: Tensor, scheme: str, keep_first: bool) ->
     return torch.cat([torch.zeros_like(who[:, :1]), who[:, 1:]], 1) if keep_first else who
 
 
-def draw(state: ParticleState, w: Tensor) -> Tensor:
-    """(B,) int64: one particle of each row, drawn by its weights."""
-    return _places(w, state.rng.positions(1, state.step, DRAW_PARTICLE)).squeeze(1)
+def draw(state: ParticleState, w: Tensor, step: Tensor) -> Tensor:
+    """(B,) int64: one particle of each row, drawn by its weights. step: (B,) int64, whose random number is used."""
+    return _places(w, state.rng.positions(1, step, DRAW_PARTICLE)).squeeze(1)
 
 
 def with_first(wide: TokenState, first: TokenState, number: int) -> TokenState:
@@ -190,7 +193,7 @@ def base_of(base: Any, family: str, owner: str) -> Sampler[Any]:
             )
         cls, told = registry.load(found[1]), {}
         known = {option.name: option for option in cls.options()}
-        for pair in filter(str.strip, (found[2] or "").split(",")):
+        for pair in filter(str.strip, re.split(r",(?![^()]*\))", found[2] or "")):
             key, sign, text = (part.strip() for part in pair.partition("="))
             if not sign or key not in known:
                 raise OptionError(
@@ -209,10 +212,14 @@ def base_of(base: Any, family: str, owner: str) -> Sampler[Any]:
             f"; {other!r} is for samplers of the {base.family} family" if base.family in ("masked", "uniform") else ""
         )
         raise OptionError(f"{who} is {base.name!r}, of the {base.family} family, and {family} is needed{hint}")
-    if base.effective_facts.sequential:
-        raise OptionError(
-            f"{who} is {base.name!r}, which keeps one sequence per row and cannot be copied; use another one"
-        )
+    facts = base.effective_facts
+    for fact, why in (
+        (facts.sequential, "keeps one sequence per row"),
+        (facts.copies, "makes copies of rows itself"),
+        (facts.grows, "may lengthen the canvas"),
+    ):
+        if fact:
+            raise OptionError(f"{who} is {base.name!r}, which {why} and cannot be copied; use another one")
     return base
 
 

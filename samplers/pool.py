@@ -28,6 +28,7 @@ from .driver import Stream, stream
 from .errors import DenoiserError, OptionError, SamplersError
 from .feeds import Answer, Query
 from .feeds.plain import PlainFeed
+from .guidance import Guiding
 from .predictor import Predictor
 from .result import Sample
 from .state import TokenState
@@ -107,6 +108,11 @@ class PooledRun:
     begun: bool = field(default=False, repr=False)  # the present step
     seconds: float = field(default=0.0, repr=False)  # that its attempts have taken
 
+    @property
+    def guiding(self) -> Guiding | None:
+        """What guides the run, which is asked once in a step, however often the step is begun."""
+        return self.run.predictor.guiding if isinstance(self.run.predictor, Predictor) else None
+
     def result(self) -> Sample:
         """What the run has made so far; its error, if it failed."""
         if self.error is not None:
@@ -136,8 +142,12 @@ class PooledRun:
                 run.begin_step()
                 self.begun = True
             self.feed.had.read = 0
+            if self.guiding is not None:
+                self.guiding.read = 0
             run.take_step()
             self.feed.had.answers.clear()
+            if self.guiding is not None:
+                self.guiding.had = []
             self.begun = False
             run.count_step(self.seconds)
             self.seconds = 0.0
@@ -177,6 +187,8 @@ def _begin(number: int, who: str, denoiser: TokenDenoiser, sampler: Any, argumen
     run.predictor.dry_run = None  # a step that is begun again would have to be planned again
     feed = SharedFeed(run.predictor.feed)
     run.predictor.feed = feed
+    if run.predictor.guiding is not None:
+        run.predictor.guiding.had = []
     return PooledRun(number, run, feed)
 
 

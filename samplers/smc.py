@@ -123,10 +123,6 @@ class ParticleSampler(Sampler[ParticleState]):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "base", base_of(self.BASE if self.base is None else self.base, self.family, self.name))
-        if isinstance(self.base, ParticleSampler):
-            raise OptionError(
-                f"option 'base' of sampler {self.name!r} is {self.base.name!r}, which has particles of its own"
-            )
         if self.potential == "self" and self.reward is not None:
             raise OptionError(f"sampler {self.name!r}: potential='self' is weighted by the model, and takes no reward")
 
@@ -157,23 +153,25 @@ class ParticleSampler(Sampler[ParticleState]):
         return told
 
     def init(self, canvas: Layout) -> ParticleState:
+        wide = first_state(self._base, canvas.copies(self.particles, True))
         zeros = torch.zeros(len(canvas.x), self.particles, dtype=torch.float64, device=canvas.x.device)
         none = torch.full_like(canvas.x[:, 0], -1)
         state = ParticleState.begin(
             canvas,
-            wide=first_state(self._base, canvas.copies(self.particles, True)),
+            wide=wide,
             log_weight=zeros,
             log_z=zeros[:, 0],
             applied=zeros,
             reward=zeros,
             memory=zeros if self.potential == "sum" else zeros - torch.inf,
             score=zeros,
+            weighed=torch.zeros_like(zeros, dtype=torch.bool),
             block_seen=none,
         )
         return state.showing(none + 1, state.over)
 
     def step(self, predict: Predict, state: ParticleState) -> tuple[ParticleState, dict[str, Tensor]]:
-        number, before, moving = self.particles, state.wide, ~state.over
+        number, before, moving = self.particles, state.wide, ~state.weighed.all(1)
         copies = predict.copies(number, True, state.round * number)
         filled = Filled() if self.potential == "self" else None
         wide = copies.step(self._base, before, filled)
@@ -187,7 +185,7 @@ class ParticleSampler(Sampler[ParticleState]):
                 state, score=state.score + gain, applied=state.applied + gain, log_weight=state.log_weight + gain
             )
         elif self.reward is not None:
-            state = self._rewarded(copies, state, before)
+            state = self._rewarded(copies, state)
         over = state.over  # (B,)
         w, effective = weights(state.log_weight)
         again = (effective < self.ess * number) & ~over
@@ -201,7 +199,8 @@ class ParticleSampler(Sampler[ParticleState]):
         state = dataclasses.replace(state, log_z=log_z)
         best = (state.score if self.potential == "self" else state.applied).argmax(1)
         how = self.returns or ("best" if self.potential == "self" else "draw")
-        final = best if how == "best" else draw(state, w)
+        # A row that waits for others draws what it drew in its last step.
+        final = best if how == "best" else draw(state, w, state.step + moving - 1)
         shown = torch.where(over, final, state.log_weight.argmax(1))
         info = {"log_z": log_z, "effective": effective, "resampled": again}
         if self.iterations > 1:
@@ -209,10 +208,10 @@ class ParticleSampler(Sampler[ParticleState]):
         over = state.over & (state.round + 1 == self.iterations)
         return state.showing(shown, over, step=state.step + moving), info
 
-    def _rewarded(self, copies: Any, state: ParticleState, before: TokenState) -> ParticleState:
+    def _rewarded(self, copies: Any, state: ParticleState) -> ParticleState:
         """The state with the weights after this step's rewards."""
         reward, wide, number = function_of(self.reward), state.wide, self.particles
-        active = state.grouped(~before.done)
+        active = ~state.weighed
         ended = state.grouped(wide.done) & active
         due = active & (ended | (state.grouped(wide.step) % self.every == 0))
         x = wide.x
@@ -243,6 +242,7 @@ class ParticleSampler(Sampler[ParticleState]):
         changes = {name: getattr(state, name).gather(1, who) for name in ("applied", "reward", "memory", "score")}
         log_weight = torch.where(again[:, None], 0.0, state.log_weight)
         wide = copies.rearranged(state.wide, source)
+        changes["weighed"] = state.grouped(wide.done)
         return dataclasses.replace(state, wide=wide, log_weight=log_weight, **changes), source
 
     def _kept(self, state: ParticleState, source: Tensor, final: Tensor, over: Tensor) -> ParticleState:

@@ -50,7 +50,8 @@ class Window:
     forces: ClassVar[bool] = False
 
     def __str__(self) -> str:
-        return f"{self.name}({','.join(f'{n:g}' for n in dataclasses.astuple(self) if n is not None)})"
+        numbers = [str(n).removesuffix(".0") for n in dataclasses.astuple(self) if n is not None]  # all of their digits
+        return f"{self.name}({','.join(numbers)})"
 
     @property
     def block_length(self) -> int | None:

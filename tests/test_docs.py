@@ -337,7 +337,8 @@ def built_in() -> list[str]:
 def test_every_sampler_and_its_options_are_in_the_pages() -> None:
     page = (ROOT / "docs/samplers.md").read_text(encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    tables = [ROOT / "docs/zoo.md", *sorted(ROOT.glob("docs/continuous_*.md"))]
+    pages = ("zoo", "rules", "candidates_and_particles", "self_speculation", "attention", "windows")
+    tables = [*(ROOT / f"docs/{page}.md" for page in pages), *sorted(ROOT.glob("docs/continuous_*.md"))]
     zoo = "".join(path.read_text(encoding="utf-8") for path in tables)
     for name in built_in():
         section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", page, re.M | re.S)

@@ -413,3 +413,26 @@ def test_a_cache_and_a_sequence_are_refused():
         samplers.sample(model, "radd", gen_length=3, cache="prefix", guide=Classifier(zeros))
     with pytest.raises(OptionError, match="as a sequence"):
         samplers.sample(model, "autoregressive", gen_length=3, guide=Classifier(zeros))
+
+
+@pytest.mark.parametrize("name", ["threshold", "freedave"])
+@pytest.mark.parametrize("what", ["classifier", "model"])
+def test_a_pool_asks_what_guides_as_often_as_a_run_alone(name, what):
+    """Its steps are begun again when the model has answered; what guides is not asked again."""
+    asked = []
+
+    def fn(x, t):
+        asked.append(len(x))
+        return (x == 1).sum(1).double() - 12
+
+    guide = Classifier(fn) if what == "classifier" else Unconditional(denoiser=TinyNet(seed=5))
+    net = TinyNet()
+    alone = samplers.sample(net, name, guide=guide, **RUN)
+    once = list(asked)
+    pool = samplers.Pool(net)
+    run = pool.add(name, guide=guide, **RUN)
+    for _ in pool:
+        pass
+    pooled = run.result()
+    assert torch.equal(alone.x, pooled.x) and asked == once * 2
+    assert (alone.guide_calls, alone.guide_rows) == (pooled.guide_calls, pooled.guide_rows) and alone.guide_calls > 3

@@ -139,7 +139,7 @@ def test_every_rule_ends_in_time(name):
         assert alone.x[0].tolist() == out.x[1, :19].tolist() and int(out.nfe_rows[1]) == alone.nfe
 
 
-@pytest.mark.parametrize("plan", ["even", "1-cos", "floor(0.001)", "linear"])
+@pytest.mark.parametrize("plan", ["even", "1-cos", "floor(0.001)", "linear", "tc", "dtc", "tc+dtc"])
 def test_plans_under_a_window_are_those_of_a_row(plan):
     """If the window always holds enough, the counts are those without one; where it does not, they are made up for."""
     net = TinyNet()
@@ -286,7 +286,7 @@ def test_guidance_and_settings():
         ("no blocks for steps_per_block=3", "threshold", {"window": "sliding(4)", "steps_per_block": 3}),
         ("'remdm', which may change tokens until their block is done", "remdm", {"window": "sliding(4)"}),
         ("'llada2', which may change tokens", "llada2", {"window": "pipeline(4)"}),
-        ("'ancestral', which lets each position of a block appear at a time", "ancestral", {"window": "sliding(4)"}),
+        ("'ancestral', which needs all positions of a block open", "ancestral", {"window": "sliding(4)"}),
         (
             "'first_hitting', which may change",
             "first_hitting",
@@ -363,3 +363,48 @@ def test_candidates_under_a_window():
         ):  # there copies whose blocks end at different positions share no forward pass
             more = (tried.nfe_rows - plain.nfe_rows).tolist()
             assert set(more) <= {0, 1}, "the copy that is not picked may be open longer"
+
+
+@pytest.mark.parametrize("window", ["sliding(3)", "sliding(2,4)", "pipeline(3)", "pipeline(2,0.3,1)"])
+def test_what_samplers_over_candidates_promise_holds_under_a_window(window):
+    """freedave makes the states of its base rule in its steps, with a cap that a window has to make up for; lopa's anchor."""
+    for seed, temperature in itertools.product(range(6), (0.0, 1.0)):
+        net = TinyNet(vocab=5, seed=seed)
+        run = {"prompt": [[1, 2, 3], [4], []], "gen_length": 11, "window": window, "temperature": temperature}
+        for steps in (None, 6, 8):
+            told, ours = (
+                samplers.sample(net, name, steps=steps, trace=True, **run) for name in ("low_confidence", "freedave")
+            )
+            assert torch.equal(told.x, ours.x)
+            for state in ours.trace:
+                for i, step in enumerate(state.step.tolist()):
+                    assert torch.equal(state.x[i], told.trace[step].x[i])
+        told = samplers.sample(net, "threshold", threshold=0.4, **run)
+        anchor = samplers.sample(net, "lopa", branches=0, threshold=0.4, **run)
+        assert torch.equal(told.x, anchor.x) and told.nfe == anchor.nfe
+        if temperature == 0:
+            drafted = samplers.sample(net, "freedave", threshold=0.4, match="exact", **run)
+            assert torch.equal(told.x, drafted.x) and drafted.steps <= told.steps
+
+
+@pytest.mark.parametrize(
+    "window", ["sliding(3)", "sliding(1234567)", "pipeline(3,0.66666666667,1.0)", "pipeline(12,0.1,0.95)"]
+)
+def test_the_name_of_a_window_is_read_back(window):
+    assert read_window(str(read_window(window))) == read_window(window)
+
+
+def test_branches_are_compared_by_all_that_is_open():
+    """A branch that ends the first block of a pipeline has masks left, and is not taken to be sure of all of them."""
+
+    def predict(x):
+        logits = torch.zeros(*x.shape, 4)
+        logits[:, 0, 0] = 2.0
+        logits[:, 1, 0] = 1.9
+        logits[:, 2:, 0] = torch.where(x[:, 1:2] == 3, 1.8, 0.0)  # less is known once the block is full
+        return logits
+
+    denoiser = TokenDenoiser.wrap(predict, vocab_size=4, mask_id=3)
+    run = {"gen_length": 4, "window": "pipeline(2)", "trace": True, "threshold": 2.0, "branches": 1}
+    first = samplers.sample(denoiser, "lopa", **run).trace[1].x[0].tolist()
+    assert first == [0, 3, 3, 3], "the branch that fills position 1 as well leaves what is open unsure"

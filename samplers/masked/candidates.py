@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["best_of", "sum_over"]
+from ..state import TokenState
+
+__all__ = ["best_of", "goes_on", "sum_over"]
 
 
 def sum_over(value: Tensor, where: Tensor) -> Tensor:
@@ -20,3 +22,8 @@ def sum_over(value: Tensor, where: Tensor) -> Tensor:
 def best_of(score: Tensor, valid: Tensor) -> Tensor:
     """(B,) int64: the valid candidate of the highest score in each row, the first of equals. score, valid: (B, K)."""
     return torch.where(valid, score, -torch.inf).argmax(1)
+
+
+def goes_on(before: TokenState, after: TokenState) -> Tensor:
+    """(B,) bool: rows that are not done with the block that they were in; under a window that moves, with the row."""
+    return after.block == before.block if before.canvas.window is None else ~after.done

@@ -11,7 +11,8 @@ from .. import ops
 from ..prediction import Predict, Prediction
 from ..sampler import Facts, Sampler, option
 from ..state import TokenState
-from .plans import even_count, min_count
+from .candidates import goes_on
+from .plans import even_count, fill_up_to, min_count
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,16 @@ class FreeDave(Sampler[TokenState]):
     state, the row goes on to the largest draft whose new tokens are all in the target, and again from there, until it cannot.
     The answer for the draft that is left serves the next step.
 
-    So the tokens, and the positions of every base step, are those of the base rule, and a row never takes more forward passes.
+    So the tokens, and the positions of every base step, are those of the base rule, and a row never takes more forward passes
+    (if drafts of a row share one: with window="block", a pipeline or a cfg_interval those on two sides of an end may not).
     This holds for any number of `steps`, and at any temperature, since `state.step` counts base steps and a token is drawn with
     the random number of the base step that commits it; above temperature 0 fewer drafts are right, since each step draws anew.
     It holds with cache="prefix" and "dual" as well, against the base rule with that cache: a block is given whole in every
     forward pass, and what is kept of others was kept when the block began. With "delayed" it does not, since what is kept
-    depends on the number of forward passes. The answer for a row must not depend on the rows beside it; if a model rounds
-    otherwise in a larger batch, tokens whose scores are equal but for the last bits may differ. With stop_rule="llada2" what
-    several base steps have written counts as written in one. With a constrain hook, each step needs a second forward pass.
+    depends on the number of forward passes; nor with a cache that is not exact under a window that slides, for the same reason.
+    The answer for a row must not depend on the rows beside it; if a model rounds otherwise in a larger batch, tokens whose
+    scores are equal but for the last bits may differ. With stop_rule="llada2" what several base steps have written counts as
+    written in one. With a constrain hook, each step needs a second forward pass.
 
     With a `threshold` this is FreeDave++: the base rule is `threshold`, draft 1 is its next state, and each further draft has one
     more position. Under match="subset", as published, the row may go on to a part of a target: every token was above the
@@ -67,30 +70,32 @@ class FreeDave(Sampler[TokenState]):
     )
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
-        number = self.drafts
+        number = min(self.drafts, state.x.shape[1])  # more would repeat others
         copies = predict.copies(number)
         now = predict(state, want="confidence") if state.ready is None else state.ready
         score = self.score(now)
         ahead = torch.arange(number, device=score.device)  # (K,) steps before the one that makes the draft
+        first = self.base_step(state, now)  # (B, L)
         if self.threshold is None:
             most = even_count(state, ahead[:, None]).cumsum(0).T  # (B, K) positions in each draft
         else:
-            most = self.count(state, now)[:, None] + ahead
+            most = first.sum(1, keepdim=True) + ahead
         size = torch.minimum(most, state.count[:, None])  # (B, K)
         new = torch.cat([torch.ones_like(size[:, :1], dtype=torch.bool), size[:, 1:] > size[:, :-1]], 1)  # (B, K)
 
         before = copies.spread(state)
-        token, wide_score = (x.repeat_interleave(number, 0) for x in (now.token, score))  # (B K, L)
+        ranked = torch.where(first, torch.inf, score)
+        token, wide_score = (x.repeat_interleave(number, 0) for x in (now.token, ranked))  # (B K, L)
         drafted = ops.select(wide_score, before.open, k=size.flatten()).chosen  # (B K, L)
         wide = before.commit(drafted, token)
         if self.threshold is None:  # a draft is as many base steps on as it stands for
             more = torch.where(before.done, 0, ahead.repeat(len(size)))
-            same = wide.block == before.block
-            wide = replace(wide, step=wide.step + more, block_step=torch.where(same, wide.block_step + more, 0))
+            block_step = torch.where(goes_on(before, wide), wide.block_step + more, 0)
+            wide = replace(wide, step=wide.step + more, block_step=block_step)
         answer = copies(wide, wide.open & new.flatten()[:, None], want="confidence")
 
-        count = self.count(wide, answer)  # (B K,)
-        target = ops.select(self.score(answer), wide.open, k=count).chosen & (answer.token == token)
+        whole = self.base_step(wide, answer)  # (B K, L)
+        target = whole & (answer.token == token)
         target = target.view(-1, number, target.shape[1])  # (B, K, L) what a target has of what was drafted
         first = (
             (~drafted).view_as(target).sum(1)[:, None]
@@ -98,8 +103,9 @@ class FreeDave(Sampler[TokenState]):
         wrong = (first > ahead[:, None]) & ~target  # (B, K, L)
         end = torch.where(wrong, first, number).amin(2, keepdim=True)  # (B, K, 1) the first draft with a wrong token
         reach = (ahead > ahead[:, None]) & (ahead < end) & new[:, None]  # (B, K, K): from draft b to draft j
-        if self.match == "exact":
-            reach &= size[:, None] - size[:, :, None] == count.view(-1, number, 1)
+        if self.match == "exact" or (self.threshold is None and state.canvas.window is not None):
+            # A window that moves may hold too little for a draft, but not for the base rule, whose window has moved on.
+            reach &= size[:, None] - size[:, :, None] == whole.sum(1).view(-1, number, 1)
         onward = torch.where(reach, ahead, ahead[:, None]).amax(2)  # (B, K)
         which = onward[:, :1]  # from draft 1
         for _ in range(number - 2):
@@ -113,11 +119,12 @@ class FreeDave(Sampler[TokenState]):
         position = torch.arange(prediction.token.shape[1], device=prediction.token.device)
         return -position.to(torch.float32).expand_as(prediction.confidence)
 
-    def count(self, state: TokenState, prediction: Prediction) -> Tensor:
-        """(B,) int64: how many of the best-scored positions a base step commits."""
+    def base_step(self, state: TokenState, prediction: Prediction) -> Tensor:
+        """(B, L) bool: the positions that a step of the base rule commits."""
+        score = self.score(prediction)
         if self.threshold is None:
-            return even_count(state)
-        sure = prediction.confidence >= self.threshold  # (B, L), open ones only
+            return ops.select(score, state.open, k=even_count(state)).chosen
+        sure = state.open & (prediction.confidence >= self.threshold)  # (B, L)
         if self.order == "left_to_right":
-            sure = state.open & ((state.open & ~sure).cumsum(1) == 0)  # a leading run of sure tokens
-        return torch.minimum(torch.maximum(sure.sum(1), min_count(state)), state.count)
+            sure &= (state.open & ~sure).cumsum(1) == 0  # a leading run of sure tokens
+        return fill_up_to(state, sure, score, min_count(state))

@@ -13,7 +13,7 @@ from ..prediction import Predict
 from ..random import DRAW_CANDIDATE
 from ..sampler import Facts, option
 from ..state import TokenState
-from .candidates import best_of, sum_over
+from .candidates import best_of, goes_on, sum_over
 from .plans import ScheduledSampler
 
 
@@ -42,7 +42,7 @@ class InfoGain(ScheduledSampler):
     facts = Facts(bias="biased", copies=True)
 
     least: int = option(1, "least number of positions per step", ge=1)
-    candidates: int = option(8, "candidates per row, the greedy one included; one copy of the row each", ge=1)
+    candidates: int = option(8, "candidates per row, the greedy one included; one copy of the row each", ge=1, le=4096)
     position_temperature: float = option(
         0.2, "temperature at which the positions of a candidate are drawn; 0: the greedy candidate alone", ge=0
     )
@@ -68,14 +68,14 @@ class InfoGain(ScheduledSampler):
         chosen = ops.select(score, before.open, k=size.repeat_interleave(number)).chosen
         token = now.token.repeat_interleave(number, 0)
         wide = before.commit(chosen, token)
-        each = chosen.view(len(size), number, -1)  # (B, K, L)
-        same = (each[:, :, None] == each[:, None]).all(3)  # (B, K, K)
+        each = chosen.view(len(size), number, -1).float()  # (B, K, L)
+        same = each @ each.transpose(1, 2) == size[:, None, None]  # (B, K, K): whole numbers, exact
         valid = ~same.tril(-1).any(2)  # (B, K): no earlier candidate has these positions
         rows = wide.masked if self.horizon == "canvas" else wide.open
         rows = rows & (valid.flatten() & ~wide.done)[:, None]
         answer = copies(wide, rows, want=want)
 
-        left = rows if self.horizon == "canvas" else rows & (wide.block == before.block)[:, None]
+        left = rows if self.horizon == "canvas" else rows & goes_on(before, wide)[:, None]
         gain = -sum_over(answer.entropy, left) / left.sum(1).clamp_min(1)
         if self.cost:
             gain = gain - sum_over(now.entropy.repeat_interleave(number, 0), chosen)

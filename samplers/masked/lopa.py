@@ -11,8 +11,8 @@ from .. import ops
 from ..prediction import Predict
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import TokenState
-from .candidates import best_of, sum_over
-from .plans import min_count
+from .candidates import best_of, goes_on, sum_over
+from .plans import fill_up_to, min_count
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,26 @@ class LoPA(Sampler[TokenState]):
     )
 
     def step(self, predict: Predict, state: TokenState) -> TokenState:
-        number = self.branches + 1
+        number = min(self.branches, state.x.shape[1]) + 1  # more would have no position of their own
         copies = predict.copies(number)
         now = predict(state, want="confidence") if state.ready is None else state.ready
         score = now.confidence
-        size = ops.select(score, state.open, threshold=self.threshold, least=min_count(state)).count  # (B,)
+        first = fill_up_to(state, score >= self.threshold, score, min_count(state))  # (B, L) the anchor
+        size = first.sum(1)  # (B,)
         branch = torch.arange(number, device=size.device)  # (K,)
         valid = (size[:, None] + branch <= state.count[:, None]) | (branch == 0)  # (B, K)
 
         before = copies.spread(state)
-        token, score = (x.repeat_interleave(number, 0) for x in (now.token, score))  # (B K, L)
-        anchor = size.repeat_interleave(number)  # (B K,)
+        token, score, fixed = (x.repeat_interleave(number, 0) for x in (now.token, score, first))  # (B K, L)
         own = branch.repeat(len(size))  # (B K,)
-        fixed = ops.select(score, before.open, k=anchor).chosen
-        upto, short = (ops.select(score, before.open, k=anchor + own - i).chosen for i in (0, 1))
-        extra = upto & ~short & (own > 0)[:, None]  # (B K, L) the branch's own position
+        left = before.open & ~fixed
+        upto, short = (ops.select(score, left, k=(own - i).clamp_min(0)).chosen for i in (0, 1))
+        extra = upto & ~short  # (B K, L) the branch's own position
         wide = before.commit(fixed | extra, token)
         answer = copies(wide, wide.open & valid.flatten()[:, None], want="confidence")
 
         sure = self.sureness(wide, answer.confidence)
-        sure = torch.where(wide.block == before.block, sure, 1.0)  # nothing is left in the block
+        sure = torch.where(goes_on(before, wide), sure, 1.0)  # nothing is left in the block
         made = torch.where(own == 0, 1.0, sum_over(score, extra))
         sure = self.alpha * made + (1 - self.alpha) * sure
         return copies.pick(wide, best_of(sure.view(-1, number), valid), answer)

@@ -170,10 +170,14 @@ class PlannedState(TimedState):
 
     @property
     def size(self) -> Tensor:
-        """(B,) int64: the size of this step's group; all that is open in the last step of a block."""
+        """(B,) int64: the size of this step's group; all that is open in the last step of a block, or what a window needs."""
         row = torch.arange(len(self.x), device=self.x.device)
         block = self.block.clamp(max=self.sizes.shape[1] - 1)
-        size = self.sizes[row, block, self.block_step.clamp(max=self.sizes.shape[2] - 1)]
+        step = self.block_step.clamp(max=self.sizes.shape[2] - 1)
+        if self.canvas.window is not None:  # it may have held too few: the plan is then made up for
+            total = self.sizes[:, 0].cumsum(1).gather(1, step[:, None]).squeeze(1)  # (B,) after this step
+            return in_time(self, (total - self.block_size + self.remaining).clamp_min(0))
+        size = self.sizes[row, block, step]
         return torch.where(self.block_step + 1 >= self.block_steps, self.count, size)
 
 

@@ -95,7 +95,7 @@ def test_every_error_is_one_line_and_exit_code_2(cli):
         (("sample", "--problem", "sudoku4", "--sampler", "threshold", "-o", "threshold=-1"), "must be > 0"),
         (("sample", "--problem", "sudoku4", "--sampler", "threshold", "-o", "treshold=1"), "did you mean 'threshold'?"),
         (("sample", "--problem", "sudoku4", "--sampler", "threshold", "-o", "threshold"), "name=value"),
-        (("sample", "--problem", "sudoku4", "--sampler", "radd", "--prompt", "one two"), "token ids"),
+        (("sample", "--problem", "sudoku4", "--sampler", "radd", "--prompt", "one two"), "has the tokens 1 2 3 4"),
         (("sample", "--problem", "sudoku4", "--sampler", "radd", "--save", "/dev/null/x.pt"), "cannot be written"),
         (("sample", "--denoiser", "no_such_module:x", "--sampler", "radd"), "ModuleNotFoundError"),
         (("sample", "--denoiser", "nonsense", "--sampler", "radd"), "module:attribute"),

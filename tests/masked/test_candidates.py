@@ -191,6 +191,13 @@ def test_scores_do_not_depend_on_the_width_of_the_batch():
     assert torch.allclose(sum_over(value, where), (value.double() * where).sum(1), rtol=0, atol=50 * 2.0**-41)
 
 
+@pytest.mark.parametrize("how", [{"name": "freedave", "drafts": 10**9}, {"name": "lopa", "branches": 10**9}])
+def test_more_copies_than_positions_are_not_made(how):
+    few = {key: 5 if key != "name" else value for key, value in how.items()}
+    many, some = (samplers.sample(TinyNet(), h.pop("name"), **h, gen_length=5) for h in (how.copy(), few))
+    assert torch.equal(many.x, some.x) and many.row_evals == some.row_evals
+
+
 def test_bad_options():
     denoiser = TokenDenoiser.wrap(lambda x: torch.zeros(*x.shape, 5), vocab_size=5, mask_id=4)
     for name, option in [

@@ -14,6 +14,7 @@ from samplers.masked.smc import SMC
 from samplers.models import zoo
 from samplers.particles import ancestors, weights
 from samplers.sampler import first_state
+from samplers.testing.tiny import TinyNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,13 +22,8 @@ PROBLEM = samplers.problems.create("sudoku4")
 EXACT = PROBLEM.denoiser("masked")
 FIRST_ROWS = torch.tensor([list(p) for p in permutations(range(4))])  # each is the first row of 12 of the 288 grids
 BASES = [name for f in ("masked", "uniform") for name in samplers.list_samplers(family=f)]
-BASES = [
-    n
-    for n in BASES
-    if not (
-        registry.load(n).facts.sequential or registry.load(n).facts.copies or "attends" in registry.load(n).facts.needs
-    )
-]
+BASES = [n for n in BASES if not (registry.load(n).facts.sequential or registry.load(n).facts.copies)]
+BASES = [n for n in BASES if "attends" not in registry.load(n).facts.needs]  # an exact problem has no attention
 
 
 def in_place(x):
@@ -200,6 +196,55 @@ def test_rows_are_what_they_are_alone():
     assert torch.equal(plain.x, dual.x)
 
 
+def test_particles_that_a_hook_ends_are_weighed():
+    """The hook decides the last position of each particle, and so its reward: the weights must still be given, in each round."""
+
+    def hook(state):
+        fix = torch.full_like(state.x, -1)
+        fix[:, :2] = torch.where(state.step > 0, torch.tensor([[1], [0]]), -1).T  # (B, 2)
+        return samplers.Constraint(fix=fix)
+
+    def first(x):
+        return 30.0 * (x[:, 0] == 1)
+
+    denoiser = TinyNet(vocab=6, visible_too=True)
+    run = {"gen_length": 2, "batch": 20, "temperature": 1.0, "constrain": hook}
+    one = samplers.sample(denoiser, "random_order", **run)
+    assert bool((one.x[:, 0] != 1).any())
+    for rounds in (1, 2):
+        out = samplers.sample(
+            denoiser,
+            SMC(base="random_order", particles=32, reward=first, ess=0.0, iterations=rounds),
+            info=True,
+            **run,
+        )
+        assert bool((out.x[:, 0] == 1).all()) and bool((out.info["log_z"][-1] > 25).all())
+
+
+def test_rows_of_other_lengths_do_not_change_which_particle_is_kept():
+    """A row whose round has ended waits for the others, and keeps the particle that it keeps alone."""
+    denoiser = TinyNet(vocab=3, visible_too=True, reach=1)
+    fill = [[True] * n for n in (2, 3, 9)]
+    rows = [torch.zeros(n, dtype=torch.int64) for n in (2, 3, 9)]
+    for seed in range(12):
+        how = {"seed": seed, "temperature": 1.0, "base": "random_order", "particles": 3, "iterations": 3, "ess": 0.0}
+        how |= {"reward": in_place_of_three, "trace": True}
+        whole = samplers.sample(denoiser, "smc", prompt=samplers.Canvas.infill(denoiser, rows, fill), **how)
+        for i in (0, 1):
+            one = samplers.Canvas.infill(denoiser, rows[i], fill[i])
+            alone = samplers.sample(denoiser, "smc", prompt=one, first_row=i, **how)
+            last = [
+                [s.path[-1].x[j, : len(fill[i])].tolist() for s in run.trace if s.path]
+                for run, j in ((alone, 0), (whole, i))
+            ]
+            assert last[0][0] == last[1][0] and last[0][-1] == last[1][-1]
+            assert alone.x[0].tolist() == whole.x[i, : len(fill[i])].tolist()
+
+
+def in_place_of_three(x):
+    return (x == 1).sum(1).double()
+
+
 def test_resampling_has_the_expected_number_of_offspring():
     state = samplers.stream(EXACT, SMC(particles=5), batch=4000).state
     log_weight = torch.tensor([0.0, -1.0, 1.0, -torch.inf, 0.5]).double().expand(4000, 5)
@@ -227,7 +272,10 @@ BAD = [
     ({"reward": "math:tau"}, "'math:tau' names none"),
     ({"base": "threshold(confidence=0.8)"}, "no option=value of sampler 'threshold', which has threshold"),
     ({"base": "refusion"}, "keeps one sequence per row"),
-    ({"base": "smc"}, "has particles of its own"),
+    ({"base": "smc"}, "'smc', which makes copies of rows itself"),
+    ({"base": "soar"}, "'soar', which makes copies of rows itself"),
+    ({"base": "daedal(eos=3)"}, "'daedal', which may lengthen the canvas"),
+    ({"particles": 1 << 16, "batch": 1 << 16}, "65536 copies of each of 65536 rows of 16 positions cannot fit"),
     ({"base": "d3pm_ancestral"}, "'smc_uniform' is for samplers of the uniform family"),
     ({"base": "no such thing"}, "a name such as"),
     ({"particles": 0}, "must be >= 1"),
@@ -251,3 +299,5 @@ def test_a_reward_may_rule_out_and_options_are_recorded():
     told = json.loads(json.dumps(out.options))
     assert told["reward"].endswith("never_a_one_first") and told["base"].startswith("random_order(")
     assert SMC(base="threshold(threshold=0.8)").base.threshold == 0.8
+    told = SMC(base="low_confidence(plan=beta(2,3), least=1)").values()["base"]
+    assert told.startswith("low_confidence(plan=beta(2,3), least=1, ") and SMC(base=told).values()["base"] == told
