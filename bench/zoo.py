@@ -37,7 +37,6 @@ from samplers.bench.machine import machine
 from samplers.bench.source import fingerprint
 from samplers.bench.store import CELLS
 from samplers.problems.base import wilson
-from samplers.testing.tiny import for_any_model
 
 HERE = Path(__file__).parent
 PAGE, PICTURE, SAVED = HERE.parent / "docs/zoo.md", HERE.parent / "docs/zoo.png", HERE / "results/zoo.json"
@@ -147,11 +146,10 @@ def alone(out: Path, pattern: str = "*") -> None:
     problem, file = problems.create("sudoku4"), out / "alone.json"
     there: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     denoiser = problem.denoiser("masked")
-    names = [n for n in for_any_model() if n in ours(FAMILIES[:1], pattern)]
-    for name in track(names, description="alone"):
+    for name in track(ours(FAMILIES[:1], pattern), description="alone"):
         cls: Any = registry.load(name)
         code = fingerprint(cls)
-        if there.get(name, {}).get("code") == code:
+        if cls.facts.sequential or there.get(name, {}).get("code") == code:
             continue
         # A biased rule is left to choose: a block of one position would take its choice away.
         chooses = cls.facts.bias in ("exact", "asymptotic") or "block_length" not in cls.conformance.one_at_a_time
