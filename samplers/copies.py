@@ -90,6 +90,15 @@ class Copies(Predictor):
         state = wide.take(index, wide.canvas.source)
         return state if answer is None else dataclasses.replace(state, ready=answer.take(index))
 
+    def pick_logits(self, logits: Logits, which: Tensor) -> Logits:
+        """Of the logits of B K rows those of one copy of each row, as logits of the run's own rows. One device sync.
+
+        Args:
+            which: (B,) int64, from 0 to K - 1.
+        """
+        mine = logits.row % self.number == which[torch.div(logits.row, self.number, rounding_mode="floor")]
+        return logits.folded(self.number).at(mine)
+
     def rearranged(self, wide: T, source: Tensor) -> T:
         """The state in which row i goes on as what row source[i] is, on its own random numbers; caches follow.
 

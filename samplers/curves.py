@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from .checks import integer, shown
-from .errors import OptionError
+from .errors import DenoiserError, OptionError
 from .random import uniform
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class EntropyCurve:
             OptionError: a size below 1, or a sum other than L.
         """
         length = self.values.shape[1]
-        if any(size < 1 for size in sizes) or sum(sizes) != length:
+        whole = all(isinstance(size, (int, np.integer)) and size > 0 for size in sizes)
+        if not whole or sum(sizes) != length:
             raise OptionError(
                 f"kl: group sizes of at least 1 with the sum {length} are needed, not {shown(list(sizes))}"
             )
@@ -128,7 +129,12 @@ def entropy_curve(
 
     Raises:
         OptionError: a model without a mask, data that are no rows of tokens or too few.
+        DenoiserError: the model's answer holds a NaN.
     """
+    if not hasattr(denoiser, "mask_id"):
+        raise OptionError(
+            f"entropy_curve takes a model of masked tokens, a TokenDenoiser, not {type(denoiser).__name__}"
+        )
     samples, batch, seed = integer("samples", samples, 2), integer("batch", batch), integer("seed", seed, 0)
     if denoiser.mask_id is None:
         raise OptionError(f"entropy_curve: denoiser {denoiser.name!r} has no mask, and the curve is of masked models")
@@ -138,7 +144,18 @@ def entropy_curve(
         raise OptionError(
             f"entropy_curve: a Problem or tokens (n, L) int64, n >= samples = {samples}, are needed, not {got}"
         )
+    if denoiser.self_conditioned:
+        raise OptionError(
+            f"entropy_curve: what denoiser {denoiser.name!r} answers depends on its last logits (self_conditioned), not only on "
+            "what it sees, so it has no such curve"
+        )
     rows, length = rows[:samples].cpu(), rows.shape[1]
+    wrong = (rows < 0) | (rows >= denoiser.vocab_size) | (rows == denoiser.mask_id)
+    for i, k in wrong.nonzero()[:1].tolist():
+        raise OptionError(
+            f"entropy_curve: data hold {int(rows[i, k])} at row {i}, position {k}; whole rows of tokens are needed, 0 to "
+            f"{denoiser.vocab_size - 1} without the mask {denoiser.mask_id}"
+        )
     number, position = torch.arange(samples, device="cpu")[:, None], torch.arange(length, device="cpu")[None]
     rank = uniform(seed, number, position, 0, _DRAW_ORDER).argsort(1).argsort(1)  # (samples, L)
     values = torch.empty(samples * length, dtype=torch.float64, device="cpu")
@@ -158,6 +175,8 @@ def _mean_surprise(denoiser: TokenDenoiser, x: Tensor, hidden: Tensor, loss: boo
     if denoiser.time_conditioned:
         t = hidden.double().mean(1).to(device) if not denoiser.time_per_position else hidden.double().to(device)
     logits = denoiser.predict(x.masked_fill(hidden, mask_id).to(device), t, rows=hidden.to(device)).double().cpu()
+    if bool(logits.isnan().any()):
+        raise DenoiserError(f"entropy_curve: denoiser {denoiser.name!r} gave a NaN among its logits")
     if mask_id < logits.shape[1]:
         logits[:, mask_id] = -math.inf
     log_p = logits.log_softmax(1)  # (N, V)
@@ -180,9 +199,20 @@ def exact_curve(support: Tensor, p: Tensor | None = None) -> EntropyCurve:
         p: (n,) their probabilities; None: all equal.
 
     Raises:
-        OptionError: n 2^L is above 2^27, or a string does not fit into 53 bits.
+        OptionError: n 2^L is above 2^27, or a string does not fit into 53 bits; no strings, one that is there twice or holds
+            what is no token, or probabilities that are none.
     """
     support = support.cpu()
+    if support.dim() != 2 or not support.numel() or support.dtype != torch.int64 or int(support.min()) < 0:
+        raise OptionError(f"exact_curve: strings (n, L) int64 of tokens from 0 are needed, not {shown(support)}")
+    if len(support.unique(dim=0)) < len(support):
+        raise OptionError("exact_curve: a string is there twice; add up its probabilities")
+    if p is not None and (
+        p.shape != support.shape[:1] or not bool((p >= 0).all()) or not 0 < float(p.sum()) < math.inf
+    ):
+        raise OptionError(
+            f"exact_curve: a probability, 0 or more, for each of the {len(support)} strings is needed, not {shown(p)}"
+        )
     n, length = support.shape
     vocab = int(support.max()) + 1
     if n << length > SUBSETS or length * math.log2(max(vocab, 2)) > 53:
@@ -234,10 +264,20 @@ def optimal_plan(curve: EntropyCurve | Sequence[float] | Tensor, steps: int) -> 
 
     Returns:
         min(steps, n) sizes of at least 1, whose sum is n. Time n^2 times steps.
+
+    Raises:
+        OptionError: a curve that is no list of finite numbers.
     """
-    h = np.asarray(curve.nats if isinstance(curve, EntropyCurve) else curve, dtype=np.float64)
+    try:
+        h = np.asarray(curve.nats if isinstance(curve, EntropyCurve) else curve, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"optimal_plan: a curve is a list of numbers, not {shown(curve)}") from error
+    if h.ndim != 1 or not len(h) or not np.isfinite(h).all():
+        raise OptionError(f"optimal_plan: a curve is one or more finite numbers h(0), h(1), ..., not {shown(curve)}")
     n = len(h)
     steps = min(integer("steps", steps), n)
+    if steps == n:
+        return [1] * n
     at = np.arange(n + 1)
     cost = (at[None, :] - at[:, None]) * np.append(h, 0.0)[:, None]  # (from, to): the rectangle
     cost[at[:, None] >= at[None, :]] = np.inf

@@ -80,12 +80,16 @@ class Logits:
 
     def take(self, index: Tensor, rows: int) -> Logits:
         """The same of the rows `index`, (n,) int64, of the `rows` that there are: row i is row index[i]. One device sync."""
+        by_row = self.row.argsort(stable=True)  # several forward passes have their rows one after the other
         at, row = packed_rows(torch.bincount(self.row, minlength=rows), index)
+        at = by_row[at]
         beside = None if self.beside is None else self.beside.take(index, rows)
         return Logits(row, self.position[at], self.value[at], beside)
 
     def at(self, which: Tensor) -> Logits:
-        """The entries `which`, (N,) bool, without those beside them."""
+        """The entries `which`, (N,) bool or their numbers in int64, without those beside them. One device sync if it is bool."""
+        if which.dtype == torch.bool:
+            which = which.nonzero().squeeze(1)
         return Logits(self.row[which], self.position[which], self.value[which])
 
     def folded(self, number: int) -> Logits:
@@ -204,10 +208,14 @@ class Predict(Protocol):
         """
         ...
 
-    def probabilities(self, logits: Logits) -> Tensor:
+    def probabilities(self, logits: Logits, check: bool = True) -> Tensor:
         """(N, V) float32: what a token is drawn from, at the run's temperature, among what its top_k and top_p leave.
 
         At temperature 0 that is 1 for the best token. For rules that compare two distributions of a token that was drawn.
+
+        Args:
+            check: False: logits that no token can be drawn from are no error; what comes of them means nothing. For answers
+                about contexts that may be impossible, such as drafts that are not verified yet.
         """
         ...
 

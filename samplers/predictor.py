@@ -387,10 +387,11 @@ class Predictor(ErrorTracker):
         self._scatter(out, logits, logits.row * state.x.shape[1] + logits.position, values)
         return self._prediction(state, values)
 
-    def probabilities(self, logits: Logits) -> Tensor:
+    def probabilities(self, logits: Logits, check: bool = True) -> Tensor:
         value = logits.value
-        bad = (value.isnan() | (value == math.inf)).any(1)
-        self.record(torch.where(bad, 1, torch.where((value == -math.inf).all(1), 2, 0)), logits)
+        if check:
+            bad = (value.isnan() | (value == math.inf)).any(1)
+            self.record(torch.where(bad, 1, torch.where((value == -math.inf).all(1), 2, 0)), logits)
         if self._draw_of is None:
             return self._draws[0].distribution(value)
         number, out = self._draw_of[logits.row], torch.empty_like(value)

@@ -125,6 +125,8 @@ class Option:
         wrong_bool = isinstance(value, bool) and bool not in kinds
         if kinds and (wrong_bool or not isinstance(value, kinds)):
             raise OptionError(f"option {self.name!r} of {owner} must be {self.type_name}, not {_shown(value)}")
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise OptionError(f"option {self.name!r} of {owner} is {_shown(value)}; it must fit into 64 bits")
         if isinstance(value, float) and math.isnan(value):
             raise OptionError(f"option {self.name!r} of {owner} is NaN")
         if value is not None:

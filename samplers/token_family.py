@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from .arguments import Given, read_tokens, with_prompt_embeds
 from .denoiser import BlockDenoiser, Counter, Denoiser, TokenDenoiser
@@ -110,9 +111,13 @@ def _curve(denoiser: TokenDenoiser, sampler: Sampler[Any]) -> tuple[float, ...] 
             "not know it: measure it once, denoiser.entropy_curve = samplers.schedule.entropy_curve(denoiser, data).nats, with a "
             "problem or rows of tokens (n, L) for data; the plans tc, dtc and tc+dtc need none"
         )
-    if curve.dim() != 1 or not bool(torch.isfinite(curve).all()):
+    if not isinstance(curve, Tensor) or curve.dim() != 1 or not len(curve) or not bool(torch.isfinite(curve).all()):
+        got = type(curve).__name__
+        if isinstance(curve, Tensor):
+            got = f"shape {tuple(curve.shape)}" if curve.dim() != 1 or not len(curve) else "numbers that are not finite"
         raise OptionError(
-            f"entropy_curve of denoiser {denoiser.name!r} must be (L,) finite numbers, not {tuple(curve.shape)}"
+            f"entropy_curve of denoiser {denoiser.name!r} must be a tensor (L,) of finite numbers, such as "
+            f"samplers.schedule.entropy_curve(denoiser, data).nats, not {got}"
         )
     return tuple(curve.tolist())
 

@@ -46,11 +46,17 @@ def final_stable_step(sample: Sample) -> Tensor:
     A position that is masked anew or rewritten is stable only from the last such change.
 
     Raises:
-        OptionError: the run made reals. SamplersError: it kept no trace.
+        OptionError: the run made reals, or positions were put in during it, so that a position's number changes.
+        SamplersError: it kept no trace.
     """
     if sample.trace is None:
         raise SamplersError("this run kept no trace of its steps: use sample(..., trace=True)")
     _filled(sample)
+    if any(state.x.shape != sample.x.shape for state in sample.trace):
+        raise OptionError(
+            f"the canvas of this run of {sample.sampler!r} grew from {sample.trace[0].x.shape[1]} to {sample.x.shape[1]} "
+            "positions: what stands at a position has moved, so no step can be named from which on it never changes"
+        )
     x = torch.stack([state.x for state in sample.trace])  # (steps + 1, B, L)
     changed = x[1:] != x[:-1]
     number = torch.arange(1, len(x), dtype=torch.int64, device=x.device)[:, None, None]
@@ -58,7 +64,10 @@ def final_stable_step(sample: Sample) -> Tensor:
 
 
 def effective_tokens(sample: Sample) -> Tensor:
-    """How many of the filled positions became final in each step: (B, steps) int64. Each row adds up to what was filled.
+    """How many of the filled positions became final in each step: (B, steps) int64.
+
+    Each row adds up to what was filled, less the positions that never changed: under uniform noise a token may stand there from
+    the beginning.
 
     Raises:
         As final_stable_step.

@@ -8,7 +8,7 @@ import torch
 
 import samplers
 from samplers import OptionError, TokenDenoiser, registry
-from samplers.authoring import DraftState, Facts, Sampler, SequenceState, TokenState, first_state, option
+from samplers.authoring import DraftState, Facts, Logits, Sampler, SequenceState, TokenState, first_state, option
 from samplers.models import zoo
 from samplers.random import Rng
 from samplers.testing.tiny import as_asked
@@ -174,6 +174,13 @@ def test_rows_alone_pool_and_constraints():
     assert out.nfe == 2 * 16 - 1, "nothing is kept, and the last step has nothing to look ahead to"
     info = samplers.sample(denoiser, Tries(number=2), info=True).info
     assert torch.isfinite(info["logprob"][info["committed"]]).all()
+
+
+def test_logits_of_several_forward_passes_are_taken_by_row():
+    row, position = torch.tensor([1, 1, 0, 2, 0]), torch.tensor([3, 4, 7, 0, 8])  # row 1 had a pass of its own, first
+    taken = Logits(row, position, position[:, None].float()).take(torch.tensor([2, 1, 1, 0]), 3)
+    assert taken.row.tolist() == [0, 1, 1, 2, 2, 3, 3]
+    assert taken.position.tolist() == [0, 3, 4, 3, 4, 7, 8] == taken.value[:, 0].tolist()
 
 
 def test_what_cannot_be_copied_is_refused():

@@ -293,3 +293,59 @@ def test_errors_say_how_to_get_a_curve():
         entropy_curve(net, torch.zeros(3, 4, dtype=torch.int64))
     with pytest.raises(OptionError, match="bound must be one of 'tc'"):
         bounded_plan(4, 2, "best")
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("curve", [[], [1.0, math.nan], [math.inf, 0.0], torch.ones(2, 3), "abc"])
+def test_a_plan_needs_a_curve(curve):
+    with pytest.raises(OptionError, match="optimal_plan: a curve is"):
+        optimal_plan(curve, 2)
+
+
+def test_as_many_steps_as_positions_are_planned_at_once():
+    assert optimal_plan(torch.ones(20_000), 20_000) == [1] * 20_000
+
+
+@pytest.mark.parametrize(
+    ("support", "p", "says"),
+    [
+        (torch.zeros(0, 3, dtype=torch.int64), None, "strings .n, L. int64 of tokens from 0"),
+        (torch.rand(3, 3), None, "strings .n, L. int64 of tokens from 0"),
+        (torch.tensor([[-1, 0], [0, 1]]), None, "strings .n, L. int64 of tokens from 0"),
+        (torch.tensor([[0, 1], [0, 1]]), None, "a string is there twice"),
+        (torch.tensor([[0, 1], [1, 1]]), torch.ones(3), "a probability, 0 or more, for each of the 2 strings"),
+        (
+            torch.tensor([[0, 1], [1, 1]]),
+            torch.tensor([-1.0, 2.0]),
+            "a probability, 0 or more, for each of the 2 strings",
+        ),
+        (torch.tensor([[0, 1], [1, 1]]), torch.tensor([math.nan, 2.0]), "a probability, 0 or more, for each of the 2"),
+    ],
+)
+def test_a_support_that_is_none(support, p, says):
+    with pytest.raises(OptionError, match=f"exact_curve: {says}"):
+        exact_curve(support, p)
+
+
+def test_models_and_data_that_have_no_curve():
+    rows = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    net = {"vocab_size": 3, "mask_id": 3}
+    nan = samplers.TokenDenoiser.wrap(lambda x: torch.full((*x.shape, 3), torch.nan), **net)
+    with pytest.raises(samplers.DenoiserError, match="entropy_curve: denoiser '<lambda>' gave a NaN"):
+        entropy_curve(nan, rows, samples=2)
+    even = samplers.TokenDenoiser.wrap(lambda x: torch.zeros(*x.shape, 3), **net)
+    for bad in (3, -1, 7):
+        with pytest.raises(OptionError, match=f"entropy_curve: data hold {bad} at row 0, position 1"):
+            entropy_curve(even, torch.tensor([[0, bad, 2], [2, 1, 0]]), samples=2)
+    told = samplers.TokenDenoiser.wrap(lambda x, previous: previous, self_conditioned=True, **net)
+    with pytest.raises(OptionError, match="depends on its last logits"):
+        entropy_curve(told, rows, samples=2)
+    with pytest.raises(OptionError, match="a TokenDenoiser, not MixtureDenoiser"):
+        entropy_curve(samplers.problems.create("mixture").denoiser(), rows, samples=2)
+    curve = entropy_curve(even, rows, samples=2)
+    for wrong in (curve, [1.0, 1.0], torch.ones(0)):  # the curve itself is not its tensor
+        even.entropy_curve = wrong
+        with pytest.raises(OptionError, match=r"must be a tensor \(L,\) of finite numbers, such as .*nats, not"):
+            samplers.sample(even, "random_order", plan="optimal", gen_length=3)

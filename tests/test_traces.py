@@ -12,7 +12,7 @@ from samplers.bench.by_kind import aup, by_kind_md, valid_within
 from samplers.bench.collect import Point
 from samplers.bench.estimates import Combined
 from samplers.errors import OptionError, SamplersError
-from samplers.testing.tiny import TinyNet
+from samplers.testing.tiny import TinyNet, TinyUniformNet
 from samplers.traces import effective_tokens, final_stable_step, order_tau, tokens_per_pass
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -161,3 +161,15 @@ def test_the_table_by_kind():
     assert rows[1].split("|")[3].strip().startswith("– / 50.0")
     assert rows[1].split("|")[2].strip() == "– / – / –"
     assert by_kind_md(made[:4]) == [] == by_kind_md(made[-1:])
+
+
+def test_a_canvas_that_has_grown_has_no_stable_steps():
+    out = samplers.sample(TinyNet(), "daedal", gen_length=3, eos=1, maximum=12, enough=1.0, trace=True)
+    with pytest.raises(OptionError, match="the canvas of this run of 'daedal' grew from 3 to 12 positions"):
+        final_stable_step(out)
+
+
+def test_noise_that_is_the_token_already_never_becomes_final():
+    out = samplers.sample(TinyUniformNet(vocab=4), "dfm_euler_uniform", gen_length=12, batch=8, steps=3, trace=True)
+    never = (final_stable_step(out) == 0).sum(1)
+    assert never.any() and torch.equal(effective_tokens(out).sum(1), 12 - never)

@@ -38,6 +38,7 @@ CONTENTS: dict[str, tuple[str, ...]] = {
         "docs/rules.md",
         "docs/candidates_and_particles.md",
         "docs/self_speculation.md",
+        "docs/speculative_copies.md",
         "docs/attention.md",
         "docs/remasking.md",
         "docs/solvers.md",

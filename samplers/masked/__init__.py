@@ -49,6 +49,7 @@ _CLASSES = {
     "smc": "SMC",
     "smdm_greedy": "SmdmGreedy",
     "soar": "SOAR",
+    "speculative_copies": "SpeculativeCopies",
     "starshape": "StarShape",
     "streaming": "Streaming",
     "strided": "Strided",

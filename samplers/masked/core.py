@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..canvas import Layout
+from ..checks import check_plan
 from ..prediction import Predict
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import DraftState
@@ -31,7 +32,7 @@ class CoreState(DraftState):
 
 @dataclass(frozen=True)
 class Core(Sampler[CoreState]):
-    """Xiao et al. 2026 (CORE), arXiv 2602.04096: context-robust remasking on top of LLaDA's confident positions.
+    """Zhai et al. 2026 (CORE), arXiv 2602.04096: context-robust remasking on top of LLaDA's confident positions.
 
     A block has n positions and N steps, of which step i fills n // N (one more in the first n % N), the most confident. If
     N/4 <= i < 3N/4 and `every` divides i, the step looks back: of the filled tokens the `candidates` with the smallest
@@ -48,7 +49,9 @@ class Core(Sampler[CoreState]):
 
     name = "core"
     family = "masked"
-    cite = "CORE: Context-Robust Remasking for Diffusion Language Models, arXiv 2602.04096 (ICML 2026)"
+    cite = (
+        "Zhai et al. 2026, CORE: Context-Robust Remasking for Diffusion Language Models, arXiv 2602.04096 (ICML 2026)"
+    )
     summary = "LLaDA's rule; at times the least certain tokens are masked together and replaced if they fail"
     default_temperature = 0.0
     facts = Facts(bias="biased", revises=True)
@@ -61,7 +64,9 @@ class Core(Sampler[CoreState]):
     protect: int = option(16, "the last positions of a block, which are not judged", ge=0)
 
     def init(self, canvas: Layout) -> CoreState:
-        steps = torch.arange(int(canvas.block_steps.max()) + 1, device=canvas.x.device)
+        most = int(canvas.block_steps.max())
+        check_plan(f"steps={most} per block", 2 * (most + 1) * 8)
+        steps = torch.arange(most + 1, device=canvas.x.device)
         need = steps + self._looks(steps)  # never falls
         return CoreState.begin(canvas, fills=torch.searchsorted(need, steps, right=True) - 1)
 

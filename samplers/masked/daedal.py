@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import ops
 from ..canvas import Layout
+from ..errors import OptionError
 from ..prediction import Predict
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import TokenState
@@ -35,7 +36,7 @@ class Daedal(Sampler[GrowingState]):
 
     1. While it is below `enough`, a row grows by `by` masks at its end. gen_length is what it starts from: 64 in the paper.
     2. Then positions are committed as in `threshold`. If the sureness is below `complete`, the least confident open position
-       below `lost` becomes `by` masks, so that the row grows by `by` - 1; it is not committed in that step.
+       below `lost` becomes `by` masks, so that the row grows by `by` - 1; it is not committed in that step (by = 1: none does).
 
     A row has at most `maximum` positions to fill, and then `threshold` goes on alone. Without `eos` nothing grows. With
     stop=eos a row ends at the first eos that is decided; without, what comes after it stays as the model fills it in.
@@ -75,6 +76,9 @@ class Daedal(Sampler[GrowingState]):
         return 0 if self.eos is None else 2 * self.maximum
 
     def init(self, canvas: Layout) -> GrowingState:
+        if self.eos is not None and (self.eos >= canvas.vocab_size or self.eos == canvas.mask_id):
+            what = "the mask" if self.eos == canvas.mask_id else f"no token; they are 0 to {canvas.vocab_size - 1}"
+            raise OptionError(f"option 'eos' of sampler {self.name!r} is {self.eos}, which is {what}")
         return GrowingState.begin(canvas, sized=torch.zeros_like(canvas.x[:, 0], dtype=torch.bool))
 
     def step(self, predict: Predict, state: GrowingState) -> GrowingState:
@@ -89,9 +93,9 @@ class Daedal(Sampler[GrowingState]):
         room = (self.maximum - canvas.fill_count).clamp_min(0) * ~state.done  # (B,)
         short = ~state.sized & (sure < self.enough) & (room > 0)
 
-        lost = (
-            state.open & (prediction.confidence < self.lost) & (~short & (sure < self.complete) & (room > 0))[:, None]
-        )
+        bar = self.lost if self.by > 1 else -1.0  # one mask in place of another would not bring the row on
+        may = ~short & (sure < self.complete) & (room > 0)  # (B,)
+        lost = state.open & (prediction.confidence < bar) & may[:, None]
         place = ops.select(prediction.confidence, lost, k=1, lowest=True).chosen  # (B, L), at most one per row
         chosen = ops.select(prediction.confidence, state.open, threshold=self.threshold, least=min_count(state)).chosen
         new = state.commit(chosen & ~place & ~short[:, None], prediction.token, sized=state.sized | ~short)
@@ -99,7 +103,7 @@ class Daedal(Sampler[GrowingState]):
         after = (place * torch.arange(1, place.shape[1] + 1, device=place.device)).sum(1)
         at = torch.where(short, canvas.length, after)
         more = torch.where(short, self.by, (self.by - 1) * place.any(1))
-        return new.grown(at, torch.minimum(more, room))
+        return new.grown(at, torch.minimum(more, room) * ~new.done)  # a stop may have ended the row
 
     def _sureness(self, state: GrowingState, token: Tensor, p: Tensor) -> Tensor:
         """(B,) float64. token, p: (B, L), the drawn token and p(eos) at the masked positions."""

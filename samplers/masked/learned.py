@@ -15,6 +15,7 @@ from ..prediction import Predict
 from ..random import DRAW_SELECT
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import TokenState
+from ..syncs import reading_is_free
 from .plans import even_count, fill_up_to
 
 
@@ -65,12 +66,17 @@ class Learned(Sampler[TokenState]):
     def step(self, predict: Predict, state: TokenState) -> TokenState:
         select = nothing if self.select is None else function_of(self.select)
         prediction = predict(state, want="confidence")
-        said = select(prediction.confidence.clamp_min(0), state.open)
+        said = select(prediction.confidence.clamp_min(0), state.open.clone())  # it may write into both
         if not isinstance(said, Tensor) or said.shape != state.open.shape:
             what = f"shape {tuple(said.shape)}" if isinstance(said, Tensor) else shown(said)
             raise OptionError(
                 f"option 'select' of sampler 'learned' returned {what}; it must return a tensor of shape "
                 f"{tuple(state.open.shape)}, the shape of the confidences"
+            )
+        if said.is_complex() or (reading_is_free(said.device) and bool(said.isnan().any())):
+            what = f"{said.dtype}" if said.is_complex() else "NaN"
+            raise OptionError(
+                f"option 'select' of sampler 'learned' returned {what}; bools or probabilities are needed"
             )
         if self.draw and said.dtype != torch.bool:
             said = state.rng.positions(said.shape[1], state.step, DRAW_SELECT) < said

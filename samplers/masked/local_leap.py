@@ -15,6 +15,7 @@ from .plans import fill_up_to, min_count
 
 def near(where: Tensor, radius: int) -> Tensor:
     """(B, L) bool: positions at most `radius` away from a position in `where`, (B, L) bool."""
+    radius = min(radius, where.shape[1])  # all of the row is near then
     return max_pool1d(where[:, None].float(), 2 * radius + 1, stride=1, padding=radius)[:, 0] > 0
 
 

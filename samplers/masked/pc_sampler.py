@@ -16,7 +16,7 @@ from ..checks import shown
 from ..errors import OptionError
 from ..prediction import Predict
 from ..sampler import Facts, option
-from .plans import ScheduledSampler
+from .plans import PLANNED, PlannedState, ScheduledSampler
 from .times import TimedState
 
 RARE = 1e-9  # added to every frequency, as in the authors' code: a token that the corpus lacks has -ln f = 20.7
@@ -50,14 +50,14 @@ def read_frequencies(given: Any, size: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class PCState(TimedState):
+class PCState(PlannedState):
     """A state with a table of the tokens.
 
     Attributes:
-        rarity: (V,) float64, -ln of each token's frequency.
+        rarity: (V,) float64, -ln of each token's frequency, at least 0.
     """
 
-    SHARED = (*TimedState.SHARED, "rarity")
+    SHARED = (*PlannedState.SHARED, "rarity")
 
     rarity: Tensor
 
@@ -99,9 +99,12 @@ class PCSampler(ScheduledSampler):
     def init(self, canvas: Layout) -> PCState:
         size = canvas.vocab_size
         given = torch.ones(size, dtype=torch.float64, device="cpu") if self.frequencies is None else self.frequencies
-        rarity = -(read_frequencies(given, size) + RARE).log()
-        schedule = self.plan if isinstance(super().init(canvas), TimedState) else "linear"
-        return PCState.begin(canvas, schedule=schedule, rarity=rarity.to(canvas.x.device))
+        rarity = -(read_frequencies(given, size) + RARE).log().clamp(max=0.0)  # a frequency of 1 is above 1 now
+        first = super().init(canvas)
+        sizes = first.sizes if isinstance(first, PlannedState) else torch.zeros_like(canvas.x[:, :1, None])
+        scheduled = isinstance(first, TimedState) and self.plan not in PLANNED
+        schedule = self.plan if scheduled else "linear"
+        return PCState.begin(canvas, schedule=schedule, sizes=sizes, rarity=rarity.to(canvas.x.device))
 
     def step(self, predict: Predict, state: PCState) -> PCState:
         count = self.count(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -174,10 +175,11 @@ class PlannedState(TimedState):
         row = torch.arange(len(self.x), device=self.x.device)
         block = self.block.clamp(max=self.sizes.shape[1] - 1)
         step = self.block_step.clamp(max=self.sizes.shape[2] - 1)
-        if self.canvas.window is not None:  # it may have held too few: the plan is then made up for
-            total = self.sizes[:, 0].cumsum(1).gather(1, step[:, None]).squeeze(1)  # (B,) after this step
-            return in_time(self, (total - self.block_size + self.remaining).clamp_min(0))
-        size = self.sizes[row, block, step]
+        if self.canvas.window is None:
+            size = self.sizes[row, block, step]
+        else:  # a window may have held too few: the plan is then made up for
+            total = self.sizes.cumsum(2)[row, block, step]  # (B,) after this step
+            size = in_time(self, (total - self.block_size + self.remaining).clamp_min(0))
         return torch.where(self.block_step + 1 >= self.block_steps, self.count, size)
 
 
@@ -205,6 +207,7 @@ def planned_sizes(plan: str, canvas: Layout) -> Tensor:
     return table.to(canvas.x.device)
 
 
+@functools.lru_cache(maxsize=64)  # a long row takes seconds
 def _group_sizes(plan: str, curve: tuple[float, ...] | None, length: int, known: int, n: int, steps: int) -> list[int]:
     if plan != "optimal":
         return bounded_plan(n, steps, plan)[0]
@@ -266,7 +269,8 @@ class ScheduledSampler(Sampler[Any]):
             return whole_block_count(state, self.steps_per_block).clamp_min(self.least)
         if self.plan == "even":
             return even_count(state).clamp_min(self.least)
-        if isinstance(state, PlannedState):
+        if self.plan in PLANNED:
+            assert isinstance(state, PlannedState)
             return state.size.clamp_min(self.least)
         if (eps := _floor_end(self.plan)) is None:
             assert isinstance(state, TimedState)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .. import ops
 from ..prediction import Predict
@@ -71,7 +72,9 @@ class Prophet(Sampler[TokenState]):
         count = even_count(state)
         span = (state.undecided if self.span == "answer" else state.open) & (count > 0)[:, None]
         logits = predict.logits(state, span)
-        best = logits.value.topk(2, dim=1).values.double()  # (N, 2)
+        # A vocabulary of one token has no second best.
+        value = logits.value if logits.value.shape[1] > 1 else pad(logits.value, (0, 1), value=-torch.inf)
+        best = value.topk(2, dim=1).values.double()  # (N, 2)
         gap = (best[:, 0] - best[:, 1]).clamp(max=MOST)
         # In whole units of 2^-32, whose sum does not depend on the width of the batch.
         total = logits.on_canvas((gap * 2.0**32).to(torch.int64), torch.zeros_like(state.x)).sum(1)

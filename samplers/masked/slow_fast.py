@@ -56,7 +56,7 @@ class SlowFast(Sampler[SlowFastState]):
     threshold: float = option(0.9, "least confidence of a committed token; above 1: one position per step", gt=0)
     low: float = option(0.3, "least confidence at the position that ends the span", ge=0)
     explore: int = option(6, "most steps of a slow phase", ge=1)
-    history: int = option(2, "number of slow steps whose notes must agree", ge=2)
+    history: int = option(2, "number of slow steps whose notes must agree", ge=2, le=1024)
     variance: float = option(1.0, "the notes agree if their variance is below this, in squared positions", gt=0)
 
     def init(self, canvas: Layout) -> SlowFastState:

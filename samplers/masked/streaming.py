@@ -25,7 +25,10 @@ class Streaming(Sampler[TokenState]):
 
     name = "streaming"
     family = "masked"
-    cite = "Xiao et al. 2026, Streaming-dLLM: Accelerating Diffusion LLMs via Suffix Pruning, arXiv 2601.17917"
+    cite = (
+        "Xiao et al. 2026, Streaming-dLLM: Accelerating Diffusion LLMs via Suffix Pruning and Dynamic Decoding, "
+        "arXiv 2601.17917"
+    )
     summary = "all positions above a threshold that falls as the block is filled"
     default_temperature = 0.0
     facts = Facts(bias="biased", sweep=("threshold", (2.0, 0.99, 0.9, 0.7, 0.5, 0.3, 0.2, 0.1)))

@@ -33,7 +33,7 @@ from .base import (
     truth_uniforms,
     wilson,
 )
-from .support import MASK, QUIET_BITS, Plan, Points, encoded, groups_of, uniform_scores
+from .support import MASK, QUIET_BITS, Plan, Points, check_rows, encoded, groups_of, uniform_scores
 
 __all__ = ["Automaton", "AutomatonTokens", "Language"]
 
@@ -320,8 +320,10 @@ class Language(Problem):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x), exact: (n, L) int64 -> (n,) float64, nats; -inf if the row has no path."""
-        says = F.one_hot(x, self.tokens).to(torch.float64).unbind(1)
-        return self._log_weight(says, len(x)) - self.log_total
+        check_rows(x, self._length, f"problem {self.name!r}: log_prob")
+        tokens = ((x >= 0) & (x < self.tokens)).all(1)
+        says = F.one_hot(x.clamp(0, self.tokens - 1), self.tokens).to(torch.float64).unbind(1)
+        return torch.where(tokens, self._log_weight(says, len(x)) - self.log_total, -math.inf)
 
     @functools.cached_property
     def _entropy(self) -> tuple[float, float]:

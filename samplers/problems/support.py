@@ -146,21 +146,31 @@ def groups_of(plan: Plan | None, free: Sequence[int], who: str) -> list[list[int
     """
     if plan is None:
         return [list(free)]
-    left, groups = list(free), []
-    for group in plan:
-        if isinstance(group, int):
-            groups.append(left[:group])
-            left = left[group:]
-        else:
-            groups.append([int(i) for i in group])
-            left = [i for i in left if i not in groups[-1]]
-    asked = sum(g if isinstance(g, int) else len(g) for g in plan)
+    left, groups, asked = list(free), [], 0
+    try:
+        for group in plan:
+            if isinstance(group, (int, np.integer)):
+                groups.append(left[: max(group, 0)])
+                left = left[max(group, 0) :]
+                asked += group
+            else:
+                groups.append([int(i) for i in group])
+                left = [i for i in left if i not in groups[-1]]
+                asked += len(groups[-1])
+    except (TypeError, ValueError):  # neither numbers nor lists of positions
+        groups = []
     if sorted(i for group in groups for i in group) != sorted(free) or asked != len(free) or not all(groups):
         raise OptionError(
             f"{who}: a plan is groups that hold each position to fill ({min(free)} to {max(free)}) once, such as "
             f"{[len(free) - len(free) // 2, len(free) // 2]}, not {plan!r}"
         )
     return groups
+
+
+def check_rows(x: Tensor, length: int, who: str) -> None:
+    """OptionError if x is not (n, length) int64."""
+    if x.dim() != 2 or x.shape[1] != length or x.dtype != torch.int64:
+        raise OptionError(f"{who} takes x of shape (n, {length}) int64, not {tuple(x.shape)} {x.dtype}")
 
 
 def encoded(text: str, names: str, problem: str) -> Tensor:
@@ -244,6 +254,7 @@ class Support(Problem):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x), exact: (n, L) int64 -> (n,) float64, nats; -inf outside the distribution."""
+        check_rows(x, self.points.shape[1], f"problem {self.name!r}: log_prob")
         inside = Points(self.truth).index(x) >= 0
         return torch.where(inside, -math.log(len(self.truth)), -math.inf).to(torch.float64)
 

@@ -15,6 +15,7 @@ from ..errors import OptionError
 from ..prediction import Predict
 from ..random import DRAW_HIDE, DRAW_PLAN, gumbel
 from ..sampler import Conformance, Facts, Sampler, option
+from ..syncs import reading_is_free
 from .gibbs import leave_own_token_out
 from .levels import NoisyState
 
@@ -41,6 +42,8 @@ class DDPD(Sampler[NoisyState]):
     "masked", where position j is hidden with probability P_j and the chosen one always. Uniform noise has no mask: hidden is
     level 1 and seen is level 0, so the model must take a time per position; with the planner of the denoiser that is a
     second pass in every step but the first, and N = 1 + (steps - 1) // 2.
+
+    A token that the planner takes for clean stays, even one that forbid= keeps from being drawn: noise may have put it there.
 
     Differs from the reference code: the last draw is at the run's temperature (there: the best token), and the softmax over
     positions at temperature 1 whatever the run's.
@@ -124,5 +127,9 @@ class DDPD(Sampler[NoisyState]):
             raise OptionError(
                 f"option 'planner' of sampler 'ddpd' returned {got}; floats of shape {tuple(state.x.shape)} are needed, the "
                 "logit of each token being noise"
+            )
+        if reading_is_free(said.device) and bool(said.isnan().any()):
+            raise OptionError(
+                "option 'planner' of sampler 'ddpd' returned NaN; it must return the logit of each token being noise"
             )
         return said

@@ -531,3 +531,22 @@ def test_an_automaton_of_your_own():
     assert problem.count == 144
     p = AutomatonTokens(automaton, 10, "masked").posterior(torch.full((1, 10), 2))[0]
     assert float(p[0, 1]) == pytest.approx(55 / 144)
+
+
+@pytest.mark.parametrize("name", ["shuffle", "parity"])
+@pytest.mark.parametrize("plan", [[-1, 7], [3.0, 3.0], ["a"], 6, [[0, 1], 3], [2, 2]])
+def test_a_plan_that_is_none_is_named(name, plan):
+    with pytest.raises(OptionError, match=f"problem '{name}': (a plan is groups|groups are numbers)"):
+        problems.create(name, **{"shuffle": {"n": 6}, "parity": {"length": 6}}[name]).one_shot(plan)
+
+
+@pytest.mark.parametrize("name", ["shuffle", "dyck", "hmm"])
+def test_what_is_no_row_has_no_probability(name):
+    problem = problems.create(name)
+    length = problem.length
+    rows = torch.zeros(3, length, dtype=torch.int64)
+    rows[0, 1], rows[1, 0], rows[2, 2] = -1, problem.tokens, 10**6
+    assert (problem.log_prob(rows) == -torch.inf).all(), "masks and what is no token are in no row"
+    for wrong in (rows[:, 1:], rows.float(), rows[0]):
+        with pytest.raises(OptionError, match=rf"problem '{name}': log_prob takes x of shape \(n, {length}\) int64"):
+            problem.log_prob(wrong)

@@ -313,6 +313,8 @@ def static_plan_is_kept(name: str, promise: Promise) -> None:
         "confidence, a drawn token). Then leave out static_plan=True"
     )
     for setting in SETTINGS:
+        if "window" in setting:  # what a window that moves holds depends on what was committed, so there is no dry run
+            continue
         promise.begin()
         run: dict[str, Any] = {"prompt": PROMPTS, "gen_length": GEN, "seed": 3, **setting}
         counted = sample(promise, net(name), name, **run)
