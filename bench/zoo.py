@@ -14,6 +14,7 @@ again. The tables go between the marks in docs/zoo.md; its words are written by 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -63,6 +64,7 @@ BLIND = "random_order"
 # ---------------------------------------------------------------------------------------------- measuring
 
 
+@functools.cache
 def to_fill(problem: str) -> int:
     """How many positions a row has that are not given."""
     made = problems.create(problem)
@@ -75,6 +77,7 @@ def budgets(problem: str, given: int = 0) -> tuple[int, ...]:
     return tuple(dict.fromkeys(-(-(to_fill(problem) - given) // part) for part in PARTS))
 
 
+@functools.cache
 def kinds() -> dict[str, list[str]]:
     """The problems of each kind. One picture of 8 x 8 pixels is a kind of its own."""
     found: dict[str, list[str]] = {kind: [] for kind in KINDS}
