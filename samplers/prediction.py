@@ -87,7 +87,9 @@ class Logits:
         return Logits(row, self.position[at], self.value[at], beside)
 
     def at(self, which: Tensor) -> Logits:
-        """The entries `which`, (N,) bool or their numbers in int64, without those beside them."""
+        """The entries `which`, (N,) bool or their numbers in int64, without those beside them. One device sync if it is bool."""
+        if which.dtype == torch.bool:
+            which = which.nonzero().squeeze(1)
         return Logits(self.row[which], self.position[which], self.value[which])
 
     def folded(self, number: int) -> Logits:

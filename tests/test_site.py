@@ -160,7 +160,63 @@ def test_what_was_measured_is_sound() -> None:
             for metric in group["metrics"]:
                 value, low, high = p[metric]
                 assert all(map(math.isfinite, p[metric])) and low <= value <= high, (group["id"], p)
-    assert own - seen == {"autoregressive", "refusion"}, "measure what is new: python bench/choose.py"
+    # These need a causal model, or a network's attention; exact problems are neither.
+    assert own - seen == {"autoregressive", "refusion", "strided", "dawn"}, (
+        "measure what is new: python bench/zoo.py --samplers NAME"
+    )
+
+
+def test_the_page_of_all_token_samplers_says_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    zoo = importlib.import_module("zoo")
+    saved = json.loads(zoo.SAVED.read_text(encoding="utf-8"))
+    said, page = zoo.PAGE.read_text(encoding="utf-8"), tmp_path / "zoo.md"
+    empty = re.sub(r"(<!-- [\w ]+ -->\n).*?(\n<!-- end -->)", r"\1\2", said, flags=re.S)
+    assert empty != said
+    page.write_text(empty, encoding="utf-8")
+    monkeypatch.setattr(zoo, "PAGE", page)
+    monkeypatch.setattr(zoo, "picture", lambda views, path: None)
+    zoo.write(saved)
+    assert page.read_text(encoding="utf-8") == said, "python bench/zoo.py --write"
+
+
+def test_a_rule_is_set_against_the_blind_order_at_the_same_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    zoo = importlib.import_module("zoo")
+    # latin3 has 9 positions. [value, passes, row evaluations, share of invalid rows, distance, low, high]
+    blind = [[n, float(n), float(n), 0.0, 1 - n / 10, 0.95 - n / 10, 1.05 - n / 10] for n in range(1, 10)]
+    rule = [
+        [0.9, 4.9, 4.9, 0.0, 0.3, 0.25, 0.35],
+        [0.5, 2.2, 2.2, 0.0, 0.95, 0.9, 1.0],
+        [0.1, 1.0, 1.0, 0.0, 0.99, 0.9, 1.1],
+    ]
+    copies = [[4, 2.0, 8.0, 0.0, 0.5, 0.45, 0.55]]
+    part = {"rows": 400, "metric": "tv", "exact": 0.1, "runs": {
+        "masked/random_order": {"knob": "steps", "runs": blind}, "masked/threshold": {"knob": "threshold", "runs": rule},
+        "masked/info_gain": {"knob": "steps", "runs": copies}}}  # fmt: skip
+    view = zoo.View({"runs": {"latin3": part}}, valid=False)
+
+    def scaled(distance: float) -> float:  # exact samples have 0.1, all at once 0.9
+        return (distance - 0.1) / 0.8
+
+    # Within L/4, three passes: the better of the two settings that cost no more. It took 2.2 passes: the blind order two or three.
+    made = view.at("puzzle", "threshold", 4)
+    assert made.own.loss == pytest.approx(scaled(0.95)) and made.own.passes == pytest.approx(2.2 / 9)
+    assert (made.less.loss, made.more.loss) == pytest.approx((scaled(0.8), scaled(0.7))) and made.beaten
+    # Within L/2, five: one setting costs 4.9. It is ahead of the blind order at four passes and at five.
+    made = view.at("puzzle", "threshold", 2)
+    assert (made.own.loss, made.less.loss, made.more.loss) == pytest.approx((scaled(0.3), scaled(0.6), scaled(0.5)))
+    assert made.own.half == pytest.approx(0.05 / 0.8) and made.ahead and not made.beaten
+    # Two passes of four copies are ahead of the blind order by passes, and beaten by its eight at as many row evaluations.
+    made, paid = view.at("puzzle", "info_gain", 4), view.at("puzzle", "info_gain", 4, rows=True)
+    assert made.ahead and (made.own.loss, made.less.loss, made.more.loss) == pytest.approx(
+        [scaled(v) for v in (0.5, 0.8, 0.8)]
+    )
+    assert paid.beaten and (paid.less.loss, paid.more.loss) == pytest.approx((scaled(0.2), scaled(0.2)))
+    table = zoo.beaten_table(view)
+    assert "`threshold`" in table and "`info_gain`" not in table and "L/4: 1.06 ± 0.06, blind 0.88 ± 0.06" in table
+    assert "`info_gain`" in zoo.beaten_table(view, rows=True)
+    assert zoo.View({"runs": {"latin3": part}}, valid=False).at("puzzle", "info_gain", 8) is not None
 
 
 def random_points(rng: random.Random, count: int) -> list[dict[str, Any]]:

@@ -78,8 +78,9 @@ budget pays for counts.
 
 Lower is better in every table. Small print: the 95 % interval. "As good" are those whose intervals
 overlap that of the best: nothing that was measured tells them apart. Two more pages go deeper:
-[all token samplers](zoo.md) and [all continuous solvers](which_solver.md). `autoregressive` and `refusion` need a causal
-model; [caches_and_slots.md](caches_and_slots.md) has their figures.
+[all token samplers](zoo.md) and [all continuous solvers](which_solver.md). `autoregressive`, `refusion` and
+`strided` need a causal model ([caches_and_slots.md](caches_and_slots.md) has figures of the first two), and `dawn` one whose
+attention can be read.
 """
 CHOOSE_OUTRO = """\
 ## Measure again

@@ -201,9 +201,13 @@ def _check_length(request: Request, model: str, families: Sequence[str]) -> None
 
 def _runs(name: str, family: str, problem: str) -> bool:
     """Whether the problem's denoiser is one that the sampler can be asked through."""
-    if not registry.load(name).facts.sequential:
+    facts = registry.load(name).facts
+    if not facts.sequential and not facts.needs:
         return True
-    return not missing_capabilities(subject(problem).denoiser(family))  # type: ignore[arg-type]
+    denoiser: Any = subject(problem).denoiser(family)
+    return all(getattr(denoiser, need) for need in facts.needs) and not (
+        facts.sequential and missing_capabilities(denoiser)
+    )
 
 
 def _check_name(name: str) -> None:
