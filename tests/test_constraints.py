@@ -5,12 +5,15 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
 import samplers
 from samplers import Canvas, OptionError, SamplersError, TokenDenoiser, registry
 from samplers.constraints import Automaton, ContextFree, JsonSchema, Regex, from_bitmask, text_so_far
+from samplers.constraints.language import BoundLanguage, Place
+from samplers.constraints.regex import _smallest
 from samplers.constraints.trellis import Table, Trellis, kind_weights
 from samplers.ops import masked_softmax
 from samplers.testing.fit import BOUND, fits
@@ -111,6 +114,65 @@ def test_sums_marginals_and_the_best_string_are_those_of_enumeration(seed):
     assert float(heavy.total) == pytest.approx(float(own.max()), abs=1e-12)
     total = float(trellis.total) - float(torch.logsumexp(own, 0))
     assert abs(total) < 1e-12
+
+
+def test_only_what_is_not_known_is_summed_over_and_the_answers_are_the_same():
+    """Rows that know 0 to 9 tokens at their beginning, some later ones, and ask about the four places after the first ones."""
+    language, rows, n = Regex(r'("[ab]{0,6}"-){1,3}c*', TOKENIZER), 10, 12
+    table = Table.of(*language.automaton(TinyNet(11)), "cpu")
+    bound = BoundLanguage(language, table, torch.zeros(11, dtype=torch.bool))
+    rng = torch.Generator().manual_seed(4)
+    length = torch.tensor([n] * 6 + [n - 1] * 4)
+    here = torch.arange(n).expand(rows, n)
+    text = here < length[:, None]
+    place = Place(text, here, here, length, n)
+    uniform = torch.rand(rows, n, generator=rng, dtype=torch.float64)
+    everything = torch.full_like(length, n)
+    weight = torch.randn(rows, n, table.kinds, generator=rng, dtype=torch.float64)
+    kinds, _ = Trellis(table, weight, length, everything, True).drawn(uniform, n)
+    x, begin = table.lowest[kinds], torch.arange(rows)[:, None]
+    known = ((here < begin) | ((here > begin + 5) & (torch.rand(rows, n, generator=rng) < 0.4))) & text
+    last = torch.minimum(begin[:, 0] + 3, length - 1)
+    weight = torch.where(known[:, :, None], 0.0, torch.where((here <= last[:, None])[:, :, None], weight, 0.0))
+    weight = weight + bound._held_weight(place, x, known)
+    span = bound._span(place, x, known, last, torch.ones(rows, dtype=torch.bool))
+    alone = bound._span(*(_row(v, 7) for v in (place, x, known, last)), torch.ones(1, dtype=torch.bool))
+    assert (alone.first, alone.stop) == (7, int(torch.where(known[7] | (here[7] <= last[7]), here[7], 0).max()) + 1)
+    asked = (here >= begin) & (here <= last[:, None])
+    for soft in (True, False):
+        whole, part = (Trellis(table, weight, length, last, soft, s) for s in (None, span))
+        one = Trellis(table, weight[7:8], length[7:8], last[7:8], soft, alone)
+        assert torch.allclose(whole.total, part.total, rtol=0, atol=1e-12)
+        for how in zip(*(_made(t, u, table) for t, u in ((whole, uniform), (part, uniform), (one, uniform[7:8])))):
+            # What another token in the place of a known one costs does not matter here.
+            made, other, single = (h.double().clamp_min(-1e6) for h in how)
+            assert torch.allclose(made[asked], other[asked], rtol=0, atol=1e-11)
+            assert torch.equal(other[7][asked[7]], single[0][asked[7]])  # bit for bit
+
+
+def test_moves_between_the_same_states_are_summed_once():
+    table = Table.of(*Automaton([[1, 1, 0], [0, 1, 0]], [1]).automaton(TinyNet(3)), "cpu")
+    assert (table.kinds, len(table.source), table.sets, len(table.member)) == (3, 4, 4, 6)
+    made = sorted(
+        (int(s), int(t), k)
+        for s, t, b in zip(table.source, table.target, table.by)
+        for k in table.member[table.within == b].tolist()
+    )
+    moves = [(s, int(table.move[s, k]), k) for s in range(2) for k in range(3)]
+    assert made == sorted(moves)
+
+
+def _row(value, i):
+    if isinstance(value, Place):
+        return Place(*(getattr(value, f)[i : i + 1] for f in ("text", "number", "position", "length")), value.most)
+    return value[i : i + 1]
+
+
+def _made(trellis, uniform, table):
+    places = uniform.shape[1]
+    if not trellis.soft:
+        return [trellis.best(table.lowest.expand(len(uniform), places, -1), places)]
+    return [*trellis.drawn(uniform, places), trellis.marginals(places)]
 
 
 def test_a_best_string_is_the_most_probable_and_ties_go_to_the_lowest_id():
@@ -398,6 +460,36 @@ def test_a_regular_expression_means_what_python_says(pattern):
             got = state >= 0 and bool(ends[state])
             text = TOKENIZER.decode(torch.tensor(ids, dtype=torch.int64))
             assert got == (re.fullmatch(pattern, text) is not None), (pattern, text)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_states_that_no_text_tells_apart_are_one(seed):
+    """The states of a random automaton, some of which lead nowhere, against the texts of up to 7 characters from each."""
+    rng = np.random.default_rng(seed)
+    move = rng.integers(-1, 7, (7, 2))
+    if seed % 2:  # without a way back, so that there are longest texts
+        move = np.where(move <= np.arange(7)[:, None], -1, move)
+    ends = rng.random(7) < 0.4
+
+    def texts(state, n):
+        if state < 0:
+            return frozenset()
+        longer = {(k, *t) for k in range(2) if n for t in texts(int(move[state, k]), n - 1)}
+        return frozenset(longer | ({()} if ends[state] else set()))
+
+    made, accepting = _smallest(move, ends)
+    languages = {texts(q, 7) for q in range(7)}
+    # A state without a text is not the same as no state at all: they are removed later.
+    assert len(made) == len(languages) or frozenset() in languages
+
+    def same(q, text):
+        for k in text:
+            q = int(made[q, k]) if q >= 0 else -1
+        return q >= 0 and bool(accepting[q])
+
+    for n in range(7):
+        for text in itertools.product(range(2), repeat=n):
+            assert same(0, text) == (text in texts(0, 7))
 
 
 def nested(text, depth):

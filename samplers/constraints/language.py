@@ -25,7 +25,7 @@ from ..feeds.sequence import SequenceState
 from ..ops import MaskedSoftmax
 from ..sampler import State
 from ..state import DraftState, TokenState
-from .trellis import CHUNK, HELD, RULED_OUT, Table, Trellis, best_token, drawn_token, kind_weights
+from .trellis import CHUNK, HELD, RULED_OUT, Span, Table, Trellis, best_token, drawn_token, kind_weights
 
 if TYPE_CHECKING:
     from ..canvas import Layout
@@ -122,6 +122,7 @@ class BoundLanguage:
 
     def __init__(self, language: Language, table: Table, never: Tensor):
         self.language, self.table, self.never = language, table, never.to(table.kind.device)
+        self._completions = table.completions(0)
         self._places: weakref.WeakKeyDictionary[Layout, Place] = weakref.WeakKeyDictionary()
 
     def place(self, canvas: Layout) -> Place:
@@ -175,8 +176,30 @@ class BoundLanguage:
 
     def _trellis_of(self, place: Place, x: Tensor, held: Tensor) -> Trellis:
         """Whether rows can be completed: the heaviest strings with the tokens of x (B, L) at `held`, at a price for others."""
-        weight = self._held_weight(place, x, held)
-        return Trellis(self.table, weight, place.length, torch.full_like(place.length, -1), False)
+        weight, nothing = self._held_weight(place, x, held), torch.full_like(place.length, -1)
+        span = self._span(place, x, held, nothing, torch.ones_like(nothing, dtype=torch.bool))
+        return Trellis(self.table, weight, place.length, nothing, False, span)
+
+    def _span(self, place: Place, x: Tensor, known: Tensor, last: Tensor, rows: Tensor) -> Span:
+        """The places that have to be summed over, of a text whose tokens x (B, L) are `known`, (B, L) bool.
+
+        Args:
+            last: (B,) int64, the last place that is asked about. rows: (B,) bool, the rows that matter.
+        """
+        known, kind = known.gather(1, place.position), self._kind_at(place, x)
+        number = torch.arange(place.most, device=x.device)
+        bears = (known | (number <= last[:, None])) & rows[:, None]
+        run = torch.where(rows, known.to(torch.int64).cumprod(1).sum(1), 0)
+        longest, stop = torch.stack([run.amax(), torch.where(bears, number + 1, 0).amax()]).tolist()  # a device sync
+        state, lead = torch.full_like(run, self.table.start), torch.zeros_like(run)
+        for k in range(longest):
+            after = self.table.move[state, kind[:, k]]
+            goes = (run > k) & (lead == k) & (after < self.table.states)
+            state, lead = torch.where(goes, after, state), lead + goes
+        if len(self._completions) <= place.most:
+            self._completions = self.table.completions(place.most)
+        lead = torch.where(rows, lead, stop)
+        return Span(lead, state, int(lead.amin()), stop, self._completions[(place.length - stop).clamp_min(0)])
 
     def _kind_at(self, place: Place, x: Tensor) -> Tensor:
         """(B, n) int64: the kind of the token in each place; C for a token of no string, and for what is no token."""
@@ -273,8 +296,9 @@ class BoundLanguage:
             known = held.index_put((row, position), ~asked)
             places = max(1, int(last.max()) + 1)
             at = number.clamp_max(places - 1)
+            span = self._span(place, x, known, last, last >= 0)
             lattice = self._lattice(
-                place, x, known, kinds if best is None else most, (row, number, asked), last, best is None
+                place, x, known, kinds if best is None else most, (row, number, asked), last, best is None, span
             )
             if best is None:
                 assert uniform is not None
@@ -288,7 +312,7 @@ class BoundLanguage:
             if reported is not None:
                 model = lattice
                 if reported is not kinds:
-                    model = self._lattice(place, x, known, reported, (row, number, asked), last, True)
+                    model = self._lattice(place, x, known, reported, (row, number, asked), last, True, span)
                 factor = torch.where(asked[:, None], model.marginals(places)[row, at], factor)
             x = x.index_put((row, position), torch.where(asked, token, x[row, position]))
         values: dict[str, Any] = dict.fromkeys(MaskedSoftmax._fields)
@@ -308,6 +332,7 @@ class BoundLanguage:
         asked: tuple[Tensor, Tensor, Tensor],
         last: Tensor,
         soft: bool,
+        span: Span,
     ) -> Trellis:
         """The strings that have the tokens of x (B, L) where they are `known`, (B, L) bool, weighed by what the model said.
 
@@ -323,7 +348,7 @@ class BoundLanguage:
             weight = weight + free[:, :, None] * self.table.size.double().log()
         row, number, which = asked
         weight[row, number] = torch.where(which[:, None], kinds, weight[row, number])
-        return Trellis(self.table, weight, place.length, last, soft)
+        return Trellis(self.table, weight, place.length, last, soft, span)
 
     # ------------------------------------------------------------------------------------------ after a step
 

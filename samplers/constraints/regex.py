@@ -392,8 +392,13 @@ class _DFA:
 
 
 def _smallest(move: np.ndarray, accepting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The automaton with states that no text tells apart made one; the first state stays the first (Moore's algorithm)."""
-    group = accepting.astype(np.int64)
+    """The automaton with states that no text tells apart made one; the first state stays the first (Moore's algorithm).
+
+    States with texts of different least or most characters are told apart at once, so that a count such as {1,5000} does not
+    take as many rounds as it counts.
+    """
+    _, group = np.unique(np.stack([accepting, *_distances(move, accepting)], 1), axis=0, return_inverse=True)
+    group = group.reshape(-1)
     while True:
         target = np.where(move >= 0, group[move.clip(0)], -1)
         _, first, new = np.unique(
@@ -408,3 +413,35 @@ def _smallest(move: np.ndarray, accepting: np.ndarray) -> tuple[np.ndarray, np.n
     rank[order] = np.arange(len(order))
     kept = first[order]
     return np.where(move[kept] >= 0, rank[new][move[kept].clip(0)], -1), accepting[kept]
+
+
+def _distances(move: np.ndarray, accepting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(Q,) int64 each: the characters of the shortest and the longest text from each state, -1 if there is none or no longest."""
+    states = len(move)
+    source, kind = np.nonzero(move >= 0)
+    into: list[list[int]] = [[] for _ in range(states)]
+    for edge in np.unique(source * states + move[source, kind]).tolist():
+        into[edge % states].append(edge // states)
+    shortest, longest = np.full((2, states), -1, dtype=np.int64)
+    here = np.flatnonzero(accepting).tolist()
+    shortest[here] = 0
+    for state in here:  # states are appended to it
+        for other in into[state]:
+            if shortest[other] < 0:
+                shortest[other] = shortest[state] + 1
+                here.append(other)
+    left = np.zeros(
+        states, dtype=np.int64
+    )  # moves of each state to others that lead to a text, and whose longest is not known
+    for state in here:
+        left[into[state]] += 1
+    at_most = np.zeros(states, dtype=np.int64)
+    ready = [state for state in here if not left[state]]
+    for state in ready:
+        longest[state] = at_most[state]
+        for other in into[state]:
+            at_most[other] = max(at_most[other], at_most[state] + 1)
+            left[other] -= 1
+            if not left[other]:
+                ready.append(other)
+    return shortest, longest
