@@ -125,7 +125,7 @@ def test_only_what_is_not_known_is_summed_over_and_the_answers_are_the_same():
     length = torch.tensor([n] * 6 + [n - 1] * 4)
     here = torch.arange(n).expand(rows, n)
     text = here < length[:, None]
-    place = Place(text, here, here, length, n)
+    place = Place(text, here, here, length, n, torch.zeros_like(length))
     uniform = torch.rand(rows, n, generator=rng, dtype=torch.float64)
     everything = torch.full_like(length, n)
     weight = torch.randn(rows, n, table.kinds, generator=rng, dtype=torch.float64)
@@ -164,7 +164,11 @@ def test_moves_between_the_same_states_are_summed_once():
 
 def _row(value, i):
     if isinstance(value, Place):
-        return Place(*(getattr(value, f)[i : i + 1] for f in ("text", "number", "position", "length")), value.most)
+        return Place(
+            *(getattr(value, f)[i : i + 1] for f in ("text", "number", "position", "length")),
+            value.most,
+            value.start[i : i + 1],
+        )
     return value[i : i + 1]
 
 
@@ -490,6 +494,75 @@ def test_states_that_no_text_tells_apart_are_one(seed):
     for n in range(7):
         for text in itertools.product(range(2), repeat=n):
             assert same(0, text) == (text in texts(0, 7))
+
+
+WORDS_OF_PIECES = ["yes", "no", "y", "e", "s", "n", "o", "a", "b", ",", "1", "2", "+", '"', "é"]
+
+
+def fast_tokenizer(kind):
+    """A fast tokenizer of transformers, with its own way to write blanks."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    from samplers.models.hf_tokenizer import HuggingFaceTokenizer
+
+    models, decoders = tokenizers.models, tokenizers.decoders
+    special = ["<s>", "</s>", "<mask>", "<unk>"]
+    if kind == "bytes":  # each byte is a character: "é" is two tokens, and a blank is one
+        words = [*special, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "yes", "Ġno"]
+        inner = tokenizers.Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, []))
+        inner.pre_tokenizer, inner.decoder = (
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
+    elif kind == "metaspace":
+        words = [*special, "▁", *WORDS_OF_PIECES, *("▁" + w for w in WORDS_OF_PIECES)]
+        inner = tokenizers.Tokenizer(models.Unigram([(w, -1.0) for w in words], unk_id=3))
+        inner.pre_tokenizer, inner.decoder = tokenizers.pre_tokenizers.Metaspace(), decoders.Metaspace()
+    elif kind == "byte fallback":
+        words = [
+            *special,
+            *(f"<0x{i:02X}>" for i in range(256)),
+            "▁",
+            *WORDS_OF_PIECES,
+            *("▁" + w for w in WORDS_OF_PIECES),
+        ]
+        inner = tokenizers.Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [], byte_fallback=True))
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        inner.decoder = decoders.Sequence(steps)
+    else:
+        words = [*special, *WORDS_OF_PIECES, *("##" + w for w in WORDS_OF_PIECES)]
+        inner = tokenizers.Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+        inner.pre_tokenizer, inner.decoder = tokenizers.pre_tokenizers.Whitespace(), decoders.WordPiece()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>", "unk_token": "<unk>"}
+    inner.add_special_tokens(special)
+    return HuggingFaceTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "metaspace", "byte fallback", "pieces of words"])
+def test_the_text_of_a_real_tokenizer_matches_whether_it_begins_or_goes_on(kind):
+    tokenizer = fast_tokenizer(kind)
+    logits = torch.randn(14, tokenizer.vocab_size, generator=torch.Generator().manual_seed(1)) * 2
+    denoiser = TokenDenoiser.wrap(
+        lambda x: logits[: x.shape[1]].expand(len(x), -1, -1),
+        vocab_size=tokenizer.vocab_size,
+        mask_id=tokenizer.mask_id,
+    )
+    denoiser.tokenizer = tokenizer
+    begun = [tokenizer._own("bos_token_id")]
+    word = tokenizer.encode("yes", begin=False).tolist()
+    patterns = [r"(yes|no)( (yes|no))*", " ?[a-e]+", "(1|é)[^<]*", r"\s*", "[^,]{3}"]
+    if kind != "pieces of words":  # which say no blank at the beginning of a text
+        patterns += [" yes.*| ", "a +"]
+    for pattern, temperature in itertools.product(patterns, (0.0, 1.0)):
+        # A row that begins a text, one that goes on, and one that begins after a special token.
+        how = {"prompt": [[], word, begun], "gen_length": 7, "temperature": temperature, "seed": 3}
+        out = samplers.sample(denoiser, "threshold", constrain=Regex(pattern, tokenizer), **how)
+        for text in out.texts:
+            assert re.fullmatch(pattern, text), (pattern, text)
+    if kind == "pieces of words":
+        with pytest.raises(
+            OptionError, match="has no string for row 0.*no text matches, or none that its tokens can spell"
+        ):
+            samplers.sample(denoiser, "threshold", constrain=Regex(" yes", tokenizer), prompt=[[], word], gen_length=7)
 
 
 def nested(text, depth):

@@ -55,6 +55,10 @@ class Language:
         """
         raise NotImplementedError
 
+    def first_states(self, canvas: Layout) -> list[int] | None:
+        """The first state of each row's text, if that depends on what stands before it; None: that of `automaton`."""
+        return None
+
     def why_empty(self) -> str:
         """Why the vocabulary can spell no string of the language, as the end of a sentence."""
         return "its tokens make no string of the language"
@@ -74,7 +78,7 @@ class Language:
         kind[never] = -1
         barred = torch.zeros(len(kind), dtype=torch.bool, device="cpu")
         barred[never] = True
-        table = Table.of(kind, move, accepting, start, denoiser.device)
+        table = Table.of(kind, move, accepting, start, denoiser.device, self.first_states(canvas) or ())
         if table is None:
             allowed = " without the tokens that forbid= bars" if set(forbid) - {denoiser.mask_id} else ""
             raise OptionError(f"constrain: {self!r} cannot be met: {self.why_empty()}{allowed}")
@@ -90,7 +94,7 @@ class Place:
     Attributes:
         text: (B, L) bool. number: (B, L) int64, the place of each position in its row's text; it means nothing outside.
         position: (B, n) int64, the canvas position of each place; the places of a shorter row are followed by others.
-        length: (B,) int64, tokens of each row's text. most: n.
+        length: (B,) int64, tokens of each row's text. most: n. start: (B,) int64, the state before its first token.
     """
 
     text: Tensor
@@ -98,9 +102,11 @@ class Place:
     position: Tensor
     length: Tensor
     most: int
+    start: Tensor
 
     @classmethod
-    def of(cls, canvas: Layout, given: bool) -> Place:
+    def of(cls, canvas: Layout, language: Language, table: Table) -> Place:
+        text, given = canvas.fill, language.given
         text = canvas.fill
         if given:
             within = torch.arange(text.shape[1], device=text.device) < canvas.length[:, None]
@@ -108,7 +114,10 @@ class Place:
         length = text.sum(1)
         most = int(length.max())  # a device sync, once for a canvas
         position = (~text).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-        return cls(text, text.cumsum(1) - 1, position, length, most)
+        first, start = language.first_states(canvas), torch.full_like(length, table.start)
+        if first is not None:
+            start = table.number[torch.tensor(first, dtype=torch.int64, device=text.device)]
+        return cls(text, text.cumsum(1) - 1, position, length, most, start)
 
 
 class BoundLanguage:
@@ -127,7 +136,7 @@ class BoundLanguage:
 
     def place(self, canvas: Layout) -> Place:
         if canvas not in self._places:
-            self._places[canvas] = Place.of(canvas, self.language.given)
+            self._places[canvas] = Place.of(canvas, self.language, self.table)
         return self._places[canvas]
 
     # ------------------------------------------------------------------------------------------ before the run
@@ -141,7 +150,9 @@ class BoundLanguage:
             return
         row, n = bad[0], int(place.length[bad[0]])
         who = f"constrain: {self.language!r} has no string for row {row}"
-        fits, shortest, longest = self._lengths(n)
+        fits, shortest, longest = self._lengths(n, int(place.start[row]))
+        if shortest is None:
+            raise OptionError(f"{who}: {self.language.why_empty()}")
         if fits:
             raise OptionError(f"{who}: its given tokens are in none of the strings of {n} tokens")
         if n < shortest:
@@ -159,11 +170,15 @@ class BoundLanguage:
             + ("" if longest is None else f", the longest {longest}")
         )
 
-    def _lengths(self, n: int) -> tuple[bool, int, int | None]:
-        """Whether some string has n tokens; the tokens of the shortest; those of the longest, None if there is no bound."""
+    def _lengths(self, n: int, start: int) -> tuple[bool, int | None, int | None]:
+        """Whether some string has n tokens; the tokens of the shortest; those of the longest, None if there is no bound. No
+        shortest: there is none from the state `start`.
+        """
         table = self.table
+        if start == table.states:
+            return False, None, None
         now = torch.zeros(table.states, dtype=torch.bool, device=table.accepting.device)
-        now[table.start] = True
+        now[start] = True
         hits = []
         # A string of as many tokens as there are states passes through a state twice, so there are longer ones.
         for k in range(max(n, table.states) + 1):
@@ -191,7 +206,7 @@ class BoundLanguage:
         bears = (known | (number <= last[:, None])) & rows[:, None]
         run = torch.where(rows, known.to(torch.int64).cumprod(1).sum(1), 0)
         longest, stop = torch.stack([run.amax(), torch.where(bears, number + 1, 0).amax()]).tolist()  # a device sync
-        state, lead = torch.full_like(run, self.table.start), torch.zeros_like(run)
+        state, lead = place.start, torch.zeros_like(run)
         for k in range(longest):
             after = self.table.move[state, kind[:, k]]
             goes = (run > k) & (lead == k) & (after < self.table.states)
@@ -372,7 +387,8 @@ class BoundLanguage:
         known, known_before = held.gather(1, at)[:, :, None], was.gather(1, at)[:, :, None]
         weight = torch.where(known & ~is_new, torch.where(known_before, HELD, 1e4), 0.0)
         weight = torch.where(known & ~is_new & known_before & is_old, 1.0, weight)
-        lattice = Trellis(self.table, -weight, place.length, torch.full_like(place.length, -1), False)
+        span = self._span(place, after.x, torch.zeros_like(held), place.length - 1, torch.ones_like(place.length) > 0)
+        lattice = Trellis(self.table, -weight, place.length, torch.full_like(place.length, -1), False, span)
         ids = self.table.lowest.expand(*weight.shape)
         kind = lattice.best(ids, place.most)  # (B, n)
         inside = torch.arange(place.most, device=at.device) < place.length[:, None]

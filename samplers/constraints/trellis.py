@@ -7,7 +7,7 @@ the largest of them, so a sum does not depend on its order, on the batch or on t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ class Table:
         move: (Q + 1, C + 1) int64, the state after a token of a kind; Q: no string goes on so.
         accepting: (Q,) bool.
         start: the state before the first token.
+        number: (Q0,) int64, the number that each state of the language's own automaton has here; Q: it is not here.
         source, target, by: (P,) int64, the pairs of states there is a move between, and which set of kinds moves so.
         within, member: (M,) int64, the sets of kinds, one after the other: the number of a set, and a kind in it. States that
             differ by a count alone share their sets, so there are far fewer sets than pairs.
@@ -46,6 +47,7 @@ class Table:
     move: Tensor
     accepting: Tensor
     start: int
+    number: Tensor
     source: Tensor
     target: Tensor
     by: Tensor
@@ -62,12 +64,21 @@ class Table:
         return len(self.size)
 
     @classmethod
-    def of(cls, kind: Tensor, move: Tensor, accepting: Tensor, start: int, device: torch.device | str) -> Table | None:
+    def of(
+        cls,
+        kind: Tensor,
+        move: Tensor,
+        accepting: Tensor,
+        start: int,
+        device: torch.device | str,
+        starts: Iterable[int] = (),
+    ) -> Table | None:
         """The table without states and tokens that are in no string; None if there is no string at all.
 
         Args:
             kind: (V,) int64 on the CPU, -1 for tokens that are in no string.
             move: (Q, C) int64 on the CPU, -1: no string goes on so. accepting: (Q,) bool on the CPU.
+            starts: the states in which texts begin, if that is not `start` alone.
         """
         states, kinds = move.shape
         used = torch.bincount(kind[kind >= 0], minlength=kinds) > 0
@@ -75,9 +86,9 @@ class Table:
         source, by = (move >= 0).nonzero().unbind(1)
         target = move[source, by]
         first = torch.zeros(states, dtype=torch.bool, device="cpu")
-        first[start] = True
+        first[list(starts) or [start]] = True
         useful = _closure(first, source, target) & _closure(accepting, target, source)
-        if not bool(useful[start]):
+        if not bool((useful & first).any()):
             return None
         keep = useful[source] & useful[target]
         source, by, target = source[keep], by[keep], target[keep]
@@ -105,8 +116,10 @@ class Table:
         moves = pairs // n_states, pairs % n_states, set_of_pair, within, member
         kind_, size, lowest, live, move, accepting = (part.to(device) for part in tensors)
         source, target, by, within, member = (part.to(device) for part in moves)
-        first_state, sets = int(state_number[start]), len(within.unique())
-        return cls(kind_, size, lowest, live, move, accepting, first_state, source, target, by, within, member, sets)
+        number, sets = torch.where(useful, state_number, n_states), len(within.unique())
+        tensors = kind_, size, lowest, live, move, accepting
+        own = int(number[start]), number.to(device)
+        return cls(*tensors, *own, source, target, by, within, member, sets)
 
     def completions(self, n: int) -> Tensor:
         """(n + 1, Q + 1) float64: 0 if a text goes on from a state for just so many tokens, else -inf."""
