@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import random
 import re
 
 import numpy as np
@@ -361,6 +362,51 @@ def test_every_text_matches_and_every_state_can_be_completed(name):
             assert re.fullmatch(PATTERN, TOKENIZER.decode(torch.tensor(ids[:cut]))), (name, ids)
 
 
+class RaggedNet(TinyNet):
+    """With ties, tokens that are impossible, and logits of half precision."""
+
+    def __init__(self, deal):
+        super().__init__(11, deal.randrange(99), visible_too=True)
+        self.table = (self.table * 2).round() / 2
+        self.never = torch.tensor([i > 1 and deal.random() < 0.3 for i in range(12)])
+        self.half = deal.choice((torch.float32, torch.bfloat16, torch.float16))
+
+    def predict(self, x, t=None, **how):
+        return super().predict(x, t, **how).masked_fill(self.never, -math.inf).to(self.half)
+
+
+@pytest.mark.parametrize("seed", range(48))
+def test_random_runs_match_and_their_rows_are_what_they_are_alone(seed):
+    """Infilled rows of any length, blocks, windows, truncation, temperatures per row, and rows that end early."""
+    deal = random.Random(seed)
+    name, net = deal.choice([*for_any_model(), "threshold", "p2", "soar"]), RaggedNet(deal)
+    lengths = [deal.randint(4, 10) for _ in range(deal.randint(1, 4))]
+    tokens = [torch.tensor([deal.randrange(10) for _ in range(n)]) for n in lengths]
+    fill = [[deal.random() < 0.7 or i in (1, 2) for i in range(n)] for n in lengths]
+    pattern = deal.choice(["a{0,9}", "[^c]*", "(a|b|1){3,}|.?", "(a(b|c)?){0,4}(-1)*", 'c*("a{0,5}")?'])
+    language = Regex(pattern, TOKENIZER, end=deal.choice((True, False)))
+    run = {"constrain": language, "seed": seed, "stop": []} | deal.choice(
+        ({}, {"top_k": 2}, {"top_p": 0.6}, {"cfg_scale": 0.7})
+    )
+    run |= deal.choice(({}, {"steps": 9}, {"block_length": 2}, {"block_length": 3}, {"steps": 1}))
+    heat = [deal.choice((0.0, 1.0)) for _ in lengths]
+
+    def made(rows, **more):
+        canvas = Canvas.infill(net, [tokens[i] for i in rows], [fill[i] for i in rows])
+        return samplers.sample(net, name, prompt=canvas, temperature=[heat[i] for i in rows], **run, **more)
+
+    try:
+        whole = made(range(len(lengths)))
+    except OptionError as error:  # before the run, of lengths and steps that cannot be
+        pytest.skip(str(error)[:60])
+    for i, n in enumerate(lengths):
+        alone = made([i], first_row=i)
+        assert torch.equal(alone.x[0, :n], whole.x[i, :n]) and int(alone.nfe_rows[0]) == int(whole.nfe_rows[i])
+        text = [int(v) for v, f in zip(whole.x[i], fill[i]) if f]
+        cut = text.index(10) if language.end and 10 in text else len(text)
+        assert set(text[cut:]) <= {10} and re.fullmatch(pattern, TOKENIZER.decode(torch.tensor(text[:cut]).long()))
+
+
 @pytest.mark.parametrize("name", ["llada2", "block_refinement"])
 def test_old_and_new_tokens_that_do_not_go_together_are_mended(name, monkeypatch):
     """Editing changes some visible tokens and keeps others, which were not drawn together."""
@@ -560,7 +606,7 @@ def test_the_text_of_a_real_tokenizer_matches_whether_it_begins_or_goes_on(kind)
             assert re.fullmatch(pattern, text), (pattern, text)
     if kind == "pieces of words":
         with pytest.raises(
-            OptionError, match="has no string for row 0.*no text matches, or none that its tokens can spell"
+            OptionError, match=r"has no string for row 0.*no text matches, or none that its tokens can spell"
         ):
             samplers.sample(denoiser, "threshold", constrain=Regex(" yes", tokenizer), prompt=[[], word], gen_length=7)
 
