@@ -741,10 +741,10 @@ def test_given_tokens_that_make_it_impossible_are_an_error():
 
 
 def test_samplers_and_families_that_cannot_have_it_say_so():
-    with pytest.raises(OptionError, match="does not go with sampler 'refusion'"):
-        samplers.sample(
-            as_asked(registry.load("refusion"), TinyNet()), "refusion", constrain=Regex("a*", TOKENIZER), gen_length=16
-        )
+    for name in ("refusion", "strided", "s2d2"):
+        inner = as_asked(registry.load(name), TinyNet())
+        with pytest.raises(OptionError, match=f"constrain=.*does not go with sampler '{name}'"):
+            samplers.sample(inner, name, constrain=Regex("a*", TOKENIZER), gen_length=16)
     from samplers.testing.tiny import TinyMixture
 
     with pytest.raises(OptionError, match="is for runs over tokens"):
