@@ -261,11 +261,11 @@ def read_tokens(denoiser: TokenDenoiser, sampler: Sampler[Any], given: Given) ->
         other_rule = given("stop_rule") != STOP_RULES[0]
         own = {name: given(name) for name in names} | {"stop_rule": other_rule}
         if isinstance(own["constrain"], Language):
-            if sampler.effective_facts.bias != "exact":
+            if sampler.effective_facts.bias != "exact" or sampler.effective_facts.stores_logits:
                 raise OptionError(
-                    f"constrain={own['constrain']!r} does not go with sampler {sampler.name!r}: it commits tokens of several "
-                    "forward passes together, and keeps them in its sequence for good; use a sampler that decides each token by "
-                    "one forward pass, such as autoregressive, or one that is not sequential"
+                    f"constrain={own['constrain']!r} does not go with sampler {sampler.name!r}: it commits tokens that were not "
+                    "drawn together, of several forward passes or by itself, and keeps them in its sequence for good; use a "
+                    "sampler that decides each token by one forward pass, such as autoregressive, or one that is not sequential"
                 )
             own["constrain"] = None
         check_sequential(denoiser, sampler, own)

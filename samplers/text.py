@@ -18,7 +18,7 @@ from .errors import OptionError
 if TYPE_CHECKING:
     from .denoiser import TextTokenizer, TokenDenoiser
 
-__all__ = ["StopText", "continued", "cut", "prompt_rows", "segments"]
+__all__ = ["StopText", "begins", "continued", "cut", "prompt_rows", "segments"]
 
 
 def prompt_rows(prompt: Any, denoiser: TokenDenoiser) -> Any:
@@ -57,8 +57,13 @@ def continued(tokenizer: TextTokenizer, before: Tensor | None, ids: Tensor) -> s
     Args:
         before: (m,) int64 ids that stand before them, all on the CPU; None: something that is not known yet.
     """
-    begins = before is not None and not tokenizer.decode(before[-8:])  # after special tokens alone a text begins
-    return tokenizer.decode(ids if begins else torch.nn.functional.pad(ids, (1, 0), value=-1))
+    first = before is not None and begins(tokenizer, before)
+    return tokenizer.decode(ids if first else torch.nn.functional.pad(ids, (1, 0), value=-1))
+
+
+def begins(tokenizer: TextTokenizer, before: Tensor) -> bool:
+    """Whether a text begins after these ids (m,), on the CPU: there are none, or special tokens alone."""
+    return not tokenizer.decode(before[-8:])
 
 
 def cut(text: str, strings: Sequence[str]) -> str:

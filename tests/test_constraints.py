@@ -3,14 +3,18 @@
 import itertools
 import json
 import math
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 
 import samplers
 from samplers import Canvas, OptionError, SamplersError, TokenDenoiser, registry
 from samplers.constraints import Automaton, ContextFree, JsonSchema, Regex, from_bitmask, text_so_far
+from samplers.constraints.language import BoundLanguage, Place
+from samplers.constraints.regex import _smallest
 from samplers.constraints.trellis import Table, Trellis, kind_weights
 from samplers.ops import masked_softmax
 from samplers.testing.fit import BOUND, fits
@@ -111,6 +115,69 @@ def test_sums_marginals_and_the_best_string_are_those_of_enumeration(seed):
     assert float(heavy.total) == pytest.approx(float(own.max()), abs=1e-12)
     total = float(trellis.total) - float(torch.logsumexp(own, 0))
     assert abs(total) < 1e-12
+
+
+def test_only_what_is_not_known_is_summed_over_and_the_answers_are_the_same():
+    """Rows that know 0 to 9 tokens at their beginning, some later ones, and ask about the four places after the first ones."""
+    language, rows, n = Regex(r'("[ab]{0,6}"-){1,3}c*', TOKENIZER), 10, 12
+    table = Table.of(*language.automaton(TinyNet(11)), "cpu")
+    bound = BoundLanguage(language, table, torch.zeros(11, dtype=torch.bool))
+    rng = torch.Generator().manual_seed(4)
+    length = torch.tensor([n] * 6 + [n - 1] * 4)
+    here = torch.arange(n).expand(rows, n)
+    text = here < length[:, None]
+    place = Place(text, here, here, length, n, torch.zeros_like(length))
+    uniform = torch.rand(rows, n, generator=rng, dtype=torch.float64)
+    everything = torch.full_like(length, n)
+    weight = torch.randn(rows, n, table.kinds, generator=rng, dtype=torch.float64)
+    kinds, _ = Trellis(table, weight, length, everything, True).drawn(uniform, n)
+    x, begin = table.lowest[kinds], torch.arange(rows)[:, None]
+    known = ((here < begin) | ((here > begin + 5) & (torch.rand(rows, n, generator=rng) < 0.4))) & text
+    last = torch.minimum(begin[:, 0] + 3, length - 1)
+    weight = torch.where(known[:, :, None], 0.0, torch.where((here <= last[:, None])[:, :, None], weight, 0.0))
+    weight = weight + bound._held_weight(place, x, known)
+    span = bound._span(place, x, known, last, torch.ones(rows, dtype=torch.bool))
+    alone = bound._span(*(_row(v, 7) for v in (place, x, known, last)), torch.ones(1, dtype=torch.bool))
+    assert (alone.first, alone.stop) == (7, int(torch.where(known[7] | (here[7] <= last[7]), here[7], 0).max()) + 1)
+    asked = (here >= begin) & (here <= last[:, None])
+    for soft in (True, False):
+        whole, part = (Trellis(table, weight, length, last, soft, s) for s in (None, span))
+        one = Trellis(table, weight[7:8], length[7:8], last[7:8], soft, alone)
+        assert torch.allclose(whole.total, part.total, rtol=0, atol=1e-12)
+        for how in zip(*(_made(t, u, table) for t, u in ((whole, uniform), (part, uniform), (one, uniform[7:8])))):
+            # What another token in the place of a known one costs does not matter here.
+            made, other, single = (h.double().clamp_min(-1e6) for h in how)
+            assert torch.allclose(made[asked], other[asked], rtol=0, atol=1e-11)
+            assert torch.equal(other[7][asked[7]], single[0][asked[7]])  # bit for bit
+
+
+def test_moves_between_the_same_states_are_summed_once():
+    table = Table.of(*Automaton([[1, 1, 0], [0, 1, 0]], [1]).automaton(TinyNet(3)), "cpu")
+    assert (table.kinds, len(table.source), table.sets, len(table.member)) == (3, 4, 4, 6)
+    made = sorted(
+        (int(s), int(t), k)
+        for s, t, b in zip(table.source, table.target, table.by)
+        for k in table.member[table.within == b].tolist()
+    )
+    moves = [(s, int(table.move[s, k]), k) for s in range(2) for k in range(3)]
+    assert made == sorted(moves)
+
+
+def _row(value, i):
+    if isinstance(value, Place):
+        return Place(
+            *(getattr(value, f)[i : i + 1] for f in ("text", "number", "position", "length")),
+            value.most,
+            value.start[i : i + 1],
+        )
+    return value[i : i + 1]
+
+
+def _made(trellis, uniform, table):
+    places = uniform.shape[1]
+    if not trellis.soft:
+        return [trellis.best(table.lowest.expand(len(uniform), places, -1), places)]
+    return [*trellis.drawn(uniform, places), trellis.marginals(places)]
 
 
 def test_a_best_string_is_the_most_probable_and_ties_go_to_the_lowest_id():
@@ -302,6 +369,51 @@ def test_every_text_matches_and_every_state_can_be_completed(name):
             assert re.fullmatch(PATTERN, TOKENIZER.decode(torch.tensor(ids[:cut]))), (name, ids)
 
 
+class RaggedNet(TinyNet):
+    """With ties, tokens that are impossible, and logits of half precision."""
+
+    def __init__(self, deal):
+        super().__init__(11, deal.randrange(99), visible_too=True)
+        self.table = (self.table * 2).round() / 2
+        self.never = torch.tensor([i > 1 and deal.random() < 0.3 for i in range(12)])
+        self.half = deal.choice((torch.float32, torch.bfloat16, torch.float16))
+
+    def predict(self, x, t=None, **how):
+        return super().predict(x, t, **how).masked_fill(self.never, -math.inf).to(self.half)
+
+
+@pytest.mark.parametrize("seed", range(48))
+def test_random_runs_match_and_their_rows_are_what_they_are_alone(seed):
+    """Infilled rows of any length, blocks, windows, truncation, temperatures per row, and rows that end early."""
+    deal = random.Random(seed)
+    name, net = deal.choice([*for_any_model(), "threshold", "p2", "soar"]), RaggedNet(deal)
+    lengths = [deal.randint(4, 10) for _ in range(deal.randint(1, 4))]
+    tokens = [torch.tensor([deal.randrange(10) for _ in range(n)]) for n in lengths]
+    fill = [[deal.random() < 0.7 or i in (1, 2) for i in range(n)] for n in lengths]
+    pattern = deal.choice(["a{0,9}", "[^c]*", "(a|b|1){3,}|.?", "(a(b|c)?){0,4}(-1)*", 'c*("a{0,5}")?'])
+    language = Regex(pattern, TOKENIZER, end=deal.choice((True, False)))
+    run = {"constrain": language, "seed": seed, "stop": []} | deal.choice(
+        ({}, {"top_k": 2}, {"top_p": 0.6}, {"cfg_scale": 0.7})
+    )
+    run |= deal.choice(({}, {"steps": 9}, {"block_length": 2}, {"block_length": 3}, {"steps": 1}))
+    heat = [deal.choice((0.0, 1.0)) for _ in lengths]
+
+    def made(rows, **more):
+        canvas = Canvas.infill(net, [tokens[i] for i in rows], [fill[i] for i in rows])
+        return samplers.sample(net, name, prompt=canvas, temperature=[heat[i] for i in rows], **run, **more)
+
+    try:
+        whole = made(range(len(lengths)))
+    except OptionError as error:  # before the run, of lengths and steps that cannot be
+        pytest.skip(str(error)[:60])
+    for i, n in enumerate(lengths):
+        alone = made([i], first_row=i)
+        assert torch.equal(alone.x[0, :n], whole.x[i, :n]) and int(alone.nfe_rows[0]) == int(whole.nfe_rows[i])
+        text = [int(v) for v, f in zip(whole.x[i], fill[i]) if f]
+        cut = text.index(10) if language.end and 10 in text else len(text)
+        assert set(text[cut:]) <= {10} and re.fullmatch(pattern, TOKENIZER.decode(torch.tensor(text[:cut]).long()))
+
+
 @pytest.mark.parametrize("name", ["llada2", "block_refinement"])
 def test_old_and_new_tokens_that_do_not_go_together_are_mended(name, monkeypatch):
     """Editing changes some visible tokens and keeps others, which were not drawn together."""
@@ -405,6 +517,105 @@ def test_a_regular_expression_means_what_python_says(pattern):
             got = state >= 0 and bool(ends[state])
             text = TOKENIZER.decode(torch.tensor(ids, dtype=torch.int64))
             assert got == (re.fullmatch(pattern, text) is not None), (pattern, text)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_states_that_no_text_tells_apart_are_one(seed):
+    """The states of a random automaton, some of which lead nowhere, against the texts of up to 7 characters from each."""
+    rng = np.random.default_rng(seed)
+    move = rng.integers(-1, 7, (7, 2))
+    if seed % 2:  # without a way back, so that there are longest texts
+        move = np.where(move <= np.arange(7)[:, None], -1, move)
+    ends = rng.random(7) < 0.4
+
+    def texts(state, n):
+        if state < 0:
+            return frozenset()
+        longer = {(k, *t) for k in range(2) if n for t in texts(int(move[state, k]), n - 1)}
+        return frozenset(longer | ({()} if ends[state] else set()))
+
+    made, accepting = _smallest(move, ends)
+    languages = {texts(q, 7) for q in range(7)}
+    # A state without a text is not the same as no state at all: they are removed later.
+    assert len(made) == len(languages) or frozenset() in languages
+
+    def same(q, text):
+        for k in text:
+            q = int(made[q, k]) if q >= 0 else -1
+        return q >= 0 and bool(accepting[q])
+
+    for n in range(7):
+        for text in itertools.product(range(2), repeat=n):
+            assert same(0, text) == (text in texts(0, 7))
+
+
+WORDS_OF_PIECES = ["yes", "no", "y", "e", "s", "n", "o", "a", "b", ",", "1", "2", "+", '"', "é"]
+
+
+def fast_tokenizer(kind):
+    """A fast tokenizer of transformers, with its own way to write blanks."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    from samplers.models.hf_tokenizer import HuggingFaceTokenizer
+
+    models, decoders = tokenizers.models, tokenizers.decoders
+    special = ["<s>", "</s>", "<mask>", "<unk>"]
+    if kind == "bytes":  # each byte is a character: "é" is two tokens, and a blank is one
+        words = [*special, *sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "yes", "Ġno"]
+        inner = tokenizers.Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, []))
+        inner.pre_tokenizer, inner.decoder = (
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
+    elif kind == "metaspace":
+        words = [*special, "▁", *WORDS_OF_PIECES, *("▁" + w for w in WORDS_OF_PIECES)]
+        inner = tokenizers.Tokenizer(models.Unigram([(w, -1.0) for w in words], unk_id=3))
+        inner.pre_tokenizer, inner.decoder = tokenizers.pre_tokenizers.Metaspace(), decoders.Metaspace()
+    elif kind == "byte fallback":
+        words = [
+            *special,
+            *(f"<0x{i:02X}>" for i in range(256)),
+            "▁",
+            *WORDS_OF_PIECES,
+            *("▁" + w for w in WORDS_OF_PIECES),
+        ]
+        inner = tokenizers.Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [], byte_fallback=True))
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        inner.decoder = decoders.Sequence(steps)
+    else:
+        words = [*special, *WORDS_OF_PIECES, *("##" + w for w in WORDS_OF_PIECES)]
+        inner = tokenizers.Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+        inner.pre_tokenizer, inner.decoder = tokenizers.pre_tokenizers.Whitespace(), decoders.WordPiece()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>", "unk_token": "<unk>"}
+    inner.add_special_tokens(special)
+    return HuggingFaceTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "metaspace", "byte fallback", "pieces of words"])
+def test_the_text_of_a_real_tokenizer_matches_whether_it_begins_or_goes_on(kind):
+    tokenizer = fast_tokenizer(kind)
+    logits = torch.randn(14, tokenizer.vocab_size, generator=torch.Generator().manual_seed(1)) * 2
+    denoiser = TokenDenoiser.wrap(
+        lambda x: logits[: x.shape[1]].expand(len(x), -1, -1),
+        vocab_size=tokenizer.vocab_size,
+        mask_id=tokenizer.mask_id,
+    )
+    denoiser.tokenizer = tokenizer
+    begun = [tokenizer._own("bos_token_id")]
+    word = tokenizer.encode("yes", begin=False).tolist()
+    patterns = [r"(yes|no)( (yes|no))*", " ?[a-e]+", "(1|é)[^<]*", r"\s*", "[^,]{3}"]
+    if kind != "pieces of words":  # which say no blank at the beginning of a text
+        patterns += [" yes.*| ", "a +"]
+    for pattern, temperature in itertools.product(patterns, (0.0, 1.0)):
+        # A row that begins a text, one that goes on, and one that begins after a special token.
+        how = {"prompt": [[], word, begun], "gen_length": 7, "temperature": temperature, "seed": 3}
+        out = samplers.sample(denoiser, "threshold", constrain=Regex(pattern, tokenizer), **how)
+        for text in out.texts:
+            assert re.fullmatch(pattern, text), (pattern, text)
+    if kind == "pieces of words":
+        with pytest.raises(
+            OptionError, match=r"has no string for row 0.*no text matches, or none that its tokens can spell"
+        ):
+            samplers.sample(denoiser, "threshold", constrain=Regex(" yes", tokenizer), prompt=[[], word], gen_length=7)
 
 
 def nested(text, depth):
@@ -542,10 +753,10 @@ def test_given_tokens_that_make_it_impossible_are_an_error():
 
 
 def test_samplers_and_families_that_cannot_have_it_say_so():
-    with pytest.raises(OptionError, match="does not go with sampler 'refusion'"):
-        samplers.sample(
-            as_asked(registry.load("refusion"), TinyNet()), "refusion", constrain=Regex("a*", TOKENIZER), gen_length=16
-        )
+    for name in ("refusion", "strided", "s2d2"):
+        inner = as_asked(registry.load(name), TinyNet())
+        with pytest.raises(OptionError, match=f"constrain=.*does not go with sampler '{name}'"):
+            samplers.sample(inner, name, constrain=Regex("a*", TOKENIZER), gen_length=16)
     from samplers.testing.tiny import TinyMixture
 
     with pytest.raises(OptionError, match="is for runs over tokens"):

@@ -1,4 +1,4 @@
-"""Languages that the text of a run must belong to, exactly and with every sampler of tokens: sample(..., constrain=language).
+"""Languages that the text of a run must belong to, exactly and with nearly every sampler: sample(..., constrain=language).
 
     Regex(pattern, tokenizer)             texts that a regular expression matches
     JsonSchema(schema, tokenizer)         JSON texts that a (small) schema describes

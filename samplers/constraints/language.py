@@ -25,7 +25,7 @@ from ..feeds.sequence import SequenceState
 from ..ops import MaskedSoftmax
 from ..sampler import State
 from ..state import DraftState, TokenState
-from .trellis import CHUNK, HELD, RULED_OUT, Table, Trellis, best_token, drawn_token, kind_weights
+from .trellis import CHUNK, HELD, RULED_OUT, Span, Table, Trellis, best_token, drawn_token, kind_weights
 
 if TYPE_CHECKING:
     from ..canvas import Layout
@@ -55,6 +55,10 @@ class Language:
         """
         raise NotImplementedError
 
+    def first_states(self, canvas: Layout) -> list[int] | None:
+        """The first state of each row's text, if that depends on what stands before it; None: that of `automaton`."""
+        return None
+
     def why_empty(self) -> str:
         """Why the vocabulary can spell no string of the language, as the end of a sentence."""
         return "its tokens make no string of the language"
@@ -74,7 +78,7 @@ class Language:
         kind[never] = -1
         barred = torch.zeros(len(kind), dtype=torch.bool, device="cpu")
         barred[never] = True
-        table = Table.of(kind, move, accepting, start, denoiser.device)
+        table = Table.of(kind, move, accepting, start, denoiser.device, self.first_states(canvas) or ())
         if table is None:
             allowed = " without the tokens that forbid= bars" if set(forbid) - {denoiser.mask_id} else ""
             raise OptionError(f"constrain: {self!r} cannot be met: {self.why_empty()}{allowed}")
@@ -90,7 +94,7 @@ class Place:
     Attributes:
         text: (B, L) bool. number: (B, L) int64, the place of each position in its row's text; it means nothing outside.
         position: (B, n) int64, the canvas position of each place; the places of a shorter row are followed by others.
-        length: (B,) int64, tokens of each row's text. most: n.
+        length: (B,) int64, tokens of each row's text. most: n. start: (B,) int64, the state before its first token.
     """
 
     text: Tensor
@@ -98,9 +102,11 @@ class Place:
     position: Tensor
     length: Tensor
     most: int
+    start: Tensor
 
     @classmethod
-    def of(cls, canvas: Layout, given: bool) -> Place:
+    def of(cls, canvas: Layout, language: Language, table: Table) -> Place:
+        text, given = canvas.fill, language.given
         text = canvas.fill
         if given:
             within = torch.arange(text.shape[1], device=text.device) < canvas.length[:, None]
@@ -108,7 +114,10 @@ class Place:
         length = text.sum(1)
         most = int(length.max())  # a device sync, once for a canvas
         position = (~text).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-        return cls(text, text.cumsum(1) - 1, position, length, most)
+        first, start = language.first_states(canvas), torch.full_like(length, table.start)
+        if first is not None:
+            start = table.number[torch.tensor(first, dtype=torch.int64, device=text.device)]
+        return cls(text, text.cumsum(1) - 1, position, length, most, start)
 
 
 class BoundLanguage:
@@ -122,11 +131,12 @@ class BoundLanguage:
 
     def __init__(self, language: Language, table: Table, never: Tensor):
         self.language, self.table, self.never = language, table, never.to(table.kind.device)
+        self._completions = table.completions(0)
         self._places: weakref.WeakKeyDictionary[Layout, Place] = weakref.WeakKeyDictionary()
 
     def place(self, canvas: Layout) -> Place:
         if canvas not in self._places:
-            self._places[canvas] = Place.of(canvas, self.language.given)
+            self._places[canvas] = Place.of(canvas, self.language, self.table)
         return self._places[canvas]
 
     # ------------------------------------------------------------------------------------------ before the run
@@ -140,7 +150,9 @@ class BoundLanguage:
             return
         row, n = bad[0], int(place.length[bad[0]])
         who = f"constrain: {self.language!r} has no string for row {row}"
-        fits, shortest, longest = self._lengths(n)
+        fits, shortest, longest = self._lengths(n, int(place.start[row]))
+        if shortest is None:
+            raise OptionError(f"{who}: {self.language.why_empty()}")
         if fits:
             raise OptionError(f"{who}: its given tokens are in none of the strings of {n} tokens")
         if n < shortest:
@@ -158,11 +170,15 @@ class BoundLanguage:
             + ("" if longest is None else f", the longest {longest}")
         )
 
-    def _lengths(self, n: int) -> tuple[bool, int, int | None]:
-        """Whether some string has n tokens; the tokens of the shortest; those of the longest, None if there is no bound."""
+    def _lengths(self, n: int, start: int) -> tuple[bool, int | None, int | None]:
+        """Whether some string has n tokens; the tokens of the shortest; those of the longest, None if there is no bound. No
+        shortest: there is none from the state `start`.
+        """
         table = self.table
+        if start == table.states:
+            return False, None, None
         now = torch.zeros(table.states, dtype=torch.bool, device=table.accepting.device)
-        now[table.start] = True
+        now[start] = True
         hits = []
         # A string of as many tokens as there are states passes through a state twice, so there are longer ones.
         for k in range(max(n, table.states) + 1):
@@ -175,8 +191,30 @@ class BoundLanguage:
 
     def _trellis_of(self, place: Place, x: Tensor, held: Tensor) -> Trellis:
         """Whether rows can be completed: the heaviest strings with the tokens of x (B, L) at `held`, at a price for others."""
-        weight = self._held_weight(place, x, held)
-        return Trellis(self.table, weight, place.length, torch.full_like(place.length, -1), False)
+        weight, nothing = self._held_weight(place, x, held), torch.full_like(place.length, -1)
+        span = self._span(place, x, held, nothing, torch.ones_like(nothing, dtype=torch.bool))
+        return Trellis(self.table, weight, place.length, nothing, False, span)
+
+    def _span(self, place: Place, x: Tensor, known: Tensor, last: Tensor, rows: Tensor) -> Span:
+        """The places that have to be summed over, of a text whose tokens x (B, L) are `known`, (B, L) bool.
+
+        Args:
+            last: (B,) int64, the last place that is asked about. rows: (B,) bool, the rows that matter.
+        """
+        known, kind = known.gather(1, place.position), self._kind_at(place, x)
+        number = torch.arange(place.most, device=x.device)
+        bears = (known | (number <= last[:, None])) & rows[:, None]
+        run = torch.where(rows, known.to(torch.int64).cumprod(1).sum(1), 0)
+        longest, stop = torch.stack([run.amax(), torch.where(bears, number + 1, 0).amax()]).tolist()  # a device sync
+        state, lead = place.start, torch.zeros_like(run)
+        for k in range(longest):
+            after = self.table.move[state, kind[:, k]]
+            goes = (run > k) & (lead == k) & (after < self.table.states)
+            state, lead = torch.where(goes, after, state), lead + goes
+        if len(self._completions) <= place.most:
+            self._completions = self.table.completions(place.most)
+        lead = torch.where(rows, lead, stop)
+        return Span(lead, state, int(lead.amin()), stop, self._completions[(place.length - stop).clamp_min(0)])
 
     def _kind_at(self, place: Place, x: Tensor) -> Tensor:
         """(B, n) int64: the kind of the token in each place; C for a token of no string, and for what is no token."""
@@ -273,8 +311,9 @@ class BoundLanguage:
             known = held.index_put((row, position), ~asked)
             places = max(1, int(last.max()) + 1)
             at = number.clamp_max(places - 1)
+            span = self._span(place, x, known, last, last >= 0)
             lattice = self._lattice(
-                place, x, known, kinds if best is None else most, (row, number, asked), last, best is None
+                place, x, known, kinds if best is None else most, (row, number, asked), last, best is None, span
             )
             if best is None:
                 assert uniform is not None
@@ -288,7 +327,7 @@ class BoundLanguage:
             if reported is not None:
                 model = lattice
                 if reported is not kinds:
-                    model = self._lattice(place, x, known, reported, (row, number, asked), last, True)
+                    model = self._lattice(place, x, known, reported, (row, number, asked), last, True, span)
                 factor = torch.where(asked[:, None], model.marginals(places)[row, at], factor)
             x = x.index_put((row, position), torch.where(asked, token, x[row, position]))
         values: dict[str, Any] = dict.fromkeys(MaskedSoftmax._fields)
@@ -308,6 +347,7 @@ class BoundLanguage:
         asked: tuple[Tensor, Tensor, Tensor],
         last: Tensor,
         soft: bool,
+        span: Span,
     ) -> Trellis:
         """The strings that have the tokens of x (B, L) where they are `known`, (B, L) bool, weighed by what the model said.
 
@@ -323,7 +363,7 @@ class BoundLanguage:
             weight = weight + free[:, :, None] * self.table.size.double().log()
         row, number, which = asked
         weight[row, number] = torch.where(which[:, None], kinds, weight[row, number])
-        return Trellis(self.table, weight, place.length, last, soft)
+        return Trellis(self.table, weight, place.length, last, soft, span)
 
     # ------------------------------------------------------------------------------------------ after a step
 
@@ -347,7 +387,8 @@ class BoundLanguage:
         known, known_before = held.gather(1, at)[:, :, None], was.gather(1, at)[:, :, None]
         weight = torch.where(known & ~is_new, torch.where(known_before, HELD, 1e4), 0.0)
         weight = torch.where(known & ~is_new & known_before & is_old, 1.0, weight)
-        lattice = Trellis(self.table, -weight, place.length, torch.full_like(place.length, -1), False)
+        span = self._span(place, after.x, torch.zeros_like(held), place.length - 1, torch.ones_like(place.length) > 0)
+        lattice = Trellis(self.table, -weight, place.length, torch.full_like(place.length, -1), False, span)
         ids = self.table.lowest.expand(*weight.shape)
         kind = lattice.best(ids, place.most)  # (B, n)
         inside = torch.arange(place.most, device=at.device) < place.length[:, None]

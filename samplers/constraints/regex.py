@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
+from ..text import begins
 from .language import Language
 
 if TYPE_CHECKING:
+    from ..canvas import Layout
     from ..denoiser import TextTokenizer, TokenDenoiser
 
 # Python's own parser of expressions, under its names before and since 3.11.
@@ -29,7 +31,7 @@ __all__ = ["Regex", "token_texts"]
 
 MOST_STATES = 20_000
 MOST_CODES = 1 << 16  # kinds of characters, each of which is written as one character of its own
-_TEXTS: weakref.WeakKeyDictionary[Any, list[str]] = weakref.WeakKeyDictionary()
+_TEXTS: weakref.WeakKeyDictionary[Any, tuple[list[str], list[str]]] = weakref.WeakKeyDictionary()
 
 
 class Regex(Language):
@@ -39,7 +41,9 @@ class Regex(Language):
     possessive groups; and without flags. An anchor may stand at the beginning and at the end, where it changes nothing.
 
     Any sequence of tokens that spells a matching text is in the language, whether or not the tokenizer would write the text
-    so. Tokens are taken for what they add to a text that stands before them. Tokens without a text (special ones) and tokens
+    so. Tokens are taken for what they add to a text that stands before them. If none does (there is no prompt, or it ends in
+    special tokens), the first one is taken for what it says at the beginning of a text, which some tokenizers write without
+    a blank: Sample.texts matches. Tokens without a text (special ones) and tokens
     that hold a part of a character only are never used; so a character that no token has whole cannot be written.
 
     Args:
@@ -81,10 +85,16 @@ class Regex(Language):
             self._made = self._lifted(denoiser.vocab_size)
         return self._made
 
+    def first_states(self, canvas: Layout) -> list[int] | None:
+        if not _differ(self.tokenizer):
+            return None
+        x, fill = canvas.x.cpu(), canvas.fill.to(torch.uint8).argmax(1).tolist()
+        return [int(not begins(self.tokenizer, row[:at])) for row, at in zip(x, fill)]
+
     def _lifted(self, vocab: int) -> tuple[Tensor, Tensor, Tensor, int]:
         """The automaton over tokens: a token leads where its characters lead, one after the other."""
-        texts = (token_texts(self.tokenizer) + [""] * vocab)[:vocab]
-        alphabet = sorted(set().union(*texts))
+        texts, first = ((side + [""] * vocab)[:vocab] for side in token_texts(self.tokenizer))
+        alphabet = sorted(set().union(*texts, *first))
         dfa = _DFA.of(self._tree, alphabet)
         if not dfa.live:
             whole = sorted(set(alphabet) | _named(self._tree))
@@ -93,34 +103,54 @@ class Regex(Language):
         table = str.maketrans({c: chr(int(code)) for c, code in zip(alphabet, dfa.code)})
         spelled = [i for i, text in enumerate(texts) if text]
         column, columns = dfa.follow([texts[i].translate(table) for i in spelled])
+        accepting, start = dfa.accepting, 0
+        if _differ(self.tokenizer):
+            # State 0 is that before a token that begins a text, and 1 that of a text that goes on.
+            at, begun = dfa.follow([first[i].translate(table) for i in spelled])
+            nowhere = ((0, 0), (0, 1))  # one more column, the last, which is -1
+            columns, begun = (np.pad(c, nowhere, constant_values=-1) for c in (columns, begun))
+            pairs, which = np.unique(np.stack([np.array(column), begun[0, at]]), axis=1, return_inverse=True)
+            column = np.where((pairs == -1).all(0), -1, np.arange(pairs.shape[1]))[which.reshape(-1)].tolist()
+            columns = np.concatenate([pairs[1:], columns[:, pairs[0]]])
+            columns = np.where(columns >= 0, columns + 1, -1)
+            accepting, start = np.append(accepting[:1], accepting), 1
         kind = np.full(vocab, -1, dtype=np.int64)
         kind[spelled] = column
         ends = [i for i in self.tokenizer.eos_ids if i < vocab] if self.end else []
-        states, accepting = len(dfa.accepting), dfa.accepting
+        states = len(accepting)
         if ends:  # one more state, after the end of the text, and one more kind
             columns = np.pad(columns, ((0, 1), (0, 1)), constant_values=-1)
             columns[:-1, -1] = np.where(accepting, states, -1)
             columns[-1, -1] = states
             accepting = np.append(accepting, True)
             kind[ends] = columns.shape[1] - 1
-        return torch.from_numpy(kind), torch.from_numpy(columns), torch.from_numpy(accepting), 0
+        return torch.from_numpy(kind), torch.from_numpy(columns), torch.from_numpy(accepting), start
 
 
-def token_texts(tokenizer: TextTokenizer) -> list[str]:
-    """What each token adds to a text, "" for special tokens, the mask and tokens that hold a part of a character only."""
+def token_texts(tokenizer: TextTokenizer) -> tuple[list[str], list[str]]:
+    """What each token adds to a text, "" for special tokens, the mask and tokens that hold a part of a character only; and
+    what it says if it begins one.
+    """
     try:
         if tokenizer in _TEXTS:
             return _TEXTS[tokenizer]
     except TypeError:  # one that cannot be a key is read again
         pass
     special = {*tokenizer.eos_ids, tokenizer.mask_id}
-    texts = []
+    texts, first = [], []
     for i in range(tokenizer.vocab_size):
         text = "" if i in special else tokenizer.decode(torch.tensor([-1, i], dtype=torch.int64, device="cpu"))
         texts.append("" if "\ufffd" in text else text)
+        first.append(tokenizer.decode(torch.tensor([i], dtype=torch.int64, device="cpu")) if texts[-1] else "")
     with contextlib.suppress(TypeError):
-        _TEXTS[tokenizer] = texts
-    return texts
+        _TEXTS[tokenizer] = texts, first
+    return texts, first
+
+
+def _differ(tokenizer: TextTokenizer) -> bool:
+    """Whether some token says something else if it begins a text."""
+    texts, first = token_texts(tokenizer)
+    return texts != first
 
 
 # ---------------------------------------------------------------------------------------------- from text to automaton
@@ -392,8 +422,13 @@ class _DFA:
 
 
 def _smallest(move: np.ndarray, accepting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The automaton with states that no text tells apart made one; the first state stays the first (Moore's algorithm)."""
-    group = accepting.astype(np.int64)
+    """The automaton with states that no text tells apart made one; the first state stays the first (Moore's algorithm).
+
+    States with texts of different least or most characters are told apart at once, so that a count such as {1,5000} does not
+    take as many rounds as it counts.
+    """
+    _, group = np.unique(np.stack([accepting, *_distances(move, accepting)], 1), axis=0, return_inverse=True)
+    group = group.reshape(-1)
     while True:
         target = np.where(move >= 0, group[move.clip(0)], -1)
         _, first, new = np.unique(
@@ -408,3 +443,35 @@ def _smallest(move: np.ndarray, accepting: np.ndarray) -> tuple[np.ndarray, np.n
     rank[order] = np.arange(len(order))
     kept = first[order]
     return np.where(move[kept] >= 0, rank[new][move[kept].clip(0)], -1), accepting[kept]
+
+
+def _distances(move: np.ndarray, accepting: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(Q,) int64 each: the characters of the shortest and the longest text from each state, -1 if there is none or no longest."""
+    states = len(move)
+    source, kind = np.nonzero(move >= 0)
+    into: list[list[int]] = [[] for _ in range(states)]
+    for edge in np.unique(source * states + move[source, kind]).tolist():
+        into[edge % states].append(edge // states)
+    shortest, longest = np.full((2, states), -1, dtype=np.int64)
+    here = np.flatnonzero(accepting).tolist()
+    shortest[here] = 0
+    for state in here:  # states are appended to it
+        for other in into[state]:
+            if shortest[other] < 0:
+                shortest[other] = shortest[state] + 1
+                here.append(other)
+    left = np.zeros(
+        states, dtype=np.int64
+    )  # moves of each state to others that lead to a text, and whose longest is not known
+    for state in here:
+        left[into[state]] += 1
+    at_most = np.zeros(states, dtype=np.int64)
+    ready = [state for state in here if not left[state]]
+    for state in ready:
+        longest[state] = at_most[state]
+        for other in into[state]:
+            at_most[other] = max(at_most[other], at_most[state] + 1)
+            left[other] -= 1
+            if not left[other]:
+                ready.append(other)
+    return shortest, longest

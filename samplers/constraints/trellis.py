@@ -7,13 +7,13 @@ the largest of them, so a sum does not depend on its order, on the batch or on t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["Table", "Trellis", "best_token", "drawn_token", "kind_weights", "log_sums", "log_weights"]
+__all__ = ["Span", "Table", "Trellis", "best_token", "drawn_token", "kind_weights", "log_sums", "log_weights"]
 
 RULED_OUT = 1e6  # nats: a token that the model, top_k or top_p rules out is taken if the language leaves nothing else
 HELD = 1e9  # nats: the price of another token in the place of one that is held
@@ -33,7 +33,11 @@ class Table:
         move: (Q + 1, C + 1) int64, the state after a token of a kind; Q: no string goes on so.
         accepting: (Q,) bool.
         start: the state before the first token.
-        source, by, target: (E,) int64, the moves there are: from which state, by which kind, to which.
+        number: (Q0,) int64, the number that each state of the language's own automaton has here; Q: it is not here.
+        source, target, by: (P,) int64, the pairs of states there is a move between, and which set of kinds moves so.
+        within, member: (M,) int64, the sets of kinds, one after the other: the number of a set, and a kind in it. States that
+            differ by a count alone share their sets, so there are far fewer sets than pairs.
+        sets: how many sets there are.
     """
 
     kind: Tensor
@@ -43,9 +47,13 @@ class Table:
     move: Tensor
     accepting: Tensor
     start: int
+    number: Tensor
     source: Tensor
-    by: Tensor
     target: Tensor
+    by: Tensor
+    within: Tensor
+    member: Tensor
+    sets: int
 
     @property
     def states(self) -> int:
@@ -56,12 +64,21 @@ class Table:
         return len(self.size)
 
     @classmethod
-    def of(cls, kind: Tensor, move: Tensor, accepting: Tensor, start: int, device: torch.device | str) -> Table | None:
+    def of(
+        cls,
+        kind: Tensor,
+        move: Tensor,
+        accepting: Tensor,
+        start: int,
+        device: torch.device | str,
+        starts: Iterable[int] = (),
+    ) -> Table | None:
         """The table without states and tokens that are in no string; None if there is no string at all.
 
         Args:
             kind: (V,) int64 on the CPU, -1 for tokens that are in no string.
             move: (Q, C) int64 on the CPU, -1: no string goes on so. accepting: (Q,) bool on the CPU.
+            starts: the states in which texts begin, if that is not `start` alone.
         """
         states, kinds = move.shape
         used = torch.bincount(kind[kind >= 0], minlength=kinds) > 0
@@ -69,9 +86,9 @@ class Table:
         source, by = (move >= 0).nonzero().unbind(1)
         target = move[source, by]
         first = torch.zeros(states, dtype=torch.bool, device="cpu")
-        first[start] = True
+        first[list(starts) or [start]] = True
         useful = _closure(first, source, target) & _closure(accepting, target, source)
-        if not bool(useful[start]):
+        if not bool((useful & first).any()):
             return None
         keep = useful[source] & useful[target]
         source, by, target = source[keep], by[keep], target[keep]
@@ -87,7 +104,7 @@ class Table:
         lowest.scatter_reduce_(0, new_kind[live], live, "amin")
         table = torch.full((n_states + 1, n_kinds + 1), n_states, dtype=torch.int64, device="cpu")
         table[source, by] = target
-        order = torch.argsort(source * n_kinds + by)
+        pairs, set_of_pair, within, member = _pairs(source * n_states + target, by)
         tensors = (
             new_kind,
             torch.bincount(new_kind[live], minlength=n_kinds),
@@ -96,11 +113,34 @@ class Table:
             table,
             accepting[useful],
         )
-        edges = (part[order] for part in (source, by, target))
+        moves = pairs // n_states, pairs % n_states, set_of_pair, within, member
         kind_, size, lowest, live, move, accepting = (part.to(device) for part in tensors)
-        return cls(
-            kind_, size, lowest, live, move, accepting, int(state_number[start]), *(part.to(device) for part in edges)
-        )
+        source, target, by, within, member = (part.to(device) for part in moves)
+        number, sets = torch.where(useful, state_number, n_states), len(within.unique())
+        tensors = kind_, size, lowest, live, move, accepting
+        own = int(number[start]), number.to(device)
+        return cls(*tensors, *own, source, target, by, within, member, sets)
+
+    def completions(self, n: int) -> Tensor:
+        """(n + 1, Q + 1) float64: 0 if a text goes on from a state for just so many tokens, else -inf."""
+        out = torch.full((n + 1, self.states + 1), -torch.inf, dtype=torch.float64, device=self.accepting.device)
+        out[0, :-1] = torch.where(self.accepting, 0.0, -torch.inf)
+        for k in range(n):
+            out[k + 1, :-1] = _maxima(out[k : k + 1, self.target], self.source, self.states)[0]
+        return out
+
+
+def _pairs(pair: Tensor, by: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Moves (E,) grouped: the pairs of states, ascending; the number of each one's set of kinds; the sets, see Table."""
+    order = torch.argsort(by, stable=True)
+    order = order[torch.argsort(pair[order], stable=True)]
+    pairs, sizes = torch.unique_consecutive(pair[order], return_counts=True)
+    number: dict[tuple[int, ...], int] = {}
+    of_pair = [number.setdefault(tuple(kinds.tolist()), len(number)) for kinds in by[order].split(sizes.tolist())]
+    within = [i for kinds, i in number.items() for _ in kinds]
+    member = [kind for kinds in number for kind in kinds]
+    made = [torch.tensor(part, dtype=torch.int64, device="cpu") for part in (of_pair, within, member)]
+    return pairs, made[0], made[1], made[2]
 
 
 def _closure(first: Tensor, source: Tensor, target: Tensor) -> Tensor:
@@ -144,6 +184,23 @@ def _maxima(value: Tensor, group: Tensor, groups: int) -> Tensor:
     return most.scatter_reduce_(1, group.expand(len(value), -1), value, "amax")
 
 
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Which places of the rows' texts have to be summed over: not those known from the front on, nor the free ones at the end.
+
+    Attributes:
+        lead: (A,) int64, how many tokens each row's text is known to begin with. state: (A,) int64, the state after them.
+        first: the least of the leads. stop: no place from here on is known or asked about, in any row.
+        after: (A, Q + 1) float64, 0 if a row's text can be completed from a state before the place `stop`, else -inf.
+    """
+
+    lead: Tensor
+    state: Tensor
+    first: int
+    stop: int
+    after: Tensor
+
+
 class Trellis:
     """All strings of n tokens for each of A rows, weighed by the kind of the token in each place.
 
@@ -154,35 +211,53 @@ class Trellis:
         last: (A,) int64, the last place whose tokens matter. Of what comes after it, only the best completion counts, so that
             weights of 0 ask whether there is one at all.
         soft: weights add up, as probabilities do. False: only the heaviest string counts.
+        span: the places that are summed over; in the others the weights are those of the tokens that are known, and 0. None:
+            all of them.
     """
 
-    def __init__(self, table: Table, weight: Tensor, length: Tensor, last: Tensor, soft: bool):
-        self.table, self.weight, self.length, self.last, self.soft = table, weight, length, last, soft
-        rows, n, _ = weight.shape
-        # (n + 1, A, Q + 1): the log weight of what is still to come, from each state; the last column is of no state
-        self.after = weight.new_full((n + 1, rows, table.states + 1), -torch.inf)
-        self.after[n, :, :-1] = torch.where(table.accepting, 0.0, -torch.inf)
-        for k in range(n - 1, -1, -1):
-            value = weight[:, k][:, table.by] + self.after[k + 1][:, table.target]  # (A, E)
+    def __init__(
+        self, table: Table, weight: Tensor, length: Tensor, last: Tensor, soft: bool, span: Span | None = None
+    ):
+        if span is None:
+            start, n = torch.full_like(length, table.start), weight.shape[1]
+            end = table.completions(0).expand(len(length), -1)
+            span = Span(torch.zeros_like(length), start, 0, n, end)
+        self.table, self.weight, self.length, self.soft, self.span = table, weight, length, soft, span
+        first, stop = span.first, span.stop
+        value = weight[:, first:stop][:, :, table.member].flatten(0, 1)
+        group = (table.within, table.sets)
+        of_sets = log_sums(value, *group)[0] if soft else _maxima(value, *group)
+        self.by_set = of_sets.view(len(weight), stop - first, table.sets)  # the log weight of each set of kinds
+        # (stop - first + 1, A, Q + 1): the log weight of what is still to come, from each state; the last column is of no state
+        self.after = weight.new_full((stop - first + 1, *span.after.shape), -torch.inf)
+        self.after[-1] = span.after
+        for k in range(stop - 1, first - 1, -1):
+            value = self.by_set[:, k - first][:, table.by] + self._after(k + 1)[:, table.target]  # (A, P)
             if soft:
                 total, most = log_sums(value, table.source, table.states)
                 new = torch.where((last < k)[:, None], most, total)
             else:
                 new = _maxima(value, table.source, table.states)
-            self.after[k, :, :-1] = torch.where((length > k)[:, None], new, self.after[k + 1, :, :-1])
+            self._after(k)[:, :-1] = torch.where((length > k)[:, None], new, self._after(k + 1)[:, :-1])
+
+    def _after(self, k: int) -> Tensor:
+        return self.after[k - self.span.first]
 
     @property
     def total(self) -> Tensor:
         """(A,) float64: the log weight of all strings together; -inf if there is none of that length."""
-        return self.after[0, :, self.table.start]
+        span = self.span
+        return self.after[span.lead - span.first, torch.arange(len(span.lead), device=span.lead.device), span.state]
 
     def _options(self, k: int, state: Tensor) -> Tensor:
-        """(A, C) float64: the log weight of going on with each kind from the rows' states (A,)."""
+        """(A, C) float64: the log weight of going on with each kind from the rows' states (A,); 0 of rows that know it."""
         target = self.table.move[state, :-1]  # (A, C)
-        return self.weight[:, k] + self.after[k + 1].gather(1, target)
+        value = self.weight[:, k] + self._after(k + 1).gather(1, target)
+        return torch.where((self.span.lead > k)[:, None], 0.0, value)
 
     def _moved(self, k: int, state: Tensor, kind: Tensor) -> Tensor:
-        return torch.where(self.length > k, self.table.move[state, kind], state)
+        state = torch.where(self.length > k, self.table.move[state, kind], state)
+        return torch.where(self.span.lead > k, self.span.state, state)
 
     def drawn(self, uniform: Tensor, places: int) -> tuple[Tensor, Tensor]:
         """Kinds drawn from left to right, each given those before it: a draw from all strings by their weight.
@@ -193,17 +268,17 @@ class Trellis:
 
         Returns:
             (A, places) int64, the kinds; (A, places) float64 in [0, 1), what is left of the uniform numbers, for the token.
+            Where a row's token is known, they mean nothing.
         """
-        state = torch.full_like(self.length, self.table.start)
-        kinds, rests = [], []
-        for k in range(places):
+        state, first = self.span.state, self.span.first
+        kinds = torch.zeros(len(state), places, dtype=torch.int64, device=state.device)
+        rests = self.weight.new_zeros(len(state), places)
+        for k in range(first, min(places, self.span.stop)):
             value = self._options(k, state)
             weight, _ = _units(value - value.amax(1, keepdim=True), self.table.kinds)
-            kind, rest = _pick(weight, uniform[:, k])
-            kinds.append(kind)
-            rests.append(rest)
-            state = self._moved(k, state, kind)
-        return torch.stack(kinds, 1), torch.stack(rests, 1)
+            kinds[:, k], rests[:, k] = _pick(weight, uniform[:, k])
+            state = self._moved(k, state, kinds[:, k])
+        return kinds, rests
 
     def best(self, token: Tensor, places: int) -> Tensor:
         """(A, places) int64: the kinds of the heaviest string; of equal ones that whose first differing token has the lower id.
@@ -211,30 +286,31 @@ class Trellis:
         Args:
             token: (A, n, C) int64, the token that each kind stands for in each place.
         """
-        state, kinds = torch.full_like(self.length, self.table.start), []
-        for k in range(places):
+        state, first = self.span.state, self.span.first
+        kinds = torch.zeros(len(state), places, dtype=torch.int64, device=state.device)
+        for k in range(first, min(places, self.span.stop)):
             value = self._options(k, state)
             ids = torch.where(value == value.amax(1, keepdim=True), token[:, k], torch.iinfo(torch.int64).max)
-            kind = ids.argmin(1)
-            kinds.append(kind)
-            state = self._moved(k, state, kind)
-        return torch.stack(kinds, 1)
+            kinds[:, k] = ids.argmin(1)
+            state = self._moved(k, state, kinds[:, k])
+        return kinds
 
     def marginals(self, places: int) -> Tensor:
         """(A, places, C) float64: the log weight of all strings whose token in a place is of a kind, without the place's own
         weight; -inf if there is none. With the log weight of a token added, it is that of the strings with this token. (Of soft
-        weights.)
+        weights. Where a row's token is known, it means nothing.)
         """
-        table, rows = self.table, len(self.length)
-        before = self.weight.new_full((rows, table.states), -torch.inf)
-        before[:, table.start] = 0.0
-        out = []
-        for k in range(places):
-            reach = before[:, table.source]  # (A, E)
-            out.append(log_sums(reach + self.after[k + 1][:, table.target], table.by, table.kinds)[0])
-            new, _ = log_sums(reach + self.weight[:, k][:, table.by], table.target, table.states)
+        table, span, rows = self.table, self.span, len(self.length)
+        begin = self.weight.new_full((rows, table.states + 1), -torch.inf).scatter_(1, span.state[:, None], 0.0)[:, :-1]
+        before, out = begin, self.weight.new_zeros(rows, places, table.kinds)
+        for k in range(span.first, min(places, span.stop)):
+            reach = before[:, table.source]  # (A, P)
+            of_set, _ = log_sums(reach + self._after(k + 1)[:, table.target], table.by, table.sets)
+            out[:, k] = log_sums(of_set[:, table.within], table.member, table.kinds)[0]
+            new, _ = log_sums(reach + self.by_set[:, k - span.first][:, table.by], table.target, table.states)
             before = torch.where((self.length > k)[:, None], new, before)
-        return torch.stack(out, 1)
+            before = torch.where((span.lead > k)[:, None], begin, before)
+        return out
 
 
 def _pick(weight: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
