@@ -55,7 +55,7 @@ class Core(Sampler[CoreState]):
     summary = "LLaDA's rule; at times the least certain tokens are masked together and replaced if they fail"
     default_temperature = 0.0
     facts = Facts(bias="biased", revises=True)
-    conformance = Conformance(small={"protect": 0, "every": 1})
+    conformance = Conformance(small={"protect": 0, "every": 1}, one_at_a_time={"every": 1 << 20})
 
     every: int = option(8, "look back in every such step of the middle half; a pass each", ge=1)
     candidates: int = option(32, "number of filled tokens that are masked together to be judged", ge=1)

@@ -71,7 +71,7 @@ TOKEN_SAMPLERS = [
     (family, name)
     for family in ("masked", "uniform")
     for name in registry.names("*", family)
-    if not samplers.create(name).effective_facts.sequential
+    if not (samplers.create(name).effective_facts.sequential or samplers.create(name).effective_facts.needs)
 ]
 
 
