@@ -93,9 +93,9 @@ def function_of(value: Any) -> Callable[..., Any]:
         for part in name.split(".") if sign else ():
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"write a function as module:name; {error}") from error
+        raise OptionError(f"write a function as package.module:name; {error}") from error
     if not callable(found):
-        raise OptionError(f"write a function as module:name; {value!r} names none")
+        raise OptionError(f"write a function as package.module:name; {value!r} names none")
     return found
 
 

@@ -23,24 +23,25 @@ class InfoRecorder:
     Attributes:
         last: token and confidence of the last step's predictions, (B, L) each, confidence -inf at positions that were not asked
             about; None if the model was not asked.
+        answers: the same of this step, so far.
     """
 
     def __init__(self, keep: bool = True) -> None:
         self.keep = keep
         self.last: tuple[Tensor, Tensor] | None = None
         self._steps: list[dict[str, Tensor]] = []
-        self._read: tuple[Tensor, Tensor] | None = None  # token and confidence of this step's predictions, (B, L) each
+        self.answers: tuple[Tensor, Tensor] | None = None
 
     def begin_step(self) -> None:
         """A step begins, perhaps once more, if it had to wait for an answer (see samplers.pool)."""
-        self._read = None
+        self.answers = None
 
     def read(self, token: Tensor, confidence: Tensor) -> None:
         """Take note of an answer: (B, L) each, confidence -inf at positions that were not asked about."""
-        if self._read is not None:  # a second forward pass of the same step
+        if self.answers is not None:  # a second forward pass of the same step
             asked = confidence != -torch.inf
-            token, confidence = (torch.where(asked, new, old) for new, old in zip((token, confidence), self._read))
-        self._read = token.clone(), confidence.clone()  # the originals may be written into
+            token, confidence = (torch.where(asked, new, old) for new, old in zip((token, confidence), self.answers))
+        self.answers = token.clone(), confidence.clone()  # the originals may be written into
 
     def end_step(self, before: State, after: State, returned: Mapping[str, Tensor]) -> None:
         """Take note of a step that led from `before` to `after`, for which the sampler returned more."""
@@ -50,11 +51,11 @@ class InfoRecorder:
             if after.canvas.mask_id is not None:
                 committed &= after.x != after.canvas.mask_id
             confidence = torch.full(committed.shape, torch.nan, dtype=torch.float32, device=committed.device)
-            if self._read is not None:
-                token, p = self._read
+            if self.answers is not None:
+                token, p = self.answers
                 confidence = torch.where(committed & (token == after.x) & (p != -torch.inf), p, confidence)
             noted = {"committed": committed, "confidence": confidence, "logprob": confidence.log()}
-        self.last = self._read
+        self.last = self.answers
         if clash := noted.keys() & returned.keys():
             raise SamplersError(
                 f"a step returned {', '.join(sorted(clash))}, which is a name that the driver uses in Sample.info"

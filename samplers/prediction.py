@@ -98,6 +98,15 @@ class Logits:
         return Logits(row, self.position, self.value, None if self.beside is None else self.beside.folded(number))
 
 
+def sum_over(value: Tensor, where: Tensor) -> Tensor:
+    """(B,) float64: the sum of `value`, (B, L) floats below 2^20 in size, over `where`, (B, L) bool; elsewhere it is not read.
+
+    It is added up in whole units of 2^-40, so that it has the same bits however many positions the batch has beyond the row.
+    """
+    units = (torch.where(where, value, 0.0).double() * 2.0**40).round().to(torch.int64)
+    return units.sum(1).double() * 2.0**-40
+
+
 def packed_rows(count: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """What is packed row by row, taken for other rows: which entries, (N,) int64, and the new row of each, (N,) int64.
 

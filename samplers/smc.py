@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .canvas import Layout
-from .checks import function_of, is_function
+from .checks import function_of, is_function, name_of
 from .errors import OptionError
+from .info import InfoRecorder
 from .particles import (
     ParticleState,
     ancestors,
@@ -24,32 +25,17 @@ from .particles import (
     weights,
     with_first,
 )
-from .prediction import Predict
+from .prediction import Predict, sum_over
 from .sampler import Facts, Sampler, first_state, option
 from .state import TokenState
 
-UNITS = 2.0**40  # log-probabilities are added in whole units of this, so that their sum depends on no width
 
-
-class Filled:
-    """Notes what a step of the base sampler was answered: the probability of the tokens that it then filled."""
-
-    def __init__(self) -> None:
-        self.read_last: tuple[Tensor, Tensor] | None = None
-
-    def read(self, token: Tensor, confidence: Tensor) -> None:
-        if self.read_last is not None:  # a second forward pass of the same step
-            asked = confidence != -torch.inf
-            token, confidence = (torch.where(asked, new, old) for new, old in zip((token, confidence), self.read_last))
-        self.read_last = token.clone(), confidence.clone()
-
-    def log_probability(self, before: TokenState, after: TokenState) -> Tensor:
-        """(B K,) float64: the log-probabilities of the tokens that are new, added up."""
-        if self.read_last is None:
-            return torch.zeros(len(after.x), dtype=torch.float64, device=after.x.device)
-        token, confidence = self.read_last
-        new = (after.x != before.x) & (after.x == token) & (confidence > 0)
-        return (torch.where(new, confidence.double().log(), 0.0) * UNITS).to(torch.int64).sum(1) / UNITS
+def log_probability(answers: tuple[Tensor, Tensor] | None, before: TokenState, after: TokenState) -> Tensor:
+    """(B K,) float64: the log-probabilities of the tokens that are new, added up; answers: token and confidence, (B K, L)."""
+    if answers is None:
+        return torch.zeros(len(after.x), dtype=torch.float64, device=after.x.device)
+    token, confidence = answers
+    return sum_over(confidence.double().log(), (after.x != before.x) & (after.x == token) & (confidence > 0))
 
 
 @dataclass(frozen=True)
@@ -146,11 +132,7 @@ class ParticleSampler(Sampler[ParticleState]):
         told = super().values()
         options = ", ".join(f"{key}={value}" for key, value in self._base.values().items())
         told["base"] = f"{self._base.name}({options})" if options else self._base.name
-        if self.reward is not None and not isinstance(self.reward, str):
-            told["reward"] = (
-                f"{self.reward.__module__}:{getattr(self.reward, '__qualname__', type(self.reward).__name__)}"
-            )
-        return told
+        return told | {"reward": name_of(self.reward)}
 
     def init(self, canvas: Layout) -> ParticleState:
         wide = first_state(self._base, canvas.copies(self.particles, True))
@@ -173,14 +155,14 @@ class ParticleSampler(Sampler[ParticleState]):
     def step(self, predict: Predict, state: ParticleState) -> tuple[ParticleState, dict[str, Tensor]]:
         number, before, moving = self.particles, state.wide, ~state.weighed.all(1)
         copies = predict.copies(number, True, state.round * number)
-        filled = Filled() if self.potential == "self" else None
+        filled = InfoRecorder(keep=False) if self.potential == "self" else None
         wide = copies.step(self._base, before, filled)
         if state.path:
             kept = state.path[min(len(state.history), len(state.path) - 1)]
             wide = with_first(wide, kept, number)
         state = dataclasses.replace(state, wide=wide)
         if filled is not None:
-            gain = state.grouped(filled.log_probability(before, wide))
+            gain = state.grouped(log_probability(filled.answers, before, wide))
             state = dataclasses.replace(
                 state, score=state.score + gain, applied=state.applied + gain, log_weight=state.log_weight + gain
             )

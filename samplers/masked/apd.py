@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..canvas import Layout
-from ..checks import shown
+from ..checks import function_of, is_function, name_of, shown
 from ..denoiser import TokenDenoiser
 from ..errors import OptionError
 from ..prediction import Logits, Predict
@@ -29,17 +28,7 @@ def parse_verifier(verifier: Any) -> None:
             "a denoiser that verifies must be causal and predict the next token (predicts_next); or give a function of tokens "
             "(B, L) that returns the logits (B, L, V) of the token after each"
         )
-    if isinstance(verifier, str) and not callable(_imported(verifier)):
-        raise OptionError("it names no function; a function of tokens (B, L) that returns logits (B, L, V) is needed")
-
-
-def _imported(name: str) -> Any:
-    """What "package.module:name" names."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise OptionError(f"write the verifier as package.module:name; {error}") from error
+    is_function(verifier)
 
 
 @dataclass(frozen=True)
@@ -100,10 +89,8 @@ class APD(Sampler[SpanState]):
         values, verifier = super().values(), self.verifier
         if isinstance(verifier, TokenDenoiser):
             values["verifier"] = verifier.name
-        elif verifier is not None and not isinstance(verifier, str):
-            kind = type(verifier)
-            name = getattr(verifier, "__qualname__", kind.__qualname__)
-            values["verifier"] = f"{getattr(verifier, '__module__', kind.__module__)}:{name}"
+        else:
+            values["verifier"] = name_of(verifier)
         return values
 
     def init(self, canvas: Layout) -> SpanState:
@@ -155,7 +142,7 @@ class APD(Sampler[SpanState]):
 
     def _ask(self, x: Tensor, state: SpanState) -> Tensor:
         """(B, L, V): what the verifier says of the token after each of x, (B, L)."""
-        verifier = _imported(self.verifier) if isinstance(self.verifier, str) else self.verifier
+        verifier = self.verifier if isinstance(self.verifier, TokenDenoiser) else function_of(self.verifier)
         assert verifier is not None
         ask = verifier.predict if isinstance(verifier, TokenDenoiser) else verifier
         said = ask(torch.where((x == state.canvas.mask_id) | (x < 0), 0, x))

@@ -1,4 +1,4 @@
-"""What samplers that choose among candidates share: sums that do not depend on the width of the batch, and the best candidate."""
+"""What samplers that choose among candidates share: the best candidate, and whether it goes on."""
 
 from __future__ import annotations
 
@@ -7,16 +7,7 @@ from torch import Tensor
 
 from ..state import TokenState
 
-__all__ = ["best_of", "goes_on", "sum_over"]
-
-
-def sum_over(value: Tensor, where: Tensor) -> Tensor:
-    """(B,) float64: the sum of `value`, (B, L) floats below 2^20 in size, over `where`, (B, L) bool; elsewhere it is not read.
-
-    It is added up in whole units of 2^-40, so that it has the same bits however many positions the batch has beyond the row.
-    """
-    units = (torch.where(where, value, 0.0).double() * 2.0**40).round().to(torch.int64)
-    return units.sum(1).double() * 2.0**-40
+__all__ = ["best_of", "goes_on"]
 
 
 def best_of(score: Tensor, valid: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..canvas import Layout
 from ..errors import OptionError
-from ..prediction import Predict
+from ..prediction import Predict, sum_over
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import TokenState
 from .plans import min_count
@@ -112,5 +112,4 @@ class Daedal(Sampler[GrowingState]):
         number = ends.flip(1).cumsum(1).flip(1)  # counted from the right
         counted = ends & (number <= self.trailing)
         value = torch.where(decided, 1.0, p.clamp_min(0.0).double())
-        # In whole units of 2^-40, whose sum does not depend on the width of the batch.
-        return (torch.where(counted, value, 0.0) * 2.0**40).to(torch.int64).sum(1).double() * 2.0**-40 / self.trailing
+        return sum_over(value, counted) / self.trailing

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..prediction import Predict
+from ..prediction import Predict, sum_over
 from ..random import DRAW_CANDIDATE
 from ..sampler import Facts, option
 from ..state import TokenState
-from .candidates import best_of, goes_on, sum_over
+from .candidates import best_of, goes_on
 from .plans import ScheduledSampler
 
 

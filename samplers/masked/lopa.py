@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..prediction import Predict
+from ..prediction import Predict, sum_over
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import TokenState
-from .candidates import best_of, goes_on, sum_over
+from .candidates import best_of, goes_on
 from .plans import fill_up_to, min_count
 
 

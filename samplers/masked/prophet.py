@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .. import ops
-from ..prediction import Predict
+from ..prediction import Predict, sum_over
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import TokenState
 from .plans import even_count
@@ -76,9 +76,8 @@ class Prophet(Sampler[TokenState]):
         value = logits.value if logits.value.shape[1] > 1 else pad(logits.value, (0, 1), value=-torch.inf)
         best = value.topk(2, dim=1).values.double()  # (N, 2)
         gap = (best[:, 0] - best[:, 1]).clamp(max=MOST)
-        # In whole units of 2^-32, whose sum does not depend on the width of the batch.
-        total = logits.on_canvas((gap * 2.0**32).to(torch.int64), torch.zeros_like(state.x)).sum(1)
-        mean = total * 2.0**-32 / span.sum(1).clamp_min(1)  # (B,) float64
+        gap = logits.on_canvas(gap, torch.zeros_like(state.x, dtype=torch.float64))  # (B, L)
+        mean = sum_over(gap, span) / span.sum(1).clamp_min(1)  # (B,) float64
         progress = state.step.double() / state.canvas.block_steps.sum(1).clamp_min(1)
         sure = (mean >= self.bar(progress))[:, None] & span
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..canvas import Layout
-from ..prediction import Logits, Predict
+from ..prediction import Logits, Predict, sum_over
 from ..random import DRAW_ACCEPT, DRAW_RESIDUAL
 from ..sampler import Conformance, Facts, Sampler, option
 from .plans import fill_up_to
@@ -137,11 +137,9 @@ class S2D2(Sampler[JudgedState]):
             return long
         chance = torch.exp(-self.beta / math.log(state.canvas.vocab_size) * entropy.clamp(max=1e4).double())
         running = torch.where(span, chance, 1.0).cumprod(1)
-        expected = (torch.where(span, running, 0.0) * 2.0**40).to(torch.int64).sum(1)  # adds up alike in every batch
+        expected = sum_over(running, span)
         sure = torch.inf if self.tau is None else self.tau
-        return long & (
-            (state.count == 1) | (expected > self.cost * 2.0**40 * (state.open & (confidence >= sure)).sum(1))
-        )
+        return long & ((state.count == 1) | (expected > self.cost * (state.open & (confidence >= sure)).sum(1)))
 
 
 def _of_token(on: Logits, weight: Tensor, token: Tensor) -> Tensor:

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from .. import ops
 from ..canvas import Layout
-from ..prediction import Predict
+from ..prediction import Predict, sum_over
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import DraftState
-
-UNIT = 2.0**40  # confidences are added in whole units, so that a sum does not depend on the width of the batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +68,7 @@ class Saber(Sampler[SaberState]):
         left = masked.sum(1)  # (B,)
         need = -(-left // (state.block_steps - state.block_step).clamp_min(1))  # what the cap on steps demands
         ever = state.filled >= 0
-        total = torch.where(ever, state.filled.double() * UNIT, 0).to(torch.int64).sum(1)
-        bar = torch.where(ever.any(1), total / UNIT / ever.sum(1).clamp_min(1), 1.0)  # (B,) float64
+        bar = torch.where(ever.any(1), sum_over(state.filled, ever) / ever.sum(1).clamp_min(1), 1.0)  # (B,) float64
 
         confidence = predict(state, want="confidence")
         now, token = confidence.confidence, confidence.token

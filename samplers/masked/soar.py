@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .. import ops
 from ..canvas import Layout
-from ..prediction import Predict
+from ..prediction import Predict, sum_over
 from ..sampler import Conformance, Facts, Sampler, option
 from ..state import TokenState
-from .candidates import best_of, sum_over
+from .candidates import best_of
 from .plans import min_count
 
 BEAMS = 2

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import ops
 from ..canvas import Layout
 from ..errors import OptionError
-from ..prediction import Predict
+from ..prediction import Predict, sum_over
 from ..random import DRAW_HIDE, DRAW_PLAN, gumbel
 from ..sampler import Conformance, Facts, Sampler, option
 from ..syncs import reading_is_free
@@ -113,9 +113,8 @@ class DDPD(Sampler[NoisyState]):
                 logits = leave_own_token_out(state, logits, alpha, alpha >= 0)
             token = predict.read(state, logits).token
 
-        # In whole units of 2^-40, whose sum does not depend on the width of the batch.
-        rest = (torch.where(state.open & ~chosen, noise, 0.0) * 2.0**40).to(torch.int64).sum(1)
-        level = (rest.double() / state.count.clamp_min(1) * 2.0**-40).clamp_min(2.0**-20)[:, None]
+        level = sum_over(noise, state.open & ~chosen) / state.count.clamp_min(1)
+        level = level.clamp_min(2.0**-20)[:, None]
         return state.renoised(torch.where(drawn, token, state.x), level, last.squeeze(1))
 
     def _planned(self, state: NoisyState) -> Tensor:

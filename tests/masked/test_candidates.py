@@ -6,8 +6,8 @@ import torch
 import samplers
 from samplers import OptionError, TokenDenoiser
 from samplers.authoring import Facts, Sampler, TokenState, even_count
-from samplers.masked.candidates import sum_over
 from samplers.models import zoo
+from samplers.prediction import sum_over
 from samplers.testing.tiny import TinyJoint, TinyNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
